@@ -1,0 +1,170 @@
+"""The one tree of errors: each class knows the protocol's word and the HTTP status that it stands for.
+
+Sources: the words `arg_error` and `fail` are the platform's (`tests/wire/PROTOCOL.md`, section 1.1).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class MlpkitError(Exception):
+    """The root of everything that mlpkit raises on purpose; `str(error)` is a sentence for the person who can act on it.
+
+    `status` is the word that the protocol's answer carries, `http_status` the code sent with `MLPKIT_HTTP_ERRORS=http`.
+    """
+
+    status: ClassVar[str] = "fail"
+    http_status: ClassVar[int] = 500
+
+
+class DeclarationError(MlpkitError):
+    """An author's mistake in a script: what is wrong, in which function, file and line, and what would be right."""
+
+
+class SettingsError(MlpkitError):
+    """A setting that is unknown or has a value that cannot be used; names the variable and what is allowed."""
+
+
+class ArgumentError(MlpkitError):
+    """The caller sent something that cannot be used; nothing was changed."""
+
+    status = "arg_error"
+    http_status = 400
+
+
+class AlgorithmNotFound(ArgumentError):
+    """The request names an algorithm that this service does not have."""
+
+    http_status = 404
+
+    def __init__(self, algorithm: str) -> None:
+        super().__init__(f"algorithm [{algorithm}] not support")
+
+
+class UnsafePath(ArgumentError):
+    """An id or a path that would leave its place (`..`, absolute, NUL, backslash)."""
+
+
+class BodyTooLarge(ArgumentError):
+    """The request's body is larger than `MLPKIT_MAX_BODY`."""
+
+    http_status = 413
+
+
+class Unauthorized(ArgumentError):
+    """The request has no bearer token, or not the right one (`MLPKIT_TOKEN`)."""
+
+    http_status = 401
+
+
+class ModelNotLoaded(MlpkitError):
+    """A prediction was asked of a model that is not loaded here."""
+
+    http_status = 404
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(f"model [{model_id}] not loaded")
+
+
+class LoadFailed(MlpkitError):
+    """The user's `load` failed; nothing of the model is left in the worker."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"load fail {text}")
+
+
+class PredictFailed(MlpkitError):
+    """The user's `predict` failed, or answered what cannot be sent."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"predict fail {text}")
+
+
+class UserCodeError(MlpkitError):
+    """Wraps whatever the user's code raised (BaseException too); `str()` is the exception's own text.
+
+    `trace` holds the traceback from the user's first frame on; it belongs into the log, never into an answer.
+    """
+
+    def __init__(self, text: str, *, kind: str = "", trace: str = "") -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.trace = trace
+
+
+class AnswerError(MlpkitError):
+    """A handler's answer is not what its kind prescribes; the message starts with the path of the wrong field."""
+
+
+class Overloaded(MlpkitError):
+    """A waiting room is full; the request was refused at once. `retry_after` is in seconds."""
+
+    http_status = 503
+
+    def __init__(self, message: str, *, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ServiceStopping(Overloaded):
+    """The service is shutting down and takes no new work."""
+
+
+class WorkerLost(MlpkitError):
+    """The worker process ended while it held the request; the message says how it ended."""
+
+    http_status = 502
+
+
+class TimeLimitExceeded(MlpkitError):
+    """Something took longer than its time limit; the message names the limit and what was done about it."""
+
+    http_status = 504
+
+
+class JobNotFound(MlpkitError):
+    """No training job has this model id."""
+
+    http_status = 404
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(f"no job with model id [{model_id}]")
+
+
+class JobConflict(MlpkitError):
+    """The job cannot do what was asked in the state that it is in."""
+
+    http_status = 409
+
+
+class DataError(MlpkitError):
+    """A row of training data that cannot be used; the message names file, line and, where known, column."""
+
+    http_status = 422
+
+
+class StorageError(MlpkitError):
+    """The store could not do what was asked; the message names endpoint, bucket and key, never a secret."""
+
+    http_status = 502
+
+
+class ObjectNotFound(StorageError):
+    """The object, prefix or bucket does not exist."""
+
+    http_status = 404
+
+
+class StorageDenied(StorageError):
+    """The store refused the credentials, or they do not allow this."""
+
+
+class StorageUnavailable(StorageError):
+    """The store could not be reached, or did not answer in time, after all retries."""
+
+    http_status = 503
+
+
+class IncompleteModel(StorageError):
+    """A model folder without its manifest, or with files missing: an upload that never finished."""

@@ -1,0 +1,283 @@
+"""One frozen object that holds every setting, and the only reader of the environment.
+
+The names of the original SDK are kept (`ML_PLATFORM_CLIENT_API_PREFIX`, `MLP_*`, `MINIO_*`); new ones begin with `MLPKIT_`.
+A value comes from the process environment, else from the file `.env` in the working directory, else it is the default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mlpkit.errors import SettingsError
+
+_BOOLEANS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def boolean(text: str) -> bool:
+    """True or False from true/on/yes/1 and false/off/no/0, in any case."""
+    try:
+        return _BOOLEANS[text.strip().lower()]
+    except KeyError:
+        raise ValueError("one of on, off, true, false, yes, no, 1, 0") from None
+
+
+def size(text: str) -> int:
+    """Bytes from `512`, `64MiB`, `1.5G` (units are powers of 1024)."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
+    if match is None:
+        raise ValueError("a size such as 512, 64MiB or 10GiB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def seconds(text: str) -> float:
+    """Seconds from `1.5`, `30s`, `5m` or `2h`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text.lower())
+    if match is None:
+        raise ValueError("a time such as 1.5, 30s, 5m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _natural(minimum: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\s*\d+\s*", text) or int(text) < minimum:
+            raise ValueError(f"a whole number of at least {minimum}")
+        return int(text)
+
+    return parse
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.strip().lower() not in allowed:
+            raise ValueError("one of " + ", ".join(allowed))
+        return text.strip().lower()
+
+    return parse
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _prefix(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError("a path that starts with a slash: urls must start with a leading slash")
+    return text if text.endswith("/") else text + "/"
+
+
+def _default_workers() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return max(1, min(4, len(affinity(0)) if affinity else os.cpu_count() or 1))
+
+
+def _setting(
+    env: str, default: Any, parse: Callable[[str], Any], doc: str, *, secret: bool = False, shown: str | None = None
+) -> Any:
+    metadata = {"env": env, "parse": parse, "doc": doc, "secret": secret, "shown": shown}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata, repr=not secret)
+    return field(default=default, metadata=metadata, repr=not secret)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every setting of a service, checked; secrets are not in its `repr`. Sizes are in bytes, times in seconds."""
+
+    api_prefix: str = _setting(
+        "ML_PLATFORM_CLIENT_API_PREFIX", "/", _prefix, "Path below which the platform's routes are served."
+    )
+    mode: str = _setting("MLP_CLIENT_MODE", "standalone", _choice("standalone"), "How replicas find out what to load.")
+    workers: int = _setting(
+        "MLP_CLIENT_WORKER",
+        _default_workers,
+        _natural(0),
+        "Worker processes that hold models; 0 keeps models in the server process, for debugging.",
+        shown="number of CPUs, at most 4",
+    )
+    train_task_num: int = _setting("MLP_TRAIN_TASK_NUM", 5, _natural(1), "Training jobs that run at the same time.")
+    train_queue_size: int = _setting("MLP_TRAIN_QUEUE_SIZE", 100, _natural(0), "Training jobs that may wait.")
+
+    minio_host: str = _setting(
+        "MINIO_HOST", "", str.strip, "`host:port` or URL of the S3 store; without it a folder in the home is the store."
+    )
+    minio_access_key: str = _setting("MINIO_ACCESS_KEY", "", str, "Access key of the S3 store.", secret=True)
+    minio_secret_key: str = _setting("MINIO_SECRET_KEY", "", str, "Secret key of the S3 store.", secret=True)
+    minio_secure: bool = _setting("MINIO_SECURE", False, boolean, "Speak TLS to the S3 store.")
+    s3_region: str = _setting("MLPKIT_S3_REGION", "us-east-1", str.strip, "Region that requests are signed for.")
+    model_bucket: str = _setting("MLPKIT_MODEL_BUCKET", "ml-platform-model", str.strip, "Bucket that holds the models.")
+    data_bucket: str = _setting(
+        "MLPKIT_DATA_BUCKET", "ml-platform-data", str.strip, "Bucket that `data.location` of a train request is in."
+    )
+    storage_timeout: float = _setting(
+        "MLPKIT_STORAGE_TIMEOUT", 30.0, seconds, "Longest silence of the store before an operation is given up."
+    )
+    storage_retries: int = _setting(
+        "MLPKIT_STORAGE_RETRIES", 4, _natural(0), "How often a failed operation of the store is tried again."
+    )
+
+    home: Path = _setting(
+        "MLPKIT_HOME", lambda: Path(".mlpkit"), Path, "Folder of the service: journal, job logs, cache, folder store.",
+        shown=".mlpkit",
+    )
+    cache_dir: Path | None = _setting(
+        "MLPKIT_CACHE_DIR", None, Path, "Folder of the file cache; may be shared by services.", shown="<home>/cache"
+    )
+    cache_size: int = _setting(
+        "MLPKIT_CACHE_SIZE", 10 << 30, size, "Bytes that the file cache may hold; the least recently used files go first.",
+        shown="10GiB",
+    )
+    cache_offline: bool = _setting(
+        "MLPKIT_CACHE_OFFLINE", False, boolean, "Serve a cached copy when the store cannot be reached, and say so in the log."
+    )
+
+    max_body: int = _setting("MLPKIT_MAX_BODY", 64 << 20, size, "Largest request body in bytes.", shown="64MiB")
+    max_waiting: int = _setting(
+        "MLPKIT_MAX_WAITING", 1000, _natural(1), "Predictions that may wait for one model; one more is refused at once."
+    )
+    start_timeout: float = _setting(
+        "MLPKIT_START_TIMEOUT", 120.0, seconds, "Time that a worker has to import the script."
+    )
+    load_timeout: float = _setting("MLPKIT_LOAD_TIMEOUT", 600.0, seconds, "Time limit of `load` and `unload`.")
+    predict_timeout: float = _setting(
+        "MLPKIT_PREDICT_TIMEOUT", 60.0, seconds, "Time limit of `predict` where the decorator has no `timeout=`."
+    )
+    hook_timeout: float = _setting(
+        "MLPKIT_HOOK_TIMEOUT", 30.0, seconds, "Time limit of the hooks `status`, `model_id` and `delete`."
+    )
+    shutdown_grace: float = _setting(
+        "MLPKIT_SHUTDOWN_GRACE", 30.0, seconds, "Time that running work gets to finish after SIGTERM."
+    )
+    http_errors: str = _setting(
+        "MLPKIT_HTTP_ERRORS", "platform", _choice("platform", "http"),
+        "`platform`: failures are HTTP 200 with a `status` field; `http`: the same bodies with true status codes.",
+    )
+    check_answers: bool = _setting(
+        "MLPKIT_CHECK_ANSWERS", True, boolean, "Check what `predict` answers against the algorithm's kind."
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        "MLPKIT_CORS_ORIGINS", (), _names, "Origins that browsers may call from, separated by commas; `*` is any."
+    )
+    token: str = _setting(
+        "MLPKIT_TOKEN", "", str.strip, "Bearer token that every request but `/health/*` must carry.", secret=True
+    )
+    debug: bool = _setting("MLPKIT_DEBUG", False, boolean, "Send tracebacks in answers.")
+    log_level: str = _setting(
+        "MLPKIT_LOG_LEVEL", "info", _choice("trace", "debug", "info", "warning", "error"), "Least level that is logged."
+    )
+    log_format: str = _setting("MLPKIT_LOG_FORMAT", "text", _choice("text", "json"), "Shape of a log line.")
+    access_log: bool = _setting("MLPKIT_ACCESS_LOG", True, boolean, "One log line a request.")
+    job_log_size: int = _setting(
+        "MLPKIT_JOB_LOG_SIZE", 10 << 20, size, "Largest log of one training job; what comes after is counted, not kept.",
+        shown="10MiB",
+    )
+
+    @property
+    def cache_path(self) -> Path:
+        """The cache's folder, whether it was set or not."""
+        return self.cache_dir if self.cache_dir is not None else self.home / "cache"
+
+    def with_options(self, **changes: Any) -> Settings:
+        """A copy with the options of a command line; None leaves a setting alone."""
+        return replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+
+def encode_settings(settings: Settings) -> bytes:
+    """The settings as JSON, secrets included: only for the channel to a child, never for a file or a log."""
+    return msgspec.json.encode(settings, enc_hook=str)
+
+
+def decode_settings(data: bytes) -> Settings:
+    """The settings that `encode_settings` wrote."""
+    return msgspec.json.decode(data, type=Settings, dec_hook=lambda wanted, value: wanted(value))
+
+
+IGNORED = {
+    "CONNECT_KAFKA": "mlpkit sends no Kafka events",
+    "KAFKA_SERVERS": "mlpkit sends no Kafka events",
+    "KAFKA_USERNAME": "mlpkit sends no Kafka events",
+    "KAFKA_PASSWORD": "mlpkit sends no Kafka events",
+    "MLP_CLIENT_THREAD": "threads are set per algorithm: @app.predict(threads=...)",
+    "CHECKER_START": "only used in cluster mode",
+}
+"""Names of the original that are accepted and have no effect, with the reason."""
+
+
+def described() -> list[Field[Any]]:
+    """The fields of `Settings` in order; `metadata` holds env, parse, doc, secret and shown (the default in words)."""
+    return list(fields(Settings))
+
+
+def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")) -> Settings:
+    """The settings of this process, from its environment and `.env`.
+
+    Raises:
+        SettingsError: a `MLPKIT_*` name that does not exist, or a value that cannot be used; all mistakes at once.
+    """
+    found = dict(_read_env_file(env_file)) if env_file is not None else {}
+    found.update(os.environ if environ is None else environ)
+    mistakes = _unknown_names(found)
+    values: dict[str, Any] = {}
+    for each in described():
+        text = found.get(each.metadata["env"])
+        if text is None:
+            continue
+        try:
+            values[each.name] = each.metadata["parse"](text)
+        except ValueError as error:
+            shown = "(not shown)" if each.metadata["secret"] else repr(text)
+            mistakes.append(f"{each.metadata['env']} is {shown}: it must be {error}")
+    if not mistakes:
+        mistakes += _contradictions(values)
+    if mistakes:
+        raise SettingsError("\n".join(mistakes))
+    return Settings(**values)
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[str]:
+    if values.get("minio_host") and not (values.get("minio_access_key") and values.get("minio_secret_key")):
+        return ["MINIO_HOST is set, so MINIO_ACCESS_KEY and MINIO_SECRET_KEY must be set too: no credential has a default"]
+    return []
+
+
+def _unknown_names(found: Mapping[str, str]) -> list[str]:
+    known = [each.metadata["env"] for each in described()]
+    mistakes = []
+    for name in sorted(found):
+        if name.startswith("MLPKIT_") and name not in known and not name.startswith("MLPKIT_TEST_"):
+            close = difflib.get_close_matches(name, known, n=1)
+            mistakes.append(f"{name} is no setting of mlpkit" + (f": did you mean {close[0]}?" if close else ""))
+    return mistakes
+
+
+def _read_env_file(path: Path) -> list[tuple[str, str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from error
+    pairs = []
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip().removeprefix("export ")
+        if not line or line.startswith("#"):
+            continue
+        name, equals, value = line.partition("=")
+        if not equals or not re.fullmatch(r"\w+", name.strip()):
+            raise SettingsError(f"{path}, line {number}: NAME=value is expected")
+        pairs.append((name.strip(), _unquoted(value.strip())))
+    return pairs
+
+
+def _unquoted(value: str) -> str:
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+        return value[1:-1]
+    return re.sub(r"\s+#.*$", "", value)
