@@ -3,12 +3,56 @@
     from mlpkit import App
     app = App("sentiment", kind="text_classification")
 
-Start with `App`; the README shows a whole script. Importing this package starts nothing and is cheap.
+Start with `App`; the README shows a whole script. Importing this package starts nothing and is cheap: what a name needs is
+imported when the name is first used.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from mlpkit.app import Algorithm, App
 from mlpkit.injection import Depends
 
+if TYPE_CHECKING:
+    from mlpkit.client import Client
+    from mlpkit.services import Log
+    from mlpkit.storage import ModelDir, Storage
+    from mlpkit.training import Progress, TrainData, TrainJob
+
 __version__ = "0.1.0"
 
-__all__ = ["Algorithm", "App", "Depends", "__version__"]
+__all__ = [
+    "Algorithm",
+    "App",
+    "Client",
+    "Depends",
+    "Log",
+    "ModelDir",
+    "Progress",
+    "Storage",
+    "TrainData",
+    "TrainJob",
+    "__version__",
+]
+
+_LAZY = {
+    "Client": "mlpkit.client",
+    "Log": "mlpkit.services",
+    "ModelDir": "mlpkit.storage",
+    "Progress": "mlpkit.training",
+    "Storage": "mlpkit.storage",
+    "TrainData": "mlpkit.training",
+    "TrainJob": "mlpkit.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'mlpkit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,6 +1,7 @@
 """Frames on the socket between the server and a child: four bytes of length (big-endian), then the message.
 
-What is in a message is the business of the two ends (`training/trainer.py`, `serving/messages.py`): msgpack, never pickle.
+What is in a message is the business of the two ends (`training/trainer.py`, `serving/messages.py`): msgpack, never
+pickle.
 """
 
 from __future__ import annotations
@@ -11,13 +12,26 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from typing import cast
 
 _LENGTH = struct.Struct(">I")
+LONGEST_MESSAGE = 1 << 30
+"""Bytes; no request and no answer is longer. A length above it means that somebody else wrote into the socket."""
 
 
 def frame(message: bytes) -> bytes:
-    """The message with its length in front, ready to be written."""
-    return _LENGTH.pack(len(message)) + message
+    """The message with its length in front, ready to be written.
+
+    Raises:
+        ValueError: it is longer than `LONGEST_MESSAGE`.
+    """
+    return _head(message) + message
+
+
+def _head(message: bytes) -> bytes:
+    if len(message) > LONGEST_MESSAGE:
+        raise ValueError(f"a message of {len(message):,} bytes cannot be sent: the limit is {LONGEST_MESSAGE:,}")
+    return _LENGTH.pack(len(message))
 
 
 class Frames:
@@ -27,13 +41,19 @@ class Frames:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The messages that `data` completes."""
+        """The messages that `data` completes.
+
+        Raises:
+            ValueError: these are no frames.
+        """
         buffer = self._buffer
         buffer += data
         messages, start, end = [], 0, len(buffer)
         while end - start >= 4:
             (length,) = _LENGTH.unpack_from(buffer, start)
             if end - start - 4 < length:
+                if length > LONGEST_MESSAGE:
+                    raise ValueError(f"{length:,} bytes are announced: this is no frame")
                 break
             messages.append(bytes(memoryview(buffer)[start + 4 : start + 4 + length]))
             start += 4 + length
@@ -50,24 +70,38 @@ class BlockingChannel:
         self._stream = channel.makefile("rb")
 
     def send(self, message: bytes) -> None:
-        """Writes a message; nothing happens when the server is gone (the guard ends this process)."""
+        """Writes a message; nothing happens when the server is gone (the guard ends this process).
+
+        Raises:
+            ValueError: the message is too long.
+        """
+        whole = frame(message)
         with self._lock, contextlib.suppress(OSError):
-            self._socket.sendall(frame(message))
+            self._socket.sendall(whole)
 
     def receive(self) -> bytes | None:
-        """The next message, or None when the server has closed the channel."""
-        head = self._stream.read(4)
-        if len(head) < 4:
+        """The next message, or None when the server has closed the channel or is gone."""
+        try:
+            head = self._stream.read(4)
+            if len(head) < 4:
+                return None
+            (length,) = _LENGTH.unpack(head)
+            message = self._stream.read(length)
+        except OSError:
             return None
-        (length,) = _LENGTH.unpack(head)
-        message = self._stream.read(length)
         return message if len(message) == length else None
+
+    def close(self) -> None:
+        """Closes the socket; the other end reads to the end of what was sent."""
+        self._stream.close()
+        self._socket.close()
 
 
 class AsyncChannel(asyncio.Protocol):
     """An end on an event loop. The first message of a moment is written at once, those that follow it together.
 
-    `on_messages` gets every batch of whole messages that arrived; `on_close` is called once, when the other end is gone.
+    `on_messages` gets every batch of whole messages that arrived; `on_close` is called once, when the channel ends.
+    What is sent faster than the other end reads is kept: those who send bound how much that can be.
     """
 
     def __init__(self, on_messages: Callable[[list[bytes]], None], on_close: Callable[[], None]) -> None:
@@ -87,11 +121,14 @@ class AsyncChannel(asyncio.Protocol):
         return protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        messages = self._frames.feed(data)
+        try:
+            messages = self._frames.feed(data)
+        except ValueError:
+            self._abort()
+            return
         if messages:
             self._on_messages(messages)
 
@@ -100,11 +137,15 @@ class AsyncChannel(asyncio.Protocol):
         self._on_close()
 
     def send(self, message: bytes) -> None:
-        """Writes a message soon; dropped when the other end is gone (then `on_close` has been called, or will be)."""
+        """Writes a message soon; dropped when the channel has ended (then `on_close` has been called, or will be).
+
+        Raises:
+            ValueError: the message is too long.
+        """
         if self._transport is None:
             return
         if self._scheduled:
-            self._waiting += _LENGTH.pack(len(message))
+            self._waiting += _head(message)
             self._waiting += message
             return
         self._scheduled = True
@@ -114,8 +155,14 @@ class AsyncChannel(asyncio.Protocol):
     def close(self) -> None:
         """Writes what waits, and closes."""
         self._write_waiting()
-        if self._transport is not None:
-            self._transport.close()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()
+
+    def _abort(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.abort()
 
     def _write_waiting(self) -> None:
         self._scheduled = False

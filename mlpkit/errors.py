@@ -5,17 +5,28 @@ Sources: the words `arg_error` and `fail` are the platform's (`tests/wire/PROTOC
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`, did you mean 'features'?`, or nothing where no known name is close: how messages about a wrong name end."""
+    import difflib  # only where something is wrong: not for the time of `import mlpkit`
+
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
 class MlpkitError(Exception):
-    """The root of everything that mlpkit raises on purpose; `str(error)` is a sentence for the person who can act on it.
+    """The root of what mlpkit raises on purpose; `str(error)` is a sentence for the person who can act on it.
 
     `status` is the word that the protocol's answer carries, `http_status` the code sent with `MLPKIT_HTTP_ERRORS=http`.
     """
 
     status: ClassVar[str] = "fail"
     http_status: ClassVar[int] = 500
+    trace: str = ""
+    """The traceback of the user's code behind the error, for the log; empty where there is none."""
 
 
 class DeclarationError(MlpkitError):
@@ -50,6 +61,10 @@ class BodyTooLarge(ArgumentError):
     """The request's body is larger than `MLPKIT_MAX_BODY`."""
 
     http_status = 413
+
+
+class MalformedBody(ArgumentError):
+    """The request's body is not what its content type says: no JSON object, or broken."""
 
 
 class Unauthorized(ArgumentError):
@@ -101,6 +116,7 @@ class Overloaded(MlpkitError):
     """A waiting room is full; the request was refused at once. `retry_after` is in seconds."""
 
     http_status = 503
+    retry_after: int = 1
 
     def __init__(self, message: str, *, retry_after: int = 1) -> None:
         super().__init__(message)
@@ -138,6 +154,10 @@ class JobConflict(MlpkitError):
     http_status = 409
 
 
+class JournalError(MlpkitError):
+    """The file of the training jobs cannot be read or written; the message names it."""
+
+
 class DataError(MlpkitError):
     """A row of training data that cannot be used; the message names file, line and, where known, column."""
 
@@ -168,3 +188,19 @@ class StorageUnavailable(StorageError):
 
 class IncompleteModel(StorageError):
     """A model folder without its manifest, or with files missing: an upload that never finished."""
+
+
+class ServiceUnreachable(MlpkitError):
+    """A client could not connect to the service, or lost the connection before the answer was complete."""
+
+    http_status = 502
+
+
+class UnexpectedAnswer(MlpkitError):
+    """What a client received is no answer of the platform's protocol."""
+
+    http_status = 502
+
+
+class TrainFailed(MlpkitError):
+    """A training job ended with `error`; the message is the reason that the service gives."""

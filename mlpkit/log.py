@@ -1,39 +1,45 @@
-"""One log for the server and all its children: loguru set up, the request's uuid in every line, stdlib logging routed in.
+"""One log for the server and its children: loguru set up, the request's uuid in every line, stdlib logging routed in.
 
-Children send their lines as `LogRecord`s over their channel; the server writes them where its own lines go. Code of mlpkit
-and of users logs through `loguru.logger` (or stdlib logging, warnings, print): nobody needs this module to log a line.
+Children send their lines as `LogRecord`s over their channel; the server writes them where its own lines go. Code of
+mlpkit and of users logs through `loguru.logger` (or stdlib logging, warnings, print): nobody needs this module to log.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 import logging
+import re
 import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TextIO
+from functools import lru_cache
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 import msgspec
 from loguru import logger
 
 if TYPE_CHECKING:
-    from loguru import Message
+    from loguru import Message, Record, RecordException
 
 request_uuid: ContextVar[str] = ContextVar("request_uuid", default="-")
 """The uuid of the request that is being worked on, as it stands in the log; `-` where there is none."""
 
 _LEVELS = {"trace": 5, "debug": 10, "info": 20, "success": 25, "warning": 30, "error": 40, "critical": 50}
 _LONGEST_UUID = 128
+_LONGEST_LINE = 64 * 1024
+_MOST_WAITING = 256
+_LINE_END = re.compile("\r\n|\n|\r(?=[^\n])")
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 class LogRecord(msgspec.Struct, array_like=True, frozen=True):
-    """One line of the log, as children send it. `time` is in seconds since the epoch; `trace` is a traceback or empty."""
+    """One line of the log, as children send it. `time` is in seconds since the epoch, `trace` a traceback or empty."""
 
     time: float
     level: str
@@ -47,7 +53,18 @@ class LogRecord(msgspec.Struct, array_like=True, frozen=True):
 def printable_uuid(uuid: str) -> str:
     """The uuid as it may stand in a log line: no control characters, at most 128 characters."""
     cut = uuid if len(uuid) <= _LONGEST_UUID else uuid[:_LONGEST_UUID] + "…"
-    return cut if cut.isprintable() and " " not in cut else "".join(c if c.isprintable() and c != " " else "?" for c in cut)
+    if cut.isprintable() and " " not in cut:
+        return cut
+    return "".join(each if each.isprintable() and each != " " else "?" for each in cut)
+
+
+def printable(text: str) -> str:
+    """The text as it may stand in a log: 64 Ki characters of it, no lone surrogates, no controls but \\n and \\t."""
+    if len(text) > _LONGEST_LINE:
+        text = f"{text[:_LONGEST_LINE]}… ({len(text):,} characters)"
+    if text.isprintable():
+        return text
+    return text.encode("utf-8", "backslashreplace").decode().translate(_CONTROLS)
 
 
 @contextmanager
@@ -61,12 +78,23 @@ def uuid_bound(uuid: str) -> Iterator[None]:
 
 
 def format_text(record: LogRecord) -> str:
-    """`2026-11-22 14:30:00.123 INFO    [uuid] process source | message`, and the traceback below it."""
-    moment = datetime.datetime.fromtimestamp(record.time)  # noqa: DTZ006 - people read the log in their own time zone
-    stamp = moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{moment.microsecond // 1000:03d}"
+    """`2026-11-22 14:30:00.123 INFO    [uuid] process source | message`, and the traceback below it.
+
+    Further lines of a message are indented, so that no message can look like a line of its own.
+    """
+    second = int(record.time)
+    stamp = f"{_stamp_of(second)}.{int((record.time - second) * 1000):03d}"
     source = f" {record.source}" if record.source else ""
-    line = f"{stamp} {record.level:<7} [{record.uuid}] {record.process}{source} | {record.message}\n"
-    return line + record.trace.rstrip("\n") + "\n" if record.trace else line
+    text = f"{record.message}\n{record.trace.rstrip()}" if record.trace else record.message
+    if "\n" in text:
+        text = text.replace("\n", "\n    ")
+    return f"{stamp} {record.level:<7} [{record.uuid}] {record.process}{source} | {text}\n"
+
+
+@lru_cache(maxsize=4)
+def _stamp_of(second: int) -> str:
+    moment = datetime.datetime.fromtimestamp(second)  # noqa: DTZ006 - people read the log in their own time zone
+    return moment.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def format_json(record: LogRecord) -> str:
@@ -75,7 +103,10 @@ def format_json(record: LogRecord) -> str:
 
 
 class LogOutput:
-    """Where the lines of this process and of its children go. Lines keep their order; safe from every thread."""
+    """Where the lines of this process and of its children go. Lines keep their order; safe from every thread.
+
+    Writing never raises: when the stream is gone, nobody is left to be told.
+    """
 
     def __init__(self, stream: TextIO, format: Callable[[LogRecord], str] = format_text, level: str = "info") -> None:
         self._stream, self._format, self._least = stream, format, _LEVELS[level]
@@ -91,9 +122,13 @@ class LogOutput:
             self._flush()
 
     def write_soon(self, record: LogRecord) -> None:
-        """Keeps a line until the next `write` or `flush`: for lines that come by the thousand, such as the access log."""
+        """Keeps a line until the next `write` or `flush` (or until 256 wait): for the access log's many lines."""
         if self._least <= _LEVELS["info"]:
-            self._waiting.append(self._format(record))
+            line = self._format(record)
+            with self._lock:
+                self._waiting.append(line)
+                if len(self._waiting) >= _MOST_WAITING:
+                    self._flush()
 
     def flush(self) -> None:
         """Writes the lines that are waiting."""
@@ -102,13 +137,14 @@ class LogOutput:
                 self._flush()
 
     def _flush(self) -> None:
-        lines, self._waiting = self._waiting, []
-        try:
-            self._stream.write("".join(lines))
+        text = "".join(self._waiting)
+        self._waiting.clear()
+        with contextlib.suppress(OSError, ValueError):
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError as error:
+                self._stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
             self._stream.flush()
-        except (OSError, ValueError):
-            # The log's reader is gone, or the stream is closed at exit: nobody is left to be told.
-            pass
 
 
 def configure(*, level: str = "info", format: str = "text", stream: TextIO | None = None) -> LogOutput:
@@ -134,31 +170,36 @@ def _route(send: Callable[[LogRecord], None], *, process: str, level: str) -> No
             LogRecord(
                 time=record["time"].timestamp(),
                 level=record["level"].name,
-                message=record["message"],
-                uuid=record["extra"].get("uuid", "-"),
+                message=printable(record["message"]),
+                uuid=printable_uuid(str(record["extra"].get("uuid", "-"))),
                 process=process,
                 source=f"{record['name']}:{record['line']}",
-                trace="".join(traceback.format_exception(error.type, error.value, error.traceback)) if error else "",
+                trace=printable(_trace_of(error)) if error else "",
             )
         )
 
     logger.remove()
     logger.configure(patcher=_add_uuid)
-    logger.add(sink, level=_LEVELS[level], format="{message}", catch=True)
+    logger.add(sink, level=_LEVELS[level], format="{message}", backtrace=False, diagnose=False, catch=True)
     logging.basicConfig(handlers=[_StdlibHandler()], level=_LEVELS[level], force=True)
-    for noisy in ("asyncio", "urllib3", "filelock"):
+    for noisy in ("asyncio", "urllib3", "filelock", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.captureWarnings(True)
-    warnings.simplefilter("default", UserWarning)
 
 
-def _add_uuid(record: Any) -> None:
+def _trace_of(error: RecordException) -> str:
+    if error.type is None:
+        return ""
+    return "".join(traceback.format_exception(error.type, error.value, error.traceback))
+
+
+def _add_uuid(record: Record) -> None:
     record["extra"].setdefault("uuid", request_uuid.get())
 
 
 class _StdlibHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        def place(loguru_record: Any) -> None:
+        def place(loguru_record: Record) -> None:
             loguru_record["name"], loguru_record["line"] = record.name, record.lineno
 
         try:
@@ -175,12 +216,19 @@ class _StdlibHandler(logging.Handler):
 class LineStream(io.TextIOBase):
     """A text stream that hands on whole lines: stands in for `sys.stdout` and `sys.stderr` of a child.
 
-    `on_line(text, redrawn)` is called once a line; `redrawn` is True where a carriage return ended it, as a progress bar's.
+    `on_line(text, redrawn)` is called once a line; `redrawn` is True where a carriage return ended it, as a progress
+    bar's. Blank lines are left out; of a line that does not end, pieces of 64 Ki characters are handed on.
+    What needs the file itself (`fileno`, `buffer`) gets that of the stream `under` it.
     """
 
-    def __init__(self, on_line: Callable[[str, bool], None]) -> None:
+    encoding = "utf-8"
+
+    def __init__(self, on_line: Callable[[str, bool], None], under: TextIO | None = None) -> None:
         super().__init__()
-        self._on_line, self._rest, self._lock = on_line, "", threading.RLock()
+        self._on_line, self._under, self._lock = on_line, under, threading.RLock()
+        self._parts: list[str] = []
+        self._length = 0
+        self._handing_on = False
 
     def writable(self) -> bool:
         return True
@@ -188,52 +236,91 @@ class LineStream(io.TextIOBase):
     def isatty(self) -> bool:
         return False
 
+    def fileno(self) -> int:
+        if self._under is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._under.fileno()
+
     @property
-    def encoding(self) -> str:
-        return "utf-8"
+    def buffer(self) -> BinaryIO:
+        if self._under is None:
+            raise AttributeError("buffer")
+        return self._under.buffer
 
     def write(self, text: str) -> int:
+        if not isinstance(text, str):
+            raise TypeError(f"write() needs a str, not {type(text).__name__}")
         with self._lock:
-            self._rest += text
-            if "\n" in text or "\r" in text:
-                *lines, self._rest = self._rest.replace("\r\n", "\n").splitlines(keepends=True) + [""]
-                if lines and not lines[-1].endswith(("\n", "\r")):
-                    self._rest = lines.pop()
-                for line in lines:
-                    self._hand_on(line.rstrip("\r\n"), line.endswith("\r"))
+            if self._handing_on:
+                self._write_under(text)
+                return len(text)
+            held_return = bool(self._parts) and self._parts[-1].endswith("\r")
+            self._parts.append(text)
+            self._length += len(text)
+            if held_return or self._length > _LONGEST_LINE or "\n" in text or "\r" in text:
+                self._hand_on_lines()
         return len(text)
 
     def close(self) -> None:
         """Hands on what is left of a line that never ended."""
         with self._lock:
-            rest, self._rest = self._rest, ""
-            self._hand_on(rest, False)
+            rest = "".join(self._parts)
+            self._parts.clear()
+            self._hand_on(rest.removesuffix("\r"), rest.endswith("\r"))
         super().close()
 
+    def _hand_on_lines(self) -> None:
+        # A carriage return at the very end is kept: what comes next tells whether it belongs to a line feed.
+        text, start = "".join(self._parts), 0
+        self._parts, self._length = [], 0
+        for end in _LINE_END.finditer(text):
+            self._hand_on(text[start : end.start()], end[0] == "\r")
+            start = end.end()
+        while len(text) - start > _LONGEST_LINE:
+            self._hand_on(text[start : start + _LONGEST_LINE], False)
+            start += _LONGEST_LINE
+        if start < len(text):
+            self._parts, self._length = [text[start:]], len(text) - start
+
     def _hand_on(self, line: str, redrawn: bool) -> None:
-        if line.strip():
+        if not line.strip():
+            return
+        self._handing_on = True
+        try:
             self._on_line(line, redrawn)
+        finally:
+            self._handing_on = False
+
+    def _write_under(self, text: str) -> None:
+        # Whoever handles a line must not cause the next one: that would never end.
+        if self._under is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._under.write(text)
+                self._under.flush()
 
 
-def capture_streams(on_redrawn: Callable[[str], None] | None = None) -> None:
+def capture_streams(on_redrawn: Callable[[str], object] | None = None) -> None:
     """Turns `print` and what is written to `sys.stderr` into log lines with the uuid of the code that wrote them.
 
     A line that ends in a carriage return (a progress bar) goes to `on_redrawn`, or nowhere.
     """
 
     def line_logger(source: str) -> Callable[[str, bool], None]:
+        def place(record: Record) -> None:
+            record["name"], record["line"] = source, 0
+
         def on_line(text: str, redrawn: bool) -> None:
             if not redrawn:
-                logger.patch(lambda record: record.update(name=source, line=0)).info("{}", text)
+                logger.patch(place).info("{}", text)
             elif on_redrawn is not None:
                 on_redrawn(text)
 
         return on_line
 
-    sys.stdout = LineStream(line_logger("stdout"))
-    sys.stderr = LineStream(line_logger("stderr"))
+    sys.stdout = LineStream(line_logger("stdout"), sys.stdout)
+    sys.stderr = LineStream(line_logger("stderr"), sys.stderr)
 
 
 def access_line(process: str, uuid: str, text: str) -> LogRecord:
     """The record of one request, cheaper to make than through loguru."""
-    return LogRecord(time.time(), "INFO", text, uuid, process, "access")
+    return LogRecord(time.time(), "INFO", printable(text), uuid, process, "access")

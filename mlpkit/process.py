@@ -1,14 +1,16 @@
 """A child process of the service: spawn it, talk to it, wait for its end, stop it, and say in words how it ended.
 
-What: a Python module run by a fresh interpreter (nothing is forked, nothing is pickled), in a session of its own, with a
-socket to the server as its only channel; its stdout and stderr are read line by line.
-Who ends it: `Child.stop` (SIGTERM, then SIGKILL to the whole process group, grandchildren too). When the server itself is
-killed, the guard does: a shell that holds the groups of the living children and kills them when the server's pipe closes.
+What: a Python module run by a fresh interpreter (nothing is forked, nothing is pickled), in a session of its own, with
+a socket to the server as its only channel; its stdout and stderr are read line by line.
+Who ends it: `Child.stop` (SIGTERM, then SIGKILL to the whole process group, grandchildren too), and the end of the
+event loop. When the server itself is killed, the guard does: a shell that holds the groups of the living children and
+kills them when the server's pipe closes. Only a descendant that left for a session of its own is not found.
 """
 
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import os
 import signal
@@ -18,7 +20,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import psutil
+from mlpkit.log import LineStream
 
 _GUARD = """
 trap '' HUP INT TERM
@@ -31,7 +33,8 @@ while read -r sign group; do
 done
 for each in $groups; do kill -KILL -- "-$each" 2>/dev/null; done
 """
-_LONGEST_LINE = 64 * 1024
+_DRAIN_SECONDS = 2.0
+"""How long output is still read after a child's end, where somebody else holds its pipe."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,13 @@ class Exit:
 
 
 class Child:
-    """A running child. Made by `start_child`; every child must be awaited with `wait` or `stop`."""
+    """A running child, made by `start_child`. Its end is attended to even where nobody waits for it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, channel: socket.socket, reader: asyncio.Task[None]) -> None:
-        self._process, self._reader, self._asked = process, reader, ""
+    def __init__(self, process: asyncio.subprocess.Process, channel: socket.socket, output: _Output) -> None:
+        self._process, self._output, self._asked = process, output, ""
         self.channel = channel
         self.pid = process.pid
+        self._life = asyncio.get_running_loop().create_task(self._attend())
 
     @property
     def running(self) -> bool:
@@ -70,7 +74,9 @@ class Child:
         return self._process.returncode is None
 
     def memory(self) -> int:
-        """Resident bytes of the child and its descendants; 0 when it has ended."""
+        """Resident bytes of the child and its descendants; 0 when it has ended. Too slow for the loop."""
+        import psutil
+
         try:
             parent = psutil.Process(self.pid)
             family = [parent, *parent.children(recursive=True)]
@@ -84,29 +90,43 @@ class Child:
 
     def kill(self, why: str = "") -> None:
         """Kills the child and its descendants at once; `why` becomes the words of its exit."""
+        if self._life.done():
+            return
         if self.running:
             self._asked = self._asked or why
-        _kill_group(self.pid, signal.SIGKILL)
+        _kill_group(self.pid)
 
     async def stop(self, grace: float, why: str = "") -> Exit:
-        """Asks the child to end (SIGTERM), and kills it and its descendants when it has not within `grace` seconds."""
+        """Asks the child to end (SIGTERM), and kills it and its descendants when it has not within `grace` seconds.
+
+        Where this is cancelled, they are killed at once.
+        """
         if self.running:
             self._asked = self._asked or why
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._process.wait()), grace)
-        self.kill(why)
+            try:
+                await asyncio.wait_for(self._process.wait(), grace)
+            except asyncio.TimeoutError:
+                pass
+            finally:
+                self.kill(why)
         return await self.wait()
 
     async def wait(self) -> Exit:
-        """Waits for the end of the process, ends what it has left behind, and says how it ended."""
-        code = await self._process.wait()
-        _kill_group(self.pid, signal.SIGKILL)
+        """Waits for the end of the process and of what it left behind, and says how it ended."""
+        return await asyncio.shield(self._life)
+
+    async def _attend(self) -> Exit:
+        try:
+            code = await self._process.wait()
+        finally:
+            # The loop may be ending: then this is the last chance.
+            _kill_group(self.pid)
+            _guard.forget(self.pid)
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._reader), 2)
-        self._reader.cancel()
-        _guard.forget(self.pid)
+            await asyncio.wait_for(self._output.ended.wait(), _DRAIN_SECONDS)
+        self._output.close()
         return Exit(code, self._asked)
 
 
@@ -118,55 +138,75 @@ async def start_child(
 ) -> Child:
     """Runs `python -m module` with a channel to it; in the child, `channel_of_child` gives the other end.
 
-    `on_line` gets what the child writes to file descriptors 1 and 2, line by line (very long lines in pieces).
+    `on_line` gets what the child writes to file descriptors 1 and 2, line by line (very long lines in pieces, without
+    blank lines and what a carriage return has overwritten). A crash in C code leaves its Python stack there.
     """
     ours, theirs = socket.socketpair()
+    read_end, write_end = os.pipe()
+    output = _Output(on_line)
     try:
+        await output.connect(read_end)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            module,
-            str(theirs.fileno()),
+            *("-X", "faulthandler", "-m", module, str(theirs.fileno())),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdout=write_end,
+            stderr=write_end,
             pass_fds=(theirs.fileno(),),
             start_new_session=True,
             env={**os.environ, **(environment or {})},
         )
     except BaseException:
         ours.close()
+        output.close()
         raise
     finally:
         theirs.close()
+        os.close(write_end)
     _guard.watch(process.pid)
     ours.setblocking(False)
-    assert process.stdout is not None
-    reader = asyncio.create_task(_read_lines(process.stdout, on_line))
-    return Child(process, ours, reader)
+    return Child(process, ours, output)
 
 
 def channel_of_child() -> socket.socket:
     """The child's end of the channel, as `start_child` passed it. The child must end when it is closed."""
-    return socket.socket(fileno=int(sys.argv[1]))
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    channel.set_inheritable(False)
+    return channel
 
 
-async def _read_lines(stream: asyncio.StreamReader, on_line: Callable[[str], None]) -> None:
-    rest = b""
-    while chunk := await stream.read(_LONGEST_LINE):
-        *lines, rest = (rest + chunk).split(b"\n")
-        if len(rest) > _LONGEST_LINE:
-            lines.append(rest)
-            rest = b""
-        for line in lines:
-            on_line(line.decode("utf-8", "replace").rstrip("\r"))
-    if rest:
-        on_line(rest.decode("utf-8", "replace"))
+class _Output(asyncio.Protocol):
+    """What a child writes to its stdout and stderr, line by line; `ended` is set when nobody can write any more."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self.ended = asyncio.Event()
+        self._lines = LineStream(lambda text, redrawn: None if redrawn else on_line(text))
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._transport: asyncio.BaseTransport | None = None
+
+    async def connect(self, descriptor: int) -> None:
+        file = os.fdopen(descriptor, "rb", buffering=0)
+        try:
+            self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: self, file)
+        except BaseException:
+            file.close()
+            raise
+
+    def data_received(self, data: bytes) -> None:
+        self._lines.write(self._decoder.decode(data))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lines.close()
+        self.ended.set()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
 
 
-def _kill_group(pid: int, number: signal.Signals) -> None:
+def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
+        os.killpg(pid, signal.SIGKILL)
 
 
 class _Guard:
@@ -187,7 +227,7 @@ class _Guard:
 
     def _tell(self, line: str) -> None:
         if self._shell is None or self._shell.poll() is not None:
-            self._shell = subprocess.Popen(
+            self._shell = subprocess.Popen(  # noqa: S603 - the command is a constant
                 ["/bin/sh", "-c", _GUARD],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,

@@ -1,12 +1,12 @@
 """One frozen object that holds every setting, and the only reader of the environment.
 
-The names of the original SDK are kept (`ML_PLATFORM_CLIENT_API_PREFIX`, `MLP_*`, `MINIO_*`); new ones begin with `MLPKIT_`.
-A value comes from the process environment, else from the file `.env` in the working directory, else it is the default.
+The names of the original SDK are kept (`ML_PLATFORM_CLIENT_API_PREFIX`, `MLP_*`, `MINIO_*`); new ones begin with
+`MLPKIT_`. A value comes from the process environment, else from the file `.env` in the working directory, else it is
+the default; an empty one counts as not set.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from mlpkit.errors import SettingsError
+from mlpkit.errors import SettingsError, did_you_mean
 
 _BOOLEANS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -32,7 +32,7 @@ def boolean(text: str) -> bool:
 
 def size(text: str) -> int:
     """Bytes from `512`, `64MiB`, `1.5G` (units are powers of 1024)."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
     if match is None:
         raise ValueError("a size such as 512, 64MiB or 10GiB")
     return int(float(match[1]) * _UNITS[match[2]])
@@ -40,7 +40,7 @@ def size(text: str) -> int:
 
 def seconds(text: str) -> float:
     """Seconds from `1.5`, `30s`, `5m` or `2h`."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text.lower())
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*([smh]?)\s*", text.lower())
     if match is None:
         raise ValueError("a time such as 1.5, 30s, 5m or 2h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
@@ -48,7 +48,7 @@ def seconds(text: str) -> float:
 
 def _natural(minimum: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not re.fullmatch(r"\s*\d+\s*", text) or int(text) < minimum:
+        if not re.fullmatch(r"\s*\d{1,9}\s*", text) or int(text) < minimum:
             raise ValueError(f"a whole number of at least {minimum}")
         return int(text)
 
@@ -105,6 +105,9 @@ class Settings:
     )
     train_task_num: int = _setting("MLP_TRAIN_TASK_NUM", 5, _natural(1), "Training jobs that run at the same time.")
     train_queue_size: int = _setting("MLP_TRAIN_QUEUE_SIZE", 100, _natural(0), "Training jobs that may wait.")
+    gpus: tuple[str, ...] = _setting(
+        "MLPKIT_GPUS", (), _names, "Numbers of the GPUs that training jobs with `gpus=` share, separated by commas."
+    )
 
     minio_host: str = _setting(
         "MINIO_HOST", "", str.strip, "`host:port` or URL of the S3 store; without it a folder in the home is the store."
@@ -125,18 +128,24 @@ class Settings:
     )
 
     home: Path = _setting(
-        "MLPKIT_HOME", lambda: Path(".mlpkit"), Path, "Folder of the service: journal, job logs, cache, folder store.",
+        "MLPKIT_HOME",
+        lambda: Path(".mlpkit"),
+        Path,
+        "Folder of the service: journal, job logs, cache, folder store.",
         shown=".mlpkit",
     )
     cache_dir: Path | None = _setting(
         "MLPKIT_CACHE_DIR", None, Path, "Folder of the file cache; may be shared by services.", shown="<home>/cache"
     )
     cache_size: int = _setting(
-        "MLPKIT_CACHE_SIZE", 10 << 30, size, "Bytes that the file cache may hold; the least recently used files go first.",
+        "MLPKIT_CACHE_SIZE",
+        10 << 30,
+        size,
+        "Bytes that the file cache may hold; the least recently used files go first.",
         shown="10GiB",
     )
     cache_offline: bool = _setting(
-        "MLPKIT_CACHE_OFFLINE", False, boolean, "Serve a cached copy when the store cannot be reached, and say so in the log."
+        "MLPKIT_CACHE_OFFLINE", False, boolean, "Serve a cached copy when the store cannot be reached, and log it."
     )
 
     max_body: int = _setting("MLPKIT_MAX_BODY", 64 << 20, size, "Largest request body in bytes.", shown="64MiB")
@@ -157,7 +166,9 @@ class Settings:
         "MLPKIT_SHUTDOWN_GRACE", 30.0, seconds, "Time that running work gets to finish after SIGTERM."
     )
     http_errors: str = _setting(
-        "MLPKIT_HTTP_ERRORS", "platform", _choice("platform", "http"),
+        "MLPKIT_HTTP_ERRORS",
+        "platform",
+        _choice("platform", "http"),
         "`platform`: failures are HTTP 200 with a `status` field; `http`: the same bodies with true status codes.",
     )
     check_answers: bool = _setting(
@@ -176,7 +187,10 @@ class Settings:
     log_format: str = _setting("MLPKIT_LOG_FORMAT", "text", _choice("text", "json"), "Shape of a log line.")
     access_log: bool = _setting("MLPKIT_ACCESS_LOG", True, boolean, "One log line a request.")
     job_log_size: int = _setting(
-        "MLPKIT_JOB_LOG_SIZE", 10 << 20, size, "Largest log of one training job; what comes after is counted, not kept.",
+        "MLPKIT_JOB_LOG_SIZE",
+        10 << 20,
+        size,
+        "Largest log of one training job; what comes after is counted, not kept.",
         shown="10MiB",
     )
 
@@ -227,9 +241,9 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
     mistakes = _unknown_names(found)
     values: dict[str, Any] = {}
     for each in described():
-        text = found.get(each.metadata["env"])
-        if text is None:
-            continue
+        text = found.get(each.metadata["env"], "")
+        if not text.strip():
+            continue  # Container tools pass on variables that nobody has set as empty ones.
         try:
             values[each.name] = each.metadata["parse"](text)
         except ValueError as error:
@@ -244,7 +258,7 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
     if values.get("minio_host") and not (values.get("minio_access_key") and values.get("minio_secret_key")):
-        return ["MINIO_HOST is set, so MINIO_ACCESS_KEY and MINIO_SECRET_KEY must be set too: no credential has a default"]
+        return ["MINIO_HOST is set, so MINIO_ACCESS_KEY and MINIO_SECRET_KEY must be set: no credential has a default"]
     return []
 
 
@@ -253,8 +267,7 @@ def _unknown_names(found: Mapping[str, str]) -> list[str]:
     mistakes = []
     for name in sorted(found):
         if name.startswith("MLPKIT_") and name not in known and not name.startswith("MLPKIT_TEST_"):
-            close = difflib.get_close_matches(name, known, n=1)
-            mistakes.append(f"{name} is no setting of mlpkit" + (f": did you mean {close[0]}?" if close else ""))
+            mistakes.append(f"{name} is no setting of mlpkit{did_you_mean(name, known)}")
     return mistakes
 
 

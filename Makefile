@@ -1,0 +1,72 @@
+# Needs make and Python 3.10 or newer, nothing else: every target makes the virtual environment that it works in.
+#   make demo                     trains, loads and asks the example of the README, and stops
+#   make test PYTHON=python3.12   the same with another interpreter
+#   make help                     all targets
+
+SHELL := /bin/sh
+VENV ?= .venv
+PYTHON ?=
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test slow lint types docs docs-serve check format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.mlpkit-run ## trains examples/sentiment.py over HTTP, loads it, asks it three sentences, stops
+	@$(BIN)/python examples/demo.py
+
+serve: $(VENV)/.mlpkit-run ## the same, but leaves the service running until Ctrl-C
+	@$(BIN)/python examples/demo.py --serve
+
+test: $(VENV)/.mlpkit-dev ## the test suite, without what takes minutes
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+slow: $(VENV)/.mlpkit-dev ## the acceptance runs that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.mlpkit-dev ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.mlpkit-dev ## mypy --strict over package, tests and examples
+	$(BIN)/mypy
+
+docs: $(VENV)/.mlpkit-dev ## the documentation, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(VENV)/.mlpkit-dev ## the documentation on 127.0.0.1:8001, built again on every change
+	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+
+check: lint types docs test ## everything that a change must pass
+
+format: $(VENV)/.mlpkit-dev ## lets ruff repair and format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## removes what the other targets made
+	rm -rf $(VENV) site .mlpkit .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/.mlpkit-run: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing mlpkit and the packages of the examples into $(VENV)"
+	@$(PIP_INSTALL) --editable '.[examples]'
+	@touch $@
+
+$(VENV)/.mlpkit-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing mlpkit and the packages for tests and documentation into $(VENV)"
+	@$(PIP_INSTALL) --editable '.[dev,docs]'
+	@touch $@ $(VENV)/.mlpkit-run
+
+$(BIN)/python:
+	@found=""; \
+	for each in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10 python); do \
+		if "$$each" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then found="$$each"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+		echo "mlpkit needs Python 3.10 or newer, and none was found$(if $(PYTHON), as $(PYTHON)): make PYTHON=/path/to/python3.12 ..." >&2; \
+		exit 1; \
+	fi; \
+	echo "making the virtual environment $(VENV) with $$("$$found" --version)"; \
+	"$$found" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

@@ -1,0 +1,53 @@
+"""Topics of sentences, by the words in them:   mlpkit run topics.py"""
+
+import math
+from collections import Counter, defaultdict
+
+import msgspec
+
+from mlpkit import App, ModelDir, Progress, TrainData
+from mlpkit.formats import Label
+
+app = App("topics", kind="text_classification", examples=[{"sentence": "our team won"}])
+
+
+class Smoothing(msgspec.Struct):
+    alpha: float = 1.0
+
+
+class Sentence(msgspec.Struct):
+    sentence: str
+
+
+class Topics(msgspec.Struct):
+    words: dict[str, dict[str, int]]  # label -> word -> count
+    alpha: float
+
+    def probabilities(self, sentence: str) -> list[float]:
+        """Naive Bayes with equal priors: one number from 0 to 1 a label."""
+        vocabulary = len({word for counts in self.words.values() for word in counts})
+        logs = []
+        for counts in self.words.values():
+            total = sum(counts.values()) + self.alpha * vocabulary
+            logs.append(sum(math.log((counts.get(word, 0) + self.alpha) / total) for word in sentence.split()))
+        weights = [math.exp(each - max(logs)) for each in logs]
+        return [weight / sum(weights) for weight in weights]
+
+
+@app.train
+def train(data: TrainData, parameters: Smoothing, out: ModelDir, progress: Progress) -> None:
+    words: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in progress.track(data.rows(), "count"):
+        if row.posneg:
+            words[row.label].update(row.sentence.split())
+    (out / "topics.json").write_bytes(msgspec.json.encode(Topics(words, parameters.alpha)))
+
+
+@app.load
+def load(files: ModelDir) -> Topics:
+    return msgspec.json.decode((files / "topics.json").read_bytes(), type=Topics)
+
+
+@app.predict
+def predict(model: Topics, features: Sentence) -> list[Label]:
+    return Label.ranked(model.words, model.probabilities(features.sentence))

@@ -1,0 +1,64 @@
+"""Arguments and options that several commands share, and how their texts become values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from mlpkit.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from mlpkit.app import Algorithm, App
+
+Target = Annotated[str, typer.Argument(metavar="TARGET", help="The app: `module:app`, `file.py:app`, or `file.py` where it has one app.")]
+AlgorithmName = Annotated[
+    str | None,
+    typer.Option("--algorithm", "-a", help="Which algorithm, where the app has several.", show_default=False),
+]
+Url = Annotated[str, typer.Option("--url", help="Address of the running service.")]
+Prefix = Annotated[
+    str,
+    typer.Option("--prefix", help="Its path prefix.", envvar="ML_PLATFORM_CLIENT_API_PREFIX"),
+]
+Token = Annotated[
+    str | None,
+    typer.Option("--token", help="Its bearer token.", envvar="MLPKIT_TOKEN", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def json_value(text: str, option: str) -> bytes:
+    """The JSON of an option: the text itself, or with `@name` the content of a file.
+
+    Raises:
+        ArgumentError: no such file, or it is no JSON.
+    """
+    try:
+        content = Path(text[1:]).read_bytes() if text.startswith("@") else text.encode()
+        msgspec.json.decode(content)
+    except OSError as error:
+        raise ArgumentError(f"{option}: {text[1:]} cannot be read: {error.strerror}") from None
+    except msgspec.DecodeError as error:
+        raise ArgumentError(f"{option} {text!r} is no JSON: {error}") from None
+    return content
+
+
+def chosen(app: App, name: str | None) -> Algorithm:
+    """The algorithm of that name, or the only one.
+
+    Raises:
+        DeclarationError: the script has mistakes.
+        ArgumentError: there is none of that name, or there are several and none was named.
+    """
+    algorithms = app.build()
+    if name is None and len(algorithms) == 1:
+        return next(iter(algorithms.values()))
+    if name is not None and name in algorithms:
+        return algorithms[name]
+    problem = (
+        f"the app has no algorithm {name!r}" if name else "the app has several algorithms: name one with --algorithm"
+    )
+    raise ArgumentError(f"{problem} ({', '.join(algorithms)})")

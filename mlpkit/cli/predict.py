@@ -1,0 +1,95 @@
+"""`mlpkit predict`: load a model and predict in this process, so that a debugger and a profiler see it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlpkit.cli.options import AlgorithmName, Target, chosen, json_value
+from mlpkit.errors import ArgumentError
+from mlpkit.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from mlpkit.app import App
+    from mlpkit.serving.messages import Answer, Load, Predict
+
+
+def predict(
+    target: Target,
+    model: Annotated[str, typer.Option(help="A model's folder, its id in the model bucket, or bucket/prefix.")],
+    features: Annotated[str, typer.Option(help="The request's `features`: JSON, or @FILE.")],
+    params: Annotated[str, typer.Option(help="The request's `params`: JSON, or @FILE.")] = "null",
+    algorithm: AlgorithmName = None,
+) -> None:
+    """Load a model here, in this process, and print its answer as JSON. No service is needed.
+
+    Examples:
+
+        mlpkit predict sentiment.py --model .mlpkit/storage/ml-platform-model/MODEL_ID --features '{"sentence": "good"}'
+
+        mlpkit predict sentiment:app --model MODEL_ID --features @features.json --params '{"top_n": 1}'
+    """
+    from mlpkit.log import configure
+    from mlpkit.script import import_app
+
+    settings = load_settings()
+    asked = json_value(features, "--features"), json_value(params, "--params")
+    app = import_app(target)
+    name = chosen(app, algorithm).name
+    configure(level=settings.log_level)
+    with _placed(model, settings) as (model_id, model_path):
+        print(asyncio.run(_predicted(app, settings, name, model_id, model_path, *asked)).decode())
+
+
+@contextlib.contextmanager
+def _placed(model: str, settings: Settings) -> Iterator[tuple[str, str | None]]:
+    """The id and the path by which the store knows a model; a folder from elsewhere is in the store for that long."""
+    from mlpkit.storage import open_storage
+
+    folder, store = Path(model).absolute(), (settings.home / "storage").absolute()
+    if not folder.exists():
+        yield (model, None) if "/" not in model else (model.rstrip("/").rpartition("/")[2], model)
+    elif not folder.is_dir():
+        raise ArgumentError(f"--model: {model} is a file; the folder of a model is needed")
+    elif not settings.minio_host and folder.is_relative_to(store):
+        yield folder.name, folder.relative_to(store).as_posix()
+    else:
+        path = f"{settings.model_bucket}/foreground/{secrets.token_hex(16)}"
+        with contextlib.closing(open_storage(settings)) as storage:
+            storage.save_dir(folder, path)
+            try:
+                yield folder.name, path
+            finally:
+                storage.delete(path + "/", recursive=True)
+
+
+async def _predicted(
+    app: App, settings: Settings, algorithm: str, model_id: str, model_path: str | None, features: bytes, params: bytes
+) -> bytes:
+    from mlpkit.serving.host import Host
+    from mlpkit.serving.messages import Item, Load, Predict
+
+    waiting: asyncio.Queue[Answer] = asyncio.Queue()
+    host = Host(app, settings, waiting.put_nowait)
+
+    async def result(request: Load | Predict) -> bytes:
+        host.take(request)
+        found = (await waiting.get()).results[0]
+        if isinstance(found, bytes):
+            return found
+        print(found.trace, file=sys.stderr)
+        raise found.to_error()
+
+    await host.start()
+    try:
+        await result(Load(1, algorithm, model_id, model_path, b"null", None, "-"))
+        return await result(Predict(2, model_id, [Item(features, params, None, "-")]))
+    finally:
+        await host.stop()

@@ -1,0 +1,87 @@
+"""`mlpkit jobs` and `mlpkit models`: what a running service does."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mlpkit.cli.options import AsJson, Prefix, Token, Url
+
+if TYPE_CHECKING:
+    from mlpkit.client import JobView
+
+_DEFAULT = "http://127.0.0.1:8000"
+
+
+def jobs(url: Url = _DEFAULT, prefix: Prefix = "/", token: Token = None, as_json: AsJson = False) -> None:
+    """List the training jobs of a running service, newest first.
+
+    Example: `mlpkit jobs --url http://127.0.0.1:8000`
+    """
+    from mlpkit.client import Client
+
+    with Client(url, prefix, token) as client:
+        found = client.jobs()
+    if as_json:
+        print(msgspec.json.encode(found).decode())
+        return
+    rows = [
+        [each.model_id, each.algorithm, each.state, _progress(each), _duration(each), each.message or ""]
+        for each in found
+    ]
+    _print_table("jobs", ["model", "algorithm", "state", "progress", "seconds", "message"], rows)
+
+
+def models(url: Url = _DEFAULT, prefix: Prefix = "/", token: Token = None, as_json: AsJson = False) -> None:
+    """List the models of a running service, and the workers that hold them.
+
+    Example: `mlpkit models --url http://127.0.0.1:8000`
+    """
+    from mlpkit.client import Client
+
+    with Client(url, prefix, token) as client:
+        found = client.models()
+    if as_json:
+        print(msgspec.json.encode(found).decode())
+        return
+    rows = [
+        [
+            each.model_id,
+            each.algorithm,
+            each.state,
+            ", ".join(map(str, each.workers)),
+            str(each.predictions),
+            each.problem,
+        ]
+        for each in found
+    ]
+    _print_table("models", ["model", "algorithm", "state", "workers", "predictions", "problem"], rows)
+
+
+def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=None if rows else f"no {title}")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def _progress(job: JobView) -> str:
+    from mlpkit.client.bar import described
+
+    if job.queue_position is not None:
+        return f"waits, {job.queue_position} ahead"
+    return described("", job.progress or {})
+
+
+def _duration(job: JobView) -> str:
+    if job.started is None:
+        return ""
+    return f"{(job.ended or time.time()) - job.started:.1f}"

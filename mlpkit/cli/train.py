@@ -1,0 +1,133 @@
+"""`mlpkit train`: one training in this process, so that a debugger and a profiler see it."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlpkit.cli.options import AlgorithmName, Target, chosen, json_value
+from mlpkit.errors import ArgumentError, TrainFailed
+from mlpkit.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from mlpkit.app import App
+    from mlpkit.client.bar import ProgressBar
+    from mlpkit.training import Job, Outcome
+
+
+def train(
+    target: Target,
+    algorithm: AlgorithmName = None,
+    data: Annotated[Path | None, typer.Option(help="Training data; without it the request has no location.")] = None,
+    parameters: Annotated[str, typer.Option(help="The request's `parameter`: JSON, or @FILE.")] = "{}",
+    extend: Annotated[str, typer.Option(help="The request's `extend`: JSON, or @FILE.")] = "{}",
+    model_id: Annotated[str | None, typer.Option(help="Id of the model.", show_default="a new one")] = None,
+) -> None:
+    """Train here, in this process, with a progress bar; the model is stored as the service would store it.
+
+    No service is needed. `breakpoint()` works, and so does `python -m pdb -m mlpkit train ...`. Prints where the
+    model is.
+
+    Examples:
+
+        mlpkit train sentiment.py --data reviews.tsv --parameters '{"c": 2.0}'
+
+        mlpkit train nlp:app --algorithm ner --data names.txt --parameters @hyper.json
+    """
+    from mlpkit.script import import_app
+    from mlpkit.training import Job, check_job
+
+    settings = load_settings()
+    app = import_app(target)
+    wanted = chosen(app, algorithm)
+    with _uploaded(data, settings) as asked:
+        job = Job(
+            model_id or f"{uuid.uuid4().hex}_{time.strftime('%Y%m%d%H%M%S')}",
+            wanted.name,
+            data=asked,
+            parameters=json_value(parameters, "--parameters").decode(),
+            extend=json_value(extend, "--extend").decode(),
+        )
+        check_job(wanted, job, settings)
+        outcome = _run(app, job, settings)
+    if outcome.state == "error":
+        print(outcome.trace, file=sys.stderr)
+        raise TrainFailed(outcome.message)
+    print(_place(job, settings))
+
+
+@contextlib.contextmanager
+def _uploaded(data: Path | None, settings: Settings) -> Iterator[str]:
+    """The request's `data` as JSON, while its file is in the data bucket."""
+    import msgspec
+
+    from mlpkit.storage import open_storage
+
+    if data is None:
+        yield "{}"
+        return
+    if not data.is_file():
+        raise ArgumentError(f"--data: there is no file {data}")
+    location = f"foreground/{secrets.token_hex(16)}/{data.name}"
+    path = f"{settings.data_bucket}/{location}"
+    with contextlib.closing(open_storage(settings)) as storage:
+        storage.save(data, path)
+        try:
+            yield msgspec.json.encode({"location": location}).decode()
+        finally:
+            storage.delete(path)
+
+
+def _run(app: App, job: Job, settings: Settings) -> Outcome:
+    import msgspec
+
+    from mlpkit.client.bar import ProgressBar
+    from mlpkit.log import configure
+    from mlpkit.training import Progress, Snapshot, run_train
+
+    with tempfile.TemporaryDirectory(prefix="mlpkit-train-") as folder, ProgressBar(job.algorithm) as bar:
+        bar.show("training", None)
+
+        def show(snapshot: Snapshot) -> None:
+            bar.show("training", msgspec.to_builtins(snapshot))
+
+        # After the bar has begun: log lines then go above it.
+        configure(level=settings.log_level)
+        progress = Progress(show)
+        with _bar_out_of_the_way(bar):
+            outcome = run_train(app, job, settings, Path(folder), progress)
+        progress.close()
+        bar.show(outcome.state, msgspec.to_builtins(progress.snapshot()))
+    return outcome
+
+
+@contextlib.contextmanager
+def _bar_out_of_the_way(bar: ProgressBar) -> Iterator[None]:
+    """A debugger needs the terminal for itself: the bar ends when one starts."""
+    hook: Callable[..., object] = sys.breakpointhook
+
+    def stop_and_break(*args: object, **kwargs: object) -> object:
+        bar.stop()
+        return hook(*args, **kwargs)
+
+    if sys.gettrace() is not None:
+        bar.stop()
+    sys.breakpointhook = stop_and_break
+    try:
+        yield
+    finally:
+        sys.breakpointhook = hook
+
+
+def _place(job: Job, settings: Settings) -> str:
+    prefix = job.model_path or f"{settings.model_bucket}/{job.model_id}"
+    return prefix if settings.minio_host else str(settings.home / "storage" / prefix)

@@ -1,0 +1,23 @@
+"""The client of a service: `Client` for every route, `JobHandle` for a training job, and what they answer.
+
+It speaks to any service that keeps the platform's protocol; the routes beyond it (`jobs`, `models`, `cancel`,
+`ready`) need mlpkit.
+"""
+
+from mlpkit.client.answers import JobStatus, JobView, ModelView, Monitor, NodeInfo, Readiness
+from mlpkit.client.client import Client
+from mlpkit.client.job import JobHandle
+from mlpkit.client.transport import Answer, Transport
+
+__all__ = [
+    "Answer",
+    "Client",
+    "JobHandle",
+    "JobStatus",
+    "JobView",
+    "ModelView",
+    "Monitor",
+    "NodeInfo",
+    "Readiness",
+    "Transport",
+]

@@ -1,0 +1,206 @@
+"""What a service answers: the protocol's envelope turned into data or into the exception that it stands for.
+
+Source: `tests/wire/PROTOCOL.md`, sections 1.1 and 1.4. Answers are read leniently (`NaN` is accepted, fields may be more
+or fewer), because services that are not mlpkit speak the protocol too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from mlpkit import errors
+from mlpkit.client.transport import Answer
+from mlpkit.errors import (
+    AlgorithmNotFound,
+    ArgumentError,
+    BodyTooLarge,
+    JobConflict,
+    JobNotFound,
+    LoadFailed,
+    MlpkitError,
+    ModelNotLoaded,
+    Overloaded,
+    PredictFailed,
+    TimeLimitExceeded,
+    Unauthorized,
+    UnexpectedAnswer,
+    UserCodeError,
+    WorkerLost,
+)
+
+T = TypeVar("T")
+
+_BY_MESSAGE: tuple[tuple[re.Pattern[str], Callable[[str], MlpkitError]], ...] = (
+    (re.compile(r"algorithm \[(.*)\] not support", re.DOTALL), AlgorithmNotFound),
+    (re.compile(r"model \[(.*)\] not loaded", re.DOTALL), ModelNotLoaded),
+    (re.compile(r"no job with model id \[(.*)\]", re.DOTALL), JobNotFound),
+    (re.compile(r"load fail ?(.*)", re.DOTALL), LoadFailed),
+    (re.compile(r"predict fail ?(.*)", re.DOTALL), PredictFailed),
+)
+_BY_HTTP_STATUS: dict[int, Callable[[str], MlpkitError]] = {
+    401: Unauthorized,
+    409: JobConflict,
+    413: BodyTooLarge,
+    502: WorkerLost,
+    503: Overloaded,
+    504: TimeLimitExceeded,
+}
+_LONGEST_EXCERPT = 200
+
+
+class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How a job stands: `init`, `training`, `completed`, `error`, `unknown`, or what the algorithm's own hook says.
+
+    `message` is the reason of an `error`, `progress` the job's last report, `queue_position` how many are ahead of it
+    (from 0).
+    """
+
+    status: Any
+    message: str | None = None
+    progress: dict[str, Any] | None = None
+    queue_position: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job is over, well or not."""
+        return self.status in ("completed", "error")
+
+
+class JobView(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the list of jobs. Times are seconds since the epoch."""
+
+    model_id: str
+    algorithm: str = ""
+    state: str = msgspec.field(default="unknown")
+    message: str | None = None
+    progress: dict[str, Any] | None = None
+    attempt: int = 0
+    created: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    queue_position: int | None = None
+
+
+class ModelView(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the list of models. `since` is in seconds since the epoch, `seconds` is the time in the user's code.
+
+    `state` is `loading`, `loaded` or `unloading`; `problem` says what is wrong with a model that should be there and
+    is not.
+    """
+
+    model_id: str
+    algorithm: str = ""
+    model_path: str | None = None
+    state: str = "loaded"
+    workers: list[int] = []
+    since: float | None = None
+    waiting: int = 0
+    in_flight: int = 0
+    predictions: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    problem: str = ""
+
+
+class Monitor(msgspec.Struct, frozen=True, kw_only=True):
+    """Which models are loaded in which workers, and the algorithms in the order of their registration."""
+
+    load: dict[str, list[Any]] = {}
+    algorithms: list[str] = []
+
+
+class NodeInfo(
+    msgspec.Struct, frozen=True, kw_only=True, rename={"total_memory": "totol_memory", "total_cpu": "totol_cpu"}
+):
+    """The machine of the service: memory in GiB, idle rates from 0 to 1, input and output since boot in GiB.
+
+    `net_io` is `sent/received`, `block_io` is `read/written`. The wire spells `totol_`; that is the platform's.
+    """
+
+    total_memory: float
+    total_cpu: int
+    idle_memory_rate: float
+    idle_cpu_rate: float
+    net_io: str = ""
+    block_io: str = ""
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """Whether a service takes work now, and if not, why."""
+
+    ready: bool
+    reasons: list[str] = []
+
+
+def data_of(answer: Answer) -> Any:
+    """The `data` of a successful answer; None where it carries none.
+
+    Raises:
+        MlpkitError: the exception of `mlpkit.errors` that the answer stands for.
+        UnexpectedAnswer: it is no answer of the protocol.
+    """
+    content = _content(answer)
+    status = content.get("status")
+    if status in ("success", "ok"):
+        return content.get("data")
+    message = str(content.get("message", ""))
+    if status in ("fail", "arg_error") and not message.startswith("404 Not Found"):
+        raise error_of(answer, status, message)
+    if status is None and answer.status == 400:
+        raise ArgumentError(message)
+    raise UnexpectedAnswer(
+        f"HTTP {answer.status} with {_excerpt(answer)} is no answer of this protocol; is the prefix right?"
+    )
+
+
+def typed(data: Any, wanted: type[T]) -> T:
+    """`data` as the wanted Struct.
+
+    Raises:
+        UnexpectedAnswer: a field is missing or has another type.
+    """
+    try:
+        return msgspec.convert(data, wanted, strict=False)
+    except msgspec.ValidationError as error:
+        raise UnexpectedAnswer(f"the service's answer does not fit {wanted.__name__}: {error}") from None
+
+
+def error_of(answer: Answer, status: str, message: str) -> MlpkitError:
+    """The exception that a refusal stands for: by the name that mlpkit sends, else by message, HTTP status or word."""
+    named = getattr(errors, answer.headers.get("x-mlpkit-error", ""), None)
+    if isinstance(named, type) and issubclass(named, MlpkitError):
+        return _made(named, message)
+    for pattern, make in _BY_MESSAGE:
+        match = pattern.fullmatch(message)
+        if match is not None:
+            return make(match[1])
+    if answer.status in _BY_HTTP_STATUS:
+        return _BY_HTTP_STATUS[answer.status](message)
+    return ArgumentError(message) if status == "arg_error" else UserCodeError(message)
+
+
+def _made(kind: type[MlpkitError], message: str) -> MlpkitError:
+    """An error whose message is complete already: the constructors of some would put words around it."""
+    error = kind.__new__(kind)
+    Exception.__init__(error, message)
+    return error
+
+
+def _content(answer: Answer) -> dict[str, Any]:
+    try:
+        content = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise UnexpectedAnswer(f"HTTP {answer.status} with {_excerpt(answer)} is no answer of this protocol")
+    return content
+
+
+def _excerpt(answer: Answer) -> str:
+    text = answer.body[:_LONGEST_EXCERPT].decode("utf-8", "replace")
+    return repr(text) + ("…" if len(answer.body) > _LONGEST_EXCERPT else "")

@@ -1,0 +1,255 @@
+"""`Client`: a typed method for every route of a service."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from mlpkit.client.answers import (
+    JobStatus,
+    JobView,
+    ModelView,
+    Monitor,
+    NodeInfo,
+    Readiness,
+    data_of,
+    typed,
+)
+from mlpkit.client.job import JobHandle
+from mlpkit.client.transport import Answer, HttpTransport, Transport
+from mlpkit.errors import ArgumentError, JobNotFound, ServiceUnreachable, TimeLimitExceeded, UnexpectedAnswer
+
+_POLL_INTERVAL = 0.1
+
+
+class Client:
+    """Calls a service that speaks the platform's protocol; safe from every thread.
+
+    Every method raises the exception of `mlpkit.errors` that the service's refusal stands for (`ArgumentError`,
+    `AlgorithmNotFound`, `ModelNotLoaded`, `LoadFailed`, `PredictFailed`, `Overloaded`, ...; `UserCodeError` where a
+    refusal has no class of its own), `ServiceUnreachable` or `TimeLimitExceeded` where no answer came, and
+    `UnexpectedAnswer` where what came is not this protocol. A request that reads is tried again after a network
+    fault; one that changes something only where no connection could be made.
+
+    Args:
+        url: the service's root, such as `http://127.0.0.1:8000`.
+        prefix: the service's `ML_PLATFORM_CLIENT_API_PREFIX`.
+        token: the service's `MLPKIT_TOKEN`, where it has one.
+        timeout: longest silence of the service in seconds, where a method has no limit of its own.
+        transport: another way to the service, in place of HTTP; `mlpkit.testing` has one.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        prefix: str = "/",
+        token: str | None = None,
+        timeout: float = 60.0,
+        *,
+        transport: Transport | None = None,
+    ) -> None:
+        self.url, self.prefix, self.timeout = url, "/" + prefix.strip("/") + "/" * bool(prefix.strip("/")), timeout
+        self._transport = HttpTransport(url) if transport is None else transport
+        self._headers = {"Accept": "application/json"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+
+    def __repr__(self) -> str:
+        return f"Client({self.url!r}, prefix={self.prefix!r})"
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the kept connections."""
+        self._transport.close()
+
+    def train(
+        self,
+        algorithm: str,
+        data: Mapping[str, Any] | str | None = None,
+        parameters: object = None,
+        extend: Mapping[str, Any] | None = None,
+        *,
+        model_path: str = "",
+        uuid: str | None = None,
+    ) -> JobHandle:
+        """Submits a training job; it is on the service's disk when this returns.
+
+        `data` is the request's object, or the location of the training data in the data bucket. `parameters` is
+        anything that JSON can express, a Struct or dataclass too.
+        """
+        location = {"location": data} if isinstance(data, str) else data
+        answer = self._post(
+            "train",
+            algorithm=algorithm,
+            model_path=model_path,
+            data={} if location is None else location,
+            parameter={} if parameters is None else parameters,
+            extend={} if extend is None else extend,
+            uuid=uuid,
+        )
+        if not isinstance(answer, dict) or not isinstance(answer.get("model_id"), str):
+            raise UnexpectedAnswer(f"the answer to train has no model_id: {answer!r}")
+        return JobHandle(self, algorithm, answer["model_id"])
+
+    def job(self, algorithm: str, model_id: str) -> JobHandle:
+        """A handle of a job that was submitted before; nothing is sent."""
+        return JobHandle(self, algorithm, model_id)
+
+    def status(self, algorithm: str, model_id: str) -> JobStatus:
+        """How the job of this model stands."""
+        query = urlencode({"model_id": model_id, "algorithm": algorithm})
+        return typed(data_of(self._request("GET", f"{self.prefix}status?{query}")), JobStatus)
+
+    def cancel(self, algorithm: str, model_id: str) -> None:
+        """Ends a job, waiting or running; its status becomes `error`."""
+        self._post("cancel", algorithm=algorithm, model_id=model_id)
+
+    def load(
+        self,
+        algorithm: str,
+        model_id: str,
+        model_path: str | None = None,
+        *,
+        uuid: str | None = None,
+        timeout: float = 600.0,
+    ) -> None:
+        """Loads a model; it can be predicted with when this returns. One that is loaded already stays as it is."""
+        self._post("load", timeout, algorithm=algorithm, model_id=model_id, model_path=model_path, uuid=uuid)
+
+    def unload(self, algorithm: str, model_id: str, *, uuid: str | None = None, timeout: float = 600.0) -> None:
+        """Unloads a model; one that is not loaded is no error."""
+        self._post("unload", timeout, algorithm=algorithm, model_id=model_id, uuid=uuid)
+
+    def predict(
+        self,
+        model_id: str,
+        features: object,
+        params: object = None,
+        *,
+        uuid: str | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """The model's answer to `features`, as JSON has it; `params` are the handler's, such as `{"top_n": 3}`."""
+        answer = self._post("predict", timeout, model_id=model_id, features=features, params=params, uuid=uuid)
+        if not isinstance(answer, dict) or "predictions" not in answer:
+            raise UnexpectedAnswer(f"the answer to predict has no predictions: {answer!r}")
+        return answer["predictions"]
+
+    def delete(self, algorithm: str, model_id: str, *, uuid: str | None = None, timeout: float = 600.0) -> None:
+        """Unloads a model and removes it from the store."""
+        self._post("delete", timeout, algorithm=algorithm, model_id=model_id, uuid=uuid)
+
+    def monitor(self) -> Monitor:
+        """Which models are loaded where, and the service's algorithms."""
+        return typed(data_of(self._request("GET", f"{self.prefix}monitor")), Monitor)
+
+    def node_info(self) -> NodeInfo:
+        """The machine of the service. The original takes a second to answer."""
+        return typed(data_of(self._request("GET", "/node_info")), NodeInfo)
+
+    def jobs(self) -> list[JobView]:
+        """The jobs of the service, newest first."""
+        return typed(_listed(data_of(self._request("GET", f"{self.prefix}jobs")), "jobs"), list[JobView])
+
+    def job_view(self, model_id: str) -> JobView:
+        """Everything that the service tells of one job.
+
+        Raises:
+            JobNotFound: the service has no such job.
+        """
+        return typed(data_of(self._request("GET", f"{self.prefix}jobs/{quote(model_id, safe='')}")), JobView)
+
+    def log(self, model_id: str) -> str:
+        """The job's own log so far.
+
+        Raises:
+            JobNotFound: the service has no such job.
+        """
+        answer = self._request("GET", f"{self.prefix}jobs/{quote(model_id, safe='')}/log")
+        if answer.headers.get("content-type", "").startswith("application/json"):
+            return str(data_of(answer))
+        if answer.status == 404:
+            raise JobNotFound(model_id)
+        if answer.status != 200:
+            raise UnexpectedAnswer(f"HTTP {answer.status} for the log of {model_id}")
+        return answer.body.decode("utf-8", "replace")
+
+    def models(self) -> list[ModelView]:
+        """The models that are loaded, or should be."""
+        return typed(_listed(data_of(self._request("GET", f"{self.prefix}models")), "models"), list[ModelView])
+
+    def live(self) -> bool:
+        """Whether the service's process answers at all."""
+        try:
+            return self._request("GET", "/health/live").status == 200
+        except (ServiceUnreachable, TimeLimitExceeded):
+            return False
+
+    def ready(self) -> Readiness:
+        """Whether the service takes work now, with its reasons where not; no answer at all is a reason too."""
+        try:
+            answer = self._request("GET", "/health/ready")
+        except (ServiceUnreachable, TimeLimitExceeded) as error:
+            return Readiness(False, [str(error)])
+        return Readiness(answer.status == 200, [] if answer.status == 200 else _reasons(answer))
+
+    def wait_ready(self, timeout: float = 120.0) -> None:
+        """Returns when the service takes work.
+
+        Raises:
+            TimeLimitExceeded: it does not within `timeout` seconds; the message has its reasons.
+        """
+        deadline = time.monotonic() + timeout
+        while not (readiness := self.ready()).ready:
+            if time.monotonic() > deadline:
+                raise TimeLimitExceeded(f"{self.url} is not ready after {timeout:g} s: {'; '.join(readiness.reasons)}")
+            time.sleep(_POLL_INTERVAL)
+
+    def request(
+        self, method: str, target: str, content: bytes | None = None, content_type: str = "application/json"
+    ) -> Answer:
+        """Sends any request and gives the answer as it came: for what the typed methods would not send."""
+        headers = {**self._headers, "Content-Type": content_type} if content is not None else self._headers
+        return self._transport.request(method, target, content, headers, self.timeout)
+
+    def _request(self, method: str, target: str) -> Answer:
+        return self._transport.request(method, target, None, self._headers, self.timeout)
+
+    def _post(self, route: str, timeout: float | None = None, **fields: object) -> Any:
+        body = _encoded({name: value for name, value in fields.items() if value is not None})
+        headers = {**self._headers, "Content-Type": "application/json"}
+        limit = self.timeout if timeout is None else timeout
+        return data_of(self._transport.request("POST", self.prefix + route, body, headers, limit))
+
+
+def _encoded(fields: Mapping[str, object]) -> bytes:
+    try:
+        return msgspec.json.encode(fields)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ArgumentError(f"the request cannot be written as JSON: {error}") from None
+
+
+def _listed(data: Any, name: str) -> Any:
+    return data.get(name, data) if isinstance(data, dict) else data
+
+
+def _reasons(answer: Answer) -> list[str]:
+    try:
+        content = json.loads(answer.body)
+    except ValueError:
+        content = None
+    reasons = content.get("reasons") if isinstance(content, dict) else None
+    return [str(each) for each in reasons] if isinstance(reasons, list) else [f"HTTP {answer.status}"]

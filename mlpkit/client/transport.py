@@ -1,0 +1,100 @@
+"""How a request gets to a service: `Transport` is the seam, `HttpTransport` goes over the network with urllib3.
+
+`mlpkit.testing` has a second transport, which calls a service in the same process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import urllib3
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, LocationParseError, MaxRetryError, NewConnectionError
+from urllib3.exceptions import TimeoutError as UrllibTimeout
+
+from mlpkit.errors import ArgumentError, ServiceUnreachable, TimeLimitExceeded
+
+_CONNECT_TIMEOUT = 5.0
+_CONNECTIONS = 64
+_RETRIES = urllib3.Retry(
+    total=None,
+    connect=2,
+    read=2,
+    other=0,
+    status=0,
+    redirect=0,
+    allowed_methods=frozenset({"GET"}),
+    backoff_factor=0.2,
+)
+"""`connect` counts attempts that sent nothing and is safe for every method; `read` only applies to GET."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer: status, headers (names in lower case) and the whole body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Transport(Protocol):
+    """Sends one request and gives the answer, whatever its status is."""
+
+    def request(
+        self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], timeout: float
+    ) -> Answer:
+        """`target` is path and query. Safe from every thread.
+
+        Raises:
+            ServiceUnreachable: no connection, or it broke before the answer was complete.
+            TimeLimitExceeded: nothing came for `timeout` seconds.
+        """
+
+    def close(self) -> None:
+        """Gives back what the transport holds; it must not be used afterwards."""
+
+
+class HttpTransport:
+    """Requests over HTTP/1.1 with kept connections, at most 64 at rest.
+
+    A GET is tried up to three times, anything else only as long as no connection could be made. Redirects are not
+    followed, so that a token never goes to another host.
+    """
+
+    def __init__(self, url: str) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ArgumentError(f"{url!r} is no address of a service: it must start with http:// or https://")
+        self._url = url.rstrip("/")
+        self._pool = urllib3.PoolManager(maxsize=_CONNECTIONS)
+
+    def request(
+        self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], timeout: float
+    ) -> Answer:
+        try:
+            response = self._pool.request(
+                method,
+                self._url + target,
+                body=body,
+                headers=dict(headers),
+                timeout=urllib3.Timeout(connect=min(timeout, _CONNECT_TIMEOUT), read=timeout),
+                retries=_RETRIES,
+                redirect=False,
+            )
+        except LocationParseError as error:
+            raise ArgumentError(f"{self._url!r} is no address of a service: {error}") from error
+        except HTTPError as error:
+            raise self._translated(error, timeout) from error
+        return Answer(response.status, {name.lower(): value for name, value in response.headers.items()}, response.data)
+
+    def close(self) -> None:
+        self._pool.clear()
+
+    def _translated(self, error: HTTPError, timeout: float) -> ServiceUnreachable | TimeLimitExceeded:
+        reason = error.reason if isinstance(error, MaxRetryError) and error.reason else error
+        if isinstance(reason, (NewConnectionError, ConnectTimeoutError)):
+            return ServiceUnreachable(f"no service answers at {self._url}: is it running, and is the port right?")
+        if isinstance(reason, UrllibTimeout):
+            return TimeLimitExceeded(f"{self._url} has not answered within {timeout:g} s; it may still be at work")
+        return ServiceUnreachable(f"the connection to {self._url} broke before the answer was complete: {reason}")

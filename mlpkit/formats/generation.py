@@ -1,0 +1,45 @@
+"""`text_generation`: texts; rows of a source and its target.
+
+The platform's page shows no formats for this kind. mlpkit takes `source<TAB>target` a line, and answers a list of
+texts: strings, or objects with `text` and, where there is one, `score`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from mlpkit.formats.row import Facts, Format, join, split
+from mlpkit.formats.score import Score
+
+
+class Generated(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A text that was made; its score, 0 to 100, is left out of the answer when it is None."""
+
+    text: str
+    score: float | None = None
+
+
+class GeneratedAnswer(msgspec.Struct):
+    """What is checked of a text in an answer."""
+
+    text: str
+    score: Score | None = None
+
+
+class GenerationRow(msgspec.Struct, frozen=True):
+    """A text and what should be made of it."""
+
+    source: str
+    target: str
+
+
+def _read(line: str) -> GenerationRow:
+    source, target = split(line, 2, ("source", "target"))
+    return GenerationRow(source, target)
+
+
+def _facts(row: GenerationRow) -> Facts:
+    return Facts(row.source, row.target)
+
+
+GENERATION = Format(columns="source, target", read=_read, write=lambda row: join(row.source, row.target), facts=_facts)

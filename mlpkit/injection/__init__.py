@@ -1,0 +1,40 @@
+"""From a handler's signature to a call plan, compiled once: fields by name, services by type, dependencies by factory.
+
+A plan is made when the app is built, so that every mistake in a signature is found at start-up; calling it is cheap.
+User code runs behind `user_code`, the one boundary at which its exceptions (BaseException too) are caught.
+"""
+
+from mlpkit.injection.declarations import (
+    BATCHED,
+    FIELDS,
+    NULL,
+    OLD_NAMES,
+    Depends,
+    Fields,
+    Services,
+    service,
+)
+from mlpkit.injection.plan import Call, DependencyParameter, FieldParameter, Plan, ProcessScope, ServiceParameter
+from mlpkit.injection.signature import compile_plan
+from mlpkit.injection.user_code import async_user_code, user_code, user_error
+
+__all__ = [
+    "BATCHED",
+    "FIELDS",
+    "NULL",
+    "OLD_NAMES",
+    "Call",
+    "DependencyParameter",
+    "Depends",
+    "FieldParameter",
+    "Fields",
+    "Plan",
+    "ProcessScope",
+    "ServiceParameter",
+    "Services",
+    "async_user_code",
+    "compile_plan",
+    "service",
+    "user_code",
+    "user_error",
+]

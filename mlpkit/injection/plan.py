@@ -1,0 +1,267 @@
+"""The call plan of a handler: how its arguments are made from one request, and what is cleaned up after the call."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from mlpkit.errors import ArgumentError, DeclarationError
+from mlpkit.injection.declarations import FIELDS, NULL, Depends, Fields, Services, hooks_of_service
+from mlpkit.injection.user_code import original, user_code, user_error
+from mlpkit.source import where
+
+Factory = Callable[..., Any]
+Overrides = Mapping[Factory, Factory]
+
+
+@dataclass(frozen=True)
+class FieldParameter:
+    """A parameter filled with a field of the request. `type` is what one request's value becomes.
+
+    `batched`: the handler gets a list of them, one per request.
+    """
+
+    name: str
+    field: str
+    type: Any
+    has_default: bool
+    batched: bool
+    decode: Callable[[object], object]
+
+
+@dataclass(frozen=True)
+class ServiceParameter:
+    """A parameter filled with a service; `optional` where the annotation allows None."""
+
+    name: str
+    type: type
+    optional: bool
+
+    def fill(self, services: Services) -> object:
+        """The service, or None where it is optional and the request has nothing to make it from."""
+        try:
+            return services(self.type)
+        except ArgumentError:
+            if not self.optional:
+                raise
+            return None
+
+
+@dataclass(frozen=True)
+class DependencyParameter:
+    """A parameter filled by the user's factory; `compile_override` makes the plan of what stands for it in tests."""
+
+    name: str
+    depends: Depends
+    plan: Plan
+    compile_override: Callable[[Factory], Plan]
+
+
+class ProcessScope:
+    """The dependencies with `scope="process"` of one process; `close` runs their clean-up, last made first."""
+
+    def __init__(self, services: Services, overrides: Overrides) -> None:
+        self.services, self.overrides = services, overrides
+        self._lock = threading.RLock()
+        self._exits = contextlib.ExitStack()
+        self._making = _Making({}, services, self, self._exits)
+
+    def make(self, dependency: DependencyParameter) -> object:
+        """What the factory of a process-wide dependency returned, made now where it has not been."""
+        with self._lock:
+            return self._making.run(dependency)
+
+    def close(self) -> None:
+        """Cleans up; what is asked for afterwards is made again.
+
+        Raises:
+            UserCodeError: a clean-up failed; the others ran all the same.
+        """
+        with self._lock:
+            self._making.made.clear()
+            user_code(self._exits.close)
+
+
+@dataclass
+class Call:
+    """Arguments that are ready, and the clean-up of the dependencies among them.
+
+    Close it after the call, or use it as a context manager around the call.
+    """
+
+    arguments: dict[str, object]
+    exits: contextlib.ExitStack | None = None
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Cleans up, last made first; generators see what the handler raised (`error`) at their `yield`.
+
+        Raises:
+            UserCodeError: a clean-up failed. Where the handler failed already, that is only logged.
+        """
+        if self.exits is None:
+            return
+        if error is None:
+            user_code(self.exits.close)
+            return
+        cause = original(error)
+        try:
+            self.exits.__exit__(type(cause), cause, cause.__traceback__)
+        except BaseException as failure:
+            if failure is not cause:
+                from loguru import logger
+
+                logger.error("the clean-up after a failed call failed too: {}", user_error(failure).trace)
+
+    def __enter__(self) -> Call:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close(error)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to call one handler: made by `compile_plan`, used for every call."""
+
+    function: Callable[..., Any]
+    hook: str
+    fields: tuple[FieldParameter, ...]
+    services: tuple[ServiceParameter, ...]
+    dependencies: tuple[DependencyParameter, ...]
+    batch: bool = False
+    is_async: bool = field(init=False)
+    is_generator: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        is_async = inspect.iscoroutinefunction(self.function) or inspect.isasyncgenfunction(self.function)
+        object.__setattr__(self, "is_async", is_async)
+        is_generator = inspect.isgeneratorfunction(self.function) or inspect.isasyncgenfunction(self.function)
+        object.__setattr__(self, "is_generator", is_generator)
+
+    def takes(self, name: str) -> bool:
+        """Whether the handler itself names this field."""
+        return any(each.field == name for each in self.fields)
+
+    def field_type(self, name: str) -> Any:
+        """The type that one request's field becomes, or None where the handler does not name it."""
+        return next((each.type for each in self.fields if each.field == name), None)
+
+    def decode(self, fields: Fields) -> dict[str, object]:
+        """The handler's own field arguments of one request, by parameter name.
+
+        Raises:
+            ArgumentError: a field does not fit its type; the message names the field and the place in it.
+            UserCodeError: the code of the user's type failed.
+        """
+        arguments: dict[str, object] = {}
+        for each in self.fields:
+            value = fields.get(each.field)
+            if each.has_default and (value is None or value == NULL):
+                continue
+            arguments[each.name] = each.decode(value)
+        return arguments
+
+    def complete(
+        self, arguments: dict[str, object], fields: Fields, services: Services, scope: ProcessScope | None = None
+    ) -> Call:
+        """Adds services and dependencies to decoded arguments; the call must be closed afterwards.
+
+        Raises:
+            ArgumentError: the request lacks what a service is made from, or a field of a factory does not fit.
+            UserCodeError: a factory failed.
+        """
+        for each in self.services:
+            arguments[each.name] = each.fill(services)
+        if not self.dependencies:
+            return Call(arguments)
+        call = Call(arguments, contextlib.ExitStack())
+        making = _Making(fields, services, scope, call.exits)
+        try:
+            for dependency in self.dependencies:
+                arguments[dependency.name] = making.run(dependency)
+        except BaseException as error:
+            call.close(error)
+            raise
+        return call
+
+    def __call__(self, fields: Fields, services: Services, scope: ProcessScope | None = None) -> Any:
+        """Calls a handler that is no generator, and cleans up; an `async` one runs on an event loop of its own.
+
+        Raises:
+            ArgumentError: a field does not fit its type.
+            UserCodeError: the handler, a factory or a clean-up raised.
+        """
+        with self.complete(self.decode(fields), fields, services, scope) as call:
+            if self.is_async:
+                import asyncio
+
+                return user_code(asyncio.run, self.function(**call.arguments))
+            return user_code(self.function, **call.arguments)
+
+
+class _Making:
+    """The dependencies made for one call (or one process): each factory runs once, however many ask for it."""
+
+    def __init__(
+        self, fields: Fields, services: Services, scope: ProcessScope | None, exits: contextlib.ExitStack | None
+    ) -> None:
+        self.fields, self.services, self.scope, self.exits = fields, services, scope, exits
+        self.made: dict[Factory, object] = {}
+        self._replacing: set[Factory] = set()
+
+    def run(self, dependency: DependencyParameter) -> object:
+        """What the factory, or its override, returns or yields."""
+        wanted, scope = dependency.depends.factory, self.scope
+        if scope is not None and dependency.depends.scope == "process" and scope._making is not self:
+            return scope.make(dependency)
+        if wanted in self.made:
+            return self.made[wanted]
+        if scope is None or wanted not in scope.overrides or wanted in self._replacing:
+            value = self._value(dependency.plan)
+        else:
+            # A fake may depend on the factory that it stands for: inside it, that is the real one.
+            self._replacing.add(wanted)
+            try:
+                value = self._value(dependency.compile_override(scope.overrides[wanted]))
+            finally:
+                self._replacing.discard(wanted)
+        self.made[wanted] = value
+        return value
+
+    def _value(self, plan: Plan) -> object:
+        arguments = plan.decode(self.fields)
+        for each in plan.services:
+            arguments[each.name] = each.fill(self.services)
+        for inner in plan.dependencies:
+            arguments[inner.name] = self.run(inner)
+        if not plan.is_generator:
+            return user_code(plan.function, **arguments)
+        assert self.exits is not None
+        return user_code(self.exits.enter_context, contextlib.contextmanager(plan.function)(**arguments))
+
+
+def check_factory(plan: Plan, scope: str) -> None:
+    """Refuses a factory that cannot be used as a dependency of this scope.
+
+    Raises:
+        DeclarationError: it is async, or made once per process and yet takes what belongs to one call.
+    """
+    if plan.is_async:
+        raise DeclarationError(
+            f"{where(plan.function)}: a factory of a dependency must be a plain function or a generator, not async"
+        )
+    if scope != "process":
+        return
+    shorter = [each.name for each in plan.fields]
+    shorter += [each.name for each in plan.services if len(hooks_of_service(each.type) or ()) < len(FIELDS)]
+    shorter += [each.name for each in plan.dependencies if each.depends.scope == "call"]
+    if shorter:
+        raise DeclarationError(
+            f"{where(plan.function)}: it is made once per process (scope='process'), so it cannot take what belongs "
+            f"to one call: {', '.join(shorter)}"
+        )

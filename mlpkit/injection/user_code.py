@@ -1,0 +1,66 @@
+"""The boundary to the user's code: whatever it raises, BaseException too, leaves as one `UserCodeError`."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar
+
+from mlpkit.errors import UserCodeError
+
+T = TypeVar("T")
+
+
+def user_code(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+    """Calls the user's function; whatever it raises leaves as `UserCodeError`."""
+    try:
+        return function(*args, **kwargs)
+    except BaseException as error:
+        raise user_error(error) from error
+
+
+async def async_user_code(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Awaits the user's function; what it raises leaves as `UserCodeError`, a cancellation from outside as itself."""
+    import asyncio
+
+    try:
+        return await function(*args, **kwargs)
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        raise user_error(error) from error
+
+
+def user_error(error: BaseException) -> UserCodeError:
+    """What the user's code raised, with the traceback from the user's first frame on.
+
+    The text is the exception's own, as the original's answers have it; SystemExit and its like also get their names.
+    """
+    if isinstance(error, UserCodeError):
+        return error
+    try:
+        text = str(error) if isinstance(error, Exception) else f"{type(error).__name__}: {error}"
+    except Exception:
+        text = f"{type(error).__name__}, whose text cannot be made"
+    lines = traceback.format_exception(type(error), error, _from_first_own_frame(error.__traceback__))
+    return UserCodeError(_printable(text), kind=type(error).__name__, trace=_printable("".join(lines)))
+
+
+def original(error: BaseException) -> BaseException:
+    """The exception that the user's code raised, out of its `UserCodeError`."""
+    return error.__cause__ if isinstance(error, UserCodeError) and error.__cause__ is not None else error
+
+
+def _from_first_own_frame(frames: TracebackType | None) -> TracebackType | None:
+    first = frames
+    while first is not None:
+        if first.tb_frame.f_globals.get("__name__", "").partition(".")[0] not in ("mlpkit", "contextlib"):
+            return first
+        first = first.tb_next
+    return frames
+
+
+def _printable(text: str) -> str:
+    """The text without lone surrogates, which no JSON and no log could carry."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,144 @@
+"""From a target such as `sentiment:app` or `sentiment.py:app` to the App, and back.
+
+Every way in which a script cannot be imported ends in one message with the author's own file and line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from mlpkit.app import App
+from mlpkit.errors import DeclarationError, did_you_mean
+from mlpkit.source import place_of_error
+
+
+def import_app(target: str) -> App:
+    """The App that a target names; imports its script.
+
+    Args:
+        target: `module:name` (the working directory is searched too), `path/to/file.py:name`, or either without a name
+            where the module has exactly one App.
+
+    Raises:
+        DeclarationError: there is no such module or App, or the script cannot be imported; says where and why.
+    """
+    script, colon, name = target.rpartition(":") if ":" in target else (target, "", "")
+    if not script or (colon and not name.isidentifier()):
+        raise DeclarationError(f"{target!r} names no app: write module:app or file.py:app")
+    module = _import_file(Path(script).expanduser()) if _is_path(script) else _import_module(script, Path.cwd())
+    apps = {key: value for key, value in vars(module).items() if isinstance(value, App)}
+    if name:
+        return _named(module, name, apps)
+    if len({id(each) for each in apps.values()}) == 1:
+        return next(iter(apps.values()))
+    if not apps:
+        raise DeclarationError(f'{script} has no app: make one with app = App("name")')
+    raise DeclarationError(f"{script} has several apps, write {script}:<name>; there are: {', '.join(apps)}")
+
+
+def import_string(app: App) -> str:
+    """`module:name` or `/path/to/file.py:name`: the target with which another process imports the app again.
+
+    Raises:
+        DeclarationError: no module has the app as a global.
+    """
+    others = [name for name in list(sys.modules) if name.partition(".")[0] != "mlpkit"]
+    for module_name in (app.origin.module, *others):
+        module = sys.modules.get(module_name)
+        name = next((key for key, value in list(vars(module).items()) if value is app), None) if module else None
+        if module is None or name is None:
+            continue
+        if module.__name__ != "__main__":
+            return f"{module.__name__}:{name}"
+        if module.__spec__ is not None:
+            return f"{module.__spec__.name}:{name}"
+        if module.__file__:
+            return f"{Path(module.__file__).resolve()}:{name}"
+        raise DeclarationError(
+            f"App({app.name!r}) is made in an interactive session: worker processes can only import it from a file"
+        )
+    raise DeclarationError(
+        f"{app.place}: App({app.name!r}) must be a global of a module, so that worker processes can import it"
+    )
+
+
+def _is_path(script: str) -> bool:
+    return script.endswith(".py") or "/" in script
+
+
+def _named(module: ModuleType, name: str, apps: dict[str, App]) -> App:
+    if name in apps:
+        return apps[name]
+    script = module.__file__ or module.__name__
+    exists = f"\n  apps there: {', '.join(apps) or 'none'}"
+    if hasattr(module, name):
+        found = type(getattr(module, name)).__name__
+        raise DeclarationError(f"{script}: {name!r} is no App, but of type {found}{exists}")
+    raise DeclarationError(f"{script} has no {name!r}{did_you_mean(name, apps or vars(module))}{exists}")
+
+
+def _import_file(file: Path) -> ModuleType:
+    if not file.is_file():
+        near = [str(each) for each in (file.with_suffix(".py"), *sorted(file.parent.glob("*.py"))) if each.is_file()]
+        raise DeclarationError(f"there is no file {file}{did_you_mean(str(file), near)}{_scripts_in(file.parent)}")
+    file = file.resolve()
+    folder, name = file.parent, file.stem
+    while (folder / "__init__.py").is_file():
+        name, folder = f"{folder.name}.{name}", folder.parent
+    module = _import_module(name, folder)
+    if not module.__file__ or Path(module.__file__).resolve() != file:
+        raise DeclarationError(
+            f"{file} cannot be imported as {name!r}: that is the name of {module.__file__ or 'a part of Python'}; "
+            "rename the file"
+        )
+    return module
+
+
+def _import_module(name: str, folder: Path) -> ModuleType:
+    """The module, with `folder` searched first.
+
+    Raises:
+        DeclarationError: it does not exist, or importing it failed; names the author's own file and line.
+    """
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except DeclarationError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            scripts = [each.stem for each in folder.glob("*.py")]
+            hint = did_you_mean(name, scripts)
+            raise DeclarationError(f"there is no module {name!r}{hint}{_scripts_in(folder)}") from None
+        raise _failed(name, error) from error
+    except (Exception, SystemExit) as error:
+        raise _failed(name, error) from error
+
+
+def _scripts_in(folder: Path) -> str:
+    scripts = sorted(each.name for each in folder.glob("*.py"))[:20]
+    return f"\n  scripts in {folder.absolute()}: {', '.join(scripts) or 'none'}"
+
+
+def _failed(name: str, error: BaseException) -> DeclarationError:
+    place = place_of_error(error) or f"module {name}"
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return DeclarationError(
+        f"{place}: the script cannot be imported: {type(error).__name__}: {text}{_keyword_hint(error)}"
+    )
+
+
+def _keyword_hint(error: BaseException) -> str:
+    """`App(knd=...)` is Python's own TypeError: this adds what was meant."""
+    match = re.search(r"(?:App|Algorithm)\.\w+\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if match is None or not isinstance(error, TypeError):
+        return ""
+    known = ("name", "kind", "examples")
+    hint = "" if "Did you mean" in str(error) else did_you_mean(match[1], known)
+    return f"{hint}\n  arguments: {', '.join(known)}"

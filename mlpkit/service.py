@@ -1,0 +1,246 @@
+"""The composition root: builds the parts of a service, opens them in order, and closes them in the opposite one.
+
+Order: home, log, store, training, models, web. Only `serve` listens on a port; `asgi` leaves that to any ASGI server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+import uvicorn
+from loguru import logger
+
+from mlpkit.app import App
+from mlpkit.errors import SettingsError, StorageError
+from mlpkit.log import LogOutput, configure
+from mlpkit.script import import_string
+from mlpkit.serving import Models
+from mlpkit.settings import Settings, load_settings
+from mlpkit.storage import Storage, open_storage
+from mlpkit.training import TrainingQueue
+from mlpkit.web import Parts, ServiceState, build
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+_FLUSH_SECONDS = 0.05
+"""How long a line of the access log may wait for company."""
+_STORE_CHECK_SECONDS = 10.0
+
+
+class Service:
+    """A whole service, from the store to the ASGI application `web`; an async context manager that opens and closes it.
+
+    Args:
+        target: the import string by which children import the app again; found out from the app where it is None.
+
+    Raises:
+        DeclarationError: the app has mistakes.
+    """
+
+    def __init__(self, app: App, settings: Settings, log: LogOutput, *, target: str | None = None) -> None:
+        app.build()
+        self.app, self.settings, self.log = app, settings, log
+        self.target = target or import_string(app)
+        self.state = ServiceState()
+        self.storage: Storage = open_storage(settings)
+        self.training = TrainingQueue(app.build(), self.target, settings, log)
+        self.models = Models(app, self.target, settings, log)
+        self.web: ASGIApp = build(
+            Parts(app.build(), settings, self.models, self.training, self.storage, log, self.state)
+        )
+        self._store_problem: str = ""
+        self._closing: asyncio.Task[None] | None = None
+        self._exits = AsyncExitStack()
+
+    async def __aenter__(self) -> Service:
+        _make_home(self.settings.home)
+        async with AsyncExitStack() as exits:
+            exits.callback(self.log.flush)
+            exits.callback(self.storage.close)
+            await self.training.open()
+            exits.push_async_callback(self.training.close, 0)
+            await self.models.open()
+            exits.push_async_callback(self.models.close, 0)
+            await exits.enter_async_context(self._background())
+            self._exits = exits.pop_all()
+        self.state.checks += [self.models.problems, lambda: [self._store_problem] if self._store_problem else []]
+        self.state.phase = "ready"
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.drain()
+        await self._exits.aclose()
+
+    async def drain(self) -> None:
+        """Refuses new work, lets what runs end within `shutdown_grace`, and ends the children. Can be called again."""
+        if self._closing is None:
+            self.state.phase = "draining"
+            self._closing = asyncio.create_task(self._close(self.settings.shutdown_grace))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, grace: float) -> None:
+        started = time.monotonic()
+        logger.info("stopping: running work has {:g} s to end", grace)
+        await asyncio.gather(self.training.close(grace), self.models.close(grace))
+        logger.info("stopped after {:.1f} s", time.monotonic() - started)
+
+    @asynccontextmanager
+    async def _background(self) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._flush_log)
+            tasks.start_soon(self._check_store)
+            yield
+            tasks.cancel_scope.cancel()
+
+    async def _flush_log(self) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_SECONDS)
+            self.log.flush()
+
+    async def _check_store(self) -> None:
+        limiter = anyio.CapacityLimiter(1)
+        while True:
+            try:
+                await anyio.to_thread.run_sync(self.storage.check, limiter=limiter, abandon_on_cancel=True)
+                problem = ""
+            except StorageError as error:
+                problem = f"the store cannot be used: {error}"
+            if problem and problem != self._store_problem:
+                logger.error(problem)
+            elif self._store_problem and not problem:
+                logger.info("the store can be used again")
+            self._store_problem = problem
+            await asyncio.sleep(_STORE_CHECK_SECONDS)
+
+
+def asgi(app: App) -> ASGIApp:
+    """An ASGI application that opens the service at the server's start-up and closes it at its shutdown."""
+    settings = load_settings()
+    service: list[Service] = []
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _live(app, settings, service, receive, send)
+        elif service:
+            await service[0].web(scope, receive, send)
+        else:
+            raise RuntimeError("the service was not started: the ASGI server must support lifespan events (lifespan='on')")
+
+    return application
+
+
+async def _live(app: App, settings: Settings, service: list[Service], receive: Receive, send: Send) -> None:
+    await receive()
+    try:
+        log = configure(level=settings.log_level, format=settings.log_format)
+        opened = await Service(app, settings, log).__aenter__()
+    except Exception as error:
+        await send({"type": "lifespan.startup.failed", "message": str(error)})
+        return
+    service.append(opened)
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await opened.__aexit__(None, None, None)
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+def serve(
+    app: App,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    workers: int | None = None,
+    settings: Settings | None = None,
+) -> None:
+    """Serves the app until SIGTERM or Ctrl-C; returns when everything has ended.
+
+    Raises:
+        DeclarationError: the app has mistakes.
+        SettingsError: a setting cannot be used, or the home is used by another service.
+    """
+    chosen = (settings or load_settings()).with_options(workers=workers)
+    log = configure(level=chosen.log_level, format=chosen.log_format)
+    _run(_serve(app, chosen, log, host, port))
+
+
+async def _serve(app: App, settings: Settings, log: LogOutput, host: str, port: int) -> None:
+    async with Service(app, settings, log) as service:
+        config = uvicorn.Config(
+            service.web,
+            host=host,
+            port=port,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=1,
+        )
+        gc.collect()
+        gc.freeze()
+        await _Server(config, service).serve()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that first drains the service, while it still listens, and then stops."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._stopping: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await super().startup()
+        if self.should_exit:
+            raise SettingsError(f"cannot listen on {self.config.host}:{self.config.port}: is the port in use?")
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        names = ", ".join(self._service.app.build())
+        store = self._service.settings.minio_host or self._service.settings.home / "storage"
+        logger.info("serving {} on http://{}:{} (store: {})", names, host, port, store)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        if self._stopping is None:
+            self._stopping = self._loop.create_task(self._drain())
+        else:
+            logger.warning("a second signal: stopping at once")
+            self.force_exit = self.should_exit = True
+            self._stopping.cancel()
+
+    async def _drain(self) -> None:
+        try:
+            await self._service.drain()
+        finally:
+            self.should_exit = True
+
+
+def _make_home(home: Path) -> None:
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(PermissionError):
+            home.chmod(0o700)
+    except OSError as error:
+        raise SettingsError(f"the home {home} (MLPKIT_HOME) cannot be made: {error}") from error
+
+
+def _run(main: Coroutine[object, object, None]) -> None:
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)

@@ -1,0 +1,5 @@
+"""Models in worker processes: load, predict, unload. `Models` is the front door."""
+
+from mlpkit.serving.models import Models, ModelView
+
+__all__ = ["ModelView", "Models"]

@@ -1,0 +1,5 @@
+"""The process of a worker: `python -m mlpkit.serving`, started by the server only."""
+
+from mlpkit.serving.worker import main
+
+main()

@@ -1,0 +1,248 @@
+"""The models of one process: runs the user's `load`, `unload` and other hooks, and hands predictions to their models.
+
+It is the inside of a worker process, and the whole of serving where models live in the server process (`--workers 0`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import msgspec
+from loguru import logger
+
+from mlpkit import formats
+from mlpkit.app import App
+from mlpkit.errors import MlpkitError, ModelNotLoaded, UserCodeError
+from mlpkit.injection import Call, Plan, ProcessScope, async_user_code, user_code, user_error
+from mlpkit.log import request_uuid, uuid_bound
+from mlpkit.serving.messages import Answer, Failure, Load, Predict, Result, RunHook, Unload
+from mlpkit.serving.predictor import Predictor, Surroundings, error_text
+from mlpkit.settings import Settings
+from mlpkit.storage import ModelDir, Storage, open_model, open_storage
+
+T = TypeVar("T")
+Close = Callable[[], Awaitable[None]]
+_AT_ONCE = 8
+"""How many loads, unloads and hooks run at the same time in one process."""
+
+
+class Host:
+    """The models and hooks of one process. `send` gets the answer to every request, on the loop.
+
+    `inline=False` keeps handlers off the loop altogether: for the server process, which must stay responsive.
+    """
+
+    def __init__(self, app: App, settings: Settings, send: Callable[[Answer], None], *, inline: bool = True) -> None:
+        self._app, self._algorithms, self._settings = app, app.build(), settings
+        self._send, self._inline = send, inline
+        self._models: dict[str, tuple[Predictor, Close]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="mlpkit-hook")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._storage: Storage | None = None
+        scope = ProcessScope(self._service, app.overrides())
+        self._around = Surroundings(settings, self._service, scope)
+
+    async def start(self) -> None:
+        """Runs the `on_start` hooks.
+
+        Raises:
+            UserCodeError: one of them failed.
+        """
+        for hook in self._app.lifecycle("on_start"):
+            await self._call(hook.plan, {})
+
+    async def stop(self) -> None:
+        """Drops the models, runs the `on_stop` hooks and the clean-up of process-wide dependencies."""
+        for model_id in list(self._models):
+            await self._drop(model_id)
+        for hook in self._app.lifecycle("on_stop"):
+            try:
+                await self._call(hook.plan, {})
+            except MlpkitError as error:
+                logger.error("on_stop failed: {}", error_text(error))
+        await self._cleaned_up(lambda: self._in_thread(self._around.scope.close))
+        self._threads.shutdown(wait=False)
+        if self._storage is not None:
+            self._storage.close()
+
+    def take(self, request: Load | Unload | Predict | RunHook) -> None:
+        """Begins with a request; its answer goes to `send`."""
+        if not isinstance(request, Predict):
+            task = self._loop.create_task(self._answer(request))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif request.model_id in self._models:
+            self._models[request.model_id][0].take(request)
+        else:
+            missing = Failure.of(ModelNotLoaded(request.model_id))
+            self._send(Answer(request.id, [missing] * len(request.items)))
+
+    async def _answer(self, request: Load | Unload | RunHook) -> None:
+        started = time.perf_counter()
+        result: Result = b"null"
+        with uuid_bound(request.log_uuid):
+            try:
+                if isinstance(request, Load):
+                    await self._load(request)
+                elif isinstance(request, Unload):
+                    await self._unload(request)
+                else:
+                    result = await self._run_hook(request)
+            except MlpkitError as error:
+                result = Failure.of(error)
+            except Exception as error:
+                logger.exception("{} failed inside mlpkit", type(request).__name__)
+                result = Failure.of(MlpkitError(f"internal error: {error}"))
+        self._send(Answer(request.id, [result], time.perf_counter() - started))
+
+    async def _load(self, request: Load) -> None:
+        algorithm = self._algorithms[request.algorithm]
+        plan = algorithm.plan("load")
+        if plan is None:
+            raise UserCodeError(f"algorithm {request.algorithm!r} has no load function")
+        fields = {
+            "model_id": request.model_id,
+            "model_path": request.model_path,
+            "extend": msgspec.Raw(request.extend),
+            "uuid": request.uuid,
+        }
+
+        def service(wanted: type) -> object:
+            if wanted is ModelDir:
+                return open_model(self._opened_storage(), self._settings, request.model_id, request.model_path)
+            return self._service(wanted)
+
+        try:
+            value, close = await self._open(plan, fields, service)
+        except MlpkitError as error:
+            logger.error("load of model {!r} failed: {}", request.model_id, error_text(error))
+            raise
+        predictor = Predictor(algorithm, request.model_id, value, self._around, self._send, inline=self._inline)
+        self._models[request.model_id] = predictor, close
+        # What a model holds lives long: outside the collector's generations it makes no collection slower.
+        gc.collect()
+        gc.freeze()
+
+    async def _open(
+        self, plan: Plan, fields: Mapping[str, object], service: Callable[[type], object]
+    ) -> tuple[object, Close]:
+        """What `load` returns or yields, and what cleans up after it when the model is dropped."""
+        call = await self._in_thread(plan.complete, plan.decode(fields), fields, service, self._around.scope)
+        if not plan.is_generator:
+            try:
+                return await self._run(plan, call), _nothing
+            finally:
+                await self._in_thread(call.close)
+        opened = plan.function(**call.arguments)
+
+        async def step() -> object:
+            return await (async_user_code(_advance, opened) if plan.is_async else self._in_thread(_next, opened))
+
+        async def close() -> None:
+            await self._cleaned_up(step)
+            await self._cleaned_up(lambda: self._in_thread(call.close))
+
+        try:
+            value = await step()
+        except BaseException:
+            await self._in_thread(call.close)
+            raise
+        if value is _END:
+            await self._in_thread(call.close)
+            raise UserCodeError("load is a generator that yielded no model")
+        return value, close
+
+    async def _unload(self, request: Unload) -> None:
+        if request.model_id not in self._models:
+            return
+        predictor, _ = self._models[request.model_id]
+        plan = predictor.algorithm.plan("unload")
+        if plan is not None:
+            try:
+                await self._call(plan, {"model_id": request.model_id, "model": predictor.model})
+            except MlpkitError as error:
+                logger.error("unload of model {!r} failed, it is dropped: {}", request.model_id, error_text(error))
+        del predictor, plan
+        await self._drop(request.model_id)
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+
+    async def _drop(self, model_id: str) -> None:
+        predictor, close = self._models.pop(model_id)
+        predictor.close()
+        await close()
+
+    async def _run_hook(self, request: RunHook) -> bytes:
+        plan = self._algorithms[request.algorithm].plan(request.hook)
+        if plan is None:
+            raise UserCodeError(f"algorithm {request.algorithm!r} has no {request.hook} function")
+        try:
+            answer = await self._call(plan, {name: msgspec.Raw(value) for name, value in request.fields.items()})
+        except UserCodeError as error:
+            logger.error("{} of {!r} failed: {}", request.hook, request.algorithm, error_text(error))
+            raise
+        try:
+            return formats.to_json(answer)
+        except (TypeError, ValueError) as error:
+            raise UserCodeError(f"{request.hook} answered what JSON cannot hold: {error}") from error
+
+    async def _call(self, plan: Plan, fields: Mapping[str, object]) -> Any:
+        call = await self._in_thread(plan.complete, plan.decode(fields), fields, self._service, self._around.scope)
+        try:
+            return await self._run(plan, call)
+        finally:
+            await self._in_thread(call.close)
+
+    async def _run(self, plan: Plan, call: Call) -> Any:
+        if plan.is_async:
+            return await async_user_code(plan.function, **call.arguments)
+        return await self._in_thread(user_code, plan.function, **call.arguments)
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        uuid = request_uuid.get()
+
+        def run() -> T:
+            with uuid_bound(uuid):
+                return function(*args, **kwargs)
+
+        return await self._loop.run_in_executor(self._threads, run)
+
+    async def _cleaned_up(self, step: Callable[[], Awaitable[object]]) -> None:
+        """Runs a clean-up whose failure changes nothing any more: it is logged."""
+        try:
+            await step()
+        except MlpkitError as error:
+            logger.error("the clean-up failed: {}", error_text(error))
+
+    def _service(self, wanted: type) -> object:
+        return self._opened_storage() if wanted is Storage else wanted()
+
+    def _opened_storage(self) -> Storage:
+        if self._storage is None:
+            self._storage = open_storage(self._settings)
+        return self._storage
+
+
+_END = object()
+
+
+def _next(generator: Any) -> Any:
+    try:
+        return next(generator, _END)
+    except BaseException as error:
+        raise user_error(error) from None
+
+
+async def _advance(generator: Any) -> Any:
+    return await anext(generator, _END)
+
+
+async def _nothing() -> None:
+    pass

@@ -1,0 +1,146 @@
+"""What the server and a worker say to each other, as msgpack arrays on the channel.
+
+`features`, `params` and answers travel as the JSON bytes that came in and go out: only the worker decodes them.
+Every request has an `id` that its `Answer` repeats; several are in flight at the same time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from mlpkit import errors
+from mlpkit.log import LogRecord
+
+
+class Start(msgspec.Struct, array_like=True, tag=0):
+    """The first message to a worker: which script to import, from where, with which settings (`encode_settings`)."""
+
+    target: str
+    sys_path: list[str]
+    settings: bytes
+    name: str
+
+
+class Load(msgspec.Struct, array_like=True, tag=1):
+    """Load a model. `extend` is JSON; `uuid` the caller's own, `log_uuid` the one in the log."""
+
+    id: int
+    algorithm: str
+    model_id: str
+    model_path: str | None
+    extend: bytes
+    uuid: str | None
+    log_uuid: str
+
+
+class Unload(msgspec.Struct, array_like=True, tag=2):
+    """Drop a model."""
+
+    id: int
+    model_id: str
+    log_uuid: str
+
+
+class Item(msgspec.Struct, array_like=True):
+    """One request of a batch; `features` and `params` are JSON."""
+
+    features: bytes
+    params: bytes
+    uuid: str | None
+    log_uuid: str
+
+
+class Predict(msgspec.Struct, array_like=True, tag=3):
+    """Predict a batch (of one, where the algorithm takes no batches) with one model."""
+
+    id: int
+    model_id: str
+    items: list[Item]
+
+
+class RunHook(msgspec.Struct, array_like=True, tag=4):
+    """Call the user's `status`, `model_id` or `delete`. Values of `fields` are JSON."""
+
+    id: int
+    algorithm: str
+    hook: str
+    fields: dict[str, bytes]
+    log_uuid: str
+
+
+class Stop(msgspec.Struct, array_like=True, tag=5):
+    """Close the models, run `on_stop`, and end."""
+
+
+Request = Start | Load | Unload | Predict | RunHook | Stop
+
+
+class Failure(msgspec.Struct, array_like=True):
+    """Why a request failed: the name of a class of `mlpkit.errors`, the sentence, and the user's traceback."""
+
+    error: str
+    text: str
+    trace: str = ""
+
+    @classmethod
+    def of(cls, error: errors.MlpkitError) -> Failure:
+        """The failure that stands for an error."""
+        return cls(type(error).__name__, str(error), getattr(error, "trace", ""))
+
+    def to_error(self) -> errors.MlpkitError:
+        """The error again; one that this side does not know becomes a plain `MlpkitError`."""
+        known = getattr(errors, self.error, errors.MlpkitError)
+        error: errors.MlpkitError = known.__new__(known)
+        Exception.__init__(error, self.text)
+        error.trace = self.trace
+        return error
+
+
+Result = bytes | Failure
+"""What became of one item: the answer as JSON, or why there is none."""
+
+
+class Answer(msgspec.Struct, array_like=True, tag=0):
+    """The results of a request, one per item. `seconds` is what the user's code took."""
+
+    id: int
+    results: list[Result]
+    seconds: float = 0.0
+
+
+class Ready(msgspec.Struct, array_like=True, tag=1):
+    """The script is imported and `on_start` has run: the worker takes requests."""
+
+
+class Broken(msgspec.Struct, array_like=True, tag=2):
+    """The worker could not start; it ends after this message."""
+
+    text: str
+
+
+class Log(msgspec.Struct, array_like=True, tag=3):
+    """A line for the log."""
+
+    record: LogRecord
+
+
+Report = Answer | Ready | Broken | Log
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+_requests = msgspec.msgpack.Decoder(Request)
+_reports = msgspec.msgpack.Decoder(Report)
+
+
+def decode_request(message: bytes) -> Request:
+    """A message of the server."""
+    request: Any = _requests.decode(message)
+    return request  # type: ignore[no-any-return]
+
+
+def decode_report(message: bytes) -> Report:
+    """A message of a worker."""
+    report: Any = _reports.decode(message)
+    return report  # type: ignore[no-any-return]

@@ -1,0 +1,235 @@
+"""One loaded model as the server sees it: its replicas, and the FIFO of predictions in front of them.
+
+Dispatch: a prediction goes to the replica with the fewest requests in flight. A replica of a quick model gets several
+in advance, which hides the way to the worker; one of a slow model gets the next only just before it is free, so that
+replicas share the queue fairly. A batch takes what waits when a replica becomes free; a lone request never waits for
+company.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mlpkit.app import Algorithm
+from mlpkit.errors import AnswerError, MlpkitError, PredictFailed, TimeLimitExceeded, UserCodeError
+from mlpkit.log import request_uuid
+from mlpkit.serving.messages import Answer, Failure, Item, Predict, Result
+from mlpkit.serving.pool import Slot
+from mlpkit.serving.worker import request_ids
+
+State = Literal["loading", "loaded", "unloading"]
+
+_QUICK = 0.002
+"""Seconds of a call below which a replica gets requests in advance."""
+_AHEAD = 32
+_TOGETHER = 64
+"""How many requests of an `async def` handler a replica gets at once."""
+_SPIN = 0.0015
+"""Below this many seconds a wait polls the loop: the timers of event loops are in milliseconds."""
+
+
+@dataclass(eq=False)
+class Replica:
+    """A model in one worker. `busy` counts the requests in flight."""
+
+    slot: Slot
+    ready: bool = False
+    busy: int = 0
+
+
+class Waiting:
+    """A prediction that nobody has begun yet, or that a worker holds."""
+
+    __slots__ = ("future", "item", "since")
+
+    def __init__(self, future: asyncio.Future[bytes], item: Item) -> None:
+        self.future, self.item, self.since = future, item, time.monotonic()
+
+
+@dataclass
+class Counts:
+    """What a model has done since it was loaded. `seconds` is the time spent in the user's code."""
+
+    predictions: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    batches: int = 0
+
+
+@dataclass(eq=False)
+class Model:
+    """A model, from the first request to load it until it is gone.
+
+    `limit` is the time limit of one prediction, `patience` how long one may wait for its turn, both in seconds.
+    """
+
+    algorithm: Algorithm
+    model_id: str
+    model_path: str | None
+    extend: bytes
+    uuid: str | None
+    limit: float
+    patience: float
+    state: State = "loading"
+    since: float = field(default_factory=time.time)
+    problem: str = ""
+    replicas: list[Replica] = field(default_factory=list)
+    waiting: deque[Waiting] = field(default_factory=deque)
+    counts: Counts = field(default_factory=Counts)
+    deaths: int = 0
+
+    def __post_init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.settled: asyncio.Future[None] = self._loop.create_future()
+        """Done when the present load or unload has ended."""
+        options, plan = self.algorithm.predict_options, self.algorithm.plan("predict")
+        self._largest = options.max_batch_size
+        self._linger = options.max_wait_ms / 1000
+        self._batches = plan is not None and plan.batch
+        self._at_once = max(options.threads, _TOGETHER) if plan is not None and plan.is_async else options.threads
+        self._usual = 0.0
+        self._company = 1
+        self._lingering = 0.0
+        self._idle: asyncio.Event | None = None
+
+    def predict(self, features: bytes, params: bytes, uuid: str | None) -> asyncio.Future[bytes]:
+        """A future of the answer as JSON; it fails with an error of the tree."""
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        self.waiting.append(Waiting(future, Item(features, params, uuid, request_uuid.get())))
+        if not self._lingering:
+            self.dispatch()
+        return future
+
+    def dispatch(self) -> None:
+        """Sends what waits to the replicas that can take it."""
+        while self.waiting:
+            replica = self._free_replica()
+            if replica is None:
+                return
+            if self._batches and len(self.waiting) < min(self._company, self._largest) and self._wait_for_company():
+                return
+            self._send(replica)
+
+    def expire(self, now: float) -> None:
+        """Fails the predictions that have waited longer than their time limit."""
+        while self.waiting and (self.waiting[0].future.done() or now - self.waiting[0].since > self.patience):
+            late = self.waiting.popleft()
+            if not late.future.done():
+                late.future.set_exception(TimeLimitExceeded(f"the request waited {self.patience:g} s for a free worker"))
+        self._notice_idle()
+
+    def fail_waiting(self, error: MlpkitError) -> None:
+        """Fails everything that waits."""
+        while self.waiting:
+            waiting = self.waiting.popleft()
+            if not waiting.future.done():
+                waiting.future.set_exception(error)
+        self._notice_idle()
+
+    async def idle(self, limit: float) -> bool:
+        """Waits until nothing waits or is in flight; False where that took longer than `limit` seconds."""
+        self._idle = asyncio.Event()
+        self._notice_idle()
+        try:
+            await asyncio.wait_for(self._idle.wait(), limit)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    def _free_replica(self) -> Replica | None:
+        window = 1 if self._batches else _AHEAD if self._usual < _QUICK else self._at_once + 1
+        window = max(window, self._at_once) if not self._batches else window
+        free = None
+        for replica in self.replicas:
+            if replica.ready and replica.busy < window and (free is None or replica.busy < free.busy):
+                free = replica
+        return free
+
+    def _wait_for_company(self) -> bool:
+        """Whether to wait a moment for more: only after a call that had company, and never longer than the linger."""
+        now = time.perf_counter()
+        if self._lingering == 0.0:
+            self._lingering = now + self._linger
+        elif now >= self._lingering:
+            self._lingering = 0.0
+            return False
+        left = self._lingering - now
+        if left > _SPIN:
+            self._loop.call_later(left, self._lingered)
+        else:
+            self._loop.call_soon(self._lingered)
+        return True
+
+    def _lingered(self) -> None:
+        if not self.waiting:
+            self._lingering = 0.0
+        self.dispatch()
+
+    def _send(self, replica: Replica) -> None:
+        self._lingering = 0.0
+        batch: list[Waiting] = []
+        while self.waiting and len(batch) < self._largest:
+            waiting = self.waiting.popleft()
+            if not waiting.future.done():
+                batch.append(waiting)
+        worker = replica.slot.worker
+        if not batch:
+            return
+        if worker is None or not worker.ready:
+            # The worker has just ended: its replacement loads the model again, and then dispatches.
+            replica.ready = False
+            self.waiting.extendleft(reversed(batch))
+            return
+        replica.busy += 1
+        self._company = len(batch)
+        request = Predict(next(request_ids), self.model_id, [waiting.item for waiting in batch])
+        worker.begin(request, self.limit, lambda answer: self._answered(replica, batch, answer))
+
+    def _answered(self, replica: Replica, batch: list[Waiting], answer: Answer | MlpkitError) -> None:
+        replica.busy -= 1
+        counts = self.counts
+        if isinstance(answer, Answer):
+            seconds = answer.seconds
+            self._usual = 0.8 * self._usual + 0.2 * seconds if self._usual else seconds
+            counts.seconds += seconds
+            counts.batches += 1
+            for waiting, result in zip(batch, answer.results, strict=True):
+                self._settle(waiting.future, result)
+        else:
+            counts.failures += len(batch)
+            for waiting in batch:
+                if not waiting.future.done():
+                    waiting.future.set_exception(answer)
+        if self.waiting:
+            if not self._lingering:
+                self.dispatch()
+        elif self._idle is not None:
+            self._notice_idle()
+
+    def _settle(self, future: asyncio.Future[bytes], result: Result) -> None:
+        self.counts.predictions += 1
+        if future.done():
+            return
+        if type(result) is bytes:
+            future.set_result(result)
+        else:
+            self.counts.failures += 1
+            assert isinstance(result, Failure)
+            future.set_exception(_predict_error(result))
+
+    def _notice_idle(self) -> None:
+        if self._idle is not None and not self.waiting and not any(replica.busy for replica in self.replicas):
+            self._idle.set()
+
+
+def _predict_error(failure: Failure) -> MlpkitError:
+    error = failure.to_error()
+    if not isinstance(error, (UserCodeError, AnswerError)):
+        return error
+    failed = PredictFailed(failure.text)
+    failed.trace = failure.trace
+    return failed

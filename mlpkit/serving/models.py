@@ -1,0 +1,429 @@
+"""The front door of serving: loads, predicts and unloads models, and keeps what was loaded loaded.
+
+Guarantees: one load per model id however many ask; a failed load leaves nothing behind; unload waits for the predictions in
+flight; a worker that dies is replaced and loads its models again; what was loaded is loaded again after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import anyio
+import msgspec
+import psutil
+from loguru import logger
+
+from mlpkit.app import Algorithm, App
+from mlpkit.errors import (
+    AlgorithmNotFound,
+    ArgumentError,
+    LoadFailed,
+    MlpkitError,
+    ModelNotLoaded,
+    Overloaded,
+    ServiceStopping,
+    UserCodeError,
+    WorkerLost,
+)
+from mlpkit.injection import NULL
+from mlpkit.log import LogOutput, request_uuid, uuid_bound
+from mlpkit.serving.ledger import Entry, Ledger
+from mlpkit.serving.messages import Load, RunHook, Unload
+from mlpkit.serving.model import Model, Replica, State
+from mlpkit.serving.pool import Pool, Slot
+from mlpkit.serving.worker import LocalWorker, ProcessWorker, Worker, ask, request_ids
+from mlpkit.settings import Settings
+
+_WATCH = 0.1
+"""Seconds between two looks at the time limits."""
+_MOST_DEATHS = 3
+"""A model is given up after its worker died so often while loading it."""
+_LOADED_AT_ONCE = 8
+_FIRST_RETRY, _LONGEST_RETRY = 1.0, 60.0
+
+
+class ModelView(msgspec.Struct):
+    """What `/models` shows of a model. `since` is in seconds since the epoch, `seconds` is the time in the user's code."""
+
+    model_id: str
+    algorithm: str
+    model_path: str | None
+    state: State
+    workers: list[int]
+    since: float
+    waiting: int
+    in_flight: int
+    predictions: int
+    failures: int
+    seconds: float
+    problem: str = ""
+
+
+class Models:
+    """The models of a service and the workers that hold them. Opened and closed once; used on one event loop."""
+
+    def __init__(self, app: App, import_string: str, settings: Settings, log: LogOutput) -> None:
+        self._app, self._algorithms, self._target = app, app.build(), import_string
+        self._settings, self._log = settings, log
+        self._models: dict[str, Model] = {}
+        self._pool = Pool(self._make_worker, self._worker_up, self._worker_down)
+        self._ledger = Ledger(settings.home / "models.json")
+        self._restoring = "the workers are starting"
+        self._closing = False
+        self._closed = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._turn = 0
+
+    async def open(self) -> None:
+        """Starts the workers and begins to load what is to be loaded; does not wait for either (see `problems`)."""
+        opened = asyncio.Event()
+        self._running = asyncio.get_running_loop().create_task(self._run(opened))
+        await opened.wait()
+
+    async def close(self, grace: float) -> None:
+        """Lets the predictions in flight end within `grace` seconds, then ends the workers; what is loaded stays noted."""
+        self._closing = True
+        end = time.monotonic() + grace
+        await asyncio.gather(*(model.idle(max(0.0, end - time.monotonic())) for model in self._models.values()))
+        for model in self._models.values():
+            model.fail_waiting(ServiceStopping("the service is stopping"))
+        await self._pool.close(min(5.0, max(1.0, end - time.monotonic())))
+        self._closed.set()
+        if self._running is not None:
+            await self._running
+
+    async def load(
+        self,
+        algorithm: str,
+        model_id: str,
+        model_path: str | None = None,
+        extend: msgspec.Raw = NULL,
+        uuid: str | None = None,
+    ) -> None:
+        """Returns when the model is loaded; a model that is loaded already is left as it is.
+
+        Raises:
+            AlgorithmNotFound: there is no such algorithm here.
+            LoadFailed: the user's `load` failed, or no worker could take the model.
+            ServiceStopping: the service is being shut down.
+        """
+        if algorithm not in self._algorithms:
+            raise AlgorithmNotFound(algorithm)
+        while (model := self._models.get(model_id)) is not None and model.state == "unloading":
+            await _settled(model)
+        if model is None:
+            model = self._begin_load(Entry(algorithm, model_id, model_path, bytes(extend).decode()), uuid)
+        if model.state == "loading":
+            await _settled(model)
+
+    async def unload(self, model_id: str) -> None:
+        """Returns when the model is gone; its predictions in flight have ended. A model that is not loaded is no error."""
+        model = self._models.get(model_id)
+        if model is None:
+            return
+        if model.state == "loading":
+            with contextlib.suppress(MlpkitError):
+                await _settled(model)
+        if model.state == "loaded":
+            model.state, model.settled = "unloading", asyncio.get_running_loop().create_future()
+            self._start(self._unload, model)
+        if self._models.get(model_id) is model:
+            await _settled(model)
+
+    def predict(self, model_id: str, features: bytes, params: bytes, uuid: str | None) -> asyncio.Future[bytes]:
+        """A future of the answer's `predictions` as JSON.
+
+        Raises:
+            ModelNotLoaded: the model is not loaded (at once).
+            Overloaded: too many predictions wait for this model already (at once).
+            PredictFailed, ArgumentError, WorkerLost, TimeLimitExceeded: through the future.
+        """
+        model = self._models.get(model_id)
+        if model is None or model.state != "loaded":
+            raise ModelNotLoaded(model_id)
+        if len(model.waiting) >= self._settings.max_waiting:
+            raise Overloaded(f"{len(model.waiting)} predictions wait for model [{model_id}] already: try again later")
+        return model.predict(features, params, uuid)
+
+    async def call(self, algorithm: str, hook: str, fields: Mapping[str, object]) -> Any:
+        """What the user's `status`, `model_id` or `delete` answers, run in a worker.
+
+        Raises:
+            UserCodeError: the hook raised.
+        """
+        limit = self._settings.hook_timeout
+        encoded = {
+            name: bytes(value) if isinstance(value, msgspec.Raw) else msgspec.json.encode(value)
+            for name, value in fields.items()
+        }
+        worker = await self._next_slot().wait_ready(limit)
+        request = RunHook(next(request_ids), algorithm, hook, encoded, request_uuid.get())
+        return msgspec.json.decode(await ask(worker, request, limit))
+
+    def algorithm_of(self, model_id: str) -> str | None:
+        """The algorithm that a model was loaded with; None where it is not loaded."""
+        model = self._models.get(model_id)
+        return model.algorithm.name if model is not None else None
+
+    def placement(self) -> dict[str, list[int]]:
+        """The workers that hold each loaded model."""
+        return {
+            model.model_id: [replica.slot.index for replica in model.replicas]
+            for model in self._models.values()
+            if model.state == "loaded"
+        }
+
+    def listed(self) -> list[ModelView]:
+        """Every model that is loaded, being loaded or being unloaded."""
+        return [_view(model) for model in self._models.values()]
+
+    def problems(self) -> list[str]:
+        """Why predictions cannot all be answered now, a sentence each; empty when all is well."""
+        found = [self._restoring] if self._restoring else []
+        found += self._pool.problems()
+        found += [f"model [{each.model_id}] {each.problem}" for each in self._models.values() if each.problem]
+        return found
+
+    async def _run(self, opened: asyncio.Event) -> None:
+        async with anyio.create_task_group() as self._tasks:
+            self._pool.open(self._tasks, max(1, self._settings.workers))
+            self._tasks.start_soon(self._watch)
+            self._tasks.start_soon(self._restore)
+            opened.set()
+            await self._closed.wait()
+            self._tasks.cancel_scope.cancel()
+
+    def _start(self, function: Any, *args: object) -> None:
+        assert self._tasks is not None
+        self._tasks.start_soon(function, *args)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH)
+            now = time.monotonic()
+            for slot in list(self._pool.slots.values()):
+                if slot.worker is not None:
+                    slot.worker.watch(now)
+            for model in list(self._models.values()):
+                model.expire(now)
+
+    async def _restore(self) -> None:
+        """Loads what was loaded in the last run, and what the script wants preloaded."""
+        entries = {entry.model_id: entry for entry in self._ledger.read()}
+        for algorithm in self._algorithms.values():
+            for model_id in algorithm.load_options.preload:
+                entries.setdefault(model_id, Entry(algorithm.name, model_id))
+        limiter = anyio.CapacityLimiter(_LOADED_AT_ONCE)
+
+        async def load(entry: Entry) -> None:
+            async with limiter:
+                with uuid_bound("restore"):
+                    try:
+                        await self.load(
+                            entry.algorithm, entry.model_id, entry.model_path, msgspec.Raw(entry.extend.encode())
+                        )
+                    except MlpkitError as error:
+                        logger.error("model {!r} could not be loaded at the start: {}", entry.model_id, error)
+
+        for slot in self._pool.shared:
+            with contextlib.suppress(MlpkitError):
+                await slot.wait_ready(self._settings.start_timeout)
+        self._restoring = f"{len(entries)} models are being loaded" if entries else ""
+        async with anyio.create_task_group() as loads:
+            for entry in entries.values():
+                loads.start_soon(load, entry)
+        self._restoring = ""
+
+    def _begin_load(self, entry: Entry, uuid: str | None) -> Model:
+        if self._closing:
+            raise ServiceStopping("the service is stopping and loads no models")
+        algorithm = self._algorithms[entry.algorithm]
+        usual = self._settings.predict_timeout
+        limit = algorithm.predict_options.timeout or usual
+        extend = entry.extend.encode()
+        model = Model(algorithm, entry.model_id, entry.model_path, extend, uuid, limit, patience=max(limit, usual))
+        model.settled.add_done_callback(_look_at)
+        self._models[entry.model_id] = model
+        self._start(self._load, model, entry, request_uuid.get())
+        return model
+
+    async def _load(self, model: Model, entry: Entry, log_uuid: str) -> None:
+        with uuid_bound(log_uuid):
+            started = time.monotonic()
+            try:
+                _check_room(model.algorithm)
+                model.replicas = [Replica(slot) for slot in self._place(model.algorithm)]
+                for replica in model.replicas:
+                    replica.slot.models += 1
+                await _all(self._load_replica(model, replica) for replica in model.replicas)
+            except MlpkitError as error:
+                await self._forget(model)
+                failed = error if isinstance(error, (LoadFailed, ArgumentError, Overloaded)) else LoadFailed(str(error))
+                failed.trace = error.trace
+                model.settled.set_exception(failed)
+                return
+            model.state, model.since = "loaded", time.time()
+            self._ledger.add(entry)
+            places = ", ".join(str(replica.slot.index) for replica in model.replicas)
+            taken = time.monotonic() - started
+            logger.info("model {!r} is loaded in worker {} after {:.2f} s", model.model_id, places, taken)
+            model.settled.set_result(None)
+
+    async def _load_replica(self, model: Model, replica: Replica) -> None:
+        limit = model.algorithm.load_options.timeout or self._settings.load_timeout
+        worker = await replica.slot.wait_ready(min(limit, self._settings.start_timeout))
+        request = Load(
+            next(request_ids),
+            model.algorithm.name,
+            model.model_id,
+            model.model_path,
+            model.extend,
+            model.uuid,
+            request_uuid.get(),
+        )
+        await ask(worker, request, limit)
+        replica.ready = True
+
+    async def _unload(self, model: Model) -> None:
+        limit = model.algorithm.load_options.timeout or self._settings.load_timeout
+        if not await model.idle(limit):
+            model.fail_waiting(ModelNotLoaded(model.model_id))
+        await self._forget(model)
+        self._ledger.remove(model.model_id)
+        logger.info("model {!r} is unloaded", model.model_id)
+        model.settled.set_result(None)
+
+    async def _forget(self, model: Model) -> None:
+        """Takes a model out of the workers that have it, and out of the list."""
+        limit = model.algorithm.load_options.timeout or self._settings.load_timeout
+        for replica in model.replicas:
+            replica.slot.models -= 1
+            worker = replica.slot.worker
+            if replica.ready and worker is not None:
+                with contextlib.suppress(MlpkitError):
+                    await ask(worker, Unload(next(request_ids), model.model_id, request_uuid.get()), limit)
+            replica.ready = False
+            if replica.slot.isolated:
+                await self._pool.remove(replica.slot, grace=5.0)
+        model.fail_waiting(ModelNotLoaded(model.model_id))
+        self._models.pop(model.model_id, None)
+
+    def _place(self, algorithm: Algorithm) -> list[Slot]:
+        """The slots that take a new model: new ones for an isolated one, else the shared ones with the fewest models."""
+        options = algorithm.load_options
+        if options.isolated and self._settings.workers > 0:
+            return [self._pool.add(isolated=True) for _ in range(options.replicas)]
+        shared = sorted(self._pool.shared, key=lambda slot: (slot.failing, slot.models, slot.index))
+        if options.replicas > len(shared):
+            logger.warning("{} replicas are asked for, there are {} workers", options.replicas, len(shared))
+        return shared[: options.replicas]
+
+    def _next_slot(self) -> Slot:
+        shared = self._pool.shared
+        if not shared:
+            raise ServiceStopping("the service is stopping")
+        ready = [slot for slot in shared if slot.ready.is_set()] or shared
+        self._turn += 1
+        return ready[self._turn % len(ready)]
+
+    def _make_worker(self, slot: Slot) -> Worker:
+        if self._settings.workers == 0:
+            return LocalWorker(slot.index, self._app, self._settings)
+        return ProcessWorker(slot.index, self._target, self._settings, self._log, name=f"worker-{slot.index}")
+
+    def _worker_up(self, slot: Slot) -> None:
+        for model in self._models.values():
+            for replica in model.replicas:
+                if replica.slot is slot and model.state == "loaded":
+                    self._start(self._reload, model, replica)
+
+    def _worker_down(self, slot: Slot, how: str) -> None:
+        for model in self._models.values():
+            for replica in model.replicas:
+                if replica.slot is slot:
+                    replica.ready = False
+                    if model.state == "loaded":
+                        model.problem = f"is down in worker {slot.index}, which {how}"
+
+    async def _reload(self, model: Model, replica: Replica) -> None:
+        """Loads a model again into a worker that was replaced; tries until it works, the worker ends or it is unloaded."""
+        pause = _FIRST_RETRY
+        worker = replica.slot.worker
+        with uuid_bound("reload"):
+            while model.state == "loaded" and replica.slot.worker is worker:
+                try:
+                    await self._load_replica(model, replica)
+                except WorkerLost as error:
+                    await self._count_death(model, error)
+                    return
+                except MlpkitError as error:
+                    model.problem = f"could not be loaded again: {error}; the next try is in {pause:g} s"
+                    logger.error("model {!r} {}", model.model_id, model.problem)
+                    await asyncio.sleep(pause)
+                    pause = min(_LONGEST_RETRY, pause * 2)
+                else:
+                    model.deaths = 0
+                    if all(each.ready for each in model.replicas):
+                        model.problem = ""
+                    logger.info("model {!r} is loaded again in worker {}", model.model_id, replica.slot.index)
+                    model.dispatch()
+                    return
+
+    async def _count_death(self, model: Model, error: MlpkitError) -> None:
+        model.deaths += 1
+        if model.deaths < _MOST_DEATHS:
+            return
+        logger.error("model {!r} is given up: its worker died {} times while loading it", model.model_id, model.deaths)
+        model.fail_waiting(error)
+        await self._forget(model)
+        self._ledger.remove(model.model_id)
+
+
+def _view(model: Model) -> ModelView:
+    counts = model.counts
+    return ModelView(
+        model.model_id,
+        model.algorithm.name,
+        model.model_path,
+        model.state,
+        [replica.slot.index for replica in model.replicas],
+        model.since,
+        len(model.waiting),
+        sum(replica.busy for replica in model.replicas),
+        counts.predictions,
+        counts.failures,
+        counts.seconds,
+        model.problem,
+    )
+
+
+def _check_room(algorithm: Algorithm) -> None:
+    needed, free = algorithm.load_options.memory, psutil.virtual_memory().available
+    if needed is not None and needed > free:
+        raise LoadFailed(f"the model needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free")
+
+
+async def _settled(model: Model) -> None:
+    """Waits for a load or unload that others may wait for too: a caller that goes away does not end it."""
+    await asyncio.shield(model.settled)
+
+
+def _look_at(future: asyncio.Future[None]) -> None:
+    """A failed load may have no caller left; asyncio need not complain about that."""
+    if not future.cancelled():
+        future.exception()
+
+
+async def _all(loads: Iterable[Any]) -> None:
+    """Waits for all, also when one fails, and then raises the first failure."""
+    results = await asyncio.gather(*loads, return_exceptions=True)
+    for result in results:
+        if isinstance(result, MlpkitError):
+            raise result
+        if isinstance(result, BaseException):
+            raise UserCodeError(f"internal error: {result!r}")

@@ -1,0 +1,136 @@
+"""Which workers there are, and what keeps them alive: every worker is watched by a task, and started again with back-off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+
+from anyio.abc import TaskGroup
+from loguru import logger
+
+from mlpkit.errors import MlpkitError, TimeLimitExceeded
+from mlpkit.serving.worker import Worker
+
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 30.0
+_STEADY = 60.0
+"""Seconds after which a worker that ends is no longer counted as failing again and again."""
+
+
+class Slot:
+    """A place for a worker: stays the same while the workers in it come and go. `worker` is None while none is ready."""
+
+    def __init__(self, index: int, *, isolated: bool) -> None:
+        self.index, self.isolated = index, isolated
+        self.worker: Worker | None = None
+        self.ready = asyncio.Event()
+        self.closed = asyncio.Event()
+        self.problem = "is starting"
+        self.deaths = 0
+        self.models = 0
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last worker of the slot ended, and no other is ready yet."""
+        return self.deaths > 0 and not self.ready.is_set()
+
+    async def wait_ready(self, limit: float) -> Worker:
+        """The worker, once it is ready.
+
+        Raises:
+            TimeLimitExceeded: it is not within `limit` seconds; says what is wrong with it.
+        """
+        try:
+            await asyncio.wait_for(self.ready.wait(), limit)
+        except asyncio.TimeoutError:
+            raise TimeLimitExceeded(
+                f"no worker was ready within {limit:g} s: worker {self.index} {self.problem}"
+            ) from None
+        assert self.worker is not None
+        return self.worker
+
+
+class Pool:
+    """The slots of a service. `make` builds the worker of a slot; `on_up` and `on_down` are told what becomes of it."""
+
+    def __init__(
+        self, make: Callable[[Slot], Worker], on_up: Callable[[Slot], None], on_down: Callable[[Slot, str], None]
+    ) -> None:
+        self._make, self._on_up, self._on_down = make, on_up, on_down
+        self._tasks: TaskGroup | None = None
+        self.slots: dict[int, Slot] = {}
+
+    @property
+    def shared(self) -> list[Slot]:
+        """The slots whose workers hold any model."""
+        return [slot for slot in self.slots.values() if not slot.isolated]
+
+    def open(self, tasks: TaskGroup, count: int) -> None:
+        """Starts `count` shared workers; does not wait for them."""
+        self._tasks = tasks
+        for _ in range(count):
+            self.add(isolated=False)
+
+    def add(self, *, isolated: bool) -> Slot:
+        """A new slot; its worker is being started."""
+        index = next(number for number in range(len(self.slots) + 1) if number not in self.slots)
+        slot = self.slots[index] = Slot(index, isolated=isolated)
+        assert self._tasks is not None
+        self._tasks.start_soon(self._keep, slot)
+        return slot
+
+    async def remove(self, slot: Slot, grace: float) -> None:
+        """Ends the worker of a slot, and the slot."""
+        slot.closed.set()
+        slot.ready.clear()
+        worker, slot.worker = slot.worker, None
+        if worker is not None:
+            await worker.stop(grace)
+        self.slots.pop(slot.index, None)
+
+    async def close(self, grace: float) -> None:
+        """Ends all workers at the same time."""
+        await asyncio.gather(*(self.remove(slot, grace) for slot in list(self.slots.values())))
+
+    def problems(self) -> list[str]:
+        """Why workers are not ready, a sentence each."""
+        return [f"worker {slot.index} {slot.problem}" for slot in self.shared if not slot.ready.is_set()]
+
+    async def _keep(self, slot: Slot) -> None:
+        while not slot.closed.is_set():
+            worker = self._make(slot)
+            started = time.monotonic()
+            how = await self._live(slot, worker)
+            slot.ready.clear()
+            slot.worker = None
+            if slot.closed.is_set():
+                return
+            slot.deaths = 1 if time.monotonic() - started > _STEADY else slot.deaths + 1
+            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (slot.deaths - 1))
+            again = f", {slot.deaths} times in a row" if slot.deaths > 1 else ""
+            slot.problem = f"{how}{again}; it is started again in {pause:.2g} s"
+            logger.error("worker {} {}", slot.index, slot.problem)
+            self._on_down(slot, how)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(slot.closed.wait(), pause)
+
+    async def _live(self, slot: Slot, worker: Worker) -> str:
+        """The life of one worker; how it ended."""
+        try:
+            await worker.start()
+            if slot.closed.is_set():
+                await worker.stop(0)
+                return "was stopped"
+            slot.worker = worker
+            slot.ready.set()
+            self._on_up(slot)
+            return await worker.ended()
+        except MlpkitError as error:
+            await worker.stop(0)
+            return f"failed: {error}"
+        except Exception as error:
+            logger.exception("worker {} could not be started", slot.index)
+            await worker.stop(0)
+            return f"could not be started: {error}"

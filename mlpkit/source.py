@@ -1,0 +1,63 @@
+"""Where things stand in the author's own source: how messages name a function, a call, and the place of an error."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any
+
+
+def place(file: str, line: int) -> str:
+    """`sentiment.py, line 23`; a file below the working directory is named from there."""
+    try:
+        folder = os.getcwd() + os.sep
+    except OSError:
+        folder = os.sep * 2
+    return f"{file.removeprefix(folder)}, line {line}"
+
+
+def where(function: Callable[..., Any]) -> str:
+    """`train (sentiment.py, line 23)`: how messages name a function or a class."""
+    function = inspect.unwrap(function)
+    name = getattr(function, "__qualname__", None) or repr(function)
+    code = getattr(function, "__code__", None)
+    if inspect.isclass(function):
+        code = getattr(function.__init__, "__code__", None)
+    if not isinstance(code, CodeType) or code.co_filename.startswith("<"):
+        module = getattr(function, "__module__", None)
+        return f"{name} (module {module})" if module else name
+    return f"{name} ({place(code.co_filename, code.co_firstlineno)})"
+
+
+def calling_frame() -> FrameType:
+    """The nearest frame that is no code of mlpkit: the line of the script that called it."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "mlpkit":
+        frame = frame.f_back
+    return frame
+
+
+def calling_place() -> str:
+    """`sentiment.py, line 23`: where the script called mlpkit."""
+    frame = calling_frame()
+    return place(frame.f_code.co_filename, frame.f_lineno)
+
+
+def place_of_error(error: BaseException) -> str:
+    """The deepest place of a traceback that is the author's own code, or an empty string where there is none."""
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        return place(error.filename, error.lineno)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(_foreign_folders()) and frame.lineno:
+            return place(frame.filename, frame.lineno)
+    return ""
+
+
+def _foreign_folders() -> tuple[str, ...]:
+    installed = {sysconfig.get_path(each) for each in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return ("<", os.path.dirname(os.path.abspath(__file__)) + os.sep, *(each + os.sep for each in installed if each))

@@ -1,0 +1,172 @@
+"""Objects in a folder, `<root>/<bucket>/<key>`: the store of a machine without an S3 server.
+
+A file is written beside the buckets and renamed into its place, so that nobody sees half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat as modes
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mlpkit.errors import ObjectNotFound, StorageDenied, StorageError, StorageUnavailable, UnsafePath
+from mlpkit.storage.paths import ObjectStat
+from mlpkit.storage.store import ObjectChanged
+from mlpkit.storage.workers import Workers
+
+_HALF_WRITTEN = ".writing"
+
+
+class FolderStore:
+    """The store in a folder, which is made with the first save. The etag is made of inode, size and time of change."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+        self.place = f"folder {self._root}"
+
+    def stat(self, bucket: str, key: str) -> ObjectStat:
+        with self._translated(bucket, key):
+            found = self._file(bucket, key).stat()
+        if not modes.S_ISREG(found.st_mode):
+            raise self._missing(bucket, key)
+        return _described(bucket, key, found)
+
+    def download(self, stat: ObjectStat, target: Path, workers: Workers) -> None:
+        bucket, key = stat.bucket, stat.key
+        with self._translated(bucket, key), self._file(bucket, key).open("rb") as source:
+            # Of the open file, not of its name: a save in between replaces the name only.
+            if _described(bucket, key, os.fstat(source.fileno())).etag != stat.etag:
+                raise ObjectChanged(f"{self.place}: {stat.path} was replaced while it was read: try again")
+            with target.open("wb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+            if _described(bucket, key, os.fstat(source.fileno())).etag != stat.etag:
+                raise ObjectChanged(f"{self.place}: {stat.path} was edited while it was read: try again")
+
+    def upload(self, source: Path, bucket: str, key: str) -> None:
+        with self._translated(bucket, key):
+            if not (self._root / bucket).is_dir():
+                raise self._missing(bucket, key)
+            target = self._file(bucket, key)
+            with self._half_written() as copy:
+                with source.open("rb") as original:
+                    shutil.copyfileobj(original, copy, 1 << 20)
+                copy.flush()
+                os.fsync(copy.fileno())
+                os.chmod(copy.name, 0o644)
+                _move(copy.name, target)
+
+    def list(self, bucket: str, prefix: str) -> Iterator[ObjectStat]:
+        with self._translated(bucket, prefix):
+            base = self._root / bucket
+            if not base.is_dir():
+                raise self._missing(bucket, prefix)
+            start = self._file(bucket, prefix.rstrip("/")) if prefix else base
+            keys = [each.relative_to(base).as_posix() for each in _files_below(start)]
+        for key in sorted(keys, key=str.encode):
+            # A file may be deleted between the listing and this line.
+            with contextlib.suppress(ObjectNotFound):
+                yield self.stat(bucket, key)
+
+    def delete(self, bucket: str, keys: Sequence[str]) -> None:
+        for key in keys:
+            with self._translated(bucket, key):
+                file = self._file(bucket, key)
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                    file.unlink()
+                self._remove_empty_folders(file.parent, self._root / bucket)
+
+    def make_bucket(self, bucket: str) -> None:
+        with self._translated(bucket, ""):
+            (self._root / bucket).mkdir(parents=True, exist_ok=True)
+
+    def presign(self, bucket: str, key: str, expires: int) -> str:
+        return self._file(bucket, key).as_uri()
+
+    def check(self, bucket: str) -> None:
+        with self._translated(bucket, ""):
+            self._root.mkdir(parents=True, exist_ok=True)
+            with self._half_written():
+                pass
+
+    def close(self) -> None:
+        pass
+
+    def _file(self, bucket: str, key: str) -> Path:
+        """The file of a key; its folder is inside the bucket, whatever symbolic links there are."""
+        file = self._root / bucket / key
+        real_root = os.path.realpath(self._root / bucket)
+        inside = os.path.commonpath([real_root, os.path.realpath(file)]) == real_root
+        if not inside or real_root != os.path.join(os.path.realpath(self._root), bucket):
+            raise UnsafePath(f"{self.place}: {bucket}/{key} is, or lies behind, a symbolic link that leaves the bucket")
+        return file
+
+    @contextlib.contextmanager
+    def _half_written(self) -> Iterator[tempfile._TemporaryFileWrapper[bytes]]:
+        folder = self._root / _HALF_WRITTEN
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            try:
+                yield file
+            finally:
+                # It has been renamed by then, unless something failed.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(file.name)
+
+    def _missing(self, bucket: str, key: str) -> ObjectNotFound:
+        if not (self._root / bucket).is_dir():
+            return ObjectNotFound(
+                f"{self.place}: bucket {bucket!r} does not exist (asked for {bucket}/{key}): make that folder"
+            )
+        return ObjectNotFound(f"{self.place}: there is no object {bucket}/{key}")
+
+    def _remove_empty_folders(self, folder: Path, stop: Path) -> None:
+        while folder != stop:
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+            folder = folder.parent
+
+    @contextlib.contextmanager
+    def _translated(self, bucket: str, key: str) -> Iterator[None]:
+        where = f"{self.place}: {bucket}/{key}"
+        try:
+            yield
+        except FileNotFoundError:
+            raise self._missing(bucket, key) from None
+        except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+            raise StorageError(
+                f"{where}: a folder cannot hold an object and objects below it: use another key ({error.strerror})"
+            ) from error
+        except PermissionError as error:
+            raise StorageDenied(f"{where}: {error.strerror}: check the owner and mode of {error.filename}") from error
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            kind = StorageUnavailable if full else StorageError
+            raise kind(f"{where}: {error.strerror or error}" + (": free some space" if full else "")) from error
+
+
+def _move(file: str, target: Path) -> None:
+    for _ in range(10):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # A delete at the same time may remove the folder, which is empty, in between.
+        with contextlib.suppress(FileNotFoundError):
+            return os.replace(file, target)
+    return os.replace(file, target)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for path, _, names in os.walk(folder):
+        for name in names:
+            if not (file := Path(path, name)).is_symlink():
+                yield file
+
+
+def _described(bucket: str, key: str, found: os.stat_result) -> ObjectStat:
+    etag = f"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"
+    return ObjectStat(path=f"{bucket}/{key}", etag=etag, size=found.st_size, modified=found.st_mtime_ns / 1e9)

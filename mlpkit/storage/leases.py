@@ -1,0 +1,96 @@
+"""Who uses what in the cache, across processes: a file for each user, locked as long as the user lives.
+
+The kernel drops the lock however a process ends, so that a dead user never holds anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import threading
+from collections import Counter
+from pathlib import Path
+
+
+class Leases:
+    """The entries that this user holds, and those that any user does. Safe from every thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._held: Counter[str] = Counter()
+        self.user = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._open = True
+        # It gets its name once it is locked: before that, everybody would take it for a dead user's.
+        unlocked = folder / f".{self.user}"
+        self._file = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        unlocked.rename(folder / self.user)
+
+    def hold(self, entry: str) -> None:
+        """The entry is in use from now on; call it under the entry's lock. Each `hold` needs a `release`."""
+        with self._lock:
+            self._held[entry] += 1
+            if self._held[entry] == 1:
+                os.write(self._file, f"+{entry}\n".encode())
+
+    def release(self, entry: str) -> None:
+        """Takes one `hold` back; an entry that is not held is no error."""
+        with self._lock:
+            if self._held[entry] == 1:
+                os.write(self._file, f"-{entry}\n".encode())
+            self._held[entry] = max(0, self._held[entry] - 1)
+
+    def everybodys(self) -> set[str]:
+        """The entries that any living user holds."""
+        held: set[str] = set()
+        for file in self._files():
+            if file.name == self.user or not _is_dead(file):
+                held |= _entries_of(file)
+        return held
+
+    def bury(self) -> list[str]:
+        """Removes the files of dead users; their names."""
+        dead = [file for file in self._files() if file.name != self.user and _is_dead(file)]
+        for file in dead:
+            file.unlink(missing_ok=True)
+        return [file.name for file in dead]
+
+    def close(self) -> None:
+        """Releases everything."""
+        with self._lock:
+            if self._open:
+                self._open = False
+                (self._folder / self.user).unlink(missing_ok=True)
+                os.close(self._file)
+
+    def _files(self) -> list[Path]:
+        return [file for file in self._folder.iterdir() if not file.name.startswith(".")]
+
+
+def _is_dead(file: Path) -> bool:
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        # Shared, so that two who look at the same time do not take each other for the living user.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _entries_of(file: Path) -> set[str]:
+    held: set[str] = set()
+    with contextlib.suppress(FileNotFoundError):
+        for line in file.read_text().splitlines():
+            if line.startswith("+"):
+                held.add(line[1:])
+            else:
+                held.discard(line[1:])
+    return held

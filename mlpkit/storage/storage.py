@@ -1,0 +1,226 @@
+"""Objects by `bucket/key`, in an S3 store or in a folder, with local copies that are fetched once and kept.
+
+The store is chosen by the settings: S3 where `MINIO_HOST` is set, else the folder `<home>/storage`.
+"""
+
+from __future__ import annotations
+
+import builtins
+import itertools
+import os
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from mlpkit.errors import ArgumentError, ObjectNotFound, SettingsError
+from mlpkit.injection import service
+from mlpkit.settings import Settings
+from mlpkit.storage.cache import FileCache
+from mlpkit.storage.copies import Copies, objects_below
+from mlpkit.storage.paths import ObjectStat, checked_key, checked_path, checked_prefix
+from mlpkit.storage.store import Store
+from mlpkit.storage.workers import Workers
+
+_TRANSFERS_AT_A_TIME = 8
+_WEEK = 7 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a storage needs once it is used; belongs to the process that made it."""
+
+    store: Store
+    copies: Copies
+    workers: Workers
+    process: int
+
+
+@service()
+class Storage:
+    """The store of the service. Safe from every thread; cheap to make: it connects when it is first used.
+
+    Every method raises UnsafePath for a path that it cannot use, and the `StorageError` family: ObjectNotFound,
+    StorageDenied, and StorageUnavailable when the store is silent for `MLPKIT_STORAGE_TIMEOUT`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._made: _Parts | None = None
+
+    def fetch(self, path: str) -> Path:
+        """A local, read-only copy of the object, under its own name; fetched only where the newest is not there yet.
+
+        The copy stays until `release`, `close` or the end of the process. With `MLPKIT_CACHE_OFFLINE` it is the last
+        known copy when the store cannot be reached.
+        """
+        bucket, key = checked_path(path)
+        return self._parts().copies.of_object(bucket, key)
+
+    def fetch_dir(self, prefix: str, *, only: Collection[str] | None = None) -> Path:
+        """A local, read-only folder with the objects below the prefix (or `only` those, by their names below it).
+
+        All of them are there, or an error is raised. Objects that are in the cache are not fetched again. The folder
+        stays as a copy of `fetch` does.
+
+        Raises:
+            ObjectNotFound: there is nothing below the prefix, or one of `only` is missing; the message names it.
+        """
+        bucket, start = checked_prefix(prefix)
+        return self._parts().copies.of_folder(bucket, start, only)
+
+    def save(self, local: str | os.PathLike[str], path: str) -> None:
+        """Stores a local file; readers see the old object or the new one, never a part.
+
+        The model bucket and the data bucket are made where they are missing; any other bucket must exist.
+
+        Raises:
+            FileNotFoundError: there is no such local file.
+        """
+        bucket, key = checked_path(path)
+        source = Path(local)
+        if not source.is_file():
+            raise FileNotFoundError(f"{source} cannot be saved to {path}: it is no file")
+        self._save(source, bucket, key)
+
+    def save_dir(self, local: str | os.PathLike[str], prefix: str, *, only: Collection[str] | None = None) -> None:
+        """Stores the files of a local folder (or `only` those, by their names in it) below the prefix, as `save` does.
+
+        Symbolic links are stored as what they point to. Where one file fails no further one is begun, and what was
+        stored remains: it is `save_model` that is all or nothing.
+
+        Raises:
+            FileNotFoundError: there is no such local folder, or one of `only` is not in it.
+            UnsafePath: a file's name cannot be a key; nothing was stored.
+        """
+        bucket, start = checked_prefix(prefix)
+        folder = Path(local)
+        files = local_files(folder)
+        missing = [name for name in only or () if name not in files]
+        if missing or not folder.is_dir():
+            raise FileNotFoundError(f"{folder.joinpath(*missing[:1])} cannot be saved to {prefix}: it does not exist")
+        chosen = {checked_key(start + name): files[name] for name in (files if only is None else only)}
+        self._parts().workers.transfer(
+            list(chosen.items()),
+            size=lambda each: each[1].stat().st_size,
+            move=lambda each: self._save(each[1], bucket, each[0]),
+        )
+
+    def open(self, path: str) -> BinaryIO:
+        """The object's content, open for reading (from the local copy that `fetch` gives)."""
+        return self.fetch(path).open("rb")
+
+    def exists(self, path: str) -> bool:
+        """Whether there is an object of exactly this path."""
+        try:
+            self.stat(path)
+        except ObjectNotFound:
+            return False
+        return True
+
+    def stat(self, path: str) -> ObjectStat:
+        """Size, etag and time of the object."""
+        bucket, key = checked_path(path)
+        return self._parts().store.stat(bucket, key)
+
+    def list(self, prefix: str, limit: int | None = None) -> builtins.list[ObjectStat]:
+        """The objects in `bucket`, or below the folder `bucket/prefix`, by key; at most `limit` of them."""
+        bucket, start = checked_prefix(prefix)
+        return list(itertools.islice(objects_below(self._parts().store, bucket, start), limit))
+
+    def delete(self, path: str, recursive: bool = False) -> int:
+        """Removes the object, and with `recursive` everything below it; how many there were (none is no error)."""
+        bucket, key = checked_path(path.removesuffix("/") if recursive else path)
+        store = self._parts().store
+        keys = [key] if self.exists(f"{bucket}/{key}") else []
+        if recursive:
+            try:
+                keys += [each.key for each in store.list(bucket, f"{key}/")]
+            except ObjectNotFound:
+                return 0
+        if keys:
+            store.delete(bucket, keys)
+        return len(keys)
+
+    def presign(self, path: str, expires: int = 3600) -> str:
+        """A URL that reads the object for `expires` seconds without credentials (a `file:` URL in the folder store)."""
+        bucket, key = checked_path(path)
+        if not 1 <= expires <= _WEEK:
+            raise ArgumentError(f"a presigned URL can be valid for 1 to {_WEEK} seconds (7 days), not for {expires}")
+        return self._parts().store.presign(bucket, key, expires)
+
+    def release(self, path: str | os.PathLike[str]) -> None:
+        """Says that a copy of `fetch` or `fetch_dir` is not used any more: the cache may remove it for others."""
+        self._parts().copies.release(Path(path))
+
+    def check(self) -> None:
+        """Returns when the store can be used; raises StorageError when it cannot, within 3 seconds."""
+        self._parts().store.check(self._settings.model_bucket)
+
+    def close(self) -> None:
+        """Closes connections and threads, and releases all local copies; the next use opens them again."""
+        with self._lock:
+            parts, self._made = self._made, None
+        if parts is not None and parts.process == os.getpid():
+            parts.workers.close()
+            parts.copies.close()
+            parts.store.close()
+
+    def __repr__(self) -> str:
+        return f"Storage({self._settings.minio_host or self._settings.home / 'storage'})"
+
+    def _parts(self) -> _Parts:
+        with self._lock:
+            # Neither connections nor threads nor locks survive a fork.
+            if self._made is None or self._made.process != os.getpid():
+                store, workers = _store_of(self._settings), Workers(_TRANSFERS_AT_A_TIME)
+                cache = FileCache(self._settings.cache_path, self._settings.cache_size)
+                copies = Copies(store, cache, workers, offline=self._settings.cache_offline)
+                self._made = _Parts(store, copies, workers, os.getpid())
+            return self._made
+
+    def _save(self, source: Path, bucket: str, key: str) -> None:
+        store = self._parts().store
+        try:
+            store.upload(source, bucket, key)
+        except ObjectNotFound:
+            if bucket not in (self._settings.model_bucket, self._settings.data_bucket):
+                raise
+            store.make_bucket(bucket)
+            store.upload(source, bucket, key)
+
+
+def open_storage(settings: Settings) -> Storage:
+    """The storage of these settings; nothing is connected, made or imported before its first use.
+
+    Raises:
+        SettingsError: the S3 store has no credentials.
+    """
+    if settings.minio_host and not (settings.minio_access_key and settings.minio_secret_key):
+        raise SettingsError("MINIO_HOST is set, so MINIO_ACCESS_KEY and MINIO_SECRET_KEY must be set too")
+    return Storage(settings)
+
+
+def local_files(folder: Path) -> dict[str, Path]:
+    """The files below a folder by their relative names, in order; links to folders are followed, but in no circle."""
+    files: dict[str, Path] = {}
+    seen: set[str] = set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(path))
+        folders[:] = [each for each in folders if os.path.realpath(os.path.join(path, each)) not in seen]
+        for name in names:
+            file = Path(path, name)
+            files[file.relative_to(folder).as_posix()] = file
+    return dict(sorted(files.items()))
+
+
+def _store_of(settings: Settings) -> Store:
+    if settings.minio_host:
+        from mlpkit.storage.s3 import S3Store
+
+        return S3Store(settings)
+    from mlpkit.storage.folder import FolderStore
+
+    return FolderStore(settings.home / "storage")

@@ -1,0 +1,51 @@
+"""The storage's own threads: a bounded number of transfers at a time, and the first failure ends the rest."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_SMALL = 16 << 20
+
+
+class Workers:
+    """Runs functions in at most `limit` threads, which start when they are needed.
+
+    A function that runs here must not wait for another one: all threads could be waiting then.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._threads = ThreadPoolExecutor(limit, thread_name_prefix="mlpkit-storage")
+
+    def each(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """The results in the order of the items; the first failure is raised once what has begun is over."""
+        futures = [self._threads.submit(contextvars.copy_context().run, function, item) for item in items]
+        try:
+            failed = [each for each in wait(futures, return_when=FIRST_EXCEPTION).done if each.exception() is not None]
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
+        if failed:
+            failed[0].result()
+        return [future.result() for future in futures]
+
+    def transfer(self, items: Sequence[Item], *, size: Callable[[Item], int], move: Callable[[Item], object]) -> None:
+        """Moves the small items several at a time, then the large ones one by one in the caller's thread.
+
+        Large ones go in parallel parts, by these same threads; `size` gives an item's bytes.
+        """
+        small = {index for index, item in enumerate(items) if size(item) <= _SMALL}
+        self.each(lambda index: move(items[index]), sorted(small))
+        for index, item in enumerate(items):
+            if index not in small:
+                move(item)
+
+    def close(self) -> None:
+        """Takes no new work and forgets what has not begun."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,139 @@
+"""Fakes of the services that handlers are given: each is the real class, on a folder or in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mlpkit.errors import ArgumentError
+from mlpkit.formats import read_rows, write_rows
+from mlpkit.services import Log
+from mlpkit.settings import Settings
+from mlpkit.storage import Manifest, ModelDir, Storage, open_storage
+from mlpkit.training import Progress, Snapshot, TrainData, TrainJob
+
+
+def fake_storage(folder: Path) -> Storage:
+    """A store in a folder, which also holds its cache."""
+    return open_storage(Settings(home=folder))
+
+
+def fake_model_dir(folder: Path, model_id: str = "model", manifest: Manifest | None = None) -> ModelDir:
+    """A model in this folder, which is made where it does not exist: for `train` to write into, or `load` to read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return ModelDir(folder, model_id, manifest)
+
+
+def fake_train_job(
+    *,
+    model_id: str = "model",
+    algorithm: str = "algorithm",
+    data: object = None,
+    parameters: object = None,
+    extend: object = None,
+    uuid: str | None = None,
+) -> TrainJob:
+    """A job as `train` handlers see it; objects that are not given are empty."""
+    return TrainJob(model_id, algorithm, "", data or {}, parameters or {}, extend or {}, uuid, 1, time.time())
+
+
+class FakeTrainData(TrainData):
+    """Training data from rows, or from a file that is read as data of `kind`.
+
+    Args:
+        rows: what `rows()` gives, such as `[ClassificationRow("a fine day", "good")]`; or the path of a file.
+        kind: the kind of the algorithm: of the file's rows, or of the file that `path` writes the rows to.
+        folder: where `path` may write; only needed by handlers that use `path`.
+    """
+
+    def __init__(
+        self, rows: Iterable[Any] | Path, *, kind: str = "text_classification", folder: Path | None = None
+    ) -> None:
+        self.kind, self.location = kind, "data.tsv"
+        self._folder = folder
+        self._file = rows if isinstance(rows, Path) else None
+        self._rows: Sequence[Any] = [] if isinstance(rows, Path) else list(rows)
+
+    @cached_property
+    def path(self) -> Path:
+        """The file, or the rows written to one."""
+        if self._file is not None:
+            return self._file
+        if self._folder is None:
+            raise ArgumentError("FakeTrainData needs folder= where a handler asks for data.path")
+        file = self._folder / self.location
+        write_rows(file, self.kind, self._rows)
+        return file
+
+    @cached_property
+    def etag(self) -> str:
+        """Always the same."""
+        return "fake"
+
+    def rows(self) -> Iterator[Any]:
+        """The rows."""
+        return iter(self._rows) if self._file is None else read_rows(self._file, self.kind)
+
+    def dictionary(self) -> Path | None:
+        """None: as in a request that names none."""
+        return None
+
+    def extra(self) -> Path | None:
+        """None: as in a request that names none."""
+        return None
+
+    def pretrained(self) -> Path | None:
+        """None: as in a request that names none."""
+        return None
+
+
+class RecordedProgress(Progress):
+    """A `Progress` that remembers: `stages` by name in the order of their begin, `metrics`, and whole `snapshots`."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.snapshots: list[Snapshot] = []
+        super().__init__(self.snapshots.append)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Any]:
+        """As in `Progress`, and remembered."""
+        self.stages.append(name)
+        with super().stage(name) as current:
+            yield current
+
+
+class RecordedLog(Log):
+    """A `Log` that remembers its lines as pairs of level and text, and writes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[tuple[str, str]] = []
+
+    def debug(self, message: str, /, *args: object) -> None:
+        """Remembers the line."""
+        self._remember("debug", message, args)
+
+    def info(self, message: str, /, *args: object) -> None:
+        """Remembers the line."""
+        self._remember("info", message, args)
+
+    def warning(self, message: str, /, *args: object) -> None:
+        """Remembers the line."""
+        self._remember("warning", message, args)
+
+    def error(self, message: str, /, *args: object) -> None:
+        """Remembers the line."""
+        self._remember("error", message, args)
+
+    def exception(self, message: str, /, *args: object) -> None:
+        """Remembers the line as an error."""
+        self._remember("error", message, args)
+
+    def _remember(self, level: str, message: str, args: tuple[object, ...]) -> None:
+        # As loguru does it: a message without arguments is not a format string.
+        self.lines.append((level, message.format(*args) if args else message))

@@ -1,0 +1,99 @@
+"""A training job as a record, the one table of its states, and what a handler sees of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from mlpkit.errors import JobConflict
+from mlpkit.injection import Fields, service
+from mlpkit.training.progress import Snapshot
+
+State = Literal["init", "training", "completed", "error"]
+TRANSITIONS: Mapping[State, tuple[State, ...]] = {
+    "init": ("training", "error"),
+    "training": ("completed", "error", "init"),
+    "completed": (),
+    "error": (),
+}
+"""Where a job can go from a state. `init` waits; `training` goes back to `init` when the service ends meanwhile."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One training job. `data`, `parameters` and `extend` are JSON text; times are seconds since the epoch.
+
+    `uuid` is the caller's own or None, `log_uuid` what stands in the log. `attempt` counts the starts of its process.
+    `message` says for a person how it ended, where it ended in `error`.
+    """
+
+    model_id: str
+    algorithm: str
+    model_path: str = ""
+    data: str = "{}"
+    parameters: str = "{}"
+    extend: str = "{}"
+    uuid: str | None = None
+    log_uuid: str = "-"
+    state: State = "init"
+    message: str = ""
+    progress: Snapshot | None = None
+    attempt: int = 0
+    created: float = msgspec.field(default_factory=time.time)
+    started: float | None = None
+    ended: float | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the job is in a state that it never leaves."""
+        return not TRANSITIONS[self.state]
+
+    def moved(self, state: State, **changes: Any) -> Job:
+        """The job in another state.
+
+        Raises:
+            JobConflict: the table of states does not have that move.
+        """
+        if state not in TRANSITIONS[self.state]:
+            raise JobConflict(f"job [{self.model_id}] is {self.state!r} and cannot become {state!r}")
+        return msgspec.structs.replace(self, state=state, **changes)
+
+    def waiting_again(self) -> Job:
+        """The job as it was before its last start, which does not count as an attempt."""
+        return self.moved("init", attempt=self.attempt - 1, started=None, progress=None)
+
+    def fields(self) -> Fields:
+        """The fields that a `train` handler can name."""
+        return {
+            "model_id": self.model_id,
+            "model_path": self.model_path,
+            "data": msgspec.Raw(self.data.encode()),
+            "parameters": msgspec.Raw(self.parameters.encode()),
+            "extend": msgspec.Raw(self.extend.encode()),
+            "uuid": self.uuid,
+        }
+
+
+@service("train")
+class TrainJob(msgspec.Struct, frozen=True):
+    """The whole job, for `train` handlers that want more than single fields of it; the objects are decoded JSON."""
+
+    model_id: str
+    algorithm: str
+    model_path: str
+    data: Any
+    parameters: Any
+    extend: Any
+    uuid: str | None
+    attempt: int
+    created: float
+
+
+def train_job(job: Job) -> TrainJob:
+    """What a handler sees of a job."""
+    data, parameters, extend = (msgspec.json.decode(text) for text in (job.data, job.parameters, job.extend))
+    return TrainJob(
+        job.model_id, job.algorithm, job.model_path, data, parameters, extend, job.uuid, job.attempt, job.created
+    )

@@ -1,0 +1,97 @@
+"""The log of one job: a bounded file of its own, and the service's log beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+from mlpkit.log import LogOutput, LogRecord, format_text, printable_uuid
+
+_LONGEST_NAME = 200
+
+
+def file_name(model_id: str) -> str:
+    """A file's name for any model id: the id where it is plain, else escaped; no two ids share one."""
+    name = quote(model_id, safe="", errors="surrogatepass")
+    return name if len(name) <= _LONGEST_NAME else hashlib.sha256(name.encode()).hexdigest()
+
+
+class JobLog:
+    """Takes the lines of one job. Past `limit` bytes they are counted and dropped, in the service's log too.
+
+    Use it from one thread, as a context manager: at the end it says how much was dropped.
+    """
+
+    def __init__(self, path: Path, limit: int, output: LogOutput, uuid: str) -> None:
+        self._limit, self._output, self._uuid = limit, output, printable_uuid(uuid)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._file = os.fdopen(descriptor, "ab")
+        self._size = os.fstat(descriptor).st_size
+        self._dropped_lines, self._dropped_bytes = 0, 0
+        self._child_lines, self._child_bytes = 0, 0
+
+    def __enter__(self) -> JobLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def room(self) -> int:
+        """Bytes that the log still takes."""
+        return max(0, self._limit - self._size)
+
+    def write(self, record: LogRecord, *, always: bool = False) -> None:
+        """Writes a line of the job; `always` is for the few lines that must not be dropped."""
+        line = format_text(record).encode("utf-8", "replace")
+        if self._size >= self._limit and not always:
+            self._dropped_lines += 1
+            self._dropped_bytes += len(line)
+            return
+        self._size += len(line)
+        self._output.write(record)
+        try:
+            self._file.write(line)
+        except OSError as error:
+            # A full disk must not end a training; the service's log still has the line.
+            self._output.write(self._record(f"the job's own log cannot be written: {error}", "WARNING"))
+
+    def write_raw(self, text: str) -> None:
+        """Writes what the process wrote below Python: C code, or a grandchild."""
+        if text.strip():
+            self.write(self._record(text, "INFO", "output"))
+            self.flush()
+
+    def say(self, text: str, level: str = "INFO", trace: str = "") -> None:
+        """Writes what mlpkit itself has to say about the job; never dropped."""
+        self.write(self._record(text, level, trace=trace), always=True)
+        self.flush()
+
+    def count_dropped(self, lines: int, size: int) -> None:
+        """Takes over how much the child has dropped itself so far, so that it never crossed the channel."""
+        self._child_lines, self._child_bytes = lines, size
+
+    def flush(self) -> None:
+        """Makes the lines visible to readers of the file."""
+        with contextlib.suppress(OSError, ValueError):
+            self._file.flush()
+
+    def close(self) -> None:
+        """Says how much was dropped, if anything was, and closes the file."""
+        lines, size = self._dropped_lines + self._child_lines, self._dropped_bytes + self._child_bytes
+        if lines:
+            self.say(
+                f"{lines:,} more lines ({size:,} bytes) were not kept: the log of a job holds {self._limit:,} bytes "
+                "(MLPKIT_JOB_LOG_SIZE)",
+                "WARNING",
+            )
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _record(self, text: str, level: str, source: str = "", trace: str = "") -> LogRecord:
+        return LogRecord(time.time(), level, text, self._uuid, "train", source, trace)

@@ -1,0 +1,320 @@
+"""The training queue, the front door of everything about jobs: submit, cancel, look at.
+
+Every job that has not ended is a task of one task group. A job takes its GPUs, then a place of the limiter (both first
+come, first served), and runs in a process of its own. A move is on disk before anybody hears of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import anyio
+import anyio.to_thread
+import msgspec
+from loguru import logger
+
+from mlpkit.algorithm import Algorithm
+from mlpkit.errors import (
+    AlgorithmNotFound,
+    JobConflict,
+    JobNotFound,
+    JournalError,
+    MlpkitError,
+    Overloaded,
+    ServiceStopping,
+)
+from mlpkit.log import LogOutput, uuid_bound
+from mlpkit.options import TrainOptions
+from mlpkit.settings import Settings
+from mlpkit.training.devices import Devices
+from mlpkit.training.job import Job
+from mlpkit.training.joblog import JobLog, file_name
+from mlpkit.training.journal import Journal
+from mlpkit.training.progress import Snapshot
+from mlpkit.training.run import Outcome
+from mlpkit.training.trainer import Trainer
+
+T = TypeVar("T")
+
+_RETRY_FIRST, _RETRY_LONGEST = 0.5, 30.0
+
+
+@dataclass(eq=False)
+class _Place:
+    """A job that has not ended, and its task. `asked` is why the task was told to stop."""
+
+    job: Job
+    on_disk: bool = False
+    asked: Literal["", "cancel", "close"] = ""
+    refusal: MlpkitError | None = None
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    answered: anyio.Event = field(default_factory=anyio.Event)
+    left: anyio.Event = field(default_factory=anyio.Event)
+
+    def stop(self, why: Literal["cancel", "close"]) -> None:
+        self.asked = self.asked or why
+        self.scope.cancel()
+
+
+class TrainingQueue:
+    """Training jobs: first come, first served; at most `MLP_TRAIN_TASK_NUM` run. All methods belong to one event loop.
+
+    `on_end` is called with every job that has ended, after that is on disk.
+    """
+
+    def __init__(
+        self, algorithms: Mapping[str, Algorithm], import_string: str, settings: Settings, log: LogOutput
+    ) -> None:
+        self._algorithms, self._import_string, self._settings, self._log = algorithms, import_string, settings, log
+        self._places: dict[str, _Place] = {}
+        self._capacity = settings.train_task_num + settings.train_queue_size + 1
+        self.on_end: Callable[[Job], None] | None = None
+
+    async def open(self) -> None:
+        """Takes possession of the home, and goes on with the jobs that an earlier service left.
+
+        Raises:
+            SettingsError: another service uses the home.
+            JournalError: the journal cannot be read.
+        """
+        self._closing, self._closed, opened = anyio.Event(), anyio.Event(), anyio.Event()
+        self._slots = anyio.CapacityLimiter(self._settings.train_task_num)
+        self._disk = anyio.CapacityLimiter(1)
+        self._devices = Devices(self._settings.gpus)
+        self._journal = await self._on_disk(lambda: Journal(self._settings.home))
+        await self._on_disk(lambda: shutil.rmtree(self._settings.home / "work", ignore_errors=True))
+        self._host = asyncio.create_task(self._run_tasks(opened))
+        await opened.wait()
+        for job in await self._on_disk(self._journal.unfinished):
+            await self._resume(job)
+
+    async def close(self, grace: float) -> None:
+        """Takes no more jobs, gives the running ones `grace` seconds, puts the others back to waiting, lets go."""
+        self._closing.set()
+        for place in list(self._places.values()):
+            if place.job.state == "init":
+                place.stop("close")
+        with anyio.move_on_after(grace):
+            await self._all_left()
+        for place in list(self._places.values()):
+            place.stop("close")
+        await self._all_left()
+        self._closed.set()
+        await self._host
+        await self._on_disk(self._journal.close)
+
+    async def submit(self, job: Job) -> None:
+        """Puts a job at the end of the queue; it is on disk when this returns. An ended job of the same id is replaced.
+
+        Raises:
+            Overloaded: the queue is full, or the service is stopping.
+            JobConflict: a job with this model id waits or runs.
+            AlgorithmNotFound: this service does not have the algorithm.
+            ArgumentError: it asks for more GPUs than there are.
+            JournalError: it could not be written; it was not accepted.
+        """
+        if self._closing.is_set():
+            raise ServiceStopping("the service is shutting down and takes no new jobs")
+        if job.algorithm not in self._algorithms:
+            raise AlgorithmNotFound(job.algorithm)
+        if job.model_id in self._places:
+            state = self._places[job.model_id].job.state
+            raise JobConflict(
+                f"job [{job.model_id}] exists already and is {state!r}: cancel it, or use another model id"
+            )
+        self._devices.check(self._options(job).gpus)
+        if len(self._places) >= self._capacity:
+            raise Overloaded(
+                f"the training queue is full: {self._capacity} jobs run or wait (MLP_TRAIN_TASK_NUM, "
+                "MLP_TRAIN_QUEUE_SIZE); try again later",
+                retry_after=30,
+            )
+        place = self._enter(job)
+        await place.answered.wait()
+        if place.refusal is not None:
+            raise place.refusal
+
+    async def cancel(self, model_id: str) -> Job:
+        """Ends the job wherever it stands, and returns it; a job that has ended already stays as it is.
+
+        Raises:
+            JobNotFound: nobody knows this id.
+        """
+        place = self._places.get(model_id)
+        if place is not None:
+            await place.answered.wait()
+            place.stop("cancel")
+            await place.left.wait()
+            if place.refusal is None:
+                return place.job
+        job = self._journal.job(model_id)
+        if job is None:
+            raise JobNotFound(model_id)
+        return job
+
+    def job(self, model_id: str) -> Job | None:
+        """The job with this model id, as it stands now; None where nobody knows it."""
+        place = self._places.get(model_id)
+        return place.job if place is not None and place.on_disk else self._journal.job(model_id)
+
+    def jobs(
+        self, limit: int | None = None, offset: int = 0, *, state: str | None = None, algorithm: str | None = None
+    ) -> list[Job]:
+        """The jobs that the home remembers, newest first: all of them, or those in one state, or of one algorithm."""
+        return [self._current(job) for job in self._journal.jobs(limit, offset, state=state, algorithm=algorithm)]
+
+    def position(self, model_id: str) -> int | None:
+        """The job's position among the waiting ones, 1 is next; None where it does not wait."""
+        waiting = [place.job.model_id for place in self._places.values() if place.job.state == "init"]
+        return waiting.index(model_id) + 1 if model_id in waiting else None
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in `init` and `training`."""
+        states = [place.job.state for place in self._places.values()]
+        return {"init": states.count("init"), "training": states.count("training")}
+
+    def log_path(self, model_id: str) -> Path:
+        """The file of the job's own log, whether it exists or not."""
+        return self._settings.home / "jobs" / f"{file_name(model_id)}.log"
+
+    async def _run_tasks(self, opened: anyio.Event) -> None:
+        async with anyio.create_task_group() as self._tasks:
+            opened.set()
+            await self._closed.wait()
+
+    async def _resume(self, job: Job) -> None:
+        most = self._options(job).max_attempts
+        if job.state == "training" and job.attempt >= most:
+            message = f"the service ended while it ran (attempt {job.attempt} of {most}, max_attempts=)"
+            job = job.moved("error", message=message, ended=time.time())
+            await self._write(job)
+            self._tell_end(job)
+            return
+        if job.state == "training":
+            job = job.moved("init", started=None, progress=None)
+            await self._write(job)
+        self._enter(job, on_disk=True)
+
+    def _enter(self, job: Job, *, on_disk: bool = False) -> _Place:
+        place = self._places[job.model_id] = _Place(job, on_disk)
+        self._tasks.start_soon(self._attend, place)
+        return place
+
+    async def _attend(self, place: _Place) -> None:
+        """The task of one job, from its acceptance until it leaves."""
+        try:
+            with uuid_bound(place.job.log_uuid):
+                if place.on_disk or await self._accept(place):
+                    place.answered.set()
+                    await self._finish(place, await self._take_turn(place))
+        finally:
+            del self._places[place.job.model_id]
+            place.answered.set()
+            place.left.set()
+
+    async def _accept(self, place: _Place) -> bool:
+        def write() -> None:
+            self.log_path(place.job.model_id).unlink(missing_ok=True)
+            self._journal.add(place.job)
+
+        try:
+            await self._on_disk(write)
+        except (MlpkitError, OSError) as error:
+            place.refusal = (
+                error if isinstance(error, MlpkitError) else JournalError(f"the job cannot be stored: {error}")
+            )
+            return False
+        place.on_disk = True
+        logger.info("job [{}] of {} was accepted", place.job.model_id, place.job.algorithm)
+        return True
+
+    async def _take_turn(self, place: _Place) -> Outcome | None:
+        """Waits for the job's turn and runs it; None when it was told to stop."""
+        with place.scope:
+            async with self._devices.held(self._options(place.job).gpus) as devices, self._slots:
+                started = place.job.moved("training", attempt=place.job.attempt + 1, started=time.time())
+                await self._write(started)
+                place.job = started
+                return await self._run(place, devices)
+        return None
+
+    async def _run(self, place: _Place, devices: tuple[str, ...]) -> Outcome:
+        def on_progress(progress: Snapshot) -> None:
+            place.job = msgspec.structs.replace(place.job, progress=progress)
+
+        job, path = place.job, self.log_path(place.job.model_id)
+        try:
+            with JobLog(path, self._settings.job_log_size, self._log, job.log_uuid) as log:
+                log.say(f"job [{job.model_id}] of {job.algorithm} starts, attempt {job.attempt}")
+                trainer = Trainer(
+                    job,
+                    self._options(job),
+                    self._import_string,
+                    self._settings,
+                    log=log,
+                    log_path=path,
+                    on_progress=on_progress,
+                    devices=devices,
+                )
+                return await trainer.run()
+        except Exception as error:
+            logger.exception("job [{}] could not be run", job.model_id)
+            return Outcome("error", f"the training process could not be run: {error}")
+
+    async def _finish(self, place: _Place, outcome: Outcome | None) -> None:
+        job, now = place.job, time.time()
+        if outcome is not None:
+            job = job.moved(outcome.state, message=outcome.message, ended=now)
+        elif place.asked == "cancel":
+            job = job.moved("error", message="cancelled", ended=now)
+        elif job.state == "training":
+            job = job.waiting_again()
+        await self._write(job)
+        place.job = job
+        if job.has_ended:
+            self._tell_end(job)
+
+    def _tell_end(self, job: Job) -> None:
+        words = f": {job.message}" if job.message else ""
+        logger.info("job [{}] of {} ended: {}{}", job.model_id, job.algorithm, job.state, words)
+        if self.on_end is not None:
+            try:
+                self.on_end(job)
+            except Exception:
+                logger.exception("what follows the end of job [{}] failed", job.model_id)
+
+    async def _write(self, job: Job) -> None:
+        """Writes the job's move; a full disk may have room later, so it is tried until the service closes."""
+        pause = _RETRY_FIRST
+        while True:
+            try:
+                return await self._on_disk(lambda: self._journal.update(job))
+            except JournalError as error:
+                if self._closing.is_set():
+                    logger.error("{}; job [{}] stays as it was on disk", error, job.model_id)
+                    return None
+                logger.error("{}; trying again in {:g} s", error, pause)
+            with anyio.move_on_after(pause):
+                await self._closing.wait()
+            pause = min(2 * pause, _RETRY_LONGEST)
+
+    async def _on_disk(self, call: Callable[[], T]) -> T:
+        return await anyio.to_thread.run_sync(call, limiter=self._disk)
+
+    async def _all_left(self) -> None:
+        for place in list(self._places.values()):
+            await place.left.wait()
+
+    def _options(self, job: Job) -> TrainOptions:
+        algorithm = self._algorithms.get(job.algorithm)
+        return algorithm.train_options if algorithm is not None else TrainOptions()
+
+    def _current(self, job: Job) -> Job:
+        place = self._places.get(job.model_id)
+        return job if place is None else place.job

@@ -1,0 +1,154 @@
+"""The platform's routes: train, status, load, unload, delete, monitor."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import msgspec
+from anyio import to_thread
+
+from mlpkit.errors import AlgorithmNotFound, ObjectNotFound, TimeLimitExceeded, UserCodeError
+from mlpkit.injection import NULL
+from mlpkit.storage import delete_model
+from mlpkit.training import Job, check_job
+from mlpkit.web.protocol import Answer, success
+
+if TYPE_CHECKING:
+    from mlpkit.algorithm import Algorithm
+    from mlpkit.web.endpoint import Request
+    from mlpkit.web.parts import Parts
+
+_LONGEST_ID = 64
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class AlgorithmRoutes:
+    """The handlers of the platform's routes but `predict`, which has a way of its own."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts, self._settings = parts, parts.settings
+        self._models, self._training = parts.models, parts.training
+        self._storage_threads = anyio.CapacityLimiter(4)
+
+    async def train(self, request: Request) -> Answer:
+        """Queues a training job; it is on disk when the answer goes out."""
+        arguments = request.arguments
+        algorithm = self._algorithm(arguments.text("algorithm"))
+        extend = _with_peer(arguments.object("extend"), request.peer)
+        job = Job(
+            model_id=await self._new_model_id(algorithm, extend),
+            algorithm=algorithm.name,
+            model_path=arguments.text("model_path"),
+            data=_as_text(arguments.object("data")),
+            parameters=_as_text(arguments.object("parameter")),
+            extend=_as_text(extend),
+            uuid=request.caller_uuid,
+            log_uuid=request.uuid,
+        )
+        check_job(algorithm, job, self._settings)
+        await self._training.submit(job)
+        return success({"model_id": job.model_id})
+
+    async def status(self, request: Request) -> Answer:
+        """The word for how the training of a model stands, and beside it what else is known of the job."""
+        model_id = request.arguments.text("model_id")
+        algorithm = self._algorithm(request.arguments.text("algorithm"))
+        job = self._training.job(model_id)
+        word: object = job.state if job is not None else "unknown"
+        if "status" in algorithm.hooks:
+            fields = {"model_id": model_id, "default": word}
+            word = await self._models.call(algorithm.name, "status", fields)
+        data: dict[str, Any] = {"status": word}
+        if job is not None:
+            data["message"] = job.message
+            data["progress"] = msgspec.to_builtins(job.progress)
+            data["queue_position"] = self._training.position(model_id)
+        return success(data)
+
+    async def load(self, request: Request) -> Answer:
+        """Loads a model; one that is loaded already stays as it is."""
+        arguments = request.arguments
+        algorithm = self._algorithm(arguments.text("algorithm"))
+        extend = arguments.object("extend")
+        await self._models.load(
+            algorithm.name,
+            arguments.text("model_id"),
+            arguments.optional("model_path"),
+            extend if extend == NULL else _with_peer(extend, request.peer),
+            request.caller_uuid,
+        )
+        return success()
+
+    async def unload(self, request: Request) -> Answer:
+        """Unloads a model, by the algorithm that loaded it, whichever is named; one that is not loaded is no error."""
+        self._algorithm(request.arguments.text("algorithm"))
+        await self._models.unload(request.arguments.text("model_id"))
+        return success()
+
+    async def delete(self, request: Request) -> Answer:
+        """Unloads a model, then calls the algorithm's `delete`, or removes the model's folder from the store."""
+        model_id = request.arguments.text("model_id")
+        algorithm = self._algorithm(request.arguments.text("algorithm"))
+        await self._models.unload(model_id)
+        if "delete" in algorithm.hooks:
+            await self._models.call(algorithm.name, "delete", {"model_id": model_id})
+        else:
+            await self._delete_files(model_id)
+        return success()
+
+    async def monitor(self, request: Request) -> Answer:
+        """Which models are loaded in which workers, and the algorithms in the order of their registration."""
+        return success({"load": self._models.placement(), "algorithms": list(self._parts.algorithms)})
+
+    def _algorithm(self, name: str) -> Algorithm:
+        try:
+            return self._parts.algorithms[name]
+        except KeyError:
+            raise AlgorithmNotFound(name) from None
+
+    async def _new_model_id(self, algorithm: Algorithm, extend: msgspec.Raw) -> str:
+        if "model_id" not in algorithm.hooks:
+            return f"{uuid.uuid4().hex}_{time.strftime('%Y%m%d%H%M%S')}"
+        model_id = await self._models.call(algorithm.name, "model_id", {"extend": extend})
+        if not isinstance(model_id, str) or not 1 <= len(model_id) <= _LONGEST_ID:
+            raise UserCodeError(
+                f"model_id of algorithm [{algorithm.name}] returned {_shortened(model_id)}: "
+                f"it must be a string of 1 to {_LONGEST_ID} characters"
+            )
+        return model_id
+
+    async def _delete_files(self, model_id: str) -> None:
+        parts, limit = self._parts, self._settings.hook_timeout
+        try:
+            with anyio.fail_after(limit):
+                await to_thread.run_sync(
+                    delete_model,
+                    parts.storage,
+                    parts.settings,
+                    model_id,
+                    limiter=self._storage_threads,
+                    abandon_on_cancel=True,
+                )
+        except TimeoutError:
+            raise TimeLimitExceeded(f"the store did not delete model [{model_id}] within {limit:g} s") from None
+        except ObjectNotFound:
+            # The platform repeats calls: what is gone already was deleted well.
+            pass
+
+
+def _with_peer(extend: msgspec.Raw, peer: str) -> msgspec.Raw:
+    content = _object.decode(extend)
+    content["remote_ip"] = msgspec.Raw(msgspec.json.encode(peer))
+    return msgspec.Raw(msgspec.json.encode(content))
+
+
+def _as_text(content: msgspec.Raw) -> str:
+    return bytes(content).decode()
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -1,0 +1,70 @@
+"""One path and method of the service: reads and checks the fields of a request, then asks its handler."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from mlpkit.web.middleware import send_answer
+from mlpkit.web.protocol import Answer, Arguments, Field, caller_uuid, check, other_method, query_values, read_values
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from mlpkit.web.middleware import Exchange
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a handler gets: the checked fields, and where the request came from. `path` and `query` are decoded."""
+
+    arguments: Arguments
+    caller_uuid: str | None
+    uuid: str
+    peer: str
+    path: Mapping[str, str]
+    query: Mapping[str, str]
+
+
+Method = Literal["GET", "POST"]
+Handler = Callable[[Request], Awaitable[Answer]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table of routes. `fields` are the protocol's, `query` says what others in the query mean."""
+
+    method: Method
+    path: str
+    handler: Handler
+    fields: tuple[Field, ...] = ()
+    query: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An ASGI callable for one path. `limit` is the largest body in bytes; without fields a body is not looked at."""
+
+    entry: Entry
+    limit: int
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = other_method(scope["method"], self.entry.method)
+        if answer is None:
+            answer = await self.entry.handler(await self._request(scope, receive))
+        await send_answer(scope, answer, send)
+
+    async def _request(self, scope: Scope, receive: Receive) -> Request:
+        exchange: Exchange = scope["exchange"]
+        fields = self.entry.fields
+        values = await read_values(scope, receive, exchange.content_type, self.limit) if fields else {}
+        exchange.adopt(caller_uuid(values))
+        return Request(
+            arguments=check(fields, values),
+            caller_uuid=exchange.caller_uuid,
+            uuid=exchange.uuid,
+            peer=scope["client"][0] if scope.get("client") else "",
+            path=scope.get("path_params", {}),
+            query=query_values(scope["query_string"]),
+        )

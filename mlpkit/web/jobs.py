@@ -1,0 +1,109 @@
+"""mlpkit's own routes: the jobs and their logs, cancel, and the models."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from anyio import CapacityLimiter, to_thread
+
+from mlpkit.errors import ArgumentError, JobNotFound
+from mlpkit.web.protocol import Answer, success
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mlpkit.training import Job
+    from mlpkit.web.endpoint import Request
+    from mlpkit.web.parts import Parts
+
+_MOST_JOBS = 1000
+_LARGEST_LOG = 16 << 20
+
+
+class JobRoutes:
+    """The handlers of mlpkit's own routes."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._models, self._training = parts.models, parts.training
+        self._threads = CapacityLimiter(4)
+
+    async def jobs(self, request: Request) -> Answer:
+        """The newest jobs, at most `limit` (1000), of one `algorithm` or in one `state` where the query says so."""
+        limit = _number(request, "limit", _MOST_JOBS)
+        chosen: list[dict[str, Any]] = []
+        for job in self._training.jobs():
+            if len(chosen) == limit:
+                break
+            if _wanted(job, request):
+                chosen.append(self._line(job))
+        return success({"jobs": chosen})
+
+    async def job(self, request: Request) -> Answer:
+        """Everything that is known of one job, with what it was asked to do."""
+        job = self._job(request.path["model_id"])
+        asked = {name: msgspec.json.decode(getattr(job, name)) for name in ("data", "parameters", "extend")}
+        return success({**self._line(job), "model_path": job.model_path, **asked})
+
+    async def log(self, request: Request) -> Answer:
+        """The job's log as text; the last `tail` lines of it where the query says so, at most 16 MiB."""
+        job = self._job(request.path["model_id"])
+        lines = _number(request, "tail", None)
+        path = self._training.log_path(job.model_id)
+        text = await to_thread.run_sync(_read_end, path, lines, limiter=self._threads)
+        return Answer(text, content_type=b"text/plain; charset=utf-8")
+
+    async def cancel(self, request: Request) -> Answer:
+        """Ends a job, waiting or running."""
+        job = await self._training.cancel(request.arguments.text("model_id"))
+        return success({"model_id": job.model_id, "status": job.state, "message": job.message})
+
+    async def models(self, request: Request) -> Answer:
+        """The models that are loaded, or should be."""
+        return success({"models": msgspec.to_builtins(self._models.listed(), str_keys=True)})
+
+    def _job(self, model_id: str) -> Job:
+        job = self._training.job(model_id)
+        if job is None:
+            raise JobNotFound(model_id)
+        return job
+
+    def _line(self, job: Job) -> dict[str, Any]:
+        return {
+            "model_id": job.model_id,
+            "algorithm": job.algorithm,
+            "state": job.state,
+            "message": job.message,
+            "progress": msgspec.to_builtins(job.progress),
+            "queue_position": self._training.position(job.model_id),
+            "attempt": job.attempt,
+            "created": job.created,
+            "started": job.started,
+            "ended": job.ended,
+            "uuid": job.log_uuid,
+        }
+
+
+def _wanted(job: Job, request: Request) -> bool:
+    return all(request.query.get(name) in (None, getattr(job, name)) for name in ("algorithm", "state"))
+
+
+def _number(request: Request, name: str, default: int | None) -> int | None:
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
+        raise ArgumentError(f"[{name}] must be a whole number of at least 1")
+    return int(text) if default is None else min(int(text), default)
+
+
+def _read_end(path: Path, lines: int | None) -> bytes:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _LARGEST_LOG))
+            return file.read(_LARGEST_LOG) if lines is None else b"".join(deque(file, maxlen=lines))
+    except FileNotFoundError:
+        # A job that waits has written nothing yet.
+        return b""

@@ -1,0 +1,116 @@
+"""`POST /predict`, the hot path: a plain ASGI callable ahead of the router.
+
+The server decodes only the envelope: `features`, `params` and the answer stay JSON on their way to the worker and back.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mlpkit.injection import NULL
+from mlpkit.web.middleware import send_answer
+from mlpkit.web.protocol import (
+    PREDICT,
+    caller_uuid,
+    check,
+    check_no_null,
+    is_json,
+    json_values,
+    other_method,
+    read_body,
+    read_values,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from starlette.types import Message, Receive, Scope, Send
+
+    from mlpkit.web.middleware import Exchange
+    from mlpkit.web.parts import Parts
+    from mlpkit.web.protocol import Value
+
+_HEAD, _TAIL = b'{"status": "success", "data": {"predictions": ', b"}}"
+_CONTENT_TYPE = (b"content-type", b"application/json")
+_OBJECT = ord("{")
+_LONGEST_ID = 64
+
+
+class Envelope(msgspec.Struct):
+    """A predict request of the usual shape; whatever else fits the protocol takes the general way."""
+
+    model_id: str
+    features: msgspec.Raw = NULL
+    params: msgspec.Raw = NULL
+    uuid: str | None = None
+
+    def is_plain(self) -> bool:
+        """Whether nothing is left to be checked but nulls inside `features`."""
+        return (
+            len(self.model_id) <= _LONGEST_ID and _is_object_or_null(self.features) and _is_object_or_null(self.params)
+        )
+
+
+_envelope = msgspec.json.Decoder(Envelope)
+
+
+class Predict:
+    """Answers a prediction: the envelope in, the worker's bytes out."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._predict, self._limit = parts.models.predict, parts.settings.max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange: Exchange = scope["exchange"]
+        refusal = other_method(scope["method"], "POST")
+        if refusal is not None:
+            await send_answer(scope, refusal, send)
+            return
+        request = await self._read(scope, receive, exchange)
+        predictions = await self._predict(
+            request.model_id, bytes(request.features), bytes(request.params), exchange.caller_uuid
+        )
+        body = b"".join((_HEAD, predictions, _TAIL))
+        start: Message = {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [_CONTENT_TYPE, (b"content-length", b"%d" % len(body))],
+        }
+        await send(start)
+        await send({"type": "http.response.body", "body": body})
+
+    async def _read(self, scope: Scope, receive: Receive, exchange: Exchange) -> Envelope:
+        if scope["query_string"] or not is_json(exchange.content_type):
+            return _general(await read_values(scope, receive, exchange.content_type, self._limit), exchange)
+        body = await read_body(receive, self._limit)
+        request = _plain(body)
+        if request is None:
+            return _general(json_values(body), exchange)
+        exchange.adopt(request.uuid)
+        if b"null" in body:
+            check_no_null("features", request.features)
+        return request
+
+
+def _plain(body: bytes) -> Envelope | None:
+    """The envelope of a request of the usual shape, else None."""
+    try:
+        request = _envelope.decode(body)
+        if not body.isascii():
+            # What is left raw was not looked at: broken UTF-8 in it ends here, not in the worker.
+            body.decode()
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return request if request.is_plain() else None
+
+
+def _general(values: Mapping[str, Value], exchange: Exchange) -> Envelope:
+    exchange.adopt(caller_uuid(values))
+    arguments = check(PREDICT, values)
+    return Envelope(arguments.text("model_id"), arguments.object("features"), arguments.object("params"))
+
+
+def _is_object_or_null(value: msgspec.Raw) -> bool:
+    return value == NULL or memoryview(value)[0] == _OBJECT

@@ -1,0 +1,404 @@
+"""The platform's protocol at its two edges: what a request says, and the bytes of an answer.
+
+Source: `tests/wire/PROTOCOL.md`, sections 1.1 to 1.4; its section 8 says where mlpkit answers better than the original.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import parse_qsl
+
+import anyio
+import msgspec
+
+from mlpkit.errors import ArgumentError, BodyTooLarge, MalformedBody, MlpkitError, Overloaded, Unauthorized
+from mlpkit.injection import NULL
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
+
+    from mlpkit.settings import Settings
+
+Value = str | msgspec.Raw
+"""A field as it arrived: text from a query or a form, or JSON."""
+
+_BODY_TIMEOUT = 60.0
+_MOST_FORM_FIELDS = 1000
+_STOP_READING_AT = 4
+_ALWAYS_TRUE_CODE = (BodyTooLarge, MalformedBody, Unauthorized)
+_json_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_json_text = msgspec.json.Decoder(str)
+_json_list = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a request. `longest` counts characters; `nulls` is whether null may stand inside an object."""
+
+    name: str
+    kind: Literal["text", "object"]
+    longest: int | None = None
+    required: bool = True
+    nulls: bool = True
+
+
+UUID = Field("uuid", "text", required=False)
+TRAIN = (
+    Field("algorithm", "text", 32),
+    Field("model_path", "text", 1024),
+    Field("data", "object"),
+    Field("parameter", "object"),
+    Field("extend", "object"),
+    UUID,
+)
+STATUS = (Field("model_id", "text", 64), Field("algorithm", "text", 64), UUID)
+PREDICT = (
+    Field("features", "object", required=False, nulls=False),
+    Field("model_id", "text", 64),
+    Field("params", "object", required=False),
+    UUID,
+)
+LOAD = (
+    Field("model_id", "text", 64),
+    Field("model_path", "text", 1024, required=False),
+    Field("algorithm", "text", 64),
+    Field("extend", "object", required=False),
+    UUID,
+)
+UNLOAD = STATUS
+DELETE = STATUS
+CANCEL = (Field("model_id", "text", 64), UUID)
+
+
+class Arguments:
+    """The fields of one request, checked."""
+
+    def __init__(self, texts: Mapping[str, str | None], objects: Mapping[str, msgspec.Raw]) -> None:
+        self._texts, self._objects = texts, objects
+
+    def text(self, name: str) -> str:
+        """A required text field."""
+        value = self._texts[name]
+        assert value is not None
+        return value
+
+    def optional(self, name: str) -> str | None:
+        """A text field that may be missing."""
+        return self._texts[name]
+
+    def object(self, name: str) -> msgspec.Raw:
+        """An object field as JSON; `null` where it is missing."""
+        return self._objects.get(name, NULL)
+
+
+def check(fields: Iterable[Field], values: Mapping[str, Value]) -> Arguments:
+    """The arguments among `values`: first the types of all fields, then null and length, each in the order of `fields`.
+
+    Raises:
+        ArgumentError: the first mistake, in the protocol's words.
+    """
+    texts: dict[str, str | None] = {}
+    objects: dict[str, msgspec.Raw] = {}
+    for field in fields:
+        value = values.get(field.name)
+        if field.kind == "text":
+            texts[field.name] = _text(field.name, value)
+        elif not _is_null(value):
+            objects[field.name] = _object(field.name, value)
+    for field in fields:
+        _check_content(field, texts.get(field.name), objects.get(field.name))
+    return Arguments(texts, objects)
+
+
+def caller_uuid(values: Mapping[str, Value]) -> str | None:
+    """The uuid in the request's fields, or None where there is none that could be one."""
+    try:
+        return _text("uuid", values.get("uuid"))
+    except ArgumentError:
+        return None
+
+
+def check_no_null(name: str, value: bytes | msgspec.Raw) -> None:
+    """Nothing, where no null stands anywhere in the JSON `value`.
+
+    Raises:
+        ArgumentError: one does; the message names the nearest key.
+    """
+    content = bytes(value)
+    if b"null" not in content:
+        return
+    try:
+        waiting = [("", msgspec.json.decode(content))]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ArgumentError(f"[{name}] cannot be read: {error}") from None
+    while waiting:
+        key, item = waiting.pop()
+        if item is None:
+            raise ArgumentError(f"unexpect type for key [{key}] in [{name}]")
+        if isinstance(item, dict):
+            waiting += reversed(item.items())
+        elif isinstance(item, list):
+            waiting += [(key, each) for each in reversed(item)]
+
+
+async def read_values(scope: Scope, receive: Receive, content_type: str, limit: int) -> dict[str, Value]:
+    """All fields of a request: the JSON body's win over the query's, these over those of a form.
+
+    Raises:
+        MalformedBody: the body is no JSON object, or no form, although its type says so.
+        BodyTooLarge: it has more than `limit` bytes.
+    """
+    body = await read_body(receive, limit)
+    media_type = content_type.partition(";")[0].strip().lower()
+    values: dict[str, Value] = {}
+    if scope["method"] == "POST" and media_type in ("application/x-www-form-urlencoded", "multipart/form-data"):
+        values.update(await _form_values(scope, body, media_type))
+    values.update(query_values(scope["query_string"]))
+    if is_json(content_type):
+        values.update(json_values(body))
+    return values
+
+
+def query_values(query: bytes) -> dict[str, str]:
+    """The fields of a query string; of repeated ones the first."""
+    return _first_of_each(_parsed(query)) if query else {}
+
+
+async def read_body(receive: Receive, limit: int) -> bytes:
+    """The request's body.
+
+    Raises:
+        BodyTooLarge: it has more than `limit` bytes.
+        ClientGone: the connection was closed before its end.
+    """
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        if len(body) > limit:
+            raise BodyTooLarge(f"the body is larger than {limit} bytes (MLPKIT_MAX_BODY)")
+        return body
+    return await _read_on(message, receive, limit)
+
+
+@lru_cache(maxsize=64)
+def is_json(content_type: str) -> bool:
+    """Whether this Content-Type stands for JSON: `application/json` or `.../...+json`, with any parameters."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    return media_type == "application/json" or (media_type.endswith("+json") and "/" in media_type)
+
+
+def json_values(body: bytes) -> dict[str, Value]:
+    """The fields of a JSON body, each still JSON. An empty body and `null` have none.
+
+    Raises:
+        MalformedBody: it is no JSON object.
+    """
+    text = _as_utf8(body)
+    if not text.strip() or text.strip() == b"null":
+        return {}
+    try:
+        return dict(_json_object.decode(text))
+    except msgspec.ValidationError:
+        raise MalformedBody("the body must be a JSON object") from None
+    except msgspec.DecodeError as error:
+        raise MalformedBody(f"the body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise MalformedBody("the body is nested too deep") from None
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its request was complete; nobody is left to be answered."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, ready to be sent; `word` is its `status` for the access log."""
+
+    body: bytes
+    status: int = 200
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    content_type: bytes = b"application/json"
+    word: str = "success"
+
+    async def send(self, send: Send) -> None:
+        """Sends it over an ASGI connection."""
+        headers = [
+            (b"content-type", self.content_type),
+            (b"content-length", b"%d" % len(self.body)),
+            *self.headers,
+        ]
+        start: Message = {"type": "http.response.start", "status": self.status, "headers": headers}
+        await send(start)
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def success(data: object = None, **more: object) -> Answer:
+    """`{"status": "success"}`, with `data` where it is given."""
+    content = {"status": "success"} if data is None else {"status": "success", "data": data}
+    return Answer(to_json({**content, **more}))
+
+
+def failure(error: BaseException, settings: Settings) -> Answer:
+    """The answer that an error stands for; one that is not mlpkit's own tells nothing but that it happened.
+
+    Failures are HTTP 200 unless `MLPKIT_HTTP_ERRORS` is `http`; a request that reached no handler has its true code.
+    """
+    known = isinstance(error, MlpkitError)
+    word = error.status if isinstance(error, MlpkitError) else "fail"
+    content = {"status": word, "message": str(error) if known else "internal error: the service's log tells more"}
+    if word == "fail":
+        content["trace"] = _trace(error) if settings.debug else ""
+    true_code = settings.http_errors == "http" or isinstance(error, _ALWAYS_TRUE_CODE)
+    status = (error.http_status if isinstance(error, MlpkitError) else 500) if true_code else 200
+    headers: list[tuple[bytes, bytes]] = []
+    if isinstance(error, Overloaded) and true_code:
+        headers.append((b"retry-after", b"%d" % error.retry_after))
+    if isinstance(error, Unauthorized):
+        headers.append((b"www-authenticate", b"Bearer"))
+    return Answer(to_json(content), status, tuple(headers), word=word)
+
+
+def path_not_found(settings: Settings) -> Answer:
+    """The original's words for a path that it does not have."""
+    message = (
+        "404 Not Found: The requested URL was not found on the server. "
+        "If you entered the URL manually please check your spelling and try again."
+    )
+    status = 404 if settings.http_errors == "http" else 200
+    return Answer(to_json({"message": message, "status": "fail"}), status, word="fail")
+
+
+def other_method(method: str, wanted: Literal["GET", "POST"]) -> Answer | None:
+    """The answer to OPTIONS and to a method that a path does not have; None where its handler is to answer."""
+    if method == wanted:
+        return None
+    allowed = ("OPTIONS", "POST") if wanted == "POST" else ("GET", "HEAD", "OPTIONS")
+    allow = (b"allow", ", ".join(allowed).encode())
+    if method == "OPTIONS":
+        return Answer(to_json({"status": "success"}), headers=(allow,))
+    if method not in allowed:
+        # The original's words, which have no `status`.
+        body = to_json({"message": "The method is not allowed for the requested URL."})
+        return Answer(body, 405, (allow,), word="fail")
+    return None
+
+
+def to_json(content: object) -> bytes:
+    """JSON in the protocol's style: ASCII only, a space after comma and colon."""
+    return json.dumps(content, allow_nan=False).encode()
+
+
+async def _read_on(message: Message, receive: Receive, limit: int) -> bytes:
+    chunks, size = [], 0
+    try:
+        with anyio.fail_after(_BODY_TIMEOUT):
+            while True:
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                # What is too much is read and dropped for a while: a client that still sends would not see an answer.
+                if size <= limit:
+                    chunks.append(chunk)
+                if not message.get("more_body", False) or size > limit * _STOP_READING_AT:
+                    break
+                message = await receive()
+    except TimeoutError:
+        raise MalformedBody(f"the body did not arrive within {_BODY_TIMEOUT:g} s") from None
+    if size > limit:
+        raise BodyTooLarge(f"the body is larger than {limit} bytes (MLPKIT_MAX_BODY)")
+    return b"".join(chunks)
+
+
+def _as_utf8(body: bytes) -> bytes:
+    encoding = json.detect_encoding(body)
+    try:
+        text = body.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise MalformedBody(f"the body is not valid {encoding.upper()}: {error.reason}") from None
+    return body if encoding == "utf-8" else text.encode("utf-8", "surrogatepass")
+
+
+async def _form_values(scope: Scope, body: bytes, media_type: str) -> dict[str, str]:
+    if media_type == "application/x-www-form-urlencoded":
+        return _first_of_each(_parsed(body))
+    from starlette.formparsers import MultiPartException
+    from starlette.requests import Request
+
+    async def replay() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    try:
+        async with Request(scope, replay).form(max_fields=_MOST_FORM_FIELDS, max_part_size=len(body) + 1) as form:
+            return _first_of_each((name, value) for name, value in form.multi_items() if isinstance(value, str))
+    except (MultiPartException, KeyError, UnicodeDecodeError) as error:
+        raise MalformedBody(f"the form cannot be read: {error}") from None
+
+
+def _parsed(encoded: bytes) -> list[tuple[str, str]]:
+    try:
+        text = encoded.decode("utf-8", "replace")
+        return parse_qsl(text, keep_blank_values=True, max_num_fields=_MOST_FORM_FIELDS)
+    except ValueError:
+        raise MalformedBody(f"more than {_MOST_FORM_FIELDS} fields in a form or query") from None
+
+
+def _first_of_each(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for name, value in pairs:
+        values.setdefault(name, value)
+    return values
+
+
+def _first_byte(value: msgspec.Raw) -> str:
+    return chr(memoryview(value)[0])
+
+
+def _is_null(value: Value | None) -> bool:
+    """Missing, null and the empty list are the same."""
+    if value is None or isinstance(value, str):
+        return value is None
+    first = _first_byte(value)
+    return first == "n" or (first == "[" and not _json_list.decode(value))
+
+
+def _text(name: str, value: Value | None) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    first = _first_byte(value)
+    if first == '"':
+        return _json_text.decode(value)
+    if first in "-0123456789":
+        return bytes(value).decode()
+    if _is_null(value):
+        return None
+    raise _wrong_type(name, str)
+
+
+def _object(name: str, value: Value | None) -> msgspec.Raw:
+    if not isinstance(value, msgspec.Raw) or _first_byte(value) != "{":
+        raise _wrong_type(name, dict)
+    return value
+
+
+def _check_content(field: Field, text: str | None, content: msgspec.Raw | None) -> None:
+    if field.required and text is None and content is None:
+        raise ArgumentError(f"expect [{field.name}] not null")
+    if text is not None and field.longest is not None and len(text) > field.longest:
+        raise ArgumentError(f"expect [{field.name}] length less than [{field.longest}], [{len(text)}] in actual")
+    if content is not None and not field.nulls:
+        check_no_null(field.name, content)
+
+
+def _wrong_type(name: str, wanted: type) -> ArgumentError:
+    return ArgumentError(f"expect [{name}] to be type [{wanted}]")
+
+
+def _trace(error: BaseException) -> str:
+    own = getattr(error, "trace", "")
+    return own or "".join(traceback.format_exception(type(error), error, error.__traceback__))

@@ -1,0 +1,30 @@
+"""Fixtures that several subsystems share: the S3 server of the session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import S3Server, Unavailable, s3_server
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this test session share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def s3(session_folder: Path) -> Iterator[S3Server]:
+    """A real S3 server; `s3.environment` makes a service use it. Use buckets with names of your own."""
+    try:
+        with s3_server(session_folder) as server:
+            yield server
+    except Unavailable as reason:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(reason))
+        pytest.skip(str(reason))

@@ -1,0 +1,92 @@
+"""A TCP relay in front of a server: counts the requests that pass, and breaks or stalls answers when told to."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+from collections.abc import Iterator
+
+_REQUEST = re.compile(rb"^(GET|HEAD|PUT|POST|DELETE) (\S+) HTTP/1\.1\r\n")
+
+
+class Relay:
+    """Listens on a free port of 127.0.0.1 and passes everything on to `target` (host:port).
+
+    `requests` holds `METHOD path?query` of every request. Use it as a context manager.
+    """
+
+    def __init__(self, target: str) -> None:
+        host, _, port = target.rpartition(":")
+        self._target = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.requests: list[str] = []
+        self._cuts, self._after, self._methods = 0, 0, ("GET",)
+
+    def count(self, method: str, part: str = "") -> int:
+        """How many requests with this method and this part in their path have passed."""
+        return sum(each.startswith(f"{method} ") and part in each for each in list(self.requests))
+
+    def cut(self, times: int, after: int, method: str = "GET") -> None:
+        """Breaks the next `times` connections that answer this method and have carried `after` bytes of answers."""
+        self._cuts, self._after, self._methods = times, after, (method,)
+
+    def __enter__(self) -> Relay:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._listener.close()
+        with self._lock:
+            for each in self._open:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client, socket.create_connection(self._target, timeout=10) as server:
+            server.settimeout(None)
+            with self._registered(client, server):
+                answers = threading.Thread(target=self._pass_requests, args=(client, server), daemon=True)
+                answers.start()
+                self._pass_answers(client, server)
+
+    def _pass_requests(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(1 << 16):
+                if found := _REQUEST.match(data):
+                    self.requests.append(f"{found[1].decode()} {found[2].decode()}")
+                server.sendall(data)
+            server.shutdown(socket.SHUT_WR)
+
+    def _pass_answers(self, client: socket.socket, server: socket.socket) -> None:
+        passed = 0
+        while data := server.recv(1 << 16):
+            cutting = self._cuts > 0 and self.requests[-1].startswith(self._methods)
+            if cutting and passed + len(data) > self._after:
+                self._cuts -= 1
+                client.sendall(data[: max(0, self._after - passed)])
+                for each in (client, server):
+                    each.shutdown(socket.SHUT_RDWR)
+                return
+            passed += len(data)
+            client.sendall(data)
+
+    @contextlib.contextmanager
+    def _registered(self, *sockets: socket.socket) -> Iterator[None]:
+        with self._lock:
+            self._open.update(sockets)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open.difference_update(sockets)

@@ -1,0 +1,196 @@
+"""OpenStack Swift with its S3 interface, from PyPI: a real S3 server with signatures, multipart and ranges, on disk.
+
+What: `python -m tests.servers.swift FOLDER` starts its four processes (object, container, account, proxy) in FOLDER, and
+writes FOLDER/ready when they answer. Who ends it: itself, when nobody holds FOLDER/users any more (a shared lock, which the
+kernel drops when a user ends, however it ends); it ends the four processes and removes the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+from tests.servers.ports import accepts, free_port, wait_until
+
+REQUIREMENT = "swift>=2.38,<3"
+ACCESS_KEY, SECRET_KEY = "test:tester", "testing"
+
+_KINDS = ("object", "container", "account")
+_FILTERS = "catch_errors healthcheck cache listing_formats s3api tempauth copy bulk slo dlo versioned_writes"
+_RINGS = """
+import sys
+from swift.common.ring import RingBuilder
+folder = sys.argv[1]
+for kind, port in (each.split("=") for each in sys.argv[2:]):
+    builder = RingBuilder(4, 1, 1)
+    builder.add_dev(dict(id=0, region=1, zone=1, ip="127.0.0.1", port=int(port), device="sdb1", weight=1,
+                         replication_ip="127.0.0.1", replication_port=int(port), meta=""))
+    builder.rebalance()
+    builder.get_ring().save(f"{folder}/{kind}.ring.gz")
+"""
+
+
+class NotInstallable(Exception):
+    """Swift could not be installed here; the message is the end of pip's."""
+
+
+def installed_python() -> Path:
+    """The Python of a virtual environment with Swift, made on first use in `$MLPKIT_TEST_CACHE` or the user's cache.
+
+    Raises:
+        NotInstallable: pip failed.
+    """
+    cache = Path(os.environ.get("MLPKIT_TEST_CACHE") or Path.home() / ".cache" / "mlpkit-tests")
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = cache / f"swift-{sys.version_info.major}.{sys.version_info.minor}"
+    python = folder / "bin" / "python"
+    with filelock.FileLock(f"{folder}.lock", timeout=600):
+        if not (folder / "complete").exists():
+            venv.create(folder, clear=True, with_pip=True)
+            command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", REQUIREMENT]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+            if done.returncode:
+                raise NotInstallable(done.stderr.strip()[-500:])
+            (folder / "complete").touch()
+    return python
+
+
+def write_configuration(folder: Path, python: Path) -> int:
+    """Writes rings and configurations of the servers into `folder`/etc; the proxy's port."""
+    etc = folder / "etc"
+    (folder / "srv" / "sdb1").mkdir(parents=True)
+    etc.mkdir()
+    ports = {kind: free_port() for kind in _KINDS}
+    (etc / "swift.conf").write_text(
+        "[swift-hash]\nswift_hash_path_prefix = test\nswift_hash_path_suffix = test\n"
+        "[storage-policy:0]\nname = gold\ndefault = yes\n"
+    )
+    for kind, port in ports.items():
+        (etc / f"{kind}-server.conf").write_text(
+            _defaults(folder, port)
+            + f"devices = {folder}/srv\nmount_check = false\ndisable_fallocate = true\nfallocate_reserve = 0\n"
+            + f"[pipeline:main]\npipeline = {kind}-server\n[app:{kind}-server]\nuse = egg:swift#{kind}\n"
+        )
+    rings = [f"{kind}={port}" for kind, port in ports.items()]
+    subprocess.run([str(python), "-c", _RINGS, str(etc), *rings], check=True, timeout=60)
+    return write_proxy(folder, "proxy-server")
+
+
+def write_proxy(folder: Path, name: str) -> int:
+    """Writes the configuration of a proxy (the S3 interface) over the servers of `folder`; its port."""
+    port = free_port()
+    options = {
+        "cache": f"use = egg:swift#memcache\nmemcache_servers = 127.0.0.1:{free_port()}\n",
+        "s3api": "use = egg:swift#s3api\nlocation = us-east-1\n",
+        "tempauth": "use = egg:swift#tempauth\nuser_test_tester = testing .admin\n",
+        "versioned_writes": "use = egg:swift#versioned_writes\nallow_versioned_writes = true\n",
+    }
+    filters = "".join(f"[filter:{each}]\n{options.get(each, f'use = egg:swift#{each}')}\n" for each in _FILTERS.split())
+    (folder / "etc" / f"{name}.conf").write_text(
+        _defaults(folder, port)
+        + f"[pipeline:main]\npipeline = {_FILTERS} proxy-server\n"
+        + f"[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\n{filters}"
+    )
+    return port
+
+
+def start_server(folder: Path, python: Path, kind: str, name: str) -> subprocess.Popen[bytes]:
+    """Starts `swift-<kind>-server` with the configuration `name`; what it says is in `folder`/<name>.log."""
+    with (folder / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(
+            [str(python), str(python.parent / f"swift-{kind}-server"), str(folder / "etc" / f"{name}.conf")],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+
+
+def answers(port: int) -> bool:
+    """Whether the proxy at the port says that it is well."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/healthcheck", timeout=2) as found:
+        return bool(found.status == 200)
+    return False
+
+
+def fast_folder() -> Path:
+    """A new folder where files can have the extended attributes that Swift keeps its metadata in; in memory if possible."""
+    for parent in (Path("/dev/shm"), Path(tempfile.gettempdir()), Path.home()):
+        with contextlib.suppress(OSError, AttributeError):
+            folder = Path(tempfile.mkdtemp(prefix="mlpkit-swift-", dir=parent))
+            with contextlib.ExitStack() as undo:
+                undo.callback(shutil.rmtree, folder)
+                os.setxattr(folder, "user.swift.probe", b"x" * 200)
+                undo.pop_all()
+                return folder
+    raise NotInstallable("no folder here keeps extended attributes (user xattrs), which Swift needs")
+
+
+@contextlib.contextmanager
+def _running(folder: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    python = installed_python()
+    port = write_configuration(folder, python)
+    servers = [start_server(folder, python, kind, f"{kind}-server") for kind in (*_KINDS, "proxy")]
+    try:
+        wait_until(lambda: answers(port) or any(each.poll() is not None for each in servers), "Swift's proxy answers")
+        yield servers
+    finally:
+        for each in servers:
+            each.kill()
+            each.wait()
+
+
+def _wait_for_the_last_user(folder: Path, servers: list[subprocess.Popen[bytes]]) -> None:
+    with (folder / "users").open("a") as users:
+        while all(each.poll() is None for each in servers):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(0.1)
+
+
+def _defaults(folder: Path, port: int) -> str:
+    return (
+        f"[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = {port}\nworkers = 0\nuser = {_user()}\nswift_dir = {folder}/etc\n"
+        f"recon_cache_path = {folder}/cache\nlog_address = /dev/null\nlog_level = WARNING\n"
+    )
+
+
+def _user() -> str:
+    import pwd
+
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
+def main() -> None:
+    """Serves in the folder that the command line names, until the last user is gone."""
+    folder = Path(sys.argv[1])
+    try:
+        with _running(folder) as servers:
+            port = _port_of(folder / "etc" / "proxy-server.conf")
+            if answers(port) and all(accepts(_port_of(folder / "etc" / f"{kind}-server.conf")) for kind in _KINDS):
+                (folder / "ready.new").write_text(str(port))
+                (folder / "ready.new").rename(folder / "ready")
+                _wait_for_the_last_user(folder, servers)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _port_of(configuration: Path) -> int:
+    lines = configuration.read_text().splitlines()
+    return next(int(line.partition("=")[2]) for line in lines if line.startswith("bind_port"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Storages on both kinds of store, each test with buckets and a home of its own."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mlpkit.settings import Settings
+from mlpkit.storage import Storage, open_storage
+from tests.servers import Relay, S3Server
+
+OpenStorage = Callable[[Settings], Storage]
+
+
+@pytest.fixture
+def opened() -> Iterator[OpenStorage]:
+    """Opens storages that are closed after the test."""
+    storages: list[Storage] = []
+
+    def open_another(settings: Settings) -> Storage:
+        storages.append(open_storage(settings))
+        return storages[-1]
+
+    yield open_another
+    for each in storages:
+        each.close()
+
+
+@pytest.fixture
+def folder_settings(tmp_path: Path) -> Settings:
+    """Settings of the folder store."""
+    return Settings(home=tmp_path / "home", storage_timeout=5.0, storage_retries=2)
+
+
+@pytest.fixture
+def s3_settings(s3: S3Server, folder_settings: Settings) -> Settings:
+    """Settings of the S3 store, with a model bucket and a data bucket that nobody else uses and that do not exist yet."""
+    token = secrets.token_hex(6)
+    return folder_settings.with_options(
+        minio_host=s3.endpoint,
+        minio_access_key=s3.access_key,
+        minio_secret_key=s3.secret_key,
+        model_bucket=f"model-{token}",
+        data_bucket=f"data-{token}",
+    )
+
+
+@pytest.fixture(params=["folder", "s3"])
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """Settings of each store in turn."""
+    found: Settings = request.getfixturevalue(f"{request.param}_settings")
+    return found
+
+
+@pytest.fixture
+def storage(settings: Settings, opened: OpenStorage) -> Storage:
+    """A storage on each store in turn."""
+    return opened(settings)
+
+
+@pytest.fixture
+def relay(s3: S3Server) -> Iterator[Relay]:
+    """A relay in front of the S3 server."""
+    if "://" in s3.endpoint:
+        pytest.skip("the relay speaks no TLS and takes host:port only")
+    with Relay(s3.endpoint) as running:
+        yield running

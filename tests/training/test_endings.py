@@ -1,0 +1,188 @@
+"""Every way in which a job ends: its state, and a message that a person understands."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+
+from tests.training.conftest import OpenQueue, job, train
+
+SCRIPT = """
+import asyncio, ctypes, os, signal, subprocess, sys, threading, time
+from mlpkit import App
+
+app = App("it")
+bare = app.algorithm("bare")
+later = app.algorithm("later")
+short = app.algorithm("short")
+small = app.algorithm("small")
+
+@app.train
+def train(parameters: dict):
+    mode = parameters["mode"]
+    if mode == "raise":
+        raise ValueError("boom in train")
+    if mode == "raise without text":
+        raise KeyError
+    if mode == "false":
+        return False
+    if mode == "exit":
+        sys.exit(3)
+    if mode == "os exit":
+        os._exit(7)
+    if mode == "memory":
+        raise MemoryError
+    if mode == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if mode == "segfault":
+        ctypes.string_at(0)
+    if mode == "unicode":
+        raise ValueError("训练失败 \\udcff")
+    if mode == "hang at exit":
+        threading.Thread(target=time.sleep, args=(60,)).start()
+    return parameters.get("value")
+
+@bare.load
+def load():
+    return None
+
+@later.train
+async def train_later(parameters: dict):
+    await asyncio.sleep(0.01)
+    if parameters.get("fail"):
+        raise ValueError("boom later")
+
+@short.train(timeout=0.3)
+def too_long():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    subprocess.Popen(["sleep", "60"])
+    time.sleep(60)
+
+@small.train(memory="150MiB")
+def too_large():
+    hoard = []
+    while True:
+        hoard.append(bytearray(b"x") * (20 << 20))
+        time.sleep(0.05)
+"""
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("raise", "ValueError: boom in train"),
+        ("raise without text", "KeyError"),
+        ("false", "train returned False"),
+        ("exit", "SystemExit: 3"),
+        ("os exit", "the training process exited with code 7 before train returned"),
+        ("memory", "MemoryError"),
+        (
+            "kill",
+            "the training process was killed by SIGKILL (most likely because the machine ran out of memory) "
+            "before train returned",
+        ),
+        ("segfault", "the training process was killed by SIGSEGV before train returned"),
+        ("unicode", "ValueError: 训练失败 \\udcff"),
+    ],
+)
+async def test_failure_is_an_error_with_its_reason(open_queue: OpenQueue, mode: str, message: str) -> None:
+    async with open_queue(SCRIPT) as queue:
+        ended = await train(queue, job("m", mode=mode))
+
+    assert (ended.state, ended.message) == ("error", message)
+    assert ended.ended is not None
+    assert ended.started is not None
+    assert ended.created <= ended.started <= ended.ended
+
+
+async def test_every_value_but_false_is_completed(open_queue: OpenQueue) -> None:
+    async with open_queue(SCRIPT) as queue:
+        for number, value in enumerate([None, 0, True, "my-own-id"]):
+            ended = await train(queue, job(f"m-{number}", mode="return", value=value))
+            assert (ended.state, ended.message) == ("completed", "")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        ("bare", "algorithm 'bare' has no train function"),
+        ("short", "train took longer than its time limit of 0.3 s (timeout=): the process was killed"),
+    ],
+)
+async def test_algorithm_that_cannot_train_is_an_error(open_queue: OpenQueue, algorithm: str, message: str) -> None:
+    async with open_queue(SCRIPT) as queue:
+        ended = await train(queue, job("m", algorithm))
+
+    assert (ended.state, ended.message) == ("error", message)
+
+
+async def test_memory_limit_kills_the_process_and_names_the_figures(open_queue: OpenQueue) -> None:
+    async with open_queue(SCRIPT) as queue:
+        ended = await train(queue, job("m", "small"))
+
+    assert ended.state == "error"
+    assert "its limit is 150 MiB (memory=)" in ended.message
+
+
+async def test_async_handler_is_awaited(open_queue: OpenQueue) -> None:
+    async with open_queue(SCRIPT) as queue:
+        assert (await train(queue, job("m-1", "later"))).state == "completed"
+        assert (await train(queue, job("m-2", "later", fail=True))).message == "ValueError: boom later"
+
+
+async def test_script_that_cannot_be_imported_is_an_error_with_its_place(
+    open_queue: OpenQueue, lines: io.StringIO
+) -> None:
+    script = "import sys\nfrom mlpkit import App\napp = App('it')\n@app.train\ndef train(): pass\n"
+    script += "if sys.argv[0].endswith(':app'): nonsense\n"
+    async with open_queue(script) as queue:
+        ended = await train(queue, job("m"))
+
+    assert ended.state == "error"
+    assert "line 7: the script cannot be imported: NameError" in ended.message
+
+
+async def test_script_that_takes_too_long_to_import_is_killed(open_queue: OpenQueue) -> None:
+    script = "import sys, time\nfrom mlpkit import App\napp = App('it')\n@app.train\ndef train(): pass\n"
+    script += "if sys.argv[0].endswith(':app'): time.sleep(60)\n"
+    async with open_queue(script, start_timeout=1.0) as queue:
+        ended = await train(queue, job("m"))
+
+    expected = "the script was not imported within 1 s (MLPKIT_START_TIMEOUT): the process was killed"
+    assert (ended.state, ended.message) == ("error", expected)
+
+
+async def test_traceback_is_in_the_log_and_begins_with_the_users_frame(
+    open_queue: OpenQueue, lines: io.StringIO
+) -> None:
+    async with open_queue(SCRIPT) as queue:
+        await train(queue, job("m", mode="raise"))
+        own_log = queue.log_path("m").read_text()
+
+    for text in (own_log, lines.getvalue()):
+        assert "ValueError: boom in train" in text
+        assert 'in train\n        raise ValueError("boom in train")' in text
+        assert "run.py" not in text
+
+
+async def test_segfault_leaves_the_line_of_the_script_in_the_log(open_queue: OpenQueue) -> None:
+    async with open_queue(SCRIPT) as queue:
+        await train(queue, job("m", mode="segfault"))
+        text = queue.log_path("m").read_text()
+
+    assert "Segmentation fault" in text
+    assert re.search(r"training_script_\d+\.py\", line \d+ in train", text)
+
+
+async def test_process_that_does_not_exit_after_its_outcome_is_killed(
+    open_queue: OpenQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlpkit.training.trainer._EXIT_GRACE", 0.3)
+    async with open_queue(SCRIPT) as queue:
+        ended = await train(queue, job("m", mode="hang at exit"))
+        assert ended.state == "completed"
+        assert "did not exit within 0.3 s" in queue.log_path("m").read_text()

@@ -1,0 +1,157 @@
+"""The lines of a training process: where they come from, where they go, and how many are kept."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import anyio
+import psutil
+import pytest
+
+from tests.training.conftest import OpenQueue, end_of, job, reached, train
+
+SCRIPT = """
+import ctypes, logging, multiprocessing, os, subprocess, sys, threading, time, warnings
+from loguru import logger
+from mlpkit import App, Log, Progress
+
+app = App("it")
+loud = app.algorithm("loud")
+bars = app.algorithm("bars")
+forks = app.algorithm("forks")
+
+@app.train
+def train(log: Log):
+    print("from print")
+    print("from stderr", file=sys.stderr)
+    logging.getLogger("mine").warning("from logging %d", 1)
+    logger.info("from loguru")
+    warnings.warn("from warnings")
+    log.info("from {}", "Log")
+    threading.Thread(target=print, args=("from a thread",)).start()
+    ctypes.CDLL(None).puts(b"from C")
+    ctypes.CDLL(None).fflush(None)
+    subprocess.run(["echo", "from a command"])
+    print("not ended by a line break", end="")
+
+@loud.train
+def loudly(parameters: dict):
+    if "logged" in parameters:
+        logger.info("{}", "x" * parameters["logged"])
+    line = "x" * parameters["size"]
+    for number in range(parameters["lines"]):
+        print(line)
+    for number in range(parameters.get("raw", 0)):
+        os.write(1, line.encode() + b"\\n")
+    raise ValueError("after all that")
+
+@bars.train
+def with_bar(progress: Progress):
+    from tqdm import tqdm
+    for _ in tqdm(range(50), desc="fit", mininterval=0):
+        time.sleep(0.02)
+    time.sleep(0.3)
+
+def say(number):
+    print(f"from fork {number}", flush=True)
+    logger.info("logged in fork {}", number)
+    time.sleep(0.05)
+
+@forks.train
+def forking(progress: Progress):
+    progress.update(0.5)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        pool.map(say, range(4))
+"""
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_every_line_has_the_uuid_in_both_logs(open_queue: OpenQueue, lines: io.StringIO) -> None:
+    async with open_queue(SCRIPT) as queue:
+        await train(queue, job("m"))
+        own_log = queue.log_path("m").read_text()
+
+    sources = ["print", "stderr", "logging 1", "loguru", "warnings", "Log", "a thread", "C", "a command"]
+    for text in (own_log, lines.getvalue()):
+        for source in sources:
+            found = [line for line in text.splitlines() if f"from {source}" in line and "| " in line]
+            assert found, source
+            assert all("[uuid-of-m]" in line for line in found), source
+        assert "not ended by a line break" in text
+    stamped = re.compile(r"\d{4}-\d\d-\d\d .* \[uuid-of-m\] ")
+    assert [line for line in own_log.splitlines() if not stamped.match(line) and not line.startswith(" ")] == []
+
+
+async def test_forked_processes_log_through_the_pipe(open_queue: OpenQueue) -> None:
+    async with open_queue(SCRIPT) as queue:
+        ended = await train(queue, job("m", "forks"))
+        text = queue.log_path("m").read_text()
+
+    assert ended.state == "completed", ended.message
+    for number in range(4):
+        assert f"| from fork {number}" in text
+        assert f"| logged in fork {number}" in text
+
+
+async def test_full_log_counts_what_it_drops_and_keeps_the_reason(open_queue: OpenQueue, lines: io.StringIO) -> None:
+    limit = 200_000
+    async with open_queue(SCRIPT, job_log_size=limit) as queue:
+        ended = await train(queue, job("m", "loud", lines=5000, size=100, raw=2000))
+        path = queue.log_path("m")
+        text = path.read_text()
+
+    assert ended.message == "ValueError: after all that"
+    assert path.stat().st_size < limit + 20_000
+    assert len(lines.getvalue()) < limit + 20_000
+    assert "ValueError: after all that" in text
+    kept = text.count("x" * 100)
+    dropped = re.search(r"([\d,]+) more lines \(([\d,]+) bytes\) were not kept", text)
+    assert dropped is not None
+    assert kept + int(dropped[1].replace(",", "")) == 7000
+
+
+async def test_endless_line_is_cut(open_queue: OpenQueue) -> None:
+    async with open_queue(SCRIPT) as queue:
+        await train(queue, job("m", "loud", lines=0, size=0, logged=3_000_000))
+        text = queue.log_path("m").read_text()
+
+    assert "3,000,000 characters" in text
+    assert len(text) < 100_000
+
+
+async def test_flood_of_output_neither_grows_memory_nor_blocks_the_loop(open_queue: OpenQueue) -> None:
+    slowest = 0.0
+
+    async def watch() -> None:
+        nonlocal slowest
+        while True:
+            before = anyio.current_time()
+            await anyio.sleep(0.01)
+            slowest = max(slowest, anyio.current_time() - before)
+
+    async with open_queue(SCRIPT, log_level="warning") as queue:
+        memory = psutil.Process().memory_info().rss
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            await queue.submit(job("m", "loud", lines=0, raw=200_000, size=1000))
+            ended = await end_of(queue, "m")
+            tasks.cancel_scope.cancel()
+
+    assert ended.message == "ValueError: after all that"
+    assert psutil.Process().memory_info().rss - memory < 100 << 20
+    assert slowest < 1.0
+
+
+async def test_bar_of_tqdm_is_the_jobs_progress(open_queue: OpenQueue) -> None:
+    async with open_queue(SCRIPT) as queue:
+        await queue.submit(job("m", "bars"))
+        seen = await reached(queue, "m", lambda each: each.progress is not None and (each.progress.done or 0) > 1)
+        ended = await end_of(queue, "m")
+
+    assert seen.progress is not None
+    assert (seen.state, seen.progress.stage, seen.progress.total) == ("training", "fit", 50)
+    assert ended.progress is not None
+    assert ended.progress.done == 50
+    assert ended.progress.fraction == 1.0

@@ -1,0 +1,319 @@
+"""Every mistake that an author can make in a script ends in one message: what is wrong, where, and what would be right."""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlpkit.app import App
+from mlpkit.errors import DeclarationError
+from mlpkit.script import import_app, import_string
+
+HEAD = """\
+from __future__ import annotations
+from typing import Annotated
+import msgspec
+from mlpkit import App, Depends, Log
+from mlpkit.injection import service
+app = App("a")
+@service("train")
+class Ledger: ...
+"""
+
+
+@pytest.fixture(autouse=True)
+def _clean_imports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and file.startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def write(folder: Path, text: str, name: str = "script.py", head: str = HEAD) -> int:
+    """Writes a script; gives the line of the first `# <-` in it (0 where there is none)."""
+    whole = head + textwrap.dedent(text)
+    (folder / name).write_text(whole, encoding="utf-8")
+    return next((number for number, line in enumerate(whole.splitlines(), 1) if "# <-" in line), 0)
+
+
+def message_of(target: str) -> str:
+    with pytest.raises(DeclarationError) as caught:
+        import_app(target).build()
+    return str(caught.value)
+
+
+LOAD = "@app.load\ndef load(model_id): ...\n"
+
+# What is wrong: the script, and what the message must say besides the file and the line that `# <-` marks.
+MISTAKES: dict[str, tuple[str, list[str]]] = {
+    "a parameter that is no field": (
+        LOAD + "@app.predict  # <-\ndef predict(model, feature): ...",
+        ["predict", "no field 'feature'", "did you mean 'features'?", "model, features, params, model_id, uuid", "Log"],
+    ),
+    "a field of another hook": (
+        "@app.train  # <-\ndef train(features): ...",
+        ["no field 'features'", "it exists in: predict"],
+    ),
+    "a predict without a load": ("@app.predict  # <-\ndef predict(model): ...", ["no load", "@app.load"]),
+    "a lambda": ("app.train(lambda data: None)  # <-", ["@app.train decorates a lambda", "a named function"]),
+    "a nested function": (
+        "def outer():\n    @app.train  # <-\n    def inner(data): ...\nouter()",
+        ["inner", "defined inside outer", "top of the module"],
+    ),
+    "a method": ("class Mine:\n    @app.train  # <-\n    def train(self): ...", ["Mine.train, a method"]),
+    "a class": ("@app.load  # <-\nclass Mine: ...", ["class Mine", "a plain function"]),
+    "no function at all": ("app.unload(5)  # <-", ["@app.unload decorates 5, which is no function"]),
+    "an option by position": ("@app.train(4)  # <-\ndef train(): ...", ["takes its options by name, not 4"]),
+    "a batch that is annotated as one item": (
+        LOAD + "@app.predict(max_batch_size=8)  # <-\ndef predict(model, features: dict): ...",
+        ["'features' is a list", "list[dict], not dict"],
+    ),
+    "two hooks of one name": (
+        "@app.train\ndef one(): ...\n@app.train  # <-\ndef two(): ...",
+        ["two", "'a' has its train already: one (script.py, line 9)"],
+    ),
+    "two algorithms of one name": (
+        "@app.train\ndef train(): ...\nother = app.algorithm('a')  # <-",
+        ["another algorithm named 'a': script.py, line 6"],
+    ),
+    "an unknown kind": (
+        "ner = app.algorithm('ner', kind='text_clasification')  # <-",
+        ["no kind 'text_clasification'", "did you mean 'text_classification'?", "text_cluster"],
+    ),
+    "a name that is too long": ("app.algorithm('n' * 33)  # <-", ["1 to 32 printable characters"]),
+    "a bad option value": ("@app.train(cpus=0)  # <-\ndef train(): ...", ["cpus=0", "whole number of at least 1"]),
+    "a bad size": ("@app.train(memory='2 gigs')  # <-\ndef train(): ...", ["memory='2 gigs'", "64MiB or 10GiB"]),
+    "a time-out of no time": ("@app.predict(timeout=0)  # <-\ndef predict(): ...", ["timeout=0", "above 0"]),
+    "preload as a string": ("@app.load(preload='m1')  # <-\ndef load(): ...", ["a list of model ids: ['m1']"]),
+    "an unknown option": (
+        "@app.predict(max_batchsize=4)  # <-\ndef predict(): ...",
+        ["no option 'max_batchsize'", "did you mean 'max_batch_size'?", "max_batch_size, max_wait_ms, threads, timeout"],
+    ),
+    "a service in a wrong hook": (
+        "@app.load  # <-\ndef load(ledger: Ledger): ...",
+        ["asks for Ledger, which @app.load does not have", "exists in: train"],
+    ),
+    "star arguments": ("@app.train  # <-\ndef train(*args): ...", ["'*args' cannot be filled"]),
+    "keyword arguments": ("@app.train  # <-\ndef train(**rest): ...", ["'**rest' cannot be filled"]),
+    "dependencies in a circle": (
+        """
+        def one(x: Annotated[int, Depends(lambda: 0)]): ...  # <-
+        def two(x: Annotated[int, Depends(one)]): ...
+        one.__annotations__["x"] = Annotated[int, Depends(two)]
+        @app.train
+        def train(x: Annotated[int, Depends(one)]): ...
+        """,
+        ["circle", "one -> two -> one"],
+    ),
+    "an async factory": (
+        "async def make(): ...  # <-\n@app.train\ndef train(x: Annotated[int, Depends(make)]): ...",
+        ["make", "not async"],
+    ),
+    "a factory that is called": (
+        "@app.train  # <-\ndef train(x: Annotated[int, Depends(5)]): ...",
+        ["Depends of parameter 'x' needs a function, not 5"],
+    ),
+    "an unknown scope": (
+        "@app.train  # <-\ndef train(x: Annotated[int, Depends(int, scope='proces')]): ...",
+        ["scope='proces'", "did you mean 'process'?"],
+    ),
+    "a process-wide factory that takes a field": (
+        "def make(model_id): ...  # <-\n@app.train\ndef train(x: Annotated[int, Depends(make, scope='process')]): ...",
+        ["once per process", "model_id"],
+    ),
+    "a process-wide factory that takes a service of one call": (
+        "def make(book: Ledger): ...  # <-\n@app.train\ndef train(x: Annotated[int, Depends(make, scope='process')]): ...",
+        ["once per process", "book"],
+    ),
+    "Depends as a default": (
+        "@app.train  # <-\ndef train(x: int = Depends(int)): ...",
+        ["as its default value", "x: Annotated[T, Depends(factory)]"],
+    ),
+    "a type that is no JSON": (
+        "import decimal, pathlib\n@app.train  # <-\ndef train(data: list[pathlib.Path]): ...",
+        ["'data' cannot be made from JSON", "msgspec.Struct"],
+    ),
+    "a name that exists for type checkers only": (
+        """
+        from typing import TYPE_CHECKING
+        if TYPE_CHECKING:
+            from decimal import Decimal
+        @app.train  # <-
+        def train(data: Decimal): ...
+        """,
+        ["'Decimal'", "TYPE_CHECKING"],
+    ),
+    "an include of no app": ("app.include(app.algorithm('b'))  # <-", ["include takes apps"]),
+    "an include of itself": ("other = App('b').include(app)\napp.include(other)  # <-", ["includes itself"]),
+    "a train that yields": ("@app.train  # <-\ndef train():\n    yield", ["only load", "may yield"]),
+    "a misspelt decorator": (
+        "@app.trian  # <-\ndef train(): ...",
+        ["no attribute 'trian', did you mean 'train'?", "decorators: train, load, predict"],
+    ),
+    "an unknown argument of App": (
+        "other = App('b', knd='text_custom')  # <-",
+        ["unexpected keyword argument 'knd'", "name, kind, examples"],
+    ),
+    "examples that are no list": ("app.algorithm('b', examples={'x': 1})  # <-", ["examples", "a list of features"]),
+    "an exception in the script": ("raise ValueError('no such luck')  # <-", ["ValueError: no such luck"]),
+    "an exit in the script": ("raise SystemExit(3)  # <-", ["SystemExit: 3"]),
+    "a missing package": ("import sklearnn  # <-", ["ModuleNotFoundError", "sklearnn"]),
+    "a fault far below the script": ("import json\njson.loads('{')  # <-", ["JSONDecodeError"]),
+    "a syntax error": ("def broken(:  # <-\n    ...", ["SyntaxError", "cannot be imported"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_with_its_place_and_what_is_right(mistake: str, tmp_path: Path) -> None:
+    script, expected = MISTAKES[mistake]
+    line = write(tmp_path, script)
+
+    message = message_of("script:app")
+
+    for part in expected:
+        assert part in message
+    assert re.search(rf"\bscript\.py, line {line}\b", message)
+
+
+def test_the_message_names_the_function(tmp_path: Path) -> None:
+    write(tmp_path, "@app.train\ndef teach(*args): ...")
+
+    assert message_of("script:app").startswith("teach (script.py, line 9): ")
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    write(tmp_path, "@app.train(cpus=0)\ndef train(featurs): ...\n@app.status\ndef status(defalt): ...")
+
+    message = message_of("script:app")
+
+    assert message.startswith("3 mistakes:\n")
+    assert "cpus=0" in message
+    assert "did you mean 'default'?" in message
+
+
+def test_an_app_without_algorithm_is_a_mistake(tmp_path: Path) -> None:
+    write(tmp_path, "")
+
+    message = message_of("script:app")
+
+    assert "script.py, line 6" in message
+    assert "has no algorithm" in message
+
+
+def test_an_algorithm_without_functions_is_none(tmp_path: Path) -> None:
+    write(tmp_path, "app.algorithm('bare')")
+
+    assert list(import_app("script:app").build()) == ["bare"]
+
+
+def test_a_misspelt_app_name_is_told_with_what_exists(tmp_path: Path) -> None:
+    write(tmp_path, "limit = 3")
+
+    message = message_of("script:ap")
+
+    assert "did you mean 'app'?" in message
+    assert "apps there: app" in message
+
+
+def test_a_name_that_is_no_app_is_told_with_what_it_is(tmp_path: Path) -> None:
+    write(tmp_path, "limit = 3")
+
+    assert "'limit' is no App, but of type int" in message_of("script:limit")
+
+
+@pytest.mark.parametrize("target", ["scrip:app", "scrip", "scrip.py:app", "script/:app"])
+def test_a_missing_script_is_told_with_those_that_exist(target: str, tmp_path: Path) -> None:
+    write(tmp_path, "")
+
+    message = message_of(target)
+
+    assert "there is no" in message
+    assert "did you mean 'script" in message or "there is no file script" in message
+    assert "script.py" in message
+
+
+@pytest.mark.parametrize("target", ["", ":app", "script:", "script:a-b", "script:app()"])
+def test_a_target_that_is_none_is_told_how_to_write_one(target: str) -> None:
+    assert "write module:app or file.py:app" in message_of(target)
+
+
+def test_the_only_app_of_a_script_needs_no_name(tmp_path: Path) -> None:
+    write(tmp_path, "@app.train\ndef train(): ...\nsame = app")
+
+    assert import_app("script") is import_app("script.py") is import_app(str(tmp_path / "script.py:app"))
+
+
+def test_a_script_with_several_apps_needs_a_name(tmp_path: Path) -> None:
+    write(tmp_path, "second = App('b')")
+
+    assert "script:<name>; there are: app, second" in message_of("script")
+
+
+def test_a_script_without_app_is_told_how_to_make_one(tmp_path: Path) -> None:
+    write(tmp_path, "x = 1", head="")
+
+    assert 'app = App("name")' in message_of("script")
+
+
+def test_a_file_in_a_package_keeps_its_relative_imports(tmp_path: Path) -> None:
+    package = tmp_path / "shop" / "nlp"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    (package / "names.py").write_text("NAME = 'from a neighbour'")
+    write(package, "from .names import NAME\n@app.train\ndef train(): ...")
+
+    app = import_app(f"{package / 'script.py'}:app")
+
+    assert sys.modules["shop.nlp.script"].NAME == "from a neighbour"
+    assert import_string(app) == "shop.nlp.script:app"
+
+
+def test_a_file_with_the_name_of_another_module_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "", "json.py")
+
+    assert "rename the file" in message_of("json.py:app")
+
+
+def test_a_script_may_be_mended_and_imported_again(tmp_path: Path) -> None:
+    write(tmp_path, "import nothing_like_this")
+    assert "nothing_like_this" in message_of("script:app")
+    write(tmp_path, "@app.train\ndef train():\n    '''Now it is another length.'''")
+
+    assert list(import_app("script:app").build()) == ["a"]
+
+
+def test_the_import_string_finds_the_app_again(tmp_path: Path) -> None:
+    write(tmp_path, "@app.train\ndef train(): ...", "first.py")
+    write(tmp_path, "@app.load\ndef load(): ...", "second.py")
+    (tmp_path / "both.py").write_text(
+        "from mlpkit import App\nimport first, second\nmain = App('nlp').include(first.app)\n"
+    )
+
+    app = import_app("both.py")
+
+    assert import_string(app) == "both:main"
+    assert import_app(import_string(app)) is app
+
+
+def test_an_app_made_elsewhere_is_found_where_it_is_a_global(tmp_path: Path) -> None:
+    write(tmp_path, "def make():\n    return App('made')", "maker.py")
+    (tmp_path / "holder.py").write_text("import maker\nmade = maker.make()")
+
+    assert import_string(import_app("holder:made")) == "holder:made"
+
+
+def test_an_app_that_no_module_holds_has_no_import_string() -> None:
+    with pytest.raises(DeclarationError, match="must be a global of a module") as caught:
+        import_string(App("lost"))
+
+    assert "test_script.py, line" in str(caught.value)

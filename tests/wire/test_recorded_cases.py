@@ -1,0 +1,56 @@
+"""Every recorded request of the original, sent to mlpkit: a test per case, named by the case's id."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.wire.fixed import FIXED
+from tests.wire.replayer import PROFILES, Case, Service, alike, filled, read_cases
+
+ServiceFor = Callable[[Case], Service]
+CASES = [case for case in read_cases() if case.profile in PROFILES]
+
+
+def of(verdict: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "case", [pytest.param(case, id=case.id) for case in CASES if case.verdict == verdict]
+    )
+
+
+@of("keep")
+def test_what_a_client_can_rely_on_is_answered_as_recorded(case: Case, service_for: ServiceFor) -> None:
+    answer, variables = service_for(case).replay(case)
+    want = json.loads(filled(json.dumps(case.response["json"]), variables))
+
+    assert alike(want, answer.json, any_order=case.match == "shape"), (want, answer.json)
+    assert answer.status == case.response["status"]
+    assert answer.content_type == case.response["content_type"].split(";")[0]
+    assert answer.allow == case.response.get("headers", {}).get("allow", answer.allow)
+
+
+@of("fix")
+def test_a_defect_of_the_original_is_answered_better(case: Case, service_for: ServiceFor) -> None:
+    answer, _ = service_for(case).replay(case)
+    status, want = FIXED[case.id]
+
+    assert alike(want, answer.json), (want, answer.json)
+    assert answer.status == status
+
+
+@of("either")
+def test_an_accident_of_the_original_still_gets_a_clear_answer(case: Case, service_for: ServiceFor) -> None:
+    answer, _ = service_for(case).replay(case)
+
+    if case.request["method"] == "HEAD":
+        assert answer.status == 200
+    elif case.request["method"] in ("GET", "POST"):
+        assert answer.status in (200, 400)
+        assert answer.json["status"] in ("success", "fail", "arg_error")
+        assert answer.json["status"] == "success" or answer.json["message"]
+
+
+def test_no_fixed_case_is_forgotten() -> None:
+    assert {case.id for case in CASES if case.verdict == "fix"} == set(FIXED)
