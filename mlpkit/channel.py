@@ -98,7 +98,7 @@ class BlockingChannel:
 
 
 class AsyncChannel(asyncio.Protocol):
-    """An end on an event loop. The first message of a moment is written at once, those that follow it together.
+    """An end on an event loop. The messages of one turn of the loop are written together, when the turn ends.
 
     `on_messages` gets every batch of whole messages that arrived; `on_close` is called once, when the channel ends.
     What is sent faster than the other end reads is kept: those who send bound how much that can be.
@@ -106,7 +106,8 @@ class AsyncChannel(asyncio.Protocol):
 
     def __init__(self, on_messages: Callable[[list[bytes]], None], on_close: Callable[[], None]) -> None:
         self._on_messages, self._on_close = on_messages, on_close
-        self._frames, self._waiting, self._scheduled = Frames(), bytearray(), False
+        self._frames = Frames()
+        self._waiting: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -144,13 +145,10 @@ class AsyncChannel(asyncio.Protocol):
         """
         if self._transport is None:
             return
-        if self._scheduled:
-            self._waiting += _head(message)
-            self._waiting += message
-            return
-        self._scheduled = True
-        self._transport.write(frame(message))
-        self._loop.call_soon(self._write_waiting)
+        if not self._waiting:
+            # Written at once, it would wake the other end for this message alone.
+            self._loop.call_soon(self._write_waiting)
+        self._waiting += (_head(message), message)
 
     def close(self) -> None:
         """Writes what waits, and closes."""
@@ -165,7 +163,6 @@ class AsyncChannel(asyncio.Protocol):
             transport.abort()
 
     def _write_waiting(self) -> None:
-        self._scheduled = False
-        if self._waiting and self._transport is not None:
-            waiting, self._waiting = self._waiting, bytearray()
-            self._transport.write(waiting)
+        waiting, self._waiting = self._waiting, []
+        if waiting and self._transport is not None:
+            self._transport.writelines(waiting)

@@ -217,7 +217,7 @@ class LineStream(io.TextIOBase):
     """A text stream that hands on whole lines: stands in for `sys.stdout` and `sys.stderr` of a child.
 
     `on_line(text, redrawn)` is called once a line; `redrawn` is True where a carriage return ended it, as a progress
-    bar's. Blank lines are left out; of a line that does not end, pieces of 64 Ki characters are handed on.
+    bar's. Blank lines are left out; a long line comes in pieces of 64 Ki characters, also before it ends.
     What needs the file itself (`fileno`, `buffer`) gets that of the stream `under` it.
     """
 
@@ -276,9 +276,9 @@ class LineStream(io.TextIOBase):
         for end in _LINE_END.finditer(text):
             self._hand_on(text[start : end.start()], end[0] == "\r")
             start = end.end()
-        while len(text) - start > _LONGEST_LINE:
-            self._hand_on(text[start : start + _LONGEST_LINE], False)
-            start += _LONGEST_LINE
+        whole_pieces = (len(text) - start) // _LONGEST_LINE * _LONGEST_LINE
+        self._hand_on(text[start : start + whole_pieces], False)
+        start += whole_pieces
         if start < len(text):
             self._parts, self._length = [text[start:]], len(text) - start
 
@@ -287,7 +287,8 @@ class LineStream(io.TextIOBase):
             return
         self._handing_on = True
         try:
-            self._on_line(line, redrawn)
+            for start in range(0, len(line), _LONGEST_LINE):
+                self._on_line(line[start : start + _LONGEST_LINE], redrawn)
         finally:
             self._handing_on = False
 

@@ -31,7 +31,7 @@ while read -r sign group; do
     groups=$kept
     [ "$sign" = + ] && groups="$groups $group"
 done
-for each in $groups; do kill -KILL -- "-$each" 2>/dev/null; done
+for each in $groups; do kill -s KILL -- "-$each" 2>/dev/null; done
 """
 _DRAIN_SECONDS = 2.0
 """How long output is still read after a child's end, where somebody else holds its pipe."""

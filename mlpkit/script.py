@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from mlpkit.algorithm import Algorithm
 from mlpkit.app import App
-from mlpkit.errors import DeclarationError, did_you_mean
+from mlpkit.errors import ArgumentError, DeclarationError, did_you_mean
 from mlpkit.source import place_of_error
 
 
@@ -64,6 +65,22 @@ def import_string(app: App) -> str:
     raise DeclarationError(
         f"{app.place}: App({app.name!r}) must be a global of a module, so that worker processes can import it"
     )
+
+
+def choose_algorithm(app: App, name: str | None) -> Algorithm:
+    """The algorithm of that name, or the only one.
+
+    Raises:
+        DeclarationError: the script has mistakes.
+        ArgumentError: there is none of that name, or there are several and none was named.
+    """
+    algorithms = app.build()
+    if name is None and len(algorithms) == 1:
+        return next(iter(algorithms.values()))
+    if name is not None and name in algorithms:
+        return algorithms[name]
+    problem = f"the app has no algorithm {name!r}" if name else "the app has several algorithms: name one with --algorithm"
+    raise ArgumentError(f"{problem}{did_you_mean(name or '', algorithms)} ({', '.join(algorithms)})")
 
 
 def _is_path(script: str) -> bool:

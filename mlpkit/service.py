@@ -184,6 +184,7 @@ async def _serve(app: App, settings: Settings, log: LogOutput, host: str, port: 
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=1,
         )
@@ -202,9 +203,12 @@ class _Server(uvicorn.Server):
         self._stopping: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        await super().startup()
-        if self.should_exit:
-            raise SettingsError(f"cannot listen on {self.config.host}:{self.config.port}: is the port in use?")
+        try:
+            await super().startup()
+        except SystemExit:
+            # uvicorn has logged the system's own words.
+            place = f"{self.config.host}:{self.config.port}"
+            raise SettingsError(f"cannot listen on {place}: is the port in use?") from None
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         names = ", ".join(self._service.app.build())
         store = self._service.settings.minio_host or self._service.settings.home / "storage"

@@ -24,7 +24,7 @@ def place(file: str, line: int) -> str:
 def where(function: Callable[..., Any]) -> str:
     """`train (sentiment.py, line 23)`: how messages name a function or a class."""
     function = inspect.unwrap(function)
-    name = getattr(function, "__qualname__", None) or repr(function)
+    name = (getattr(function, "__qualname__", None) or repr(function)).rpartition("<locals>.")[2]
     code = getattr(function, "__code__", None)
     if inspect.isclass(function):
         code = getattr(function.__init__, "__code__", None)

@@ -6,7 +6,8 @@ import json
 import time
 
 from mlpkit.check.course import Course, Doubtful, Failed
-from mlpkit.errors import ServiceUnreachable, TimeLimitExceeded
+from mlpkit.client import data_of
+from mlpkit.errors import MlpkitError, ServiceUnreachable, TimeLimitExceeded, UnexpectedAnswer, WorkerLost
 
 _LONGEST_SECONDS = 10.0
 _MUST_BE_REFUSED = {"text for features", "a number for features", "null inside", "no model_id", "broken JSON"}
@@ -34,31 +35,27 @@ def bad_bodies(model_id: str) -> dict[str, bytes]:
     }
 
 
-def ask_badly(course: Course, name: str, body: bytes) -> str:
-    """Sends such a body, and gives the `status` of the answer.
+def ask_badly(course: Course, name: str, body: bytes) -> bool:
+    """Sends such a body; True where it was refused, False where the algorithm answered it.
 
     Raises:
-        Failed: no answer, a late one, one that is none of the protocol, or a success where there can be none.
+        Failed: no answer, a late one, one that is none of the protocol, a dead worker, or a success where none can be.
         Doubtful: the answer shows a traceback.
     """
     client = course.subject.client
-    started = time.monotonic()
+    started, refused = time.monotonic(), False
     try:
         answer = client.request("POST", f"{client.prefix}predict", body)
-    except (ServiceUnreachable, TimeLimitExceeded) as error:
+        data_of(answer)
+    except (ServiceUnreachable, TimeLimitExceeded, UnexpectedAnswer, WorkerLost) as error:
         raise Failed(f"{name}: {error}") from None
+    except MlpkitError:
+        refused = True
     seconds = time.monotonic() - started
-    if answer.status >= 500:
-        raise Failed(f"{name}: HTTP {answer.status}")
     if seconds > _LONGEST_SECONDS:
         raise Failed(f"{name}: the answer took {seconds:.0f} s")
-    try:
-        content = json.loads(answer.body)
-        word = content.get("status", f"HTTP {answer.status}")
-    except (ValueError, AttributeError):
-        raise Failed(f"{name}: the answer is no JSON object: {answer.body[:80]!r}") from None
-    if name in _MUST_BE_REFUSED and word in ("success", "ok"):
+    if name in _MUST_BE_REFUSED and not refused:
         raise Failed(f"{name}: it was accepted")
-    if "Traceback" in answer.body.decode("utf-8", "replace"):
+    if b"Traceback" in answer.body:
         raise Doubtful(f"{name}: the answer shows a traceback")
-    return str(word)
+    return refused

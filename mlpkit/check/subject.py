@@ -90,10 +90,9 @@ def started(target: str, algorithm: str | None, examples: Sequence[Any]) -> Iter
         DeclarationError: the script has mistakes.
         ServiceUnreachable: the service did not start; the message has the end of its log.
     """
-    from mlpkit.cli.options import chosen
-    from mlpkit.script import import_app
+    from mlpkit.script import choose_algorithm, import_app
 
-    found = chosen(import_app(target), algorithm)
+    found = choose_algorithm(import_app(target), algorithm)
     with tempfile.TemporaryDirectory(prefix="mlpkit-check-") as folder, socket.socket() as probe:
         home = Path(folder)
         probe.bind(("127.0.0.1", 0))
@@ -136,6 +135,7 @@ def _environment(home: Path) -> dict[str, str]:
         "MINIO_HOST": "",
         "MLPKIT_TOKEN": "",
         "MLPKIT_HTTP_ERRORS": "platform",
+        "MLPKIT_SHUTDOWN_GRACE": "5",
         "PYTHONUNBUFFERED": "1",
     }
     return {**kept, **own}

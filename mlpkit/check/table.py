@@ -29,10 +29,11 @@ class LiveTable:
         self._title, self._console = title, console
         self._outcomes: list[Outcome] = []
         self._running = ""
-        self._live = Live(get_renderable=self._table, console=console, refresh_per_second=8)
+        self._live = Live(get_renderable=self._table, console=console, refresh_per_second=8, redirect_stderr=False)
 
     def __enter__(self) -> LiveTable:
-        self._live.start()
+        if self._console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(
@@ -40,6 +41,8 @@ class LiveTable:
     ) -> None:
         self._running = ""
         self._live.stop()
+        if not self._console.is_terminal:
+            self._console.print(self._table())
 
     def begin(self, step: str) -> None:
         """A step begins."""

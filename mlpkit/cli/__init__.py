@@ -31,7 +31,7 @@ commands.add_typer(data, name="data")
 
 
 def main() -> NoReturn:
-    """Runs the command of `sys.argv` and exits: 0 all well, 1 the work failed, 2 the command or script is wrong, 130 Ctrl-C."""
+    """Runs the command of `sys.argv` and exits: 0 all well, 1 the work failed, 2 the command or script is wrong."""
     try:
         commands()
     except MlpkitError as error:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def check(
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="An app (`module:app`, `file.py`), or the address of a running service.")
+        str, typer.Argument(metavar="TARGET", help="An app (`module:app`, `file.py`), or the address of a service.")
     ],
     algorithm: AlgorithmName = None,
     data: Annotated[Path | None, typer.Option(help="Training data; it is uploaded to the data bucket.")] = None,

@@ -85,7 +85,7 @@ def _show_findings(report: Report, console: Console) -> None:
     console.print(table)
     left = report.errors + report.warnings - min(len(ordered), _MOST_SHOWN)
     if left:
-        console.print(Text(f"{left:,} more; --json shows the first 1,000 errors and warnings\n", "dim"))
+        console.print(Text(f"{left:,} more; --json shows the first 1,000 of each sort\n", "dim"))
 
 
 def _show_labels(report: Report, console: Console) -> None:

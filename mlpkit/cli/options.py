@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 import typer
 
 from mlpkit.errors import ArgumentError
 
-if TYPE_CHECKING:
-    from mlpkit.app import Algorithm, App
-
-Target = Annotated[str, typer.Argument(metavar="TARGET", help="The app: `module:app`, `file.py:app`, or `file.py` where it has one app.")]
+Target = Annotated[
+    str,
+    typer.Argument(metavar="TARGET", help="The app: `module:app`, `file.py:app`, or `file.py` where it has one app."),
+]
 AlgorithmName = Annotated[
     str | None,
     typer.Option("--algorithm", "-a", help="Which algorithm, where the app has several.", show_default=False),
@@ -44,21 +44,3 @@ def json_value(text: str, option: str) -> bytes:
     except msgspec.DecodeError as error:
         raise ArgumentError(f"{option} {text!r} is no JSON: {error}") from None
     return content
-
-
-def chosen(app: App, name: str | None) -> Algorithm:
-    """The algorithm of that name, or the only one.
-
-    Raises:
-        DeclarationError: the script has mistakes.
-        ArgumentError: there is none of that name, or there are several and none was named.
-    """
-    algorithms = app.build()
-    if name is None and len(algorithms) == 1:
-        return next(iter(algorithms.values()))
-    if name is not None and name in algorithms:
-        return algorithms[name]
-    problem = (
-        f"the app has no algorithm {name!r}" if name else "the app has several algorithms: name one with --algorithm"
-    )
-    raise ArgumentError(f"{problem} ({', '.join(algorithms)})")

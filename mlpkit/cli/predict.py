@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 import sys
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlpkit.cli.options import AlgorithmName, Target, chosen, json_value
+from mlpkit.cli.options import AlgorithmName, Target, json_value
 from mlpkit.errors import ArgumentError
+from mlpkit.script import choose_algorithm
 from mlpkit.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -36,13 +36,15 @@ def predict(
 
         mlpkit predict sentiment:app --model MODEL_ID --features @features.json --params '{"top_n": 1}'
     """
+    import asyncio
+
     from mlpkit.log import configure
     from mlpkit.script import import_app
 
     settings = load_settings()
     asked = json_value(features, "--features"), json_value(params, "--params")
     app = import_app(target)
-    name = chosen(app, algorithm).name
+    name = choose_algorithm(app, algorithm).name
     configure(level=settings.log_level)
     with _placed(model, settings) as (model_id, model_path):
         print(asyncio.run(_predicted(app, settings, name, model_id, model_path, *asked)).decode())
@@ -73,6 +75,8 @@ def _placed(model: str, settings: Settings) -> Iterator[tuple[str, str | None]]:
 async def _predicted(
     app: App, settings: Settings, algorithm: str, model_id: str, model_path: str | None, features: bytes, params: bytes
 ) -> bytes:
+    import asyncio
+
     from mlpkit.serving.host import Host
     from mlpkit.serving.messages import Item, Load, Predict
 

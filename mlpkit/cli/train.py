@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import sys
 import tempfile
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlpkit.cli.options import AlgorithmName, Target, chosen, json_value
+from mlpkit.cli.options import AlgorithmName, Target, json_value
 from mlpkit.errors import ArgumentError, TrainFailed
+from mlpkit.script import choose_algorithm
 from mlpkit.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def train(
 
     settings = load_settings()
     app = import_app(target)
-    wanted = chosen(app, algorithm)
+    wanted = choose_algorithm(app, algorithm)
     with _uploaded(data, settings) as asked:
         job = Job(
             model_id or f"{uuid.uuid4().hex}_{time.strftime('%Y%m%d%H%M%S')}",
@@ -117,7 +119,12 @@ def _bar_out_of_the_way(bar: ProgressBar) -> Iterator[None]:
 
     def stop_and_break(*args: object, **kwargs: object) -> object:
         bar.stop()
-        return hook(*args, **kwargs)
+        if "PYTHONBREAKPOINT" in os.environ:
+            return hook(*args, **kwargs)
+        # Not the hook: it would stop in this function in place of the handler.
+        import pdb
+
+        return pdb.Pdb().set_trace(sys._getframe(1))
 
     if sys.gettrace() is not None:
         bar.stop()

@@ -4,7 +4,7 @@ It speaks to any service that keeps the platform's protocol; the routes beyond i
 `ready`) need mlpkit.
 """
 
-from mlpkit.client.answers import JobStatus, JobView, ModelView, Monitor, NodeInfo, Readiness
+from mlpkit.client.answers import JobStatus, JobView, ModelView, Monitor, NodeInfo, Readiness, data_of
 from mlpkit.client.client import Client
 from mlpkit.client.job import JobHandle
 from mlpkit.client.transport import Answer, Transport
@@ -20,4 +20,5 @@ __all__ = [
     "NodeInfo",
     "Readiness",
     "Transport",
+    "data_of",
 ]

@@ -1,7 +1,7 @@
 """What a service answers: the protocol's envelope turned into data or into the exception that it stands for.
 
-Source: `tests/wire/PROTOCOL.md`, sections 1.1 and 1.4. Answers are read leniently (`NaN` is accepted, fields may be more
-or fewer), because services that are not mlpkit speak the protocol too.
+Source: `tests/wire/PROTOCOL.md`, sections 1.1 and 1.4. Answers are read leniently (`NaN` is accepted, fields may be
+more or fewer), because services that are not mlpkit speak the protocol too.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class JobHandle:
             TimeLimitExceeded: it has not ended within `timeout` seconds; it goes on.
             JobNotFound: the service has not known it for 10 seconds.
         """
-        with _reporter(progress, f"{self.algorithm} {self.model_id}") as report:
+        with _reporter(progress, f"{self.algorithm} {_shortened(self.model_id)}") as report:
             status = self._poll(time.monotonic() + timeout, timeout, report)
         if status.status == "error":
             raise TrainFailed(status.message or f"job {self.model_id} ended with error; the service gives no reason")
@@ -71,6 +71,11 @@ class JobHandle:
                 )
             time.sleep(min(pause, max(0.0, deadline - now)))
             pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+
+def _shortened(model_id: str) -> str:
+    """An id of mlpkit's own is longer than half of a terminal's line."""
+    return model_id if len(model_id) <= 16 else model_id[:12] + "…"
 
 
 @contextlib.contextmanager

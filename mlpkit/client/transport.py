@@ -25,7 +25,7 @@ _RETRIES = urllib3.Retry(
     status=0,
     redirect=0,
     allowed_methods=frozenset({"GET"}),
-    backoff_factor=0.2,
+    backoff_factor=0.1,
 )
 """`connect` counts attempts that sent nothing and is safe for every method; `read` only applies to GET."""
 

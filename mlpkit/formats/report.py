@@ -77,7 +77,7 @@ class Report(msgspec.Struct, frozen=True):
         if first is None:
             return f"{self.name}: {self.rows} rows, {self.warnings} warnings"
         place = "" if first.line is None else f", line {first.line}, column {first.column}"
-        further = "" if self.errors == 1 else f" (and {self.errors - 1} more errors)"
+        further = "" if self.errors == 1 else f" (and {self.errors - 1} more error{'s' * (self.errors > 2)})"
         return f"{self.name}{place}: {first.message}{further}"
 
     def raise_if_fatal(self) -> None:

@@ -16,7 +16,7 @@ from mlpkit.injection.declarations import (
 )
 from mlpkit.injection.plan import Call, DependencyParameter, FieldParameter, Plan, ProcessScope, ServiceParameter
 from mlpkit.injection.signature import compile_plan
-from mlpkit.injection.user_code import async_user_code, user_code, user_error
+from mlpkit.injection.boundary import async_user_code, user_code, user_error
 
 __all__ = [
     "BATCHED",

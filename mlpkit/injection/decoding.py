@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from mlpkit.errors import ArgumentError
-from mlpkit.injection.user_code import user_error
+from mlpkit.injection.boundary import user_error
 
 
 def make_decoder(annotation: Any, field: str) -> Callable[[object], object]:

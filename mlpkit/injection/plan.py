@@ -12,7 +12,7 @@ from typing import Any
 
 from mlpkit.errors import ArgumentError, DeclarationError
 from mlpkit.injection.declarations import FIELDS, NULL, Depends, Fields, Services, hooks_of_service
-from mlpkit.injection.user_code import original, user_code, user_error
+from mlpkit.injection.boundary import original, user_code, user_error
 from mlpkit.source import where
 
 Factory = Callable[..., Any]

@@ -59,6 +59,14 @@ class Counts:
     seconds: float = 0.0
     batches: int = 0
 
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.predictions + other.predictions,
+            self.failures + other.failures,
+            self.seconds + other.seconds,
+            self.batches + other.batches,
+        )
+
 
 @dataclass(eq=False)
 class Model:
@@ -77,6 +85,7 @@ class Model:
     state: State = "loading"
     since: float = field(default_factory=time.time)
     problem: str = ""
+    returning: bool = False
     replicas: list[Replica] = field(default_factory=list)
     waiting: deque[Waiting] = field(default_factory=deque)
     counts: Counts = field(default_factory=Counts)
@@ -200,6 +209,7 @@ class Model:
             for waiting, result in zip(batch, answer.results, strict=True):
                 self._settle(waiting.future, result)
         else:
+            counts.predictions += len(batch)
             counts.failures += len(batch)
             for waiting in batch:
                 if not waiting.future.done():

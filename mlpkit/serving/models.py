@@ -33,7 +33,7 @@ from mlpkit.injection import NULL
 from mlpkit.log import LogOutput, request_uuid, uuid_bound
 from mlpkit.serving.ledger import Entry, Ledger
 from mlpkit.serving.messages import Load, RunHook, Unload
-from mlpkit.serving.model import Model, Replica, State
+from mlpkit.serving.model import Counts, Model, Replica, State
 from mlpkit.serving.pool import Pool, Slot
 from mlpkit.serving.worker import LocalWorker, ProcessWorker, Worker, ask, request_ids
 from mlpkit.settings import Settings
@@ -78,6 +78,7 @@ class Models:
         self._running: asyncio.Task[None] | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
         self._turn = 0
+        self._past = {name: Counts() for name in self._algorithms}
 
     async def open(self) -> None:
         """Starts the workers and begins to load what is to be loaded; does not wait for either (see `problems`)."""
@@ -182,11 +183,21 @@ class Models:
         """Every model that is loaded, being loaded or being unloaded."""
         return [_view(model) for model in self._models.values()]
 
+    def counts(self, algorithm: str) -> Counts:
+        """What the models of an algorithm have done since the service started, those that are gone too."""
+        present = (model.counts for model in self._models.values() if model.algorithm.name == algorithm)
+        return sum(present, start=self._past[algorithm])
+
+    @property
+    def restarts(self) -> int:
+        """How many workers have ended and were replaced."""
+        return self._pool.restarts
+
     def problems(self) -> list[str]:
         """Why predictions cannot all be answered now, a sentence each; empty when all is well."""
         found = [self._restoring] if self._restoring else []
         found += self._pool.problems()
-        found += [f"model [{each.model_id}] {each.problem}" for each in self._models.values() if each.problem]
+        found += [f"model [{each.model_id}] {each.problem}" for each in self._models.values() if each.returning]
         return found
 
     async def _run(self, opened: asyncio.Event) -> None:
@@ -311,6 +322,7 @@ class Models:
             if replica.slot.isolated:
                 await self._pool.remove(replica.slot, grace=5.0)
         model.fail_waiting(ModelNotLoaded(model.model_id))
+        self._past[model.algorithm.name] += model.counts
         self._models.pop(model.model_id, None)
 
     def _place(self, algorithm: Algorithm) -> list[Slot]:
@@ -348,6 +360,7 @@ class Models:
                 if replica.slot is slot:
                     replica.ready = False
                     if model.state == "loaded":
+                        model.returning = True
                         model.problem = f"is down in worker {slot.index}, which {how}"
 
     async def _reload(self, model: Model, replica: Replica) -> None:
@@ -362,6 +375,8 @@ class Models:
                     await self._count_death(model, error)
                     return
                 except MlpkitError as error:
+                    # One model that cannot come back must not keep the others from being served.
+                    model.returning = False
                     model.problem = f"could not be loaded again: {error}; the next try is in {pause:g} s"
                     logger.error("model {!r} {}", model.model_id, model.problem)
                     await asyncio.sleep(pause)
@@ -369,7 +384,7 @@ class Models:
                 else:
                     model.deaths = 0
                     if all(each.ready for each in model.replicas):
-                        model.problem = ""
+                        model.problem, model.returning = "", False
                     logger.info("model {!r} is loaded again in worker {}", model.model_id, replica.slot.index)
                     model.dispatch()
                     return

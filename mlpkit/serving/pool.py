@@ -61,6 +61,7 @@ class Pool:
         self._make, self._on_up, self._on_down = make, on_up, on_down
         self._tasks: TaskGroup | None = None
         self.slots: dict[int, Slot] = {}
+        self.restarts = 0
 
     @property
     def shared(self) -> list[Slot]:
@@ -107,6 +108,7 @@ class Pool:
             slot.worker = None
             if slot.closed.is_set():
                 return
+            self.restarts += 1
             slot.deaths = 1 if time.monotonic() - started > _STEADY else slot.deaths + 1
             pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (slot.deaths - 1))
             again = f", {slot.deaths} times in a row" if slot.deaths > 1 else ""

@@ -13,7 +13,7 @@ from mlpkit.storage.paths import ObjectStat, checked_key
 from mlpkit.storage.store import ObjectChanged, Store
 from mlpkit.storage.workers import Workers
 
-_ATTEMPTS = 3
+_ATTEMPTS = 10
 
 
 class Copies:

@@ -31,7 +31,11 @@ class FolderStore:
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
         with self._translated(bucket, key):
-            found = self._file(bucket, key).stat()
+            try:
+                found = self._file(bucket, key).stat()
+            except NotADirectoryError:
+                # A part of the key is an object: below that there is nothing.
+                raise self._missing(bucket, key) from None
         if not modes.S_ISREG(found.st_mode):
             raise self._missing(bucket, key)
         return _described(bucket, key, found)

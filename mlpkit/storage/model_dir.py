@@ -112,10 +112,10 @@ def open_model(storage: Storage, settings: Settings, model_id: str, model_path: 
     checked_name(model_id)
     prefix = model_path.removesuffix("/") if model_path else f"{settings.model_bucket}/{model_id}"
     for _ in range(_ATTEMPTS):
-        manifest = _manifest_of(storage, prefix)
+        manifest = _manifest_of(storage, settings, prefix)
         if manifest is None:
-            return _open_foreign(storage, prefix, model_id) if model_path else _refuse(storage, prefix)
-        opened = _open_files(storage, prefix, model_id, manifest)
+            return _open_foreign(storage, settings, prefix, model_id) if model_path else _refuse(storage, prefix)
+        opened = _open_files(storage, settings, prefix, model_id, manifest)
         if opened is not None:
             return opened
     raise IncompleteModel(f"{prefix} is being replaced again and again: wait until it is saved")
@@ -129,10 +129,17 @@ def delete_model(storage: Storage, settings: Settings, model_id: str) -> None:
     storage.delete(prefix, recursive=True)
 
 
-def _manifest_of(storage: Storage, prefix: str) -> Manifest | None:
-    try:
-        local = storage.fetch(f"{prefix}/{MANIFEST}")
-    except ObjectNotFound:
+def _fetched(storage: Storage, settings: Settings, path: str) -> Path | None:
+    """The copy of an object; None where there is none, or none is known while the store cannot be reached."""
+    absent = (ObjectNotFound, StorageUnavailable) if settings.cache_offline else (ObjectNotFound,)
+    with contextlib.suppress(*absent):
+        return storage.fetch(path)
+    return None
+
+
+def _manifest_of(storage: Storage, settings: Settings, prefix: str) -> Manifest | None:
+    local = _fetched(storage, settings, f"{prefix}/{MANIFEST}")
+    if local is None:
         return None
     try:
         return msgspec.json.decode(local.read_bytes(), type=Manifest)
@@ -142,12 +149,14 @@ def _manifest_of(storage: Storage, prefix: str) -> Manifest | None:
         storage.release(local)
 
 
-def _open_files(storage: Storage, prefix: str, model_id: str, manifest: Manifest) -> ModelDir | None:
+def _open_files(
+    storage: Storage, settings: Settings, prefix: str, model_id: str, manifest: Manifest
+) -> ModelDir | None:
     """The model with exactly the manifest's files; None where it was replaced since the manifest was read."""
     try:
         folder = storage.fetch_dir(prefix, only=[MANIFEST, *manifest.files])
     except ObjectNotFound as error:
-        if _manifest_of(storage, prefix) != manifest:
+        if _manifest_of(storage, settings, prefix) != manifest:
             return None
         raise IncompleteModel(f"the model {prefix} is incomplete: {error}") from error
     if msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest) != manifest:
@@ -161,10 +170,11 @@ def _open_files(storage: Storage, prefix: str, model_id: str, manifest: Manifest
     return ModelDir(folder, model_id, manifest)
 
 
-def _open_foreign(storage: Storage, prefix: str, model_id: str) -> ModelDir:
+def _open_foreign(storage: Storage, settings: Settings, prefix: str, model_id: str) -> ModelDir:
     """A model without a manifest, made elsewhere: one object or all that is below the prefix."""
-    with contextlib.suppress(ObjectNotFound):
-        return ModelDir(storage.fetch(prefix).parent, model_id)
+    single = _fetched(storage, settings, prefix)
+    if single is not None:
+        return ModelDir(single.parent, model_id)
     folder = storage.fetch_dir(prefix)
     if (folder / INCOMPLETE).exists():
         storage.release(folder)

@@ -137,7 +137,7 @@ class S3Store:
         patience = current_patience(self._patience)
         while start < end:
             # Every call that gets on begins with a fresh deadline: only silence is given up.
-            start += patience.call(partial(self._copy, stat, start, end, file), on=(ProtocolError,))
+            start += patience.call(partial(self._copy, stat, start, end, file), on=(_BrokenBody,))
 
     def _copy(self, stat: ObjectStat, start: int, end: int, file: int, left: float) -> int:
         """Copies from `start` on until the range ends or the connection breaks; how many bytes came, at least one.
@@ -158,15 +158,19 @@ class S3Store:
             for chunk in response.stream(_CHUNK):
                 os.pwrite(file, chunk[: end - start - received], start + received)
                 received += len(chunk)
-        except ProtocolError:
+        except ProtocolError as error:
             if not received:
-                raise
+                raise _BrokenBody(*error.args) from error
         finally:
             response.close()
             response.release_conn()
         if not received:
-            raise ProtocolError(f"{stat.path}: an empty answer where {end - start} bytes were asked for")
+            raise _BrokenBody(f"{stat.path}: an empty answer where {end - start} bytes were asked for")
         return received
+
+
+class _BrokenBody(ProtocolError):
+    """The connection broke before the first byte of a body: worth asking again, unlike what the pool gave up."""
 
 
 class _Pool(urllib3.PoolManager):

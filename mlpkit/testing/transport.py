@@ -30,9 +30,7 @@ class InProcessTransport:
     def close(self) -> None:
         pass
 
-    async def _request(
-        self, method: str, target: str, body: bytes, headers: Mapping[str, str], limit: float
-    ) -> Answer:
+    async def _request(self, method: str, target: str, body: bytes, headers: Mapping[str, str], limit: float) -> Answer:
         sent: list[Message] = []
         waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

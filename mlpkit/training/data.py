@@ -55,7 +55,7 @@ class TrainData:
         Raises:
             DataError: a broken row, with its line and column.
         """
-        return iter(read_rows(self.path, self.kind))
+        return iter(read_rows(self.path, self.kind, name=self.location))
 
     def dictionary(self) -> Path | None:
         """The file that `extend.dict_location` names, or None where the request names none."""

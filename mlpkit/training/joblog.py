@@ -48,11 +48,10 @@ class JobLog:
 
     def write(self, record: LogRecord, *, always: bool = False) -> None:
         """Writes a line of the job; `always` is for the few lines that must not be dropped."""
-        line = format_text(record).encode("utf-8", "replace")
-        if self._size >= self._limit and not always:
-            self._dropped_lines += 1
-            self._dropped_bytes += len(line)
+        if not self.room and not always:
+            self._drop(record.message)
             return
+        line = format_text(record).encode("utf-8", "replace")
         self._size += len(line)
         self._output.write(record)
         try:
@@ -63,9 +62,11 @@ class JobLog:
 
     def write_raw(self, text: str) -> None:
         """Writes what the process wrote below Python: C code, or a grandchild."""
-        if text.strip():
-            self.write(self._record(text, "INFO", "output"))
-            self.flush()
+        if not self.room:
+            self._drop(text)
+            return
+        self.write(self._record(text, "INFO", "output"))
+        self.flush()
 
     def say(self, text: str, level: str = "INFO", trace: str = "") -> None:
         """Writes what mlpkit itself has to say about the job; never dropped."""
@@ -92,6 +93,10 @@ class JobLog:
             )
         with contextlib.suppress(OSError):
             self._file.close()
+
+    def _drop(self, text: str) -> None:
+        self._dropped_lines += 1
+        self._dropped_bytes += len(text) + 1
 
     def _record(self, text: str, level: str, source: str = "", trace: str = "") -> LogRecord:
         return LogRecord(time.time(), level, text, self._uuid, "train", source, trace)

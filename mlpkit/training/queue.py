@@ -43,6 +43,8 @@ from mlpkit.training.trainer import Trainer
 T = TypeVar("T")
 
 _RETRY_FIRST, _RETRY_LONGEST = 0.5, 30.0
+_PATIENCE = 2.0
+"""How long a job may wait for a place in a full queue before it is refused."""
 
 
 @dataclass(eq=False)
@@ -84,6 +86,7 @@ class TrainingQueue:
             JournalError: the journal cannot be read.
         """
         self._closing, self._closed, opened = anyio.Event(), anyio.Event(), anyio.Event()
+        self._one_left = anyio.Event()
         self._slots = anyio.CapacityLimiter(self._settings.train_task_num)
         self._disk = anyio.CapacityLimiter(1)
         self._devices = Devices(self._settings.gpus)
@@ -113,12 +116,13 @@ class TrainingQueue:
         """Puts a job at the end of the queue; it is on disk when this returns. An ended job of the same id is replaced.
 
         Raises:
-            Overloaded: the queue is full, or the service is stopping.
+            Overloaded: the queue is full and stays so for two seconds, or the service is stopping.
             JobConflict: a job with this model id waits or runs.
             AlgorithmNotFound: this service does not have the algorithm.
             ArgumentError: it asks for more GPUs than there are.
             JournalError: it could not be written; it was not accepted.
         """
+        has_place = await self._has_place()
         if self._closing.is_set():
             raise ServiceStopping("the service is shutting down and takes no new jobs")
         if job.algorithm not in self._algorithms:
@@ -129,7 +133,7 @@ class TrainingQueue:
                 f"job [{job.model_id}] exists already and is {state!r}: cancel it, or use another model id"
             )
         self._devices.check(self._options(job).gpus)
-        if len(self._places) >= self._capacity:
+        if not has_place:
             raise Overloaded(
                 f"the training queue is full: {self._capacity} jobs run or wait (MLP_TRAIN_TASK_NUM, "
                 "MLP_TRAIN_QUEUE_SIZE); try again later",
@@ -139,6 +143,13 @@ class TrainingQueue:
         await place.answered.wait()
         if place.refusal is not None:
             raise place.refusal
+
+    async def _has_place(self) -> bool:
+        """Whether one more job can be taken, now or in a moment: a burst of short jobs need not be refused."""
+        with anyio.move_on_after(_PATIENCE):
+            while len(self._places) >= self._capacity:
+                await self._one_left.wait()
+        return len(self._places) < self._capacity
 
     async def cancel(self, model_id: str) -> Job:
         """Ends the job wherever it stands, and returns it; a job that has ended already stays as it is.
@@ -215,6 +226,8 @@ class TrainingQueue:
                     await self._finish(place, await self._take_turn(place))
         finally:
             del self._places[place.job.model_id]
+            self._one_left.set()
+            self._one_left = anyio.Event()
             place.answered.set()
             place.left.set()
 

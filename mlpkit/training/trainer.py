@@ -38,7 +38,7 @@ from mlpkit.training.run import Outcome, run_train
 _MODULE = "mlpkit.training"
 _MEMORY_INTERVAL = 0.5
 _EXIT_GRACE = 10.0
-_LOCK_WAIT = 10.0
+_LOCK_WAIT = 3.0
 _LAST_WORDS = 5.0
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -262,7 +262,7 @@ class Report:
         """Sends a line of the log; in a forked process, which must not use the socket, it goes to the pipe."""
         if self.progress is not None and record.source == "stderr:0":
             self.progress.redrawn(record.message)
-        size = len(record.message) + len(record.trace) + 100
+        size = len(record.message) + len(record.trace) + 1
         if os.getpid() != self._pid:
             os.write(1, (record.message + record.trace + "\n").encode())
         elif size <= self._room:

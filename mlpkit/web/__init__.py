@@ -14,8 +14,10 @@ __all__ = ["Parts", "ServiceState", "build"]
 
 def build(parts: Parts) -> ASGIApp:
     """The finished application; it answers `http` connections and leaves the lifespan to the service."""
+    from mlpkit.web.metrics import RequestCounts
     from mlpkit.web.middleware import Edge
     from mlpkit.web.predict import Predict
     from mlpkit.web.routes import router
 
-    return Edge(parts, predict=Predict(parts), router=router(parts))
+    counts = RequestCounts()
+    return Edge(parts, counts, predict=Predict(parts), router=router(parts, counts))

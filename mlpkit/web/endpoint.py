@@ -50,6 +50,8 @@ class Endpoint:
     limit: int
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange: Exchange = scope["exchange"]
+        exchange.route = self.entry.path
         answer = other_method(scope["method"], self.entry.method)
         if answer is None:
             answer = await self.entry.handler(await self._request(scope, receive))

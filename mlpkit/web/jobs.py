@@ -31,14 +31,12 @@ class JobRoutes:
 
     async def jobs(self, request: Request) -> Answer:
         """The newest jobs, at most `limit` (1000), of one `algorithm` or in one `state` where the query says so."""
-        limit = _number(request, "limit", _MOST_JOBS)
-        chosen: list[dict[str, Any]] = []
-        for job in self._training.jobs():
-            if len(chosen) == limit:
-                break
-            if _wanted(job, request):
-                chosen.append(self._line(job))
-        return success({"jobs": chosen})
+        jobs = self._training.jobs(
+            _number(request, "limit", _MOST_JOBS),
+            state=request.query.get("state"),
+            algorithm=request.query.get("algorithm"),
+        )
+        return success({"jobs": [self._line(job) for job in jobs]})
 
     async def job(self, request: Request) -> Answer:
         """Everything that is known of one job, with what it was asked to do."""
@@ -83,10 +81,6 @@ class JobRoutes:
             "ended": job.ended,
             "uuid": job.log_uuid,
         }
-
-
-def _wanted(job: Job, request: Request) -> bool:
-    return all(request.query.get(name) in (None, getattr(job, name)) for name in ("algorithm", "state"))
 
 
 def _number(request: Request, name: str, default: int | None) -> int | None:

@@ -16,6 +16,7 @@ from mlpkit.web.protocol import Answer, ClientGone, failure
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from mlpkit.web.metrics import RequestCounts
     from mlpkit.web.parts import Parts
 
 _CLIENT_CLOSED = 499
@@ -32,7 +33,7 @@ class Exchange:
     `caller_uuid` is the uuid that the caller sent, or None; `uuid` the one in the log, which is never missing.
     """
 
-    __slots__ = ("_headers", "_send", "caller_uuid", "content_type", "sent", "status", "uuid", "word")
+    __slots__ = ("_headers", "_send", "caller_uuid", "content_type", "route", "sent", "status", "uuid", "word")
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -40,7 +41,7 @@ class Exchange:
         self.caller_uuid: str | None = None
         self.uuid = ""
         self.content_type = ""
-        self.status, self.sent, self.word = 0, 0, ""
+        self.route, self.status, self.sent, self.word = "other", 0, 0, ""
 
     def adopt(self, uuid: str | None) -> None:
         """Makes the uuid of the request's body, where it has one, the uuid of the request."""
@@ -69,10 +70,10 @@ class Exchange:
 class Edge:
     """The application's outside: what enters gets a uuid and a line in the log, what leaves is a clear answer."""
 
-    def __init__(self, parts: Parts, *, predict: ASGIApp, router: ASGIApp) -> None:
+    def __init__(self, parts: Parts, counts: RequestCounts, *, predict: ASGIApp, router: ASGIApp) -> None:
         settings = parts.settings
         self._settings, self._log, self._state = settings, parts.log, parts.state
-        self._predict, self._router = predict, router
+        self._predict, self._router, self._counts = predict, router, counts
         self._predict_path = settings.api_prefix + "predict"
         self._cancel_paths = ("/cancel", settings.api_prefix + "cancel")
         self._token = settings.token.encode()
@@ -90,14 +91,17 @@ class Edge:
         try:
             await self._answer(scope, receive, exchange)
         finally:
+            seconds = perf_counter() - started
+            self._counts.add(exchange.route, exchange.word or "success", seconds)
             if self._settings.access_log:
-                self._write_line(scope, exchange, perf_counter() - started)
+                self._write_line(scope, exchange, seconds)
             request_uuid.reset(reset)
 
     async def _answer(self, scope: Scope, receive: Receive, exchange: Exchange) -> None:
         try:
             self._admit(scope, exchange)
             if scope["path"] == self._predict_path:
+                exchange.route = "predict"
                 await self._predict(scope, receive, exchange.send)
             else:
                 await self._router(scope, receive, exchange.send)

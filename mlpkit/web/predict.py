@@ -89,7 +89,7 @@ class Predict:
         if request is None:
             return _general(json_values(body), exchange)
         exchange.adopt(request.uuid)
-        if b"null" in body:
+        if b"null" in body and request.features != NULL:
             check_no_null("features", request.features)
         return request
 

@@ -255,7 +255,8 @@ def failure(error: BaseException, settings: Settings) -> Answer:
         content["trace"] = _trace(error) if settings.debug else ""
     true_code = settings.http_errors == "http" or isinstance(error, _ALWAYS_TRUE_CODE)
     status = (error.http_status if isinstance(error, MlpkitError) else 500) if true_code else 200
-    headers: list[tuple[bytes, bytes]] = []
+    # Where all failures are HTTP 200 with free text, this tells `mlpkit.Client` which exception to raise.
+    headers = [(b"x-mlpkit-error", type(error).__name__.encode())] if known else []
     if isinstance(error, Overloaded) and true_code:
         headers.append((b"retry-after", b"%d" % error.retry_after))
     if isinstance(error, Unauthorized):

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route, Router
 
-from mlpkit.platform.node import node_info
+from mlpkit.platform import node_info
 from mlpkit.web.algorithms import AlgorithmRoutes
 from mlpkit.web.endpoint import Endpoint, Entry, Request
 from mlpkit.web.health import HealthRoutes
 from mlpkit.web.jobs import JobRoutes
+from mlpkit.web.metrics import MetricsRoute, RequestCounts
 from mlpkit.web.middleware import send_answer
 from mlpkit.web.openapi import DocumentRoutes
 from mlpkit.web.protocol import CANCEL, DELETE, LOAD, STATUS, TRAIN, UNLOAD, Answer, path_not_found, success
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from mlpkit.web.parts import Parts
 
 
-def router(parts: Parts) -> Router:
+def router(parts: Parts, counts: RequestCounts) -> Router:
     """All routes but `/predict`, which is answered ahead of them."""
     settings = parts.settings
     answer = path_not_found(settings)
@@ -31,7 +32,7 @@ def router(parts: Parts) -> Router:
 
     prefix = settings.api_prefix
     own = _own(parts)
-    described = [(prefix, _platform(parts)), (prefix, own), ("/", _root(parts))]
+    described = [(prefix, _platform(parts)), (prefix, own), ("/", _root(parts, counts))]
     tables = [*described, ("/", DocumentRoutes(parts, described).entries), ("/", own)]
     routes = [Route(place + each.path, Endpoint(each, settings.max_body)) for place, table in tables for each in table]
     return Router(routes, redirect_slashes=False, default=unknown)
@@ -65,12 +66,13 @@ def _own(parts: Parts) -> list[Entry]:
     ]
 
 
-def _root(parts: Parts) -> list[Entry]:
+def _root(parts: Parts, counts: RequestCounts) -> list[Entry]:
     health = HealthRoutes(parts.state)
     return [
         Entry("GET", "node_info", _node_info),
         Entry("GET", "health/live", health.live),
         Entry("GET", "health/ready", health.ready),
+        Entry("GET", "metrics", MetricsRoute(parts, counts).metrics),
     ]
 
 

@@ -24,7 +24,8 @@ def _rows(draw: st.DrawFn, text: st.SearchStrategy[str]) -> SequenceRow:
 
 
 ROWS = _rows(st.text(st.characters(exclude_characters="<＜", exclude_categories=["Cs"]), max_size=30))
-HOSTILE = _rows(st.text(st.sampled_from("<>/STARTEND:＜er \t\n"), max_size=24))
+FRAGMENTS = ["<START:X>", "<END>", "<START", "<end>", "</END>", "＜END＞", "<", ">", "END", "START:", "a", "好"]
+HOSTILE = _rows(st.lists(st.sampled_from(FRAGMENTS), max_size=5).map("".join))
 
 
 @given(ROWS)
@@ -115,6 +116,12 @@ def test_spans_that_overlap_or_leave_the_sentence_are_errors(
         write(4, spans)
     with pytest.raises(DataError, match="is empty, overlaps another one, or leaves the sentence"):
         to_markup("abcd", spans)
+
+
+@pytest.mark.parametrize(("sentence", "label"), [("a<END>b", "X"), ("a<START:Y>b", "X"), ("ab", "X<"), ("ab", " ")])
+def test_a_sentence_or_label_that_holds_a_tag_cannot_be_marked_up(sentence: str, label: str) -> None:
+    with pytest.raises(DataError, match="holds what reads as a tag"):
+        to_markup(sentence, [Span(0, 1, label)])
 
 
 def test_tags_of_models_are_repaired_only_when_asked() -> None:

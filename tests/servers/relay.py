@@ -12,17 +12,19 @@ _REQUEST = re.compile(rb"^(GET|HEAD|PUT|POST|DELETE) (\S+) HTTP/1\.1\r\n")
 
 
 class Relay:
-    """Listens on a free port of 127.0.0.1 and passes everything on to `target` (host:port).
+    """Listens on a port of 127.0.0.1 (a free one unless it is given) and passes everything on to `target` (host:port).
 
     `requests` holds `METHOD path?query` of every request. Use it as a context manager.
     """
 
-    def __init__(self, target: str) -> None:
-        host, _, port = target.rpartition(":")
-        self._target = (host, int(port))
-        self._listener = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, target: str, port: int = 0) -> None:
+        host, _, target_port = target.rpartition(":")
+        self._target = (host, int(target_port))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
+        self._flowing = threading.Event()
+        self._flowing.set()
         self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.requests: list[str] = []
         self._cuts, self._after, self._methods = 0, 0, ("GET",)
@@ -35,16 +37,32 @@ class Relay:
         """Breaks the next `times` connections that answer this method and have carried `after` bytes of answers."""
         self._cuts, self._after, self._methods = times, after, (method,)
 
-    def __enter__(self) -> Relay:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Lets no GET through inside the block: who waits for the answer goes on waiting."""
+        self._flowing.clear()
+        try:
+            yield
+        finally:
+            self._flowing.set()
 
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
+        """Ends all connections; new ones are refused."""
+        with contextlib.suppress(OSError):
+            # Wakes the thread that waits in accept; closing alone does not.
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         with self._lock:
             for each in self._open:
                 with contextlib.suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> Relay:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -65,6 +83,8 @@ class Relay:
             while data := client.recv(1 << 16):
                 if found := _REQUEST.match(data):
                     self.requests.append(f"{found[1].decode()} {found[2].decode()}")
+                    if found[1] == b"GET":
+                        self._flowing.wait(60)
                 server.sendall(data)
             server.shutdown(socket.SHUT_WR)
 

@@ -42,7 +42,7 @@ class S3Server:
 
 @contextlib.contextmanager
 def s3_server(shared: Path) -> Iterator[S3Server]:
-    """A running server: the first who asks starts it, and it ends after the last who has asked with this `shared` folder.
+    """A running server: the first to ask starts it, and it ends after the last that asked with this `shared` folder.
 
     `MLPKIT_TEST_S3` (host:port or URL), `MLPKIT_TEST_S3_ACCESS_KEY` and `MLPKIT_TEST_S3_SECRET_KEY` name another one.
 
@@ -50,17 +50,16 @@ def s3_server(shared: Path) -> Iterator[S3Server]:
         Unavailable: Swift cannot be installed or started.
     """
     if endpoint := os.environ.get("MLPKIT_TEST_S3"):
-        keys = [os.environ.get(f"MLPKIT_TEST_S3_{name}_KEY", "") for name in ("ACCESS", "SECRET")]
-        yield S3Server(endpoint, *keys)
+        access_key = os.environ.get("MLPKIT_TEST_S3_ACCESS_KEY", "")
+        yield S3Server(endpoint, access_key, os.environ.get("MLPKIT_TEST_S3_SECRET_KEY", ""))
         return
     try:
-        python = swift.installed_python()
+        swift.installed_python()
     except (swift.NotInstallable, OSError, subprocess.SubprocessError) as error:
         raise Unavailable(f"Swift cannot be installed: {error}") from error
     with contextlib.ExitStack() as held:
         with filelock.FileLock(shared / "swift.lock", timeout=120):
             folder = _joined(shared / "swift", held) or _started(shared / "swift", held)
-        assert python.exists()
         yield S3Server(f"127.0.0.1:{(folder / 'ready').read_text()}", swift.ACCESS_KEY, swift.SECRET_KEY, folder)
 
 

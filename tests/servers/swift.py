@@ -1,8 +1,8 @@
 """OpenStack Swift with its S3 interface, from PyPI: a real S3 server with signatures, multipart and ranges, on disk.
 
-What: `python -m tests.servers.swift FOLDER` starts its four processes (object, container, account, proxy) in FOLDER, and
-writes FOLDER/ready when they answer. Who ends it: itself, when nobody holds FOLDER/users any more (a shared lock, which the
-kernel drops when a user ends, however it ends); it ends the four processes and removes the folder.
+What: `python -m tests.servers.swift FOLDER` starts its four processes (object, container, account, proxy) in FOLDER,
+and writes FOLDER/ready when they answer. Who ends it: itself, when nobody holds FOLDER/users any more (a shared lock,
+which the kernel drops when a user ends, however it ends); it ends the four processes and removes the folder.
 """
 
 from __future__ import annotations
@@ -119,13 +119,16 @@ def start_server(folder: Path, python: Path, kind: str, name: str) -> subprocess
 
 def answers(port: int) -> bool:
     """Whether the proxy at the port says that it is well."""
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/healthcheck", timeout=2) as found:
+    with (
+        contextlib.suppress(OSError),
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/healthcheck", timeout=2) as found,
+    ):
         return bool(found.status == 200)
     return False
 
 
 def fast_folder() -> Path:
-    """A new folder where files can have the extended attributes that Swift keeps its metadata in; in memory if possible."""
+    """A new folder whose files can have extended attributes, which Swift needs; in memory where possible."""
     for parent in (Path("/dev/shm"), Path(tempfile.gettempdir()), Path.home()):
         with contextlib.suppress(OSError, AttributeError):
             folder = Path(tempfile.mkdtemp(prefix="mlpkit-swift-", dir=parent))

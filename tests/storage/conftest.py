@@ -37,7 +37,7 @@ def folder_settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def s3_settings(s3: S3Server, folder_settings: Settings) -> Settings:
-    """Settings of the S3 store, with a model bucket and a data bucket that nobody else uses and that do not exist yet."""
+    """Settings of the S3 store; their buckets are used by nobody else and do not exist yet."""
     token = secrets.token_hex(6)
     return folder_settings.with_options(
         minio_host=s3.endpoint,

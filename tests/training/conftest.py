@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -90,6 +89,13 @@ def job(model_id: str, algorithm: str = "it", /, *, data: Any = None, extend: An
     )
 
 
+async def until(condition: Callable[[], bool], seconds: float = _LONGEST) -> None:
+    """Waits for something that another process does."""
+    with anyio.fail_after(seconds):
+        while not condition():  # noqa: ASYNC110 - no event comes from there
+            await anyio.sleep(0.01)
+
+
 async def end_of(queue: TrainingQueue, model_id: str) -> Job:
     """The job, once it has ended."""
     return await reached(queue, model_id, lambda each: each.has_ended)
@@ -97,13 +103,10 @@ async def end_of(queue: TrainingQueue, model_id: str) -> Job:
 
 async def reached(queue: TrainingQueue, model_id: str, condition: Callable[[Job], bool]) -> Job:
     """The job, once the condition holds for it."""
-    deadline = time.monotonic() + _LONGEST
-    while time.monotonic() < deadline:
-        found = queue.job(model_id)
-        if found is not None and condition(found):
-            return found
-        await anyio.sleep(0.02)
-    raise AssertionError(f"not reached within {_LONGEST:g} s: {queue.job(model_id)}")
+    await until(lambda: (found := queue.job(model_id)) is not None and condition(found))
+    found = queue.job(model_id)
+    assert found is not None
+    return found
 
 
 async def train(queue: TrainingQueue, submitted: Job) -> Job:

@@ -1,4 +1,4 @@
-"""Every mistake that an author can make in a script ends in one message: what is wrong, where, and what would be right."""
+"""Every mistake that an author can make in a script ends in one message: what is wrong, where, what is right."""
 
 from __future__ import annotations
 
@@ -96,7 +96,11 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "preload as a string": ("@app.load(preload='m1')  # <-\ndef load(): ...", ["a list of model ids: ['m1']"]),
     "an unknown option": (
         "@app.predict(max_batchsize=4)  # <-\ndef predict(): ...",
-        ["no option 'max_batchsize'", "did you mean 'max_batch_size'?", "max_batch_size, max_wait_ms, threads, timeout"],
+        [
+            "no option 'max_batchsize'",
+            "did you mean 'max_batch_size'?",
+            "max_batch_size, max_wait_ms, threads, timeout",
+        ],
     ),
     "a service in a wrong hook": (
         "@app.load  # <-\ndef load(ledger: Ledger): ...",
@@ -131,7 +135,11 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
         ["once per process", "model_id"],
     ),
     "a process-wide factory that takes a service of one call": (
-        "def make(book: Ledger): ...  # <-\n@app.train\ndef train(x: Annotated[int, Depends(make, scope='process')]): ...",
+        """
+        def make(book: Ledger): ...  # <-
+        @app.train
+        def train(x: Annotated[int, Depends(make, scope='process')]): ...
+        """,
         ["once per process", "book"],
     ),
     "Depends as a default": (

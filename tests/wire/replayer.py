@@ -15,7 +15,8 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ class Answer:
     status: int
     content_type: str = ""
     json: Any = None
-    allow: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    text: str = ""
 
 
 def read_cases() -> list[Case]:
@@ -108,6 +110,14 @@ class Service:
             self.stop()
             raise
 
+    def terminate(self) -> None:
+        """Sends SIGTERM, and does not wait."""
+        self._process.terminate()
+
+    def wait(self) -> int:
+        """The exit code of the service, which must end by itself."""
+        return self._process.wait(_STOP_TIMEOUT)
+
     def stop(self) -> None:
         """Ends the service and what it started, and removes its folder."""
         try:
@@ -140,8 +150,10 @@ class Service:
             else:
                 connection.request(request["method"], target, body, headers)
             response = connection.getresponse()
-            content_type = (response.getheader("Content-Type") or "").split(";")[0]
-            return Answer(response.status, content_type, _json(response.read()), response.getheader("Allow") or "")
+            content = response.read()
+            found = {name.lower(): value for name, value in response.getheaders()}
+            content_type = found.get("content-type", "").partition(";")[0]
+            return Answer(response.status, content_type, _json(content), found, content.decode("utf-8", "replace"))
         except (http.client.RemoteDisconnected, ConnectionResetError):
             return Answer(0)
         finally:

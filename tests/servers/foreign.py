@@ -1,14 +1,18 @@
 """A service that speaks the platform's protocol and is not mlpkit: it has none of the further routes, and says `ok`.
 
-`python foreign.py PORT` serves it. Its one algorithm, `echo`, answers a prediction with the features it got; ids that
-begin with `stuck` never end their training, ids that begin with `bad` end it with `error`.
+`python -m tests.servers.foreign PORT` serves it below `/mlp`. Its one algorithm, `echo`, answers a prediction with
+the features it got; ids that begin with `stuck` never end their training, ids that begin with `bad` end it with
+`error`.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -16,6 +20,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+
+from tests.servers.ports import accepts, free_port, wait_until
 
 _numbers = itertools.count(1)
 _looks: dict[str, int] = {}
@@ -120,6 +126,20 @@ app = Starlette(
     ],
     exception_handlers={404: unknown},
 )
+
+
+@contextmanager
+def foreign_service() -> Iterator[str]:
+    """The address of such a service, which runs in a process of its own until the end of the block."""
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-m", "tests.servers.foreign", str(port)])
+    try:
+        wait_until(lambda: accepts(port), "the foreign service listens")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
 
 if __name__ == "__main__":
     uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")

@@ -1,0 +1,163 @@
+"""The commands that need no service: what they print, and with which code they exit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run, environment_of
+
+GOOD = "a good day\tgood\t1\nbad weather\tbad\t1\n"
+
+
+def test_the_command_line_loads_nothing_heavy_before_the_command_is_known() -> None:
+    heavy = "{'rich', 'starlette', 'uvicorn', 'minio', 'urllib3', 'asyncio', 'psutil', 'loguru', 'anyio'}"
+    code = f"import sys, mlpkit.cli; print(sorted({heavy} & set(sys.modules)))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_every_command_has_help_with_an_example(mlpkit: Run) -> None:
+    shown = mlpkit("--help").stdout
+    for command in ("run", "new", "train", "predict", "check", "jobs", "models", "version", "data"):
+        assert f" {command} " in shown
+    assert "mlpkit run sentiment.py" in mlpkit("run", "--help").stdout
+
+
+def test_version_names_python_and_the_packages(mlpkit: Run) -> None:
+    shown = mlpkit("version")
+    assert shown.returncode == 0
+    assert shown.stdout.startswith("mlpkit 0.")
+    assert "starlette" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        ("from mlpkit import App\napp = App('a')\n@app.train\ndef train(dta): pass\n", "did you mean 'data'"),
+        ("from mlpkit import App\napp = App('a')\n", "has no algorithm"),
+        ("import nosuchmodule\n", "nosuchmodule"),
+        ("x = 1\n", "has no app"),
+    ],
+)
+def test_a_mistake_in_the_script_ends_run_with_one_message(
+    mlpkit: Run, folder: Path, script: str, sentence: str
+) -> None:
+    (folder / "mistaken.py").write_text(script, encoding="utf-8")
+    ended = mlpkit("run", "mistaken.py")
+    assert ended.returncode == 2
+    assert sentence in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_wrong_setting_ends_run_with_one_message(mlpkit: Run) -> None:
+    for name, value, sentence in [("MLPKIT_HOEM", "x", "did you mean"), ("MLP_TRAIN_TASK_NUM", "0", "at least 1")]:
+        ended = mlpkit("run", "mood.py", **{name: value})
+        assert (ended.returncode, sentence in ended.stderr, "Traceback" in ended.stderr) == (2, True, False)
+    assert "one of trace, debug" in mlpkit("run", "mood.py", "--log-level", "loud").stderr
+
+
+def test_train_and_predict_run_in_the_foreground(mlpkit: Run, folder: Path) -> None:
+    trained = mlpkit("train", "mood.py", "-a", "mood", "--parameters", '{"steps": 3}', "--model-id", "m-1")
+    assert trained.returncode == 0, trained.stderr
+    place = Path(trained.stdout.strip())
+    assert (place / "model.json").is_file()
+    assert (place / "mlpkit.json").is_file()
+    assert "training count" in trained.stderr
+    assert "a line of the job" in trained.stderr
+    copy = folder / "copied-model"
+    place.rename(copy)
+    for model in (str(copy), "missing"):
+        predicted = mlpkit("predict", "mood.py", "-a", "mood", "--model", model, "--features", '{"sentence": "好"}')
+        if model == "missing":
+            assert (predicted.returncode, "missing" in predicted.stderr) == (1, True)
+        else:
+            assert json.loads(predicted.stdout)[0] == {"label": "good", "score": 80.0}
+    assert not any((folder / "home" / "storage" / "ml-platform-model").rglob("*.json"))
+
+
+def test_a_failed_training_shows_the_traceback_and_exits_with_1(mlpkit: Run) -> None:
+    failed = mlpkit("train", "mood.py", "-a", "mood", "--parameters", '{"fail": "no such column"}')
+    assert failed.returncode == 1
+    assert "in train" in failed.stderr
+    assert failed.stderr.endswith("error: ValueError: no such column\n")
+    assert "mlpkit/cli" not in failed.stderr
+
+
+def test_wrong_arguments_of_a_training_are_refused(mlpkit: Run) -> None:
+    for arguments, sentence in [
+        (["-a", "mood", "--parameters", '{"steps": "x"}'], "[parameter"),
+        (["-a", "mood", "--parameters", "{"], "is no JSON"),
+        (["-a", "mood", "--parameters", "@nosuch.json"], "cannot be read"),
+        (["-a", "mood", "--data", "nosuch.tsv"], "there is no file"),
+        (["-a", "moody"], "no algorithm 'moody' (mood, other)"),
+        ([], "name one with --algorithm"),
+    ]:
+        refused = mlpkit("train", "mood.py", *arguments)
+        assert (refused.returncode, sentence in refused.stderr) == (2, True), refused.stderr
+
+
+def test_a_breakpoint_in_train_gets_the_terminal(mlpkit: Run, folder: Path) -> None:
+    script = folder / "mood.py"
+    text = script.read_text(encoding="utf-8").replace(
+        "    if parameters.fail:", "    breakpoint()\n    if parameters.fail:"
+    )
+    script.write_text(text, encoding="utf-8")
+    ended = mlpkit("train", "mood.py", "-a", "mood", input="p parameters\nc\n")
+    assert ended.returncode == 0, ended.stderr
+    assert "Course(fail='', seconds=0.0, steps=0)" in ended.stdout
+
+
+def test_data_check_shows_every_broken_row(mlpkit: Run, folder: Path) -> None:
+    (folder / "good.tsv").write_text(GOOD, encoding="utf-8")
+    (folder / "broken.tsv").write_text(GOOD + "no label\na day\tgood\t7\n", encoding="utf-8")
+    good = mlpkit("data", "check", "good.tsv", "--kind", "text_classification")
+    assert (good.returncode, "it can be trained on" in good.stdout) == (0, True)
+    broken = mlpkit("data", "check", "broken.tsv", "--kind", "text_classification")
+    assert (broken.returncode, "it cannot be trained on" in broken.stdout) == (1, True)
+    report = json.loads(mlpkit("data", "check", "broken.tsv", "-k", "text_classification", "--json").stdout)
+    assert [each["line"] for each in report["findings"] if each["severity"] == "error"] == [3, 4]
+    assert report["labels"]["good"]["positive"] == 1
+    wrong = mlpkit("data", "check", "good.tsv", "--kind", "text_clasification")
+    assert (wrong.returncode, "did you mean 'text_classification'" in wrong.stderr) == (2, True)
+
+
+def test_a_new_project_works_as_it_is(mlpkit: Run, folder: Path) -> None:
+    assert mlpkit("new", "my-mood").returncode == 0
+    project = folder / "my-mood"
+    made = {each.relative_to(project).as_posix() for each in project.rglob("*") if each.is_file()}
+    assert made == {"my_mood.py", "test_my_mood.py", "data/train.tsv", "Dockerfile", "requirements.txt"}
+    tested = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=project,
+        env=environment_of(project),
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert "1 passed" in tested.stdout, tested.stdout + tested.stderr
+    again = mlpkit("new", "my-mood")
+    assert (again.returncode, "exists already" in again.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["class", "1st", "a b", "../up", "x" * 33])
+def test_a_project_needs_a_name_that_python_can_import(mlpkit: Run, name: str) -> None:
+    refused = mlpkit("new", name)
+    assert (refused.returncode, "no name for a project" in refused.stderr) == (2, True)
+
+
+def test_check_exits_with_its_verdict(mlpkit: Run, folder: Path) -> None:
+    checked = mlpkit("check", "mood.py", "-a", "mood", "--json", "--junit", "check.xml")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    report = json.loads(checked.stdout)
+    assert (report["passed"], report["algorithm"]) == (True, "mood")
+    assert (folder / "check.xml").is_file()
+    failed = mlpkit("check", "mood.py", "-a", "mood", "--features", '{"sentence": "boom"}')
+    assert failed.returncode == 1
+    assert "division by zero" in failed.stdout
+    assert "steps failed" in failed.stdout

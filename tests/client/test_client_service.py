@@ -1,0 +1,173 @@
+"""The client against a running service of mlpkit: every route, and the exception behind every refusal."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mlpkit.client import Client, JobStatus
+from mlpkit.client.bar import ProgressBar, described
+from mlpkit.errors import (
+    AlgorithmNotFound,
+    ArgumentError,
+    JobNotFound,
+    LoadFailed,
+    ModelNotLoaded,
+    Overloaded,
+    PredictFailed,
+    TimeLimitExceeded,
+    TrainFailed,
+    Unauthorized,
+)
+from tests.servers import free_port
+
+MOOD = Path(__file__).parents[1] / "servers" / "mood.py"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service with one slot for training and one waiting place, a token and a prefix."""
+    home = tmp_path_factory.mktemp("home")
+    port = free_port()
+    environment = {
+        **os.environ,
+        "MLPKIT_HOME": str(home),
+        "MLPKIT_TOKEN": "sesame",
+        "ML_PLATFORM_CLIENT_API_PREFIX": "/mlp",
+        "MLP_TRAIN_TASK_NUM": "1",
+        "MLP_TRAIN_QUEUE_SIZE": "0",
+        "MLP_CLIENT_WORKER": "1",
+        "MLPKIT_SHUTDOWN_GRACE": "1",
+    }
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlpkit", "run", str(MOOD), "--port", str(port)],
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        with Client(f"http://127.0.0.1:{port}") as client:
+            client.wait_ready(60)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[Client]:
+    with Client(address, "/mlp", "sesame", timeout=30) as made:
+        yield made
+
+
+def test_the_whole_life_of_a_model(client: Client) -> None:
+    job = client.train("mood", parameters={"steps": 4, "seconds": 0.8}, uuid="u-1")
+    seen: list[JobStatus] = []
+    assert job.wait(60, progress=seen.append).status == "completed"
+    assert any(each.progress and each.progress["stage"] == "count" for each in seen)
+    assert "a line of the job" in job.log()
+    assert client.job_view(job.model_id).state == "completed"
+    assert job.model_id in [each.model_id for each in client.jobs()]
+    client.load("mood", job.model_id)
+    assert client.predict(job.model_id, {"sentence": "a"}, {"top_n": 1}) == [{"label": "good", "score": 80.0}]
+    assert client.monitor().load == {job.model_id: [0]}
+    (model,) = client.models()
+    assert (model.model_id, model.state, model.predictions) == (job.model_id, "loaded", 1)
+    client.unload("mood", job.model_id)
+    with pytest.raises(ModelNotLoaded):
+        client.predict(job.model_id, {"sentence": "a"})
+    client.delete("mood", job.model_id)
+    with pytest.raises(LoadFailed):
+        client.load("mood", job.model_id)
+
+
+def test_the_service_tells_of_itself(client: Client) -> None:
+    assert client.live()
+    assert client.ready().ready
+    assert client.monitor().algorithms == ["mood", "other"]
+    assert client.node_info().total_cpu >= 1
+
+
+def test_a_failed_training_raises_with_its_reason(client: Client) -> None:
+    with pytest.raises(TrainFailed, match="no such column"):
+        client.train("mood", parameters={"fail": "no such column"}).wait(60)
+
+
+def test_a_cancelled_job_ends(client: Client) -> None:
+    job = client.train("mood", parameters={"seconds": 100})
+    job.cancel()
+    with pytest.raises(TrainFailed, match="cancel"):
+        job.wait(30)
+    job.cancel()
+    assert job.status().status == "error"
+
+
+def test_a_full_queue_is_overload(client: Client) -> None:
+    jobs = [client.train("mood", parameters={"seconds": 100}) for _ in range(2)]
+    try:
+        with pytest.raises(Overloaded):
+            client.train("mood")
+    finally:
+        for job in jobs:
+            job.cancel()
+
+
+def test_refusals_become_the_exceptions_that_they_stand_for(client: Client, address: str) -> None:
+    with pytest.raises(AlgorithmNotFound):
+        client.train("nope")
+    with pytest.raises(ArgumentError, match="parameter"):
+        client.train("mood", parameters={"steps": "many"})
+    with pytest.raises(JobNotFound, match="nobody"):
+        client.log("nobody/knows me")
+    with pytest.raises(JobNotFound):
+        client.cancel("mood", "nobody")
+    with pytest.raises(Unauthorized), Client(address, "/mlp") as stranger:
+        stranger.jobs()
+
+
+def test_a_prediction_s_failures_are_told_apart(client: Client) -> None:
+    job = client.train("mood")
+    job.wait(60)
+    client.load("mood", job.model_id)
+    with pytest.raises(PredictFailed, match=r"^predict fail division by zero$"):
+        client.predict(job.model_id, {"sentence": "boom"})
+    with pytest.raises(ArgumentError):
+        client.predict(job.model_id, {"sentence": 1})
+    with pytest.raises(TimeLimitExceeded):
+        client.predict(job.model_id, {"sentence": "slow"})
+
+
+def test_an_unknown_job_is_given_up(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlpkit.client.job._UNKNOWN_FOR", 0.2)
+    with pytest.raises(JobNotFound):
+        client.job("mood", "nobody").wait(30)
+
+
+def test_the_bar_says_every_stage_once_where_there_is_no_terminal() -> None:
+    file = io.StringIO()
+    with ProgressBar("mood", Console(file=file, force_terminal=False)) as bar:
+        bar.show("init", None)
+        bar.show("training", {"stage": "fit", "fraction": 0.25})
+        bar.show("training", {"stage": "fit", "fraction": 0.5})
+        bar.show("completed", {})
+    assert file.getvalue().splitlines() == ["mood: init", "mood: training fit", "mood: completed"]
+
+
+def test_the_bar_shows_stage_count_and_metrics_on_a_terminal() -> None:
+    file = io.StringIO()
+    with ProgressBar("mood [a]", Console(file=file, force_terminal=True, width=120)) as bar:
+        bar.show("training", {"stage": "fit", "done": 45, "total": 100, "metrics": {"loss": 0.123456}})
+    assert "mood [a]" in file.getvalue()
+    assert "training fit 45/100 loss=0.1235" in file.getvalue()
+
+
+def test_a_fraction_is_a_percentage() -> None:
+    assert described("training", {"fraction": 0.254, "message": "almost"}) == "training 25% almost"

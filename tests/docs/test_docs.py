@@ -1,0 +1,82 @@
+"""What the documentation shows is what the code does."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mlpkit.settings import described
+
+ROOT = Path(__file__).parents[2]
+SNIPPETS = ROOT / "docs" / "snippets"
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    return re.findall(rf"^```{language}.*?\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def run(command: list[str], folder: Path) -> str:
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    environment = os.environ | {"PATH": path, "COLUMNS": "120"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
+def test_readme_shows_the_example_as_it_is(page: str) -> None:
+    (script,) = blocks(ROOT / page, "python")
+    assert script.strip() in (ROOT / "examples" / "sentiment.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", ["quickstart.md", "zh/quickstart.md"])
+def test_quickstart_makes_data_trains_and_predicts_in_the_foreground(page: str, tmp_path: Path) -> None:
+    shutil.copy(SNIPPETS / "topics.py", tmp_path)
+    make_data, foreground = blocks(ROOT / "docs" / page, "sh")[1:3]
+    printed = run(["bash", "-euo", "pipefail", "-c", make_data + foreground], tmp_path)
+    assert '[{"label":"sport","score":' in printed.splitlines()[-1]
+
+
+def test_tests_in_the_guide_pass(tmp_path: Path) -> None:
+    for name in ("topics.py", "test_functions.py", "test_service.py"):
+        shutil.copy(SNIPPETS / name, tmp_path)
+    make_data = blocks(ROOT / "docs" / "quickstart.md", "sh")[1]
+    run(["bash", "-euo", "pipefail", "-c", make_data], tmp_path)
+    assert "2 passed" in run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."], tmp_path)
+
+
+def test_snippets_of_the_guide_run(tmp_path: Path) -> None:
+    run([sys.executable, str(SNIPPETS / "spans.py")], tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_pages_name_only_settings_that_exist(page: Path) -> None:
+    known = {each.metadata["env"] for each in described()} | {"MLPKIT_TEST_S3", "MLPKIT_S3_IMAGE", "MLPKIT_S3_PORT"}
+    named = set(re.findall(r"\bMLPKIT_[A-Z0-9_]*[A-Z0-9]\b", page.read_text(encoding="utf-8")))
+    assert named <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_of_pages_lead_to_files(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), link
+
+
+def test_deployment_files_are_readable_and_give_no_secret_a_default() -> None:
+    folder = ROOT / "examples" / "deploy"
+    compose = yaml.safe_load((folder / "compose.yaml").read_text(encoding="utf-8"))
+    environment = compose["services"]["sentiment"]["environment"]
+    assert environment["MINIO_SECRET_KEY"].startswith("${MINIO_SECRET_KEY:?")
+    kinds = [each["kind"] for each in yaml.safe_load_all((folder / "kubernetes.yaml").read_text(encoding="utf-8"))]
+    assert kinds == ["Service", "StatefulSet"]

@@ -1,0 +1,75 @@
+"""What only the folder store must see to: links, and names that a file system cannot have at the same time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlpkit.errors import StorageError, UnsafePath
+from mlpkit.settings import Settings
+from tests.storage.conftest import OpenStorage
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    (tmp_path / "local").write_bytes(b"content")
+    return tmp_path / "local"
+
+
+def test_a_symbolic_link_does_not_lead_out_of_the_folder_store(
+    folder_settings: Settings, opened: OpenStorage, local: Path, tmp_path: Path
+) -> None:
+    storage = opened(folder_settings)
+    storage.save(local, f"{folder_settings.data_bucket}/k")
+    bucket = folder_settings.home / "storage" / folder_settings.data_bucket
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_bytes(b"secret")
+    (bucket / "link").symlink_to(tmp_path / "outside")
+    (bucket / "file").symlink_to(tmp_path / "outside" / "secret")
+
+    for path in ("link/secret", "file"):
+        for use in (storage.fetch, storage.stat, storage.delete, lambda path: storage.save(local, path)):
+            with pytest.raises(UnsafePath, match="symbolic link"):
+                use(f"{folder_settings.data_bucket}/{path}")
+    assert [each.key for each in storage.list(folder_settings.data_bucket)] == ["k"]
+    with pytest.raises(UnsafePath):
+        storage.list(f"{folder_settings.data_bucket}/link")
+    assert (tmp_path / "outside" / "secret").read_bytes() == b"secret"
+
+
+def test_a_key_below_another_object_is_refused_by_the_folder_store(
+    folder_settings: Settings, opened: OpenStorage, local: Path
+) -> None:
+    storage = opened(folder_settings)
+    storage.save(local, f"{folder_settings.data_bucket}/a")
+    with pytest.raises(StorageError, match="another key"):
+        storage.save(local, f"{folder_settings.data_bucket}/a/b")
+
+
+def test_the_folder_store_shows_nothing_of_a_save_that_fails(
+    folder_settings: Settings, opened: OpenStorage, local: Path, tmp_path: Path
+) -> None:
+    storage = opened(folder_settings)
+    storage.save(local, f"{folder_settings.data_bucket}/a")
+    with pytest.raises(StorageError):
+        storage.save(local, f"{folder_settings.data_bucket}/a/b")
+
+    assert [each.key for each in storage.list(folder_settings.data_bucket)] == ["a"]
+    assert list((folder_settings.home / "storage" / ".writing").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_fails_the_check(
+    folder_settings: Settings, opened: OpenStorage, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="file"):
+        opened(folder_settings.with_options(home=tmp_path / "file", cache_dir=tmp_path / "cache")).check()
+
+
+def test_empty_folders_go_with_their_last_object(folder_settings: Settings, opened: OpenStorage, local: Path) -> None:
+    storage = opened(folder_settings)
+    storage.save(local, f"{folder_settings.data_bucket}/a/b/c")
+    storage.delete(f"{folder_settings.data_bucket}/a", recursive=True)
+
+    assert list((folder_settings.home / "storage" / folder_settings.data_bucket).iterdir()) == []

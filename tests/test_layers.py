@@ -1,0 +1,205 @@
+"""The architecture as a table, and that the code keeps to it.
+
+A module imports from rows above its own, or from its own folder. A folder is a subsystem: others import it through its
+front door (`mlpkit.storage`, never `mlpkit.storage.cache`).
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import mlpkit
+
+LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    # what everybody may use
+    ("L0", ("errors",)),
+    ("L0", ("settings", "log", "formats")),
+    # the author's script, and a child process
+    ("L1", ("source", "options", "channel", "process")),
+    ("L1", ("injection",)),
+    ("L1", ("algorithm", "services")),
+    ("L1", ("app",)),
+    ("L1", ("script",)),
+    # files and models
+    ("L2", ("storage",)),
+    # work in processes
+    ("L3", ("training", "serving")),
+    # several replicas
+    ("L4", ("platform",)),
+    # HTTP
+    ("L5", ("web",)),
+    # the composition root
+    ("L6", ("service",)),
+    # what people start
+    ("L7", ("client",)),
+    ("L7", ("testing",)),
+    ("L7", ("check",)),
+    ("L7", ("cli",)),
+    ("L7", ("__main__",)),
+)
+
+UPWARD = {
+    ("app", "service"): "an App is an ASGI application and can run itself; imported when it does",
+}
+"""The imports that go up all the same, and why."""
+
+SIDE_DOORS = {
+    "client.bar": "draws with rich, which a program that only calls a service need not import",
+    "check.table": "draws with rich too",
+    "serving.host": "`mlpkit predict` holds a model in the terminal's own process, for a debugger",
+    "serving.messages": "what that host understands",
+}
+"""The modules that are imported past the front door of their folder, and why."""
+
+LONGEST_FILE = 400
+
+HEAVY = (
+    "asyncio",
+    "concurrent",
+    "loguru",
+    "minio",
+    "multiprocessing",
+    "numpy",
+    "prometheus_client",
+    "psutil",
+    "pydantic",
+    "rich",
+    "sqlalchemy",
+    "sqlite3",
+    "starlette",
+    "subprocess",
+    "typer",
+    "uvicorn",
+)
+"""What `import mlpkit` must not import: it is done by every script, every test and every `--help`."""
+
+PACKAGE = Path(mlpkit.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+ROW = {name: row for row, (_, names) in enumerate(LAYERS) for name in names}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import of a module of mlpkit, as it stands in a file."""
+
+    file: Path
+    line: int
+    importer: tuple[str, ...]
+    imported: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.file.relative_to(PACKAGE.parent)}:{self.line} imports mlpkit.{'.'.join(self.imported)}"
+
+
+def imports_of(file: Path) -> Iterator[Import]:
+    importer = file.relative_to(PACKAGE).with_suffix("").parts
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        found: list[str] = []
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: a relative import"
+            module = node.module or ""
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            found = [each if is_module(each) else module for each in names if each != "mlpkit.__version__"]
+        for each in found:
+            root, *rest = each.split(".")
+            if root == "mlpkit":
+                yield Import(file, line_of(node), importer, tuple(rest))
+
+
+def line_of(node: ast.AST) -> int:
+    return getattr(node, "lineno", 0)
+
+
+def is_module(name: str) -> bool:
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+IMPORTS = [each for file in FILES for each in imports_of(file)]
+
+
+def test_every_module_has_its_place_in_the_table() -> None:
+    top = {file.relative_to(PACKAGE).with_suffix("").parts[0] for file in FILES} - {"__init__"}
+
+    assert top <= set(ROW), f"modules without a layer: {sorted(top - set(ROW))}"
+
+
+def test_a_module_imports_only_from_layers_below_its_own() -> None:
+    wrong = []
+    for each in IMPORTS:
+        importer = each.importer[0]
+        if importer == "__init__" or not each.imported:
+            continue  # the package's own front door names everything, lazily; `from mlpkit import X` goes through it
+        imported = each.imported[0]
+        own_folder = imported == importer
+        if not own_folder and ROW[imported] >= ROW[importer] and (importer, imported) not in UPWARD:
+            wrong.append(str(each))
+
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nobody_below_the_top_imports_through_the_packages_own_front_door() -> None:
+    lowest_of_l7 = ROW["client"]
+    wrong = [
+        str(each)
+        for each in IMPORTS
+        if not each.imported and each.importer[0] != "__init__" and ROW[each.importer[0]] < lowest_of_l7
+    ]
+
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_folder_is_imported_through_its_front_door() -> None:
+    wrong = [str(each) for each in _past_the_front_door() if ".".join(each.imported) not in SIDE_DOORS]
+
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_exceptions_are_used() -> None:
+    upward = {(each.importer[0], each.imported[0]) for each in IMPORTS if each.imported}
+
+    assert set(UPWARD) <= upward
+    assert set(SIDE_DOORS) == {".".join(each.imported) for each in _past_the_front_door()}
+
+
+def _past_the_front_door() -> list[Import]:
+    return [each for each in IMPORTS if len(each.imported) > 1 and each.imported[0] != each.importer[0]]
+
+
+def test_no_file_is_too_long_to_be_read() -> None:
+    lengths = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
+    long = [f"{file.relative_to(PACKAGE)}: {length} lines" for file, length in lengths.items() if length > LONGEST_FILE]
+
+    assert not long, "\n".join(long)
+
+
+@pytest.mark.parametrize("name", ["utils", "util", "common", "base", "helpers", "helper", "misc", "manager"])
+def test_no_module_has_a_name_that_says_nothing(name: str) -> None:
+    assert not [file for file in FILES if file.stem == name]
+
+
+def test_importing_mlpkit_is_light() -> None:
+    code = f"import sys, mlpkit; print(*[name for name in {HEAVY!r} if name in sys.modules])"
+
+    assert _python(code) == ""
+
+
+def test_importing_mlpkit_is_quick() -> None:
+    code = "import sys, time; t = time.process_time(); import mlpkit; print(time.process_time() - t)"
+
+    # CPU time of the best of three: other processes of this machine do not count.
+    assert min(float(_python(code)) for _ in range(3)) < 0.1
+
+
+def _python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,95 @@
+"""The journal as a file: order, size, versions, faults. What survives a kill is in `test_restart.py`."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from mlpkit.errors import JobConflict, JournalError, SettingsError
+from mlpkit.training import Job, Snapshot
+from mlpkit.training.job import TRANSITIONS
+from mlpkit.training.journal import Journal
+
+
+@pytest.fixture
+def full_job() -> Job:
+    progress = Snapshot("fit", 0.5, 1, 2, "half", {"f1": 0.5, "by": [1, None]}, 1.5, 2.5)
+    return Job(
+        "模型", "it", "b/k", '{"a": "\\u0000"}', "[1]", "null", "u", "l", "init", "why", progress, 2, 1.5, 2.5, 3.5
+    )
+
+
+def test_job_comes_back_as_it_was_written(tmp_path: Path, full_job: Job) -> None:
+    journal = Journal(tmp_path)
+    journal.add(full_job)
+    journal.close()
+
+    journal = Journal(tmp_path)
+    assert journal.job("模型") == full_job
+    assert journal.job("other") is None
+    journal.close()
+
+
+def test_job_that_is_submitted_again_goes_to_the_end(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for model_id in ("a", "b", "a"):
+        journal.add(Job(model_id, "it"))
+    assert [each.model_id for each in journal.unfinished()] == ["b", "a"]
+    journal.update(Job("b", "it", state="error"))
+    assert [each.model_id for each in journal.unfinished()] == ["a"]
+    journal.close()
+
+
+def test_ten_thousand_jobs_are_quick(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal._writer.execute("PRAGMA synchronous = OFF")
+    for number in range(10_000):
+        journal.add(Job(f"m-{number}", f"a-{number % 7}", parameters='"' + "x" * 500 + '"', state="completed"))
+    journal.add(Job("waits", "it"))
+
+    started = time.monotonic()
+    assert journal.job("m-5000") is not None
+    assert [each.model_id for each in journal.jobs(3)] == ["waits", "m-9999", "m-9998"]
+    assert len(journal.jobs(100, 9000)) == 100
+    assert journal.jobs(1, state="completed", algorithm="a-3")[0].model_id == "m-9999"
+    assert [each.model_id for each in journal.unfinished()] == ["waits"]
+    assert time.monotonic() - started < 0.5
+    journal.close()
+
+
+def test_file_of_a_newer_mlpkit_is_refused(tmp_path: Path) -> None:
+    Journal(tmp_path).close()
+    with sqlite3.connect(tmp_path / "jobs.db") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(SettingsError, match="newer mlpkit"):
+        Journal(tmp_path)
+    with pytest.raises(SettingsError, match="newer mlpkit"):
+        Journal(tmp_path)
+
+
+def test_file_that_is_no_journal_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "jobs.db").write_text("no database at all" * 100)
+    with pytest.raises(JournalError, match=r"jobs\.db cannot be opened"):
+        Journal(tmp_path)
+
+
+def test_home_is_private(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "home")
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "home" / "jobs.db").stat().st_mode & 0o777 == 0o600
+    journal.close()
+
+
+def test_only_the_moves_of_the_table_exist() -> None:
+    for start, allowed in TRANSITIONS.items():
+        for end in TRANSITIONS:
+            job = Job("m", "it", state=start)
+            if end in allowed:
+                assert job.moved(end).state == end
+            else:
+                with pytest.raises(JobConflict):
+                    job.moved(end)
+    assert [state for state in TRANSITIONS if Job("m", "it", state=state).has_ended] == ["completed", "error"]

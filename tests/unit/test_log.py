@@ -1,0 +1,281 @@
+"""One log: every line has its time, level, request and process; nothing that is logged can break or forge it."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import subprocess
+import sys
+import textwrap
+import threading
+import warnings
+from collections.abc import Iterator
+
+import pytest
+from loguru import logger
+
+from mlpkit.log import (
+    LineStream,
+    LogOutput,
+    LogRecord,
+    access_line,
+    configure,
+    format_json,
+    format_text,
+    printable,
+    printable_uuid,
+    uuid_bound,
+)
+from mlpkit.services import Log
+
+
+@pytest.fixture
+def written() -> Iterator[io.StringIO]:
+    """What this process logs, in debug and above."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    stream = io.StringIO()
+    configure(level="debug", stream=stream)
+    yield stream
+    logger.remove()
+    logging.captureWarnings(False)
+    root.handlers[:], root.level = handlers, level
+
+
+def lines_of(writes: list[str]) -> list[tuple[str, bool]]:
+    found: list[tuple[str, bool]] = []
+    stream = LineStream(lambda text, redrawn: found.append((text, redrawn)))
+    for each in writes:
+        assert stream.write(each) == len(each)
+    stream.close()
+    return found
+
+
+def test_a_line_has_time_level_uuid_process_and_source() -> None:
+    record = LogRecord(0.25, "INFO", "hello", "u1", "worker 1", "script:3")
+
+    assert format_text(record).endswith(":00.250 INFO    [u1] worker 1 script:3 | hello\n")
+    assert json.loads(format_json(record)) == {
+        "time": 0.25,
+        "level": "INFO",
+        "message": "hello",
+        "uuid": "u1",
+        "process": "worker 1",
+        "source": "script:3",
+        "trace": "",
+    }
+
+
+def test_loguru_stdlib_logging_and_warnings_go_into_one_log(written: io.StringIO) -> None:
+    with uuid_bound("u1"):
+        logger.info("from loguru")
+        logging.getLogger("theirs").warning("from %s", "stdlib")
+        warnings.warn("from warnings", UserWarning, stacklevel=1)
+
+    assert [line.partition(" | ")[2] for line in written.getvalue().splitlines() if "from" in line][:2] == [
+        "from loguru",
+        "from stdlib",
+    ]
+    assert "from warnings" in written.getvalue()
+    assert written.getvalue().count("[u1]") == 3
+    assert "theirs:" in written.getvalue()
+
+
+def test_the_uuid_holds_for_its_block_only(written: io.StringIO) -> None:
+    with uuid_bound("outer"):
+        with uuid_bound("inner"):
+            logger.info("1")
+        logger.info("2")
+    logger.info("3")
+
+    assert [line.partition("[")[2].partition("]")[0] for line in written.getvalue().splitlines()] == [
+        "inner",
+        "outer",
+        "-",
+    ]
+
+
+def test_a_traceback_is_part_of_its_line(written: io.StringIO) -> None:
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        logger.exception("it failed")
+
+    first, *rest = written.getvalue().splitlines()
+    assert first.endswith("| it failed")
+    assert rest[0] == "    Traceback (most recent call last):"
+    assert rest[-1] == "    ValueError: broken"
+
+
+def test_no_message_can_look_like_a_line_of_its_own(written: io.StringIO) -> None:
+    logger.info("harmless\n2026-11-22 00:00:00.000 ERROR   [u] server | forged\r\x1b[2J")
+
+    first, second = written.getvalue().splitlines()
+    assert first.endswith("harmless")
+    assert second == "    2026-11-22 00:00:00.000 ERROR   [u] server | forged\\x0d\\x1b[2J"
+
+
+def test_what_no_encoding_can_carry_is_escaped() -> None:
+    assert printable("ok 你好\t\n") == "ok 你好\t\n"
+    assert printable("lone \ud800") == "lone \\ud800"
+    assert len(printable("x" * 1_000_000)) < 70_000
+
+    raw = io.BytesIO()
+    output = LogOutput(io.TextIOWrapper(raw, encoding="ascii"))
+    output.write(LogRecord(0, "INFO", "你好"))
+
+    assert rb"\u4f60\u597d" in raw.getvalue()
+
+
+def test_a_uuid_cannot_break_the_line() -> None:
+    assert printable_uuid("a b\nc") == "a?b?c"
+    assert len(printable_uuid("x" * 1000)) == 129
+
+
+def test_a_stream_that_is_gone_disturbs_nobody() -> None:
+    stream = io.StringIO()
+    stream.close()
+
+    LogOutput(stream).write(LogRecord(0, "INFO", "unheard"))
+
+
+def test_lines_below_the_level_are_left_out() -> None:
+    stream = io.StringIO()
+    output = LogOutput(stream, level="warning")
+    output.write(LogRecord(0, "INFO", "no"))
+    output.write_soon(access_line("server", "u", "no"))
+    output.write(LogRecord(0, "ERROR", "yes"))
+
+    assert stream.getvalue().count("\n") == 1
+
+
+def test_lines_that_can_wait_are_written_in_order_and_not_kept_for_ever() -> None:
+    stream = io.StringIO()
+    output = LogOutput(stream, lambda record: record.message + "\n")
+    output.write_soon(LogRecord(0, "INFO", "first"))
+    assert stream.getvalue() == ""
+    output.write(LogRecord(0, "INFO", "second"))
+    assert stream.getvalue() == "first\nsecond\n"
+
+    for _ in range(1000):
+        output.write_soon(LogRecord(0, "INFO", "soon"))
+    assert stream.getvalue().count("soon") > 700
+    output.flush()
+    assert stream.getvalue().count("soon") == 1000
+
+
+def test_lines_of_many_threads_are_whole() -> None:
+    stream = io.StringIO()
+    output = LogOutput(stream, lambda record: record.message + "\n")
+
+    def write(name: str) -> None:
+        for _ in range(500):
+            output.write(LogRecord(0, "INFO", name * 50))
+            output.write_soon(LogRecord(0, "INFO", name * 50))
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    output.flush()
+
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 4000
+    assert all(line == line[0] * 50 for line in lines)
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 1000])
+def test_a_line_stream_splits_at_line_feeds_and_carriage_returns_only(pieces: int) -> None:
+    text = "one\r\ntwo\n10%\r20%\r\nx\x0by\x0cz\x1c\x85\u2028w\n\n \nend"
+    writes = [text[start : start + pieces] for start in range(0, len(text), pieces)]
+
+    assert lines_of(writes) == [
+        ("one", False),
+        ("two", False),
+        ("10%", True),
+        ("20%", False),
+        ("x\x0by\x0cz\x1c\x85\u2028w", False),
+        ("end", False),
+    ]
+
+
+def test_a_progress_bar_is_told_from_a_line() -> None:
+    assert lines_of(["\r 10%", "\r 20%", "\r100%\n"]) == [(" 10%", True), (" 20%", True), ("100%", False)]
+    assert lines_of([" 10%\r", " 20%\r"]) == [(" 10%", True), (" 20%", True)]
+
+
+def test_a_line_that_never_ends_is_handed_on_in_pieces() -> None:
+    found = lines_of(["x" * 1000] * 200)
+
+    assert "".join(text for text, _ in found) == "x" * 200_000
+    assert max(len(text) for text, _ in found) == 65536
+
+
+def test_a_line_stream_takes_text_only() -> None:
+    with pytest.raises(TypeError, match="not bytes"):
+        LineStream(lambda text, redrawn: None).write(b"x")  # type: ignore[arg-type]
+
+
+CHILD = """
+import logging, subprocess, sys
+from mlpkit.log import capture_streams, configure_child, uuid_bound
+
+records = []
+configure_child(records.append, process="worker 1")
+under, bars = sys.stdout, []
+capture_streams(bars.append)
+with uuid_bound("u1"):
+    print("printed")
+    sys.stderr.write("bar 10%\\rbar 20%\\r\\n")
+    subprocess.run(["echo", "below python"], stdout=sys.stdout, check=True)
+logging.getLogger("theirs").error("%d items", "many: wrong arguments are no reason to lose a line")
+def bad_sink(record):
+    print("inside the sink")
+    records.append(record)
+configure_child(bad_sink, process="worker 1")
+print("outside")
+for each in records:
+    print(each.uuid, each.process, each.source, each.message, file=under)
+print(bars, file=under)
+"""
+
+
+def test_what_a_child_prints_becomes_lines_of_the_log() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(CHILD)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.stdout.splitlines() == [
+        "below python",
+        "inside the sink",
+        "u1 worker 1 stdout:0 printed",
+        "u1 worker 1 stderr:0 bar 20%",
+        "- worker 1 theirs:13 %d items ('many: wrong arguments are no reason to lose a line',)",
+        "- worker 1 stdout:0 outside",
+        "['bar 10%']",
+    ], done.stderr
+
+
+def test_a_handlers_log_carries_the_uuid_also_in_threads_of_its_own(written: io.StringIO) -> None:
+    log = Log("u7")
+    thread = threading.Thread(target=lambda: log.info("read {} rows", 3))
+    thread.start()
+    thread.join(10)
+    with uuid_bound("u8"):
+        Log().warning("braces stay: {}")
+    log.debug("d")
+    log.error("e")
+    try:
+        raise KeyError("gone")
+    except KeyError:
+        log.exception("failed")
+
+    text = written.getvalue()
+    assert "[u7] server tests.unit.test_log:" in text
+    assert "read 3 rows" in text
+    assert "WARNING [u8]" in text
+    assert "braces stay: {}" in text
+    assert "KeyError: 'gone'" in text
+    assert "services:" not in text

@@ -1,0 +1,186 @@
+"""Settings come from the environment and `.env`, checked; what cannot be used is told with what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlpkit.errors import SettingsError
+from mlpkit.settings import (
+    IGNORED,
+    Settings,
+    boolean,
+    decode_settings,
+    described,
+    encode_settings,
+    load_settings,
+    seconds,
+    size,
+)
+
+
+def mistakes_of(**environ: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(environ, None)
+    return str(caught.value)
+
+
+def test_without_an_environment_there_are_defaults() -> None:
+    settings = load_settings({}, None)
+
+    assert settings == Settings()
+    assert (settings.api_prefix, settings.train_task_num, settings.train_queue_size) == ("/", 5, 100)
+    assert 1 <= settings.workers <= 4
+    assert settings.cache_path == Path(".mlpkit/cache")
+
+
+def test_values_are_read_in_their_units() -> None:
+    settings = load_settings(
+        {
+            "ML_PLATFORM_CLIENT_API_PREFIX": "/nlp",
+            "MLP_CLIENT_WORKER": " 3 ",
+            "MLPKIT_CACHE_SIZE": "1.5GiB",
+            "MLPKIT_SHUTDOWN_GRACE": "2m",
+            "MLPKIT_CORS_ORIGINS": "http://a, http://b",
+            "MLPKIT_LOG_FORMAT": "JSON",
+            "MLPKIT_CACHE_DIR": "/var/cache/x",
+        },
+        None,
+    )
+
+    assert settings.api_prefix == "/nlp/"
+    assert settings.workers == 3
+    assert settings.cache_size == 3 << 29
+    assert settings.shutdown_grace == 120
+    assert settings.cors_origins == ("http://a", "http://b")
+    assert settings.log_format == "json"
+    assert settings.cache_path == Path("/var/cache/x")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("512", 512), ("64MiB", 64 << 20), ("1.5g", 3 << 29), (" 2 kb ", 2048), ("1T", 1 << 40)]
+)
+def test_sizes_are_powers_of_1024(text: str, expected: int) -> None:
+    assert size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1e9", "9" * 400, "ten", "5 XB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="a size such as"):
+        size(text)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1.5", 1.5), ("30s", 30), ("5m", 300), ("2H", 7200)])
+def test_times_are_seconds(text: str, expected: float) -> None:
+    assert seconds(text.lower()) == expected
+
+
+@pytest.mark.parametrize("text", ["", "-1", "9" * 400, "1d"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="a time such as"):
+        seconds(text)
+
+
+def test_booleans_have_the_usual_words() -> None:
+    assert [boolean(each) for each in ("on", "TRUE", " yes", "1")] == [True] * 4
+    assert [boolean(each) for each in ("off", "False", "no", "0")] == [False] * 4
+    with pytest.raises(ValueError, match="one of on, off"):
+        boolean("perhaps")
+
+
+def test_every_value_that_cannot_be_used_is_told_with_what_is_allowed() -> None:
+    message = mistakes_of(
+        MLP_TRAIN_TASK_NUM="0",
+        MLPKIT_LOG_LEVEL="loud",
+        MLPKIT_MAX_BODY="much",
+        ML_PLATFORM_CLIENT_API_PREFIX="nlp",
+        MLPKIT_DEBUG="perhaps",
+    )
+
+    assert len(message.splitlines()) == 5
+    assert "MLP_TRAIN_TASK_NUM is '0': it must be a whole number of at least 1" in message
+    assert "MLPKIT_LOG_LEVEL is 'loud': it must be one of trace, debug, info, warning, error" in message
+    assert "ML_PLATFORM_CLIENT_API_PREFIX is 'nlp': it must be a path that starts with a slash" in message
+
+
+def test_an_unknown_name_is_told_with_what_may_be_meant() -> None:
+    assert mistakes_of(MLPKIT_LOG_LEVL="info") == (
+        "MLPKIT_LOG_LEVL is no setting of mlpkit, did you mean 'MLPKIT_LOG_LEVEL'?"
+    )
+
+
+def test_names_of_other_programs_and_of_the_original_are_left_alone() -> None:
+    others = {"PATH": "/bin", "MLP_SOMETHING": "x", "MLPKIT_TEST_S3": "x"}
+
+    assert load_settings(others | dict.fromkeys(IGNORED, "x"), None) == Settings()
+
+
+def test_an_empty_value_counts_as_not_set() -> None:
+    environ = {each.metadata["env"]: " " for each in described()}
+
+    assert load_settings(environ, None) == Settings()
+
+
+def test_a_store_needs_its_credentials() -> None:
+    assert "MINIO_ACCESS_KEY and MINIO_SECRET_KEY must be set" in mistakes_of(MINIO_HOST="s3:9000")
+
+
+def test_a_secret_is_in_no_repr_and_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {"MINIO_HOST": "s3:9000", "MINIO_ACCESS_KEY": "hidden-1", "MINIO_SECRET_KEY": "hidden-2"}
+    settings = load_settings({**keys, "MLPKIT_TOKEN": "hidden-3"}, None)
+
+    assert settings.token == "hidden-3"
+    assert "hidden" not in repr(settings)
+    assert "hidden" not in str(settings)
+
+
+def test_children_get_the_same_settings() -> None:
+    settings = load_settings(
+        {"MLPKIT_CACHE_DIR": "/x", "MLPKIT_TOKEN": "t", "MLPKIT_CORS_ORIGINS": "*", "MLPKIT_HOME": "/h"}, None
+    )
+
+    assert decode_settings(encode_settings(settings)) == settings
+
+
+def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text(
+        "\ufeff# comment\n\nexport MLP_TRAIN_TASK_NUM=2\nMLPKIT_TOKEN='with # inside'\nMLP_CLIENT_WORKER = 3 # of 4\n",
+        encoding="utf-8",
+    )
+
+    settings = load_settings({"MLP_CLIENT_WORKER": "4"}, file)
+
+    assert (settings.train_task_num, settings.token, settings.workers) == (2, "with # inside", 4)
+
+
+def test_a_broken_file_is_told_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("MLP_CLIENT_WORKER=1\nno equals sign\n")
+
+    with pytest.raises(SettingsError, match=r"\.env, line 2: NAME=value is expected"):
+        load_settings({}, file)
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+
+    for path in (tmp_path, tmp_path / "binary"):
+        with pytest.raises(SettingsError, match="cannot be read"):
+            load_settings({}, path)
+
+
+def test_options_of_a_command_line_change_a_copy() -> None:
+    settings = Settings()
+
+    assert settings.with_options(workers=0, debug=None) == Settings(workers=0)
+    assert settings == Settings()
+
+
+def test_every_setting_says_what_it_is_for() -> None:
+    for each in described():
+        assert each.metadata["doc"].endswith("."), each.name
+        assert each.metadata["env"].isupper(), each.name
+    names = [each.metadata["env"] for each in described()]
+    assert len(names) == len(set(names))

@@ -1,0 +1,35 @@
+"""Real services with the scripted algorithms of `tests/wire`, one for each way to set the web layer up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.wire.replayer import Service
+
+TOKEN = "a-token-for-tests"
+ORIGIN = "https://web.example"
+
+
+@pytest.fixture(scope="session")
+def plain() -> Iterator[Service]:
+    """A service with the settings' defaults."""
+    service = Service("default", MLP_CLIENT_WORKER="1")
+    yield service
+    service.stop()
+
+
+@pytest.fixture(scope="session")
+def strict() -> Iterator[Service]:
+    """A service with a token, one allowed origin, true status codes, and bodies of at most 10 kB."""
+    service = Service(
+        "default",
+        MLP_CLIENT_WORKER="1",
+        MLPKIT_TOKEN=TOKEN,
+        MLPKIT_CORS_ORIGINS=ORIGIN,
+        MLPKIT_HTTP_ERRORS="http",
+        MLPKIT_MAX_BODY="10000",
+    )
+    yield service
+    service.stop()

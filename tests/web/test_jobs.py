@@ -1,0 +1,97 @@
+"""mlpkit's own routes: jobs, their logs, cancel, models."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.wire.replayer import Service
+
+
+def train(service: Service, algorithm: str = "echo", parameter: str = "{}") -> str:
+    rest = '"model_path": "", "data": {"a": 1}, "extend": {}'
+    body = f'{{"algorithm": "{algorithm}", "parameter": {parameter}, {rest}}}'
+    model_id: str = service.post("/train", body).json["data"]["model_id"]
+    return model_id
+
+
+def job_in(service: Service, model_id: str, *states: str) -> dict[str, Any]:
+    """The job, when it is in one of the states."""
+    end = time.monotonic() + 30
+    while True:
+        job: dict[str, Any] = service.get(f"/jobs/{model_id}").json["data"]
+        if job["state"] in states:
+            return job
+        assert time.monotonic() < end, job
+        time.sleep(0.05)
+
+
+def test_a_job_shows_what_it_was_asked_and_how_it_went(plain: Service) -> None:
+    model_id = train(plain)
+    job = job_in(plain, model_id, "completed")
+    assert job["algorithm"] == "echo"
+    assert job["data"] == {"a": 1}
+    assert job["extend"] == {"remote_ip": "127.0.0.1"}
+    assert job["created"] <= job["started"] <= job["ended"]
+    assert job["attempt"] == 1
+    listed = plain.get("/jobs?limit=1&algorithm=echo&state=completed").json["data"]["jobs"]
+    assert [each["model_id"] for each in listed] == [model_id]
+
+
+def test_the_log_of_a_job_is_text_and_tail_cuts_it(plain: Service) -> None:
+    model_id = train(plain, "boom", '{"mode": "raise"}')
+    job = job_in(plain, model_id, "error")
+    assert "boom in train" in job["message"]
+    whole = plain.get(f"/jobs/{model_id}/log")
+    assert whole.content_type == "text/plain"
+    assert "boom in train" in whole.text
+    lines = whole.text.splitlines()
+    assert len(lines) > 1
+    assert plain.get(f"/jobs/{model_id}/log?tail=1").text.splitlines() == lines[-1:]
+
+
+def test_status_has_the_protocol_s_word_and_more_beside_it(plain: Service) -> None:
+    model_id = train(plain, "boom", '{"mode": "raise"}')
+    job_in(plain, model_id, "error")
+    data = plain.get(f"/status?algorithm=boom&model_id={model_id}").json["data"]
+    assert data["status"] == "error"
+    assert "boom in train" in data["message"]
+    assert {"progress", "queue_position"} <= data.keys()
+
+
+def test_cancel_ends_a_running_job(plain: Service) -> None:
+    model_id = train(plain, "slow", '{"seconds": 5}')
+    job_in(plain, model_id, "training")
+    answer = plain.post("/cancel", f'{{"algorithm": "slow", "model_id": "{model_id}"}}')
+    assert answer.json["data"]["status"] == "error"
+    assert job_in(plain, model_id, "error")["message"] == answer.json["data"]["message"] != ""
+
+
+@pytest.mark.parametrize("tail", ["0", "-1", "x", "1e3", "9" * 30, "²"])
+def test_a_tail_that_is_no_number_is_refused(plain: Service, tail: str) -> None:
+    model_id = train(plain)
+    answer = plain.get(f"/jobs/{model_id}/log?tail={quote(tail)}")
+    assert answer.json["status"] == "arg_error"
+    assert "[tail]" in answer.json["message"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/jobs/nobody", "/jobs/nobody/log", "/jobs/..%2F..%2Fetc/log", "/jobs/%00", "/jobs/a%2Fb"]
+)
+def test_a_job_that_nobody_knows_is_not_found(plain: Service, path: str) -> None:
+    answer = plain.get(path)
+    assert answer.json["status"] == "fail"
+    assert answer.json["message"].startswith("no job with model id")
+
+
+def test_models_show_where_they_are_and_what_they_did(plain: Service) -> None:
+    plain.post("/load", '{"algorithm": "echo", "model_id": "shown-1"}')
+    plain.post("/predict", '{"model_id": "shown-1", "features": {"sentence": "x"}}')
+    shown = {model["model_id"]: model for model in plain.get("/models").json["data"]["models"]}
+    assert shown["shown-1"]["algorithm"] == "echo"
+    assert shown["shown-1"]["state"] == "loaded"
+    assert shown["shown-1"]["workers"] == [0]
+    assert shown["shown-1"]["predictions"] == 1

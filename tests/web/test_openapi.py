@@ -1,0 +1,122 @@
+"""The description of the service, made from its routes and from the authors' types."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pydantic
+import pytest
+
+from mlpkit import App
+from mlpkit.web.endpoint import Entry
+from mlpkit.web.openapi import describe
+from mlpkit.web.protocol import TRAIN
+from tests.wire.replayer import Service
+
+app = App("typed")
+other = app.algorithm("other")
+
+
+class Hyper(msgspec.Struct):
+    c: float = 1.0
+    names: list[str] = []
+
+
+class Word(msgspec.Struct):
+    text: str
+
+
+class Sentence(msgspec.Struct):
+    words: list[Word]
+
+
+class Inner(pydantic.BaseModel):
+    limit: int
+
+
+class Params(pydantic.BaseModel):
+    inner: Inner
+
+
+@app.train
+def train(parameters: Hyper) -> None: ...
+
+
+@app.load
+@other.load
+def load() -> None: ...
+
+
+@app.predict
+def predict(features: Sentence, params: Params | None = None) -> None: ...
+
+
+@other.predict
+def predict_other(features: dict[str, int]) -> None: ...
+
+
+def described(schema: Any, document: Any) -> Any:
+    """The schema with its references followed."""
+    if isinstance(schema, dict) and "$ref" in schema:
+        name = schema["$ref"].removeprefix("#/components/schemas/")
+        return described(document["components"]["schemas"][name], document)
+    if isinstance(schema, dict):
+        return {key: described(value, document) for key, value in schema.items()}
+    return [described(each, document) for each in schema] if isinstance(schema, list) else schema
+
+
+@pytest.fixture(scope="module")
+def document() -> Any:
+    async def handler(request: object) -> Any: ...
+
+    table = [Entry("POST", "train", handler, TRAIN), Entry("GET", "jobs/{model_id:path}", handler)]
+    return json.loads(json.dumps(describe(app.build(), "/p/", [("/p/", table)])))
+
+
+def body_of(document: Any, path: str) -> Any:
+    content = document["paths"][path]["post"]["requestBody"]["content"]
+    return described(content["application/json"]["schema"], document)
+
+
+def test_train_tells_the_parameters_of_each_algorithm(document: Any) -> None:
+    bodies = {each["properties"]["algorithm"]["const"]: each for each in body_of(document, "/p/train")["oneOf"]}
+    assert bodies["typed"]["properties"]["parameter"]["properties"]["c"] == {"type": "number", "default": 1.0}
+    assert bodies["other"]["properties"]["parameter"] == {"type": "object"}
+    assert {"algorithm", "model_path", "data", "parameter", "extend"} == set(bodies["typed"]["required"])
+
+
+def test_predict_tells_the_features_and_params_of_all_algorithms(document: Any) -> None:
+    properties = body_of(document, "/p/predict")["properties"]
+    sentence, numbers, nothing = properties["features"]["anyOf"]
+    assert sentence["properties"]["words"]["items"]["properties"]["text"] == {"type": "string"}
+    assert numbers["additionalProperties"] == {"type": "integer"}
+    assert nothing == {"type": "null"}
+    pydantic_model = properties["params"]["anyOf"][0]["anyOf"][0]
+    assert pydantic_model["properties"]["inner"]["properties"]["limit"]["type"] == "integer"
+
+
+def test_a_path_parameter_is_told(document: Any) -> None:
+    (parameter,) = document["paths"]["/p/jobs/{model_id}"]["get"]["parameters"]
+    assert (parameter["name"], parameter["in"], parameter["required"]) == ("model_id", "path", True)
+
+
+def test_a_running_service_describes_all_its_routes(plain: Service) -> None:
+    document = plain.get("/openapi.json").json
+    assert document["openapi"] == "3.1.0"
+    assert described(document["paths"], document)
+    below_prefix = {"train", "predict", "load", "unload", "delete", "status", "monitor", "cancel", "models"}
+    jobs = {"jobs", "jobs/{model_id}", "jobs/{model_id}/log"}
+    root = {"node_info", "health/live", "health/ready", "openapi.json", "docs"}
+    wanted = below_prefix | jobs | root
+    assert {f"/{path}" for path in wanted} == set(document["paths"])
+    assert all(each["summary"] for methods in document["paths"].values() for each in methods.values())
+
+
+def test_the_page_loads_nothing_from_elsewhere(plain: Service) -> None:
+    page = plain.get("/docs")
+    assert page.content_type == "text/html"
+    assert "/openapi.json" in page.text
+    assert "http://" not in page.text
+    assert "https://" not in page.text
