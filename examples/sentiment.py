@@ -31,7 +31,7 @@ def train(data: TrainData, parameters: Hyper, out: ModelDir, progress: Progress)
     examples = [row for row in rows if row.posneg]
     model = make_pipeline(
         TfidfVectorizer(analyzer="char", ngram_range=(1, parameters.ngram)),
-        LogisticRegression(C=parameters.c, max_iter=1000),
+        LogisticRegression(C=parameters.c, class_weight="balanced", max_iter=1000),
     )
     with progress.stage("fit"):
         model.fit([row.sentence for row in examples], [row.label for row in examples])

@@ -190,6 +190,12 @@ class IncompleteModel(StorageError):
     """A model folder without its manifest, or with files missing: an upload that never finished."""
 
 
+class DatabaseError(MlpkitError):
+    """The platform's database could not be asked, or refused; neither message nor trace names its host or user."""
+
+    http_status = 503
+
+
 class ServiceUnreachable(MlpkitError):
     """A client could not connect to the service, or lost the connection before the answer was complete."""
 

@@ -1,6 +1,7 @@
 """The composition root: builds the parts of a service, opens them in order, and closes them in the opposite one.
 
-Order: home, log, store, training, models, web. Only `serve` listens on a port; `asgi` leaves that to any ASGI server.
+Order: home, log, store, training, models, database, web. Only `serve` listens on a port; `asgi`
+leaves that to any ASGI server.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from mlpkit.web import Parts, ServiceState, build
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from mlpkit.platform.cluster import Cluster
+
 _FLUSH_SECONDS = 0.05
 """How long a line of the access log may wait for company."""
 _STORE_CHECK_SECONDS = 10.0
@@ -56,8 +59,9 @@ class Service:
         self.storage: Storage = open_storage(settings)
         self.training = TrainingQueue(app.build(), self.target, settings, log)
         self.models = Models(app, self.target, settings, log)
+        self.cluster = _open_cluster(app, settings, self.models, self.training) if settings.mode == "cluster" else None
         self.web: ASGIApp = build(
-            Parts(app.build(), settings, self.models, self.training, self.storage, log, self.state)
+            Parts(app.build(), settings, self.models, self.training, self.storage, log, self.state, self.cluster)
         )
         self._store_problem: str = ""
         self._closing: asyncio.Task[None] | None = None
@@ -72,9 +76,15 @@ class Service:
             exits.push_async_callback(self.training.close, 0)
             await self.models.open()
             exits.push_async_callback(self.models.close, 0)
+            if self.cluster is not None:
+                await self.cluster.open()
+                exits.push_async_callback(self.cluster.close)
             await exits.enter_async_context(self._background())
             self._exits = exits.pop_all()
         self.state.checks += [self.models.problems, lambda: [self._store_problem] if self._store_problem else []]
+        if self.cluster is not None:
+            self.state.checks.append(self.cluster.problems)
+            self.state.remarks.append(self.cluster.warnings)
         self.state.phase = "ready"
         return self
 
@@ -92,6 +102,8 @@ class Service:
     async def _close(self, grace: float) -> None:
         started = time.monotonic()
         logger.info("stopping: running work has {:g} s to end", grace)
+        if self.cluster is not None:
+            self.cluster.stop_following()
         await asyncio.gather(self.training.close(grace), self.models.close(grace))
         logger.info("stopped after {:.1f} s", time.monotonic() - started)
 
@@ -100,6 +112,8 @@ class Service:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._flush_log)
             tasks.start_soon(self._check_store)
+            if self.cluster is not None:
+                tasks.start_soon(self.cluster.run)
             yield
             tasks.cancel_scope.cancel()
 
@@ -135,7 +149,9 @@ def asgi(app: App) -> ASGIApp:
         elif service:
             await service[0].web(scope, receive, send)
         else:
-            raise RuntimeError("the service was not started: the ASGI server must support lifespan events (lifespan='on')")
+            raise RuntimeError(
+                "the service was not started: the ASGI server must support lifespan events (lifespan='on')"
+            )
 
     return application
 
@@ -230,6 +246,18 @@ class _Server(uvicorn.Server):
             await self._service.drain()
         finally:
             self.should_exit = True
+
+
+def _open_cluster(app: App, settings: Settings, models: Models, training: TrainingQueue) -> Cluster:
+    try:
+        from mlpkit.platform.cluster import Cluster
+
+        return Cluster(settings, app.build(), models, training)
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"MLP_CLIENT_MODE=cluster needs the package {error.name}: pip install 'mlpkit[sql]'"
+            + (" pymssql" if settings.db_type == "mssql" else "")
+        ) from error
 
 
 def _make_home(home: Path) -> None:

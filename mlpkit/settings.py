@@ -19,6 +19,17 @@ import msgspec
 from mlpkit.errors import SettingsError, did_you_mean
 
 _BOOLEANS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+DATABASE_NAMES = (
+    *("model", "model.model_id", "model.path", "model.status", "model.loaded", "model.algorithm"),
+    *("load_record", "load_record.load_time", "load_record.algorithm"),
+)
+"""The tables and columns of the platform that replicas use, in its own words."""
+_DATABASES = {
+    **dict.fromkeys(("mysql", "mariadb"), "mysql"),
+    **dict.fromkeys(("pg", "postgres", "postgresql"), "postgresql"),
+    **dict.fromkeys(("mssql", "sqlserver"), "mssql"),
+    "sqlite": "sqlite",
+}
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -46,6 +57,12 @@ def seconds(text: str) -> float:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
+def _period(text: str) -> float:
+    if not 0.1 <= (value := seconds(text)) <= 3600:
+        raise ValueError("a time from 0.1s to 1h")
+    return value
+
+
 def _natural(minimum: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not re.fullmatch(r"\s*\d{1,9}\s*", text) or int(text) < minimum:
@@ -64,8 +81,34 @@ def _choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def _database(text: str) -> str:
+    try:
+        return _DATABASES[text.strip().lower()]
+    except KeyError:
+        raise ValueError("one of " + ", ".join(_DATABASES)) from None
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch(r"\s*\d{1,5}\s*", text) or not 1 <= int(text) <= 65535:
+        raise ValueError("a port from 1 to 65535")
+    return int(text)
+
+
+def _database_names(text: str) -> tuple[tuple[str, str], ...]:
+    """Pairs of a name of `DATABASE_NAMES` and what it is called here, from `model=models,model.path=file`."""
+    pairs = [tuple(part.strip() for part in each.split("=", 1)) for each in _names(text)]
+    for pair in pairs:
+        if len(pair) != 2 or not pair[1]:
+            raise ValueError("names such as model=models,model.path=location,load_record.load_time=changed")
+        if pair[0] not in DATABASE_NAMES:
+            raise ValueError(
+                f"about {', '.join(DATABASE_NAMES)}, not {pair[0]!r}{did_you_mean(pair[0], DATABASE_NAMES)}"
+            )
+    return tuple((pair[0], pair[1]) for pair in pairs)
 
 
 def _prefix(text: str) -> str:
@@ -95,7 +138,12 @@ class Settings:
     api_prefix: str = _setting(
         "ML_PLATFORM_CLIENT_API_PREFIX", "/", _prefix, "Path below which the platform's routes are served."
     )
-    mode: str = _setting("MLP_CLIENT_MODE", "standalone", _choice("standalone"), "How replicas find out what to load.")
+    mode: str = _setting(
+        "MLP_CLIENT_MODE",
+        "standalone",
+        _choice("standalone", "cluster"),
+        "`cluster`: the platform's database says which models are to be loaded, and knows of every training.",
+    )
     workers: int = _setting(
         "MLP_CLIENT_WORKER",
         _default_workers,
@@ -125,6 +173,38 @@ class Settings:
     )
     storage_retries: int = _setting(
         "MLPKIT_STORAGE_RETRIES", 4, _natural(0), "How often a failed operation of the store is tried again."
+    )
+
+    checker: bool = _setting(
+        "CHECKER_START", True, boolean, "In cluster mode: load and unload what the database says, on this replica."
+    )
+    checker_period: float = _setting("MLPKIT_CHECK_PERIOD", 5.0, _period, "Seconds between two looks at the database.")
+    sync: str = _setting(
+        "MLPKIT_SYNC",
+        "follow",
+        _choice("follow", "lead"),
+        "In cluster mode: `lead` writes `/load` and `/unload` into the database too, so that all replicas follow.",
+    )
+    db_type: str = _setting("MLP_CLIENT_DB_TYPE", "mysql", _database, "mysql, postgresql, sqlserver or sqlite.")
+    db_host: str = _setting("DB_HOST", "127.0.0.1", str.strip, "Host of the platform's database.")
+    db_port: int | None = _setting("DB_PORT", None, _port, "Its port.", shown="3306, 5432 or 1433")
+    db_user: str = _setting("DB_USER", "root", str, "User of the database.")
+    db_password: str = _setting("DB_PASS", "", str, "Password of the user; any character may be in it.", secret=True)
+    db_name: str = _setting(
+        "ML_CLIENT_MLP_DB_NAME", "ml_platform", str.strip, "Name of the database; for sqlite the path of its file."
+    )
+    db_schema: str = _setting(
+        "MLP_CLIENT_DB_SCHEMA",
+        "",
+        str.strip,
+        "Schema of the tables, for SQL Server and PostgreSQL.",
+        shown="ml_platform for SQL Server",
+    )
+    db_names: tuple[tuple[str, str], ...] = _setting(
+        "MLPKIT_DB_NAMES", (), _database_names, "Other names of tables and columns: `model=models,model.path=location`."
+    )
+    db_timeout: float = _setting(
+        "MLPKIT_DB_TIMEOUT", 5.0, _period, "Longest time that a request or the checker waits for the database."
     )
 
     home: Path = _setting(
@@ -220,7 +300,6 @@ IGNORED = {
     "KAFKA_USERNAME": "mlpkit sends no Kafka events",
     "KAFKA_PASSWORD": "mlpkit sends no Kafka events",
     "MLP_CLIENT_THREAD": "threads are set per algorithm: @app.predict(threads=...)",
-    "CHECKER_START": "only used in cluster mode",
 }
 """Names of the original that are accepted and have no effect, with the reason."""
 
@@ -257,9 +336,14 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
 
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
+    mistakes = []
     if values.get("minio_host") and not (values.get("minio_access_key") and values.get("minio_secret_key")):
-        return ["MINIO_HOST is set, so MINIO_ACCESS_KEY and MINIO_SECRET_KEY must be set: no credential has a default"]
-    return []
+        mistakes.append(
+            "MINIO_HOST is set, so MINIO_ACCESS_KEY and MINIO_SECRET_KEY must be set: no credential has a default"
+        )
+    if values.get("sync") == "lead" and values.get("mode") != "cluster":
+        mistakes.append("MLPKIT_SYNC=lead needs MLP_CLIENT_MODE=cluster: there is no database to write to otherwise")
+    return mistakes
 
 
 def _unknown_names(found: Mapping[str, str]) -> list[str]:

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import topics
+
 from mlpkit.formats import ClassificationRow
 from mlpkit.testing import FakeTrainData, RecordedProgress, fake_model_dir
 

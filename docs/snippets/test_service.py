@@ -1,4 +1,5 @@
 import topics
+
 from mlpkit.testing import TestService
 
 

@@ -30,7 +30,10 @@ _LAST_LINES = 15
 
 @dataclass
 class Subject:
-    """A service to check, and what is known of the algorithm. `pid` is None where its processes cannot be seen."""
+    """A service to check, and what is known of the algorithm.
+
+    `trains` is False where it has no `train`; `pid` is None where the service's processes cannot be seen.
+    """
 
     target: str
     client: Client
@@ -38,6 +41,7 @@ class Subject:
     algorithm: str
     kind: str
     examples: Sequence[Any]
+    trains: bool = True
     pid: int | None = None
 
     def memory(self) -> int:
@@ -102,7 +106,8 @@ def started(target: str, algorithm: str | None, examples: Sequence[Any]) -> Iter
         probe.close()
         with _running(target, port, environment, home / "service.log") as pid:
             client = Client(f"http://127.0.0.1:{port}")
-            yield Subject(target, client, settings, found.name, found.kind, examples or found.examples, pid)
+            known = examples or found.examples
+            yield Subject(target, client, settings, found.name, found.kind, known, "train" in found.hooks, pid)
 
 
 @contextmanager

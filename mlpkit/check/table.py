@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -75,13 +76,11 @@ def table_of(title: str, outcomes: Sequence[Outcome], running: str = "") -> Tabl
 
 def summary(report: CheckReport) -> str:
     """The last line: whether the platform would accept the algorithm, and the figures."""
-    failed = sum(outcome.verdict == "failed" for outcome in report.outcomes)
-    warnings = sum(outcome.verdict == "warning" for outcome in report.outcomes)
-    words = [
-        f"{failed} of {len(report.outcomes)} steps failed" if failed else f"all {len(report.outcomes)} steps are well"
+    counts = Counter(outcome.verdict for outcome in report.outcomes)
+    words = [] if counts["failed"] else ["no step failed"]
+    words += [
+        f"{counts[verdict]} {verdict}" for verdict in ("failed", "warning", "passed", "skipped") if counts[verdict]
     ]
-    if warnings:
-        words.append(f"{warnings} with a warning")
     words.append(f"{report.seconds:.1f} s")
     if report.memory:
         words.append(f"peak memory {report.memory / _MIB:.0f} MiB")

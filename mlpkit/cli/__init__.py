@@ -9,6 +9,7 @@ import typer
 
 from mlpkit.cli.check import check
 from mlpkit.cli.data import data
+from mlpkit.cli.db import db
 from mlpkit.cli.new import new
 from mlpkit.cli.predict import predict
 from mlpkit.cli.remote import jobs, models
@@ -28,6 +29,7 @@ commands = typer.Typer(
 for command in (run, new, train, predict, check, jobs, models, version):
     commands.command()(command)
 commands.add_typer(data, name="data")
+commands.add_typer(db, name="db")
 
 
 def main() -> NoReturn:

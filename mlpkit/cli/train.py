@@ -124,7 +124,8 @@ def _bar_out_of_the_way(bar: ProgressBar) -> Iterator[None]:
         # Not the hook: it would stop in this function in place of the handler.
         import pdb
 
-        return pdb.Pdb().set_trace(sys._getframe(1))
+        pdb.Pdb().set_trace(sys._getframe(1))
+        return None
 
     if sys.gettrace() is not None:
         bar.stop()

@@ -1,4 +1,7 @@
-"""What mlpkit knows of the platform around it: the machine it runs on, and its tables."""
+"""What mlpkit knows of the platform around it: the machine it runs on, and the database that replicas share.
+
+`Cluster`, the front door to that database, is in `mlpkit.platform.cluster`, which imports SQLAlchemy.
+"""
 
 from mlpkit.platform.node import node_info
 

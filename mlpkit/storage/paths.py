@@ -1,13 +1,15 @@
-"""Names that come from outside, checked before they are used as a path: `bucket/key`, prefixes, and model ids."""
+"""Names that come from outside, checked before they are used: the endpoint, `bucket/key`, prefixes, and model ids."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from urllib.parse import urlsplit
 
 import msgspec
 
-from mlpkit.errors import UnsafePath
+from mlpkit.errors import SettingsError, UnsafePath
+from mlpkit.settings import Settings
 
 _LONGEST_KEY = 1024
 _LONGEST_PART = 255
@@ -36,6 +38,24 @@ class ObjectStat(msgspec.Struct, frozen=True):
     def key(self) -> str:
         """The part after the first slash."""
         return self.path.partition("/")[2]
+
+
+def endpoint_of(settings: Settings) -> tuple[str, bool]:
+    """`host:port` and whether to speak TLS, from `MINIO_HOST` (which may be a URL) and `MINIO_SECURE`.
+
+    Raises:
+        SettingsError: it is no address, or a URL with a path, a query or credentials.
+    """
+    text = settings.minio_host
+    scheme, _, rest = text.rpartition("://")
+    try:
+        parts = urlsplit(f"//{rest}")
+        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable or scheme not in ("", "http", "https") or "@" in rest or rest.rstrip("/") != parts.netloc:
+        raise SettingsError("MINIO_HOST must be host:port, or http://host:port or https://host:port without a path")
+    return parts.netloc, scheme == "https" if scheme else settings.minio_secure
 
 
 def checked_path(path: str) -> tuple[str, str]:

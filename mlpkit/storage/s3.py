@@ -14,7 +14,6 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import urllib3
 from minio import Minio
@@ -23,20 +22,20 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, ProtocolError, Re
 
 from mlpkit.errors import SettingsError, StorageError
 from mlpkit.settings import Settings
-from mlpkit.storage.paths import ObjectStat
+from mlpkit.storage.paths import ObjectStat, endpoint_of
 from mlpkit.storage.retries import Patience, current_patience, patience_of
 from mlpkit.storage.s3_errors import translated
-from mlpkit.storage.workers import Workers
+from mlpkit.storage.workers import LARGE, Workers
 
-LARGE = 64 << 20
-"""Objects of this many bytes and more are fetched by ranges, several at a time."""
 PART = 16 << 20
+"""Bytes of one part; objects up to this size are sent in one request."""
 
 _PARTS_AT_A_TIME = 4
 _MOST_PARTS = 10_000
 _CHUNK = 1 << 20
 _CONNECT_TIMEOUT = 5.0
 _CHECK_TIMEOUT = 3.0
+_CLEAN_UP_TIMEOUT = 1.0
 _KEYS_A_DELETE = 100
 _WORTH_RETRYING = (ConnectTimeoutError, ReadTimeoutError, ProtocolError)
 """NewConnectionError (refused, unknown host) is a ConnectTimeoutError in urllib3 2."""
@@ -149,7 +148,7 @@ class S3Store:
             object_name=stat.key,
             offset=start,
             length=end - start,
-            request_headers={"If-Match": f'"{stat.etag}"'},
+            request_headers={"If-Match": f'"{stat.etag}"'} if stat.etag else None,
         )
         received = 0
         try:
@@ -188,7 +187,7 @@ class _Pool(urllib3.PoolManager):
         patience = current_patience(self._patience)
         if method == "DELETE" and "uploadId=" in url:
             # The clean-up after an upload that has failed: the caller has waited for its whole time already.
-            patience = Patience(min(_CHECK_TIMEOUT, patience.timeout), retries=0)
+            patience = Patience(min(_CLEAN_UP_TIMEOUT, patience.timeout), retries=0)
         send = super().urlopen
 
         def attempt(left: float) -> urllib3.BaseHTTPResponse:
@@ -196,24 +195,6 @@ class _Pool(urllib3.PoolManager):
             return send(method, url, **{**options, "redirect": False, "retries": False, "timeout": timeout})
 
         return patience.call(attempt, on=_WORTH_RETRYING, unwanted=_may_pass)
-
-
-def endpoint_of(settings: Settings) -> tuple[str, bool]:
-    """`host:port` and whether to speak TLS, from `MINIO_HOST` (which may be a URL) and `MINIO_SECURE`.
-
-    Raises:
-        SettingsError: it is no address, or a URL with a path, a query or credentials.
-    """
-    text = settings.minio_host
-    scheme, _, rest = text.rpartition("://")
-    try:
-        parts = urlsplit(f"//{rest}")
-        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable or scheme not in ("", "http", "https") or "@" in rest or rest.rstrip("/") != parts.netloc:
-        raise SettingsError("MINIO_HOST must be host:port, or http://host:port or https://host:port without a path")
-    return parts.netloc, scheme == "https" if scheme else settings.minio_secure
 
 
 def _may_pass(response: urllib3.BaseHTTPResponse) -> bool:

@@ -17,8 +17,10 @@ from mlpkit.storage import Manifest, ModelDir, Storage, open_storage
 from mlpkit.training import Progress, Snapshot, TrainData, TrainJob
 
 
-def fake_storage(folder: Path) -> Storage:
-    """A store in a folder, which also holds its cache."""
+def fake_storage(folder: Path, *buckets: str) -> Storage:
+    """A store in a folder, which also holds its cache; `buckets` are those beside the ones for data and models."""
+    for bucket in buckets:
+        (folder / "storage" / bucket).mkdir(parents=True, exist_ok=True)
     return open_storage(Settings(home=folder))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -14,7 +15,7 @@ from mlpkit.errors import AlgorithmNotFound, ObjectNotFound, TimeLimitExceeded, 
 from mlpkit.injection import NULL
 from mlpkit.storage import delete_model
 from mlpkit.training import Job, check_job
-from mlpkit.web.protocol import Answer, success
+from mlpkit.web.answers import Answer, success
 
 if TYPE_CHECKING:
     from mlpkit.algorithm import Algorithm
@@ -30,7 +31,7 @@ class AlgorithmRoutes:
 
     def __init__(self, parts: Parts) -> None:
         self._parts, self._settings = parts, parts.settings
-        self._models, self._training = parts.models, parts.training
+        self._models, self._training, self._cluster = parts.models, parts.training, parts.cluster
         self._storage_threads = anyio.CapacityLimiter(4)
 
     async def train(self, request: Request) -> Answer:
@@ -49,7 +50,8 @@ class AlgorithmRoutes:
             log_uuid=request.uuid,
         )
         check_job(algorithm, job, self._settings)
-        await self._training.submit(job)
+        async with self._cluster.reporting(job) if self._cluster is not None else nullcontext():
+            await self._training.submit(job)
         return success({"model_id": job.model_id})
 
     async def status(self, request: Request) -> Answer:
@@ -57,7 +59,7 @@ class AlgorithmRoutes:
         model_id = request.arguments.text("model_id")
         algorithm = self._algorithm(request.arguments.text("algorithm"))
         job = self._training.job(model_id)
-        word: object = job.state if job is not None else "unknown"
+        word: object = job.state if job is not None else await self._word_of_others(model_id)
         if "status" in algorithm.hooks:
             fields = {"model_id": model_id, "default": word}
             word = await self._models.call(algorithm.name, "status", fields)
@@ -72,27 +74,25 @@ class AlgorithmRoutes:
         """Loads a model; one that is loaded already stays as it is."""
         arguments = request.arguments
         algorithm = self._algorithm(arguments.text("algorithm"))
+        model_id, path = arguments.text("model_id"), arguments.optional("model_path")
         extend = arguments.object("extend")
-        await self._models.load(
-            algorithm.name,
-            arguments.text("model_id"),
-            arguments.optional("model_path"),
-            extend if extend == NULL else _with_peer(extend, request.peer),
-            request.caller_uuid,
-        )
+        extend = extend if extend == NULL else _with_peer(extend, request.peer)
+        await self._models.load(algorithm.name, model_id, path, extend, request.caller_uuid)
+        if self._cluster is not None:
+            await self._cluster.announce_load(model_id, path)
         return success()
 
     async def unload(self, request: Request) -> Answer:
         """Unloads a model, by the algorithm that loaded it, whichever is named; one that is not loaded is no error."""
         self._algorithm(request.arguments.text("algorithm"))
-        await self._models.unload(request.arguments.text("model_id"))
+        await self._unload(request.arguments.text("model_id"))
         return success()
 
     async def delete(self, request: Request) -> Answer:
         """Unloads a model, then calls the algorithm's `delete`, or removes the model's folder from the store."""
         model_id = request.arguments.text("model_id")
         algorithm = self._algorithm(request.arguments.text("algorithm"))
-        await self._models.unload(model_id)
+        await self._unload(model_id)
         if "delete" in algorithm.hooks:
             await self._models.call(algorithm.name, "delete", {"model_id": model_id})
         else:
@@ -102,6 +102,14 @@ class AlgorithmRoutes:
     async def monitor(self, request: Request) -> Answer:
         """Which models are loaded in which workers, and the algorithms in the order of their registration."""
         return success({"load": self._models.placement(), "algorithms": list(self._parts.algorithms)})
+
+    async def _word_of_others(self, model_id: str) -> str:
+        return "unknown" if self._cluster is None else await self._cluster.status(model_id)
+
+    async def _unload(self, model_id: str) -> None:
+        if self._cluster is not None:
+            await self._cluster.announce_unload(model_id)
+        await self._models.unload(model_id)
 
     def _algorithm(self, name: str) -> Algorithm:
         try:

@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from mlpkit.web.answers import Answer, other_method
 from mlpkit.web.middleware import send_answer
-from mlpkit.web.protocol import Answer, Arguments, Field, caller_uuid, check, other_method, query_values, read_values
+from mlpkit.web.protocol import Arguments, Field, caller_uuid, check, query_values, read_values
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send

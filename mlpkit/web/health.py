@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mlpkit.web.protocol import Answer, success, to_json
+from mlpkit.web.answers import Answer, success, to_json
 
 if TYPE_CHECKING:
     from mlpkit.web.endpoint import Request
@@ -22,9 +22,9 @@ class HealthRoutes:
         return success({"phase": self._state.phase})
 
     async def ready(self, request: Request) -> Answer:
-        """A success, or 503 with the reasons."""
+        """A success, or 503 with the reasons; `warnings` say what is wrong and keeps no request from its answer."""
         reasons = self._state.problems()
         if not reasons:
-            return success({"phase": self._state.phase})
+            return success({"phase": self._state.phase, "warnings": self._state.warnings()})
         content = {"status": "fail", "message": "; ".join(reasons), "trace": "", "reasons": reasons}
         return Answer(to_json(content), 503, word="fail")

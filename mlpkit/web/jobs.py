@@ -9,11 +9,12 @@ import msgspec
 from anyio import CapacityLimiter, to_thread
 
 from mlpkit.errors import ArgumentError, JobNotFound
-from mlpkit.web.protocol import Answer, success
+from mlpkit.web.answers import Answer, success
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mlpkit.platform.cluster import Wish
     from mlpkit.training import Job
     from mlpkit.web.endpoint import Request
     from mlpkit.web.parts import Parts
@@ -26,7 +27,7 @@ class JobRoutes:
     """The handlers of mlpkit's own routes."""
 
     def __init__(self, parts: Parts) -> None:
-        self._models, self._training = parts.models, parts.training
+        self._models, self._training, self._cluster = parts.models, parts.training, parts.cluster
         self._threads = CapacityLimiter(4)
 
     async def jobs(self, request: Request) -> Answer:
@@ -58,8 +59,13 @@ class JobRoutes:
         return success({"model_id": job.model_id, "status": job.state, "message": job.message})
 
     async def models(self, request: Request) -> Answer:
-        """The models that are loaded, or should be."""
-        return success({"models": msgspec.to_builtins(self._models.listed(), str_keys=True)})
+        """The models that are loaded, or should be; in cluster mode beside what the database wants."""
+        listed = msgspec.to_builtins(self._models.listed(), str_keys=True)
+        wishes = self._cluster.wishes if self._cluster is not None else None
+        if self._cluster is None or wishes is None:
+            return success({"models": listed})
+        checker = {"looked": self._cluster.looked, "warnings": self._cluster.warnings()}
+        return success({"models": _compared(listed, wishes), "checker": checker})
 
     def _job(self, model_id: str) -> Job:
         job = self._training.job(model_id)
@@ -81,6 +87,22 @@ class JobRoutes:
             "ended": job.ended,
             "uuid": job.log_uuid,
         }
+
+
+def _compared(listed: list[dict[str, Any]], wishes: list[Wish]) -> list[dict[str, Any]]:
+    """The models with what the database wants of each: those that it wants and that are not here stand there too."""
+    of_nobody = {"desired": None, "desired_since": None, "error": "", "next_try": None}
+    models = {each["model_id"]: {**each, **of_nobody} for each in listed}
+    for wish in wishes:
+        absent = {"model_id": wish.model_id, "algorithm": wish.algorithm, "model_path": wish.path, "state": "unloaded"}
+        models[wish.model_id] = {
+            **models.get(wish.model_id, absent),
+            "desired": "loaded" if wish.wanted else "unloaded",
+            "desired_since": wish.since,
+            "error": wish.error,
+            "next_try": wish.next_try,
+        }
+    return list(models.values())
 
 
 def _number(request: Request, name: str, default: int | None) -> int | None:

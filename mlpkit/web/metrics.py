@@ -1,4 +1,4 @@
-"""`GET /metrics` for Prometheus: plain numbers are counted while requests are answered, and put into words on a scrape."""
+"""`GET /metrics` for Prometheus: plain numbers, counted while requests are answered and put into words on a scrape."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from mlpkit.web.protocol import Answer
+from mlpkit.web.answers import Answer
 
 if TYPE_CHECKING:
     from mlpkit.web.endpoint import Request

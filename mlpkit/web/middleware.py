@@ -11,7 +11,8 @@ from loguru import logger
 
 from mlpkit.errors import MlpkitError, Overloaded, ServiceStopping, Unauthorized
 from mlpkit.log import access_line, printable_uuid, request_uuid
-from mlpkit.web.protocol import Answer, ClientGone, failure
+from mlpkit.web.answers import Answer, failure
+from mlpkit.web.protocol import ClientGone
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from mlpkit.web.answers import Answer, to_json
 from mlpkit.web.endpoint import Entry, Request
-from mlpkit.web.protocol import PREDICT, TRAIN, Answer, Field, to_json
+from mlpkit.web.protocol import PREDICT, TRAIN, Field
 from mlpkit.web.schemas import AuthorTypes, Schema
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _SUCCESS: Schema = {
     "required": ["status"],
 }
 _JSON = "application/json"
-_NO_JSON = {"log": "text/plain", "docs": "text/html"}
+_NO_JSON = {"log": "text/plain", "metrics": "text/plain", "docs": "text/html"}
 _HOOK_FIELDS = {"data": "data", "parameter": "parameters", "extend": "extend"}
 
 

@@ -10,18 +10,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mlpkit.injection import NULL
+from mlpkit.web.answers import other_method
 from mlpkit.web.middleware import send_answer
-from mlpkit.web.protocol import (
-    PREDICT,
-    caller_uuid,
-    check,
-    check_no_null,
-    is_json,
-    json_values,
-    other_method,
-    read_body,
-    read_values,
-)
+from mlpkit.web.protocol import PREDICT, caller_uuid, check, check_no_null, is_json, json_values, read_body, read_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

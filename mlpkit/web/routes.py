@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route, Router
 
-from mlpkit.platform import node_info
+from mlpkit.platform.node import node_info
 from mlpkit.web.algorithms import AlgorithmRoutes
+from mlpkit.web.answers import Answer, path_not_found, success
 from mlpkit.web.endpoint import Endpoint, Entry, Request
 from mlpkit.web.health import HealthRoutes
 from mlpkit.web.jobs import JobRoutes
 from mlpkit.web.metrics import MetricsRoute, RequestCounts
 from mlpkit.web.middleware import send_answer
 from mlpkit.web.openapi import DocumentRoutes
-from mlpkit.web.protocol import CANCEL, DELETE, LOAD, STATUS, TRAIN, UNLOAD, Answer, path_not_found, success
+from mlpkit.web.protocol import CANCEL, DELETE, LOAD, STATUS, TRAIN, UNLOAD
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send

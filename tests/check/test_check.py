@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,7 +18,10 @@ from mlpkit.check.steps import STEPS
 from mlpkit.check.table import LiveTable, summary
 from mlpkit.client import Client
 from mlpkit.errors import ArgumentError
+from mlpkit.settings import load_settings
+from mlpkit.storage import open_storage
 from tests.check.conftest import Check
+from tests.servers import S3Server, free_port, mood
 
 REPORT = CheckReport(
     target="mood.py",
@@ -38,6 +44,13 @@ def test_a_sound_algorithm_passes_every_step(check: Check) -> None:
     assert checked.steps["status"].sentence.endswith("completed")
     assert checked.report.throughput is not None
     assert checked.report.memory > 20 << 20
+
+
+@pytest.mark.timeout(180)
+def test_an_algorithm_without_a_training_is_checked_from_load_on(check: Check) -> None:
+    checked = check(train="", load="@app.load\ndef load() -> dict[str, float]:\n    return {'top': 60.0}\n")
+    assert checked.failed == {}
+    assert (checked.steps["train"].verdict, checked.steps["delete"].verdict) == ("skipped", "passed")
 
 
 @pytest.mark.timeout(180)
@@ -79,7 +92,7 @@ def test_warnings_do_not_fail_a_report() -> None:
         target="", algorithm="", outcomes=[Outcome(step="delete", verdict="warning", sentence="still there")]
     )
     assert warned.passed
-    assert summary(warned) == "all 1 steps are well, 1 with a warning, 0.0 s"
+    assert summary(warned) == "no step failed, 1 warning, 0.0 s"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -92,3 +105,28 @@ def test_the_table_shows_every_step_once(terminal: bool) -> None:
     last = file.getvalue().rpartition("mood of mood.py")[2]
     assert last.count('ValueError: "no" & <none>') == 1
     assert last.count("200 MiB") == 1
+
+
+@pytest.mark.timeout(180)
+def test_a_running_service_is_checked_through_its_own_store(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buckets = {"MLPKIT_DATA_BUCKET": "check-data", "MLPKIT_MODEL_BUCKET": "check-models", "MLPKIT_HOME": str(tmp_path)}
+    for name, value in {**s3.environment, **buckets}.items():
+        monkeypatch.setenv(name, value)
+    data = tmp_path / "data.tsv"
+    data.write_text("a good day\tgood\t1\n" * 2, encoding="utf-8")
+    port = free_port()
+    script = str(Path(mood.__file__))
+    process = subprocess.Popen([sys.executable, "-m", "mlpkit", "run", script, "--port", str(port), "--workers", "1"])
+    try:
+        client = Client(f"http://127.0.0.1:{port}")
+        client.wait_ready(60)
+        with running(client, "mood", "text_classification", []) as subject:
+            report = run_check(Course(subject, data, {}, 60))
+    finally:
+        process.terminate()
+        process.wait(60)
+    assert [outcome for outcome in report.outcomes if outcome.verdict == "failed"] == []
+    with contextlib.closing(open_storage(load_settings())) as storage:
+        assert storage.list("check-data/check") == []

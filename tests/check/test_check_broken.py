@@ -122,7 +122,9 @@ def test_a_model_that_is_another_after_loading_again_is_found(check: Check) -> N
         loads[0] += 1
         return {"top": 50.0 + loads[0]}
     """
-    assert "before it was unloaded it answered" in check(load=counting).failed["load again"]
+    checked = check(load=counting)
+    assert "before it was unloaded it answered" in checked.failed["load again"]
+    assert checked.steps["delete"].verdict == "passed"
 
 
 def test_a_delete_that_raises_is_found(check: Check) -> None:

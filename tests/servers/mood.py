@@ -53,13 +53,13 @@ def load(files: ModelDir) -> dict[str, float]:
 @app.predict(threads=2, timeout=1.0)
 def predict(model: dict[str, float], features: Sentence) -> list[Label]:
     if features.sentence == "slow":
-        time.sleep(60)
+        time.sleep(3)
     if features.sentence == "boom":
         raise ZeroDivisionError("division by zero")
     return [Label("good", model["good"]), Label("bad", 100 - model["good"])]
 
 
-other: Any = app.algorithm("other")
+other = app.algorithm("other")
 
 
 @other.load

@@ -49,9 +49,9 @@ def test_train_data_says_what_it_needs_and_what_is_broken(tmp_path: Path) -> Non
 
 def test_the_store_keeps_what_is_saved(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("content")
-    storage = fake_storage(tmp_path / "home")
-    storage.save(tmp_path / "file", "bucket/key")
-    assert storage.fetch("bucket/key").read_text() == "content"
+    storage = fake_storage(tmp_path / "home", "dictionaries")
+    storage.save(tmp_path / "file", "dictionaries/key")
+    assert storage.fetch("dictionaries/key").read_text() == "content"
     storage.close()
 
 

@@ -27,8 +27,8 @@ def test_train_by_hand(mlpkit_model_dir, mlpkit_progress, mlpkit_log):
 
 def test_store(mlpkit_storage, tmp_path):
     (tmp_path / "a").write_text("a")
-    mlpkit_storage.save(tmp_path / "a", "bucket/a")
-    assert mlpkit_storage.exists("bucket/a")
+    mlpkit_storage.save(tmp_path / "a", "ml-platform-data/a")
+    assert mlpkit_storage.exists("ml-platform-data/a")
 """
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import io
 import re
+import socket
 
 import anyio
 import psutil
 import pytest
 
+from mlpkit.channel import BlockingChannel
+from mlpkit.log import LogRecord
+from mlpkit.training import Outcome
+from mlpkit.training.trainer import Dropped, Ended, Line, Report
+from mlpkit.training.trainer import _decoder as decoder
 from tests.training.conftest import OpenQueue, end_of, job, reached, train
 
 SCRIPT = """
@@ -49,20 +55,29 @@ def loudly(parameters: dict):
 @bars.train
 def with_bar(progress: Progress):
     from tqdm import tqdm
-    for _ in tqdm(range(50), desc="fit", mininterval=0):
+    for _ in tqdm(range(50), desc="fit", mininterval=0.15):
         time.sleep(0.02)
     time.sleep(0.3)
 
 def say(number):
-    print(f"from fork {number}", flush=True)
-    logger.info("logged in fork {}", number)
-    time.sleep(0.05)
+    for line in range(50):
+        print(f"from fork {number}: {line} " + "x" * 2_000)
+        logger.info("logged in fork {}", number)
 
 @forks.train
 def forking(progress: Progress):
     progress.update(0.5)
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        pool.map(say, range(4))
+    def chatter():
+        while not done.is_set():
+            print("meanwhile")
+    done = threading.Event()
+    threads = [threading.Thread(target=chatter) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for _ in range(5):
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            pool.map(say, range(4), chunksize=1)
+    done.set()
 """
 
 pytestmark = pytest.mark.anyio
@@ -85,14 +100,15 @@ async def test_every_line_has_the_uuid_in_both_logs(open_queue: OpenQueue, lines
 
 
 async def test_forked_processes_log_through_the_pipe(open_queue: OpenQueue) -> None:
-    async with open_queue(SCRIPT) as queue:
+    async with open_queue(SCRIPT, job_log_size=100 << 20) as queue:
         ended = await train(queue, job("m", "forks"))
         text = queue.log_path("m").read_text()
 
     assert ended.state == "completed", ended.message
-    for number in range(4):
-        assert f"| from fork {number}" in text
-        assert f"| logged in fork {number}" in text
+    found = re.findall(r"\| from fork \d: \d+ (x+)\n", text)
+    assert len(found) == 5 * 4 * 50
+    assert {len(each) for each in found} == {2_000}
+    assert text.count("train output | logged in fork") == 5 * 4 * 50
 
 
 async def test_full_log_counts_what_it_drops_and_keeps_the_reason(open_queue: OpenQueue, lines: io.StringIO) -> None:
@@ -103,13 +119,29 @@ async def test_full_log_counts_what_it_drops_and_keeps_the_reason(open_queue: Op
         text = path.read_text()
 
     assert ended.message == "ValueError: after all that"
-    assert path.stat().st_size < limit + 20_000
-    assert len(lines.getvalue()) < limit + 20_000
+    assert path.stat().st_size < limit + 2_000
+    assert len(lines.getvalue()) < limit + 2_000
     assert "ValueError: after all that" in text
     kept = text.count("x" * 100)
     dropped = re.search(r"([\d,]+) more lines \(([\d,]+) bytes\) were not kept", text)
     assert dropped is not None
     assert kept + int(dropped[1].replace(",", "")) == 7000
+
+
+def test_lines_past_the_limit_do_not_cross_the_channel() -> None:
+    ours, theirs = socket.socketpair()
+    channel = BlockingChannel(theirs)
+    report = Report(channel, "u", 1000)
+    for _ in range(5000):
+        report.line(LogRecord(0.0, "INFO", "x" * 99))
+    report.ended(Outcome("completed"))
+    channel.close()
+
+    with ours:
+        received = BlockingChannel(ours)
+        messages = [decoder.decode(each) for each in iter(received.receive, None)]
+    assert [type(each) for each in messages] == [Line] * 10 + [Dropped, Dropped, Ended]
+    assert messages[-2] == Dropped(4990, 499_000)
 
 
 async def test_endless_line_is_cut(open_queue: OpenQueue) -> None:
@@ -147,7 +179,7 @@ async def test_flood_of_output_neither_grows_memory_nor_blocks_the_loop(open_que
 async def test_bar_of_tqdm_is_the_jobs_progress(open_queue: OpenQueue) -> None:
     async with open_queue(SCRIPT) as queue:
         await queue.submit(job("m", "bars"))
-        seen = await reached(queue, "m", lambda each: each.progress is not None and (each.progress.done or 0) > 1)
+        seen = await reached(queue, "m", lambda each: each.progress is not None and (each.progress.done or 0) > 0)
         ended = await end_of(queue, "m")
 
     assert seen.progress is not None

@@ -347,6 +347,7 @@ class Pool:
 
 def pool(inside: Annotated[Pool, Depends(Pool, scope="process")]) -> Iterator[Pool]:
     EVENTS.append("pool opened")
+    threading.Event().wait(0.05)  # long enough for another thread to come by
     yield inside
     EVENTS.append("pool closed")
 

@@ -195,9 +195,11 @@ def test_a_child_that_left_its_group_does_not_keep_its_end_from_being_noticed(mo
             runaway = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], start_new_session=True)
             print("runaway", runaway.pid, flush=True)
         """)
-        started = time.monotonic()
+        await modules.line("runaway")
+        descriptors, started = psutil.Process().num_fds(), time.monotonic()
         await child.wait()
         assert time.monotonic() - started < 10
+        await until(lambda: "closed" if psutil.Process().num_fds() < descriptors else None)
         os.kill(int(await modules.line("runaway")), signal.SIGKILL)
 
     modules.run(main)

@@ -80,10 +80,13 @@ def test_status_codes_are_true_where_they_are_wanted_and_200_otherwise(
 
 
 @pytest.mark.parametrize("path", ["/predict", "/load", "/train"])
+@pytest.mark.parametrize("size", [20_000, 300_000])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_that_is_too_large_is_refused_and_the_service_goes_on(strict: Service, path: str, chunked: bool) -> None:
+def test_a_body_that_is_too_large_is_refused_and_the_service_goes_on(
+    strict: Service, path: str, size: int, chunked: bool
+) -> None:
     headers = {"Content-Type": "application/json", **WITH_TOKEN}
-    body = '{"model_id": "x", "features": {"pad": "' + "y" * 20000 + '"}}'
+    body = '{"model_id": "x", "features": {"pad": "' + "y" * size + '"}}'
     answer = strict.send({"method": "POST", "path": path, "headers": headers, "body": body, "chunked": chunked})
     assert answer.status == 413
     assert answer.json["status"] == "arg_error"

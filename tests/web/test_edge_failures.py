@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from mlpkit.errors import DataError
 from mlpkit.log import LogOutput
 from mlpkit.settings import Settings
+from mlpkit.web.metrics import RequestCounts
 from mlpkit.web.middleware import Edge
 from mlpkit.web.parts import Parts, ServiceState
 
@@ -41,7 +42,9 @@ def asked(failing: Any, path: str = "/anything") -> tuple[Connection, str]:
     nothing: Any = None
     parts = Parts({}, Settings(), nothing, nothing, nothing, output, ServiceState("ready"))
     scope: Scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
-    asyncio.run(Edge(parts, predict=failing, router=failing)(scope, connection.receive, connection.send))
+    asyncio.run(
+        Edge(parts, RequestCounts(), predict=failing, router=failing)(scope, connection.receive, connection.send)
+    )
     output.flush()
     return connection, log.getvalue()
 
@@ -85,6 +88,6 @@ def test_a_websocket_is_closed() -> None:
     connection = Connection()
     nothing = cast(Any, None)
     parts = Parts({}, Settings(), nothing, nothing, nothing, LogOutput(io.StringIO()), ServiceState("ready"))
-    edge = Edge(parts, predict=nothing, router=nothing)
+    edge = Edge(parts, RequestCounts(), predict=nothing, router=nothing)
     asyncio.run(edge({"type": "websocket"}, connection.receive, connection.send))
     assert connection.sent[0]["type"] == "websocket.close"

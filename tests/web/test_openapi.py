@@ -108,7 +108,7 @@ def test_a_running_service_describes_all_its_routes(plain: Service) -> None:
     assert described(document["paths"], document)
     below_prefix = {"train", "predict", "load", "unload", "delete", "status", "monitor", "cancel", "models"}
     jobs = {"jobs", "jobs/{model_id}", "jobs/{model_id}/log"}
-    root = {"node_info", "health/live", "health/ready", "openapi.json", "docs"}
+    root = {"node_info", "health/live", "health/ready", "metrics", "openapi.json", "docs"}
     wanted = below_prefix | jobs | root
     assert {f"/{path}" for path in wanted} == set(document["paths"])
     assert all(each["summary"] for methods in document["paths"].values() for each in methods.values())

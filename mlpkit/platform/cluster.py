@@ -1,0 +1,139 @@
+"""One replica of several: the front door to the platform's database, the end of trainings, and the checker.
+
+Opened only with `MLP_CLIENT_MODE=cluster`; SQLAlchemy is imported only with this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+
+import anyio
+import anyio.to_thread
+from loguru import logger
+
+from mlpkit.algorithm import Algorithm
+from mlpkit.platform.checker import Checker, Wish
+from mlpkit.platform.database import Database
+from mlpkit.platform.notes import Notes
+from mlpkit.platform.reports import Reports
+from mlpkit.serving import Models
+from mlpkit.settings import Settings
+from mlpkit.training import Job, TrainingQueue
+
+
+class Cluster:
+    """What a replica has to do with the platform's database. Opened and closed once; used on one event loop."""
+
+    def __init__(
+        self, settings: Settings, algorithms: Mapping[str, Algorithm], models: Models, training: TrainingQueue
+    ) -> None:
+        self._settings, self._algorithms, self._models, self._training = settings, algorithms, models, training
+        self._leads = settings.sync == "lead"
+        self._database = Database(settings)
+        self._checker: Checker | None = None
+
+    async def open(self) -> None:
+        """Takes up what an earlier service left in the home; asks nothing of the database.
+
+        Raises:
+            JournalError: the notes in the home cannot be read.
+        """
+        if self._settings.db_type != "sqlite" and not self._settings.db_password:
+            logger.warning("DB_PASS is not set: the database must let {} in without a password", self._settings.db_user)
+        self._notes = await anyio.to_thread.run_sync(Notes, self._settings.home)
+        self._reports = Reports(self._database, self._notes, announce=self._leads)
+        self._training.on_end = self._reports.end
+        await self._reports.open(self._training.job)
+        if self._settings.checker:
+            self._checker = Checker(
+                self._database, self._notes, self._models, self._algorithms, self._settings.checker_period
+            )
+
+    async def run(self) -> None:
+        """Follows the table and reports to it, until it is cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._reports.run)
+            if self._checker is not None:
+                tasks.start_soon(self._checker.run)
+
+    def stop_following(self) -> None:
+        """Loads and unloads no more: the service is about to stop."""
+        if self._checker is not None:
+            self._checker.stop()
+
+    async def close(self) -> None:
+        """Tries once to write what the table has not heard of, within the time-out; the rest stays on disk."""
+        await self._reports.flush(everything=True)
+        if waiting := self._reports.waiting():
+            logger.warning("{} trainings ended and the database does not know: the next start writes it", waiting)
+        self._notes.close()
+        self._database.close()
+
+    def problems(self) -> list[str]:
+        """Why this replica should get no requests yet: it has not been made like the others."""
+        return self._checker.problems() if self._checker is not None else []
+
+    def warnings(self) -> list[str]:
+        """What is wrong although requests can be answered: the database, rows of the table, models that do not load."""
+        found = self._database.problems()
+        if waiting := self._reports.waiting():
+            found.append(f"the ends of {waiting} trainings are still to be written into the database")
+        if self._checker is not None:
+            found += self._checker.complaints.listed()
+            failing = [wish.model_id for wish in self._checker.wishes() if wish.error]
+            if failing:
+                found.append(
+                    f"{len(failing)} models are not what the database wants, such as [{failing[0]}]: see /models"
+                )
+        return found
+
+    async def status(self, model_id: str) -> str:
+        """The word for a training that this replica does not know.
+
+        Raises:
+            DatabaseError: the database could not be asked.
+        """
+        return await self._database.status(model_id)
+
+    def reporting(self, job: Job) -> AbstractAsyncContextManager[None]:
+        """Around the acceptance of a job: the table will hear of its end. Asks nothing of the database.
+
+        Raises:
+            JournalError: the home cannot be written.
+        """
+        return self._reports.expected(job)
+
+    async def announce_load(self, model_id: str, path: str | None) -> None:
+        """Where this replica leads: makes all others load a model that is loaded here.
+
+        Raises:
+            DatabaseError: the others do not know of it.
+        """
+        algorithm = self._models.algorithm_of(model_id)
+        if self._leads and algorithm is not None:
+            await self._database.want(model_id, algorithm, path)
+
+    async def announce_unload(self, model_id: str) -> None:
+        """Where this replica leads: makes all others unload a model.
+
+        Raises:
+            DatabaseError: the others do not know of it.
+        """
+        if self._leads:
+            await self._database.unwant(model_id)
+            if self._checker is not None:
+                self._checker.disown(model_id)
+
+    @property
+    def wishes(self) -> list[Wish] | None:
+        """What the table wants of this replica, by model; None where it does not follow the table."""
+        return self._checker.wishes() if self._checker is not None else None
+
+    @property
+    def looked(self) -> float | None:
+        """When the table was last compared with this replica, in seconds since the epoch."""
+        return self._checker.looked if self._checker is not None else None
+
+
+__all__ = ["Cluster", "Wish"]

@@ -1,0 +1,311 @@
+"""The platform's database as a replica asks it: few statements, each with a time-out, none that blocks anything else.
+
+Every statement runs in a thread of its own, at most `_AT_ONCE` at a time. A thread that hangs in a dead database is
+left behind: its caller has gone on after `MLPKIT_DB_TIMEOUT`, and the end of the process does not wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import anyio
+from loguru import logger
+from sqlalchemy import URL, Connection, Engine, Row, create_engine, event, inspect
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from mlpkit.errors import DatabaseError
+from mlpkit.platform.tables import Tables
+from mlpkit.settings import Settings
+
+T = TypeVar("T")
+
+_AT_ONCE = 4
+_DRIVERS = {
+    "mysql": "mysql+pymysql",
+    "postgresql": "postgresql+psycopg",
+    "mssql": "mssql+pymssql",
+    "sqlite": "sqlite",
+}
+_PORTS = {"mysql": 3306, "postgresql": 5432, "mssql": 1433}
+_WORDS = {"active": "completed", "inactive": "completed", "error": "error"}
+
+Change = tuple[object, int]
+"""The newest instant at which an algorithm's models changed, and how many are noted: compared for equality only."""
+
+
+@dataclass(frozen=True)
+class WantedModel:
+    """A row that says: load this. Nothing about it has been checked."""
+
+    algorithm: str | None
+    model_id: str | None
+    path: str | None
+
+
+def database_url(settings: Settings) -> URL:
+    """Where the settings say that the database is; the password is masked in its `str`."""
+    kind = settings.db_type
+    if kind == "sqlite":
+        return URL.create(_DRIVERS[kind], database=settings.db_name)
+    return URL.create(
+        _DRIVERS[kind],
+        username=settings.db_user,
+        password=settings.db_password or None,
+        host=settings.db_host,
+        port=settings.db_port or _PORTS[kind],
+        database=settings.db_name,
+        query={"charset": "utf8mb4"} if kind == "mysql" else {},
+    )
+
+
+def open_engine(settings: Settings) -> Engine:
+    """An engine that connects when it is used first; each of its calls has a time-out where the driver knows one."""
+    engine = create_engine(
+        database_url(settings),
+        connect_args=_driver_options(settings),
+        hide_parameters=True,
+        isolation_level="AUTOCOMMIT",
+        max_overflow=0,
+        pool_pre_ping=True,
+        pool_reset_on_return=None,
+        pool_size=_AT_ONCE,
+        pool_timeout=settings.db_timeout,
+    )
+    if settings.db_type == "sqlite":
+        event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA journal_mode = WAL"))
+    return engine
+
+
+def make_tables(settings: Settings) -> tuple[list[str], str]:
+    """Makes the tables that are missing; their names, and where the database is.
+
+    Raises:
+        DatabaseError: the database cannot be reached, or does not allow it.
+    """
+    tables, where = Tables(settings), database_url(settings).render_as_string(hide_password=True)
+    engine = open_engine(settings)
+    try:
+        there = set(inspect(engine).get_table_names(schema=tables.metadata.schema))
+        tables.metadata.create_all(engine, checkfirst=True)
+    except SQLAlchemyError as error:
+        raise DatabaseError(f"the tables cannot be made in {where}: {_described(error)[0]}") from None
+    finally:
+        engine.dispose()
+    return [table.name for table in (tables.model, tables.record) if table.name not in there], where
+
+
+class Database:
+    """Asks and tells the platform's tables. Used on one event loop; `problems` says what is wrong with it now.
+
+    Raises:
+        DatabaseError: from every method, within `MLPKIT_DB_TIMEOUT`; what exactly was wrong is in the log, once.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._engine, self._tables = open_engine(settings), Tables(settings)
+        self._where = database_url(settings).render_as_string(hide_password=True)
+        self._timeout = settings.db_timeout
+        self._limiter = anyio.CapacityLimiter(_AT_ONCE)
+        self._problems: dict[str, _Problem] = {}
+
+    def close(self) -> None:
+        """Closes the connections that nobody uses."""
+        self._engine.dispose(close=False)
+
+    def problems(self) -> list[str]:
+        """What did not work when it was tried last, a sentence each; none of them names a host."""
+        return sorted({problem.shown for problem in self._problems.values()})
+
+    async def status(self, model_id: str) -> str:
+        """The word for the training of a model: `completed`, `error`, `training`, or `unknown` without a row."""
+
+        def ask(connection: Connection) -> str:
+            statuses = [row.status for row in self._rows(connection, model_id) if row.status]
+            return _WORDS.get(statuses[0], "training") if statuses else "unknown"
+
+        return await self._call("read the status of a training", ask)
+
+    async def changes(self, algorithms: Iterable[str]) -> dict[str, Change]:
+        """When the models of each algorithm changed last; an algorithm that nobody ever noted is missing."""
+
+        def ask(connection: Connection) -> dict[str, Change]:
+            rows = connection.execute(self._tables.changes(algorithms))
+            return {name: (newest, count) for name, newest, count in rows if newest is not None}
+
+        return await self._call("read what has changed", ask)
+
+    async def wanted(self, algorithms: Iterable[str]) -> list[WantedModel]:
+        """The models of these algorithms that are to be loaded, as the rows say it."""
+
+        def ask(connection: Connection) -> list[WantedModel]:
+            return [WantedModel(*row) for row in connection.execute(self._tables.wanted(algorithms))]
+
+        return await self._call("read which models are to be loaded", ask)
+
+    async def foreign(self, algorithms: Iterable[str]) -> dict[str | None, int]:
+        """How many models are to be loaded whose algorithm is none of these, by algorithm."""
+
+        def ask(connection: Connection) -> dict[str | None, int]:
+            rows = connection.execute(self._tables.foreign(algorithms))
+            return {row[0]: row[1] for row in rows}
+
+        return await self._call("read which models are to be loaded", ask)
+
+    async def end_training(self, model_id: str, word: Literal["inactive", "error"]) -> bool:
+        """Writes how a training ended over `training`, and over nothing else. False where there is no row yet.
+
+        The platform makes the row after `train` was answered, so a short training can end before its row is there.
+        """
+
+        def tell(connection: Connection) -> bool:
+            statuses = [row.status for row in self._rows(connection, model_id) if row.status]
+            if "training" in statuses:
+                connection.execute(self._tables.end_training(model_id, word))
+            return bool(statuses)
+
+        return await self._call("write how a training ended", tell)
+
+    async def begin_training(self, model_id: str, algorithm: str) -> None:
+        """Makes the row of a training, where it is not there."""
+
+        def tell(connection: Connection) -> None:
+            if not self._rows(connection, model_id):
+                with contextlib.suppress(IntegrityError):
+                    connection.execute(self._tables.add_model(model_id, algorithm, status="training", loaded=0))
+
+        await self._call("write that a training began", tell)
+
+    async def want(self, model_id: str, algorithm: str, path: str | None) -> None:
+        """Says to all replicas that the model is to be loaded; said already, nothing is written."""
+
+        def tell(connection: Connection) -> None:
+            wish = (1, algorithm, path)
+            if any((row.loaded, row.algorithm, row.path) == wish for row in self._rows(connection, model_id)):
+                return
+            if not connection.execute(self._tables.want(model_id, algorithm, path)).rowcount:
+                try:
+                    connection.execute(
+                        self._tables.add_model(model_id, algorithm, status="active", loaded=1, path=path)
+                    )
+                except IntegrityError:  # Another replica was a moment faster.
+                    connection.execute(self._tables.want(model_id, algorithm, path))
+            self._note_change(connection, algorithm)
+
+        await self._call("write that a model is to be loaded", tell)
+
+    async def unwant(self, model_id: str) -> None:
+        """Says to all replicas that the model is not to be loaded; said already, nothing is written."""
+
+        def tell(connection: Connection) -> None:
+            algorithms = {row.algorithm for row in self._rows(connection, model_id) if row.loaded == 1}
+            if algorithms:
+                connection.execute(self._tables.unwant(model_id))
+            for algorithm in algorithms - {None}:
+                self._note_change(connection, algorithm)
+
+        await self._call("write that a model is not to be loaded", tell)
+
+    def _rows(self, connection: Connection, model_id: str) -> list[Row[Any]]:
+        """The rows of exactly this id: to a database, ids that differ in case only may be equal."""
+        return [row for row in connection.execute(self._tables.rows_of(model_id)) if row.model_id == model_id]
+
+    def _note_change(self, connection: Connection, algorithm: str) -> None:
+        if not connection.execute(self._tables.note_change(algorithm)).rowcount:
+            connection.execute(self._tables.add_record(algorithm))
+
+    async def _call(self, what: str, statements: Callable[[Connection], T]) -> T:
+        """What `statements` gives; it runs in a thread, on a connection that works."""
+        try:
+            with anyio.fail_after(self._timeout):
+                answer = await self._in_thread(statements)
+        except TimeoutError:
+            raise self._failed(what, f"there was no answer within {self._timeout:g} s", unreachable=True) from None
+        except (SQLAlchemyError, UnicodeError, OSError) as error:
+            raise self._failed(what, *_described(error)) from None
+        self._worked(what)
+        return answer
+
+    async def _in_thread(self, statements: Callable[[Connection], T]) -> T:
+        loop, call = asyncio.get_running_loop(), object()
+        answer: asyncio.Future[T] = loop.create_future()
+
+        def deliver(result: T | None, error: BaseException | None) -> None:
+            self._limiter.release_on_behalf_of(call)
+            if answer.done():
+                return
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(result)  # type: ignore[arg-type]
+
+        def run() -> None:
+            result, failure = None, None
+            try:
+                with self._engine.connect() as connection:
+                    result = statements(connection)
+            except BaseException as error:
+                failure = error
+            with contextlib.suppress(RuntimeError):  # The loop may be closed: then nobody waits any more.
+                loop.call_soon_threadsafe(deliver, result, failure)
+
+        await self._limiter.acquire_on_behalf_of(call)
+        threading.Thread(target=run, name="mlpkit-database", daemon=True).start()
+        return await answer
+
+    def _failed(self, what: str, why: str, unreachable: bool) -> DatabaseError:
+        shown = f"the platform's database could not {what}; the log of the service says why"
+        before = self._problems.get(what)
+        if before is None or before.why != why:
+            logger.error("the database {} could not {}: {}", self._where, what, why)
+        self._problems[what] = _Problem(why, shown, unreachable)
+        return DatabaseError(shown)
+
+    def _worked(self, what: str) -> None:
+        """Forgets what was wrong with this call, and that the database could not be reached."""
+        over = [name for name, problem in self._problems.items() if problem.unreachable or name == what]
+        for name in over:
+            del self._problems[name]
+        if over and not self._problems:
+            logger.info("the database {} can be used again", self._where)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    why: str
+    shown: str
+    unreachable: bool
+
+
+def _described(error: Exception) -> tuple[str, bool]:
+    """The driver's own words, without the statement and its values; and whether the database could not be reached."""
+    if isinstance(error, PoolTimeout):
+        return "all connections are in use", True
+    if isinstance(error, DBAPIError):
+        # A statement is there only when a connection was there to send it on.
+        return " ".join(str(error.orig).split()), error.connection_invalidated or error.statement is None
+    return str(error), False
+
+
+def _driver_options(settings: Settings) -> dict[str, Any]:
+    limit = settings.db_timeout
+    whole = max(1, math.ceil(limit))
+    if settings.db_type == "mysql":
+        return {"connect_timeout": whole, "read_timeout": whole, "write_timeout": whole}
+    if settings.db_type == "postgresql":
+        keepalives = {"keepalives_idle": whole, "keepalives_interval": whole, "keepalives_count": 1}
+        return {
+            "connect_timeout": max(2, whole),
+            "tcp_user_timeout": int(limit * 1000),
+            "prepare_threshold": None,
+            **keepalives,
+        }
+    if settings.db_type == "mssql":
+        return {"timeout": whole, "login_timeout": whole}
+    return {"timeout": limit}

@@ -1,0 +1,164 @@
+"""How trainings end, on the way to the platform's table: noted before a job is accepted, written when it has ended.
+
+A note stays on disk until the table has heard of the end, so neither an outage of the database nor a restart of the
+service loses one. The words are `inactive` (a success) and `error`, and only ever replace `training`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+from loguru import logger
+
+from mlpkit.errors import DatabaseError, JournalError
+from mlpkit.platform.database import Database
+from mlpkit.platform.notes import Notes
+from mlpkit.training import Job
+
+T = TypeVar("T")
+
+_FIRST_RETRY, _LONGEST_RETRY = 0.5, 30.0
+_PATIENCE = 3600.0
+"""How many seconds after its end a training may wait for the platform to make its row."""
+
+
+@dataclass(eq=False)
+class _Report:
+    """A training that the table is to hear of: of its begin where `begun` is set, of its end where `ended` is."""
+
+    model_id: str
+    begun: Job | None = None
+    ended: Job | None = None
+    pause: float = _FIRST_RETRY
+    due: float = field(default_factory=time.monotonic)
+
+    @property
+    def has_work(self) -> bool:
+        return self.begun is not None or self.ended is not None
+
+    def postpone(self) -> None:
+        self.due = time.monotonic() + self.pause
+        self.pause = min(2 * self.pause, _LONGEST_RETRY)
+
+
+class Reports:
+    """The notes about trainings, and the task that turns them into words in the table.
+
+    Args:
+        announce: make the row of a training when it is accepted (`MLPKIT_SYNC=lead`); else the platform makes it.
+    """
+
+    def __init__(self, database: Database, notes: Notes, *, announce: bool) -> None:
+        self._database, self._notes, self._announce = database, notes, announce
+        self._reports: dict[str, _Report] = {}
+        self._disk = anyio.CapacityLimiter(1)
+        self._changed = anyio.Event()
+
+    async def open(self, job_of: Callable[[str], Job | None]) -> None:
+        """Takes up what an earlier service left; `job_of` gives the job with a model id."""
+        for model_id in await self._on_disk(self._notes.reports):
+            job = job_of(model_id)
+            if job is None:
+                await self._on_disk(partial(self._notes.remove_report, model_id))
+            else:
+                self._reports[model_id] = _Report(model_id, ended=job if job.has_ended else None)
+
+    @asynccontextmanager
+    async def expected(self, job: Job) -> AsyncIterator[None]:
+        """Around the acceptance of a job: its end will be written, unless it is not accepted."""
+        is_new = await self._on_disk(partial(self._notes.add_report, job.model_id))
+        before = self._reports.get(job.model_id)
+        report = self._reports[job.model_id] = _Report(job.model_id)
+        try:
+            yield
+        except BaseException:
+            if before is not None:
+                self._reports[job.model_id] = before
+            elif self._reports.pop(job.model_id) and is_new:
+                with anyio.CancelScope(shield=True):
+                    await self._on_disk(partial(self._notes.remove_report, job.model_id))
+            raise
+        if self._announce:
+            report.begun = job
+            self._look()
+
+    def end(self, job: Job) -> None:
+        """Says that a job has ended."""
+        if (report := self._reports.get(job.model_id)) is not None:
+            report.ended, report.due = job, time.monotonic()
+            self._look()
+
+    def waiting(self) -> int:
+        """How many ends the table has not heard of."""
+        return sum(each.ended is not None for each in self._reports.values())
+
+    async def run(self) -> None:
+        """Writes what there is to write, until it is cancelled."""
+        while True:
+            changed = self._changed
+            await self.flush()
+            dues = [each.due for each in self._reports.values() if each.has_work]
+            with anyio.move_on_after(max(0.0, min(dues) - time.monotonic()) if dues else None):
+                await changed.wait()
+
+    async def flush(self, *, everything: bool = False) -> None:
+        """Tries what is due, or everything, once; ends early where the database cannot be used."""
+        now = time.monotonic()
+        due = [each for each in self._reports.values() if each.has_work and (everything or each.due <= now)]
+        for report in due:
+            try:
+                is_told = await self._tell(report)
+            except DatabaseError:
+                for each in due:
+                    each.postpone()
+                return
+            if not is_told:
+                report.postpone()
+
+    async def _tell(self, report: _Report) -> bool:
+        """Writes what is to be written; False where the end of it has to wait for the row."""
+        if report.begun is not None:
+            await self._database.begin_training(report.begun.model_id, report.begun.algorithm)
+            report.begun = None
+        job = report.ended
+        if job is None:
+            return True
+        has_row = await self._database.end_training(job.model_id, "inactive" if job.state == "completed" else "error")
+        if not has_row and not _is_hopeless(job):
+            return False
+        if report.ended is job:
+            await self._forget(report)
+        return True
+
+    async def _forget(self, report: _Report) -> None:
+        report.ended = None
+        if self._reports.get(report.model_id) is not report:
+            return
+        del self._reports[report.model_id]
+        try:
+            await self._on_disk(partial(self._notes.remove_report, report.model_id))
+        except JournalError as error:
+            logger.error("{}: the next start writes the end of training [{}] again", error, report.model_id)
+
+    def _look(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def _on_disk(self, call: Callable[[], T]) -> T:
+        return await anyio.to_thread.run_sync(call, limiter=self._disk)
+
+
+def _is_hopeless(job: Job) -> bool:
+    if job.ended is None or time.time() - job.ended < _PATIENCE:
+        return False
+    logger.warning(
+        "the database has no row for training [{}], which is {}: nothing is written", job.model_id, job.state
+    )
+    return True

@@ -1,0 +1,91 @@
+"""Rows of the platform's table, checked: what can be used, and each thing that cannot told in the log once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from loguru import logger
+
+from mlpkit.platform.database import WantedModel
+
+_LONGEST_ID = 64
+_MOST_LOGGED = 20
+
+
+@dataclass(frozen=True)
+class CheckedModel:
+    """A model that is to be loaded, by an algorithm of this service."""
+
+    algorithm: str
+    model_id: str
+    path: str | None
+
+
+class Complaints:
+    """What is wrong with the rows, by algorithm; a complaint is logged when it is new."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list[str]] = {}
+        self._foreign: set[str | None] = set()
+
+    def listed(self) -> list[str]:
+        """The complaints of today, at most some of each algorithm."""
+        return [each for rows in self._rows.values() for each in rows[:_MOST_LOGGED]]
+
+    def hear(self, algorithm: str, rows: Iterable[str]) -> None:
+        """Replaces what was wrong with the rows of an algorithm."""
+        before, now = set(self._rows.get(algorithm, ())), list(dict.fromkeys(rows))
+        new = [each for each in now if each not in before]
+        for each in new[:_MOST_LOGGED]:
+            logger.warning("{}", each)
+        if len(new) > _MOST_LOGGED:
+            logger.warning("{} more rows of algorithm [{}] cannot be used", len(new) - _MOST_LOGGED, algorithm)
+        self._rows[algorithm] = now
+
+    def hear_foreign(
+        self, counts: Mapping[str | None, int], rows: Iterable[WantedModel], algorithms: Collection[str]
+    ) -> None:
+        """Takes note of models that are to be loaded by an algorithm that is not here, or by none."""
+        # A database that ignores case finds rows whose algorithm is written differently.
+        found = {*counts, *(row.algorithm for row in rows if row.algorithm not in algorithms)}
+        for algorithm in sorted(found - self._foreign, key=str):
+            if algorithm:
+                logger.info(
+                    "the database wants models of algorithm [{}], which this service has not: they are for another",
+                    algorithm,
+                )
+            else:
+                logger.warning("the database wants models that have no algorithm: nobody can load them")
+        self._foreign = found
+
+
+def checked(rows: Iterable[WantedModel], algorithms: Iterable[str], complaints: Complaints) -> dict[str, CheckedModel]:
+    """The models of these algorithms by id; of two rows with one id the first counts."""
+    found: dict[str, CheckedModel] = {}
+    wrong: dict[str, list[str]] = {name: [] for name in algorithms}
+    for row in rows:
+        if row.algorithm is None or row.algorithm not in wrong:
+            continue
+        problem = _problem(row, found)
+        if problem:
+            wrong[row.algorithm].append(f"a row of algorithm [{row.algorithm}] cannot be used: {problem}")
+        else:
+            model_id = str(row.model_id)
+            found[model_id] = CheckedModel(row.algorithm, model_id, row.path)
+    for algorithm, problems in wrong.items():
+        complaints.hear(algorithm, problems)
+    return found
+
+
+def _problem(row: WantedModel, found: Mapping[str, CheckedModel]) -> str:
+    if not row.model_id:
+        return "it has no model id"
+    if len(row.model_id) > _LONGEST_ID:
+        shown = repr(row.model_id[:_LONGEST_ID])
+        return f"the model id {shown}... has {len(row.model_id)} characters, {_LONGEST_ID} are allowed"
+    if (other := found.get(row.model_id)) is not None:
+        return (
+            f"model {row.model_id!r} has another row, which counts (algorithm [{other.algorithm}], path {other.path!r})"
+        )
+    return ""

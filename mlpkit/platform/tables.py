@@ -1,0 +1,123 @@
+"""The platform's two tables, and every statement that mlpkit sends to them.
+
+Source: `tests/wire/PROTOCOL.md`, section 5. The platform owns the tables; `mlpkit db init` makes them for those who
+have none. Only SQL that MySQL, MariaDB, PostgreSQL, SQL Server and SQLite all know is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    DateTime,
+    MetaData,
+    Select,
+    SmallInteger,
+    String,
+    Table,
+    func,
+    insert,
+    or_,
+    select,
+    type_coerce,
+    update,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.sql.dml import Insert, Update
+from sqlalchemy.types import NullType
+
+from mlpkit.settings import DATABASE_NAMES, Settings
+
+_DEFAULT_SCHEMA = {"mssql": "ml_platform"}
+_WITH_SCHEMA = ("mssql", "postgresql")
+
+
+class Tables:
+    """The tables under the names that they have in this database. `model` and `record` are SQLAlchemy tables.
+
+    Columns keep the platform's names as their keys: `tables.model.c.loaded` is right whatever it is called.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        names = {name: name.rpartition(".")[2] for name in DATABASE_NAMES} | dict(settings.db_names)
+        schema = settings.db_schema or _DEFAULT_SCHEMA.get(settings.db_type)
+        self.metadata = MetaData(schema=schema if settings.db_type in _WITH_SCHEMA else None)
+        instant = DateTime().with_variant(mysql.DATETIME(fsp=3), "mysql", "mariadb")
+        self.model = Table(
+            names["model"],
+            self.metadata,
+            Column(names["model.model_id"], String(64), primary_key=True, key="model_id"),
+            Column(names["model.path"], String(1024), key="path"),
+            Column(names["model.status"], String(16), key="status"),
+            Column(names["model.loaded"], SmallInteger, key="loaded"),
+            Column(names["model.algorithm"], String(64), key="algorithm"),
+        )
+        self.record = Table(
+            names["load_record"],
+            self.metadata,
+            Column(names["load_record.load_time"], instant, key="load_time"),
+            Column(names["load_record.algorithm"], String(64), key="algorithm"),
+        )
+
+    def rows_of(self, model_id: str) -> Select[Any]:
+        """model_id, status, loaded, algorithm and path of a model; no row or several are possible."""
+        model = self.model.c
+        return select(model.model_id, model.status, model.loaded, model.algorithm, model.path).where(
+            model.model_id == model_id
+        )
+
+    def changes(self, algorithms: Iterable[str]) -> Select[Any]:
+        """algorithm, newest load_time, number of them; the instant as the driver gives it, to be compared only."""
+        record = self.record.c
+        newest = type_coerce(func.max(record.load_time), NullType())
+        return (
+            select(record.algorithm, newest, func.count(record.load_time))
+            .where(record.algorithm.in_(list(algorithms)))
+            .group_by(record.algorithm)
+        )
+
+    def wanted(self, algorithms: Iterable[str]) -> Select[Any]:
+        """algorithm, model_id and path of the models that are to be loaded."""
+        model = self.model.c
+        return (
+            select(model.algorithm, model.model_id, model.path)
+            .where(model.algorithm.in_(list(algorithms)), model.loaded == 1)
+            .order_by(model.model_id, model.path)
+        )
+
+    def foreign(self, algorithms: Iterable[str]) -> Select[Any]:
+        """algorithm and number of the models that are to be loaded, but of no algorithm of these."""
+        model = self.model.c
+        none_of_these = or_(model.algorithm.is_(None), model.algorithm.not_in(list(algorithms)))
+        return select(model.algorithm, func.count()).where(model.loaded == 1, none_of_these).group_by(model.algorithm)
+
+    def end_training(self, model_id: str, word: str) -> Update:
+        """Puts the word in the place of `training`, and of nothing else."""
+        model = self.model.c
+        return update(self.model).where(model.model_id == model_id, model.status == "training").values(status=word)
+
+    def add_model(self, model_id: str, algorithm: str, *, status: str, loaded: int, path: str | None = None) -> Insert:
+        """A row for a model that has none."""
+        return insert(self.model).values(
+            model_id=model_id, algorithm=algorithm, status=status, loaded=loaded, path=path
+        )
+
+    def want(self, model_id: str, algorithm: str, path: str | None) -> Update:
+        """Says that a model with a row is to be loaded."""
+        return (
+            update(self.model).where(self.model.c.model_id == model_id).values(loaded=1, algorithm=algorithm, path=path)
+        )
+
+    def unwant(self, model_id: str) -> Update:
+        """Says that a model is not to be loaded."""
+        return update(self.model).where(self.model.c.model_id == model_id).values(loaded=0)
+
+    def note_change(self, algorithm: str) -> Update:
+        """Tells all replicas that something about the algorithm's models has changed."""
+        return update(self.record).where(self.record.c.algorithm == algorithm).values(load_time=func.now())
+
+    def add_record(self, algorithm: str) -> Insert:
+        """The same for an algorithm that has no record yet."""
+        return insert(self.record).values(algorithm=algorithm, load_time=func.now())

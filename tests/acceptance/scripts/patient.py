@@ -1,0 +1,73 @@
+"""Work that waits until a file is there, so that a test decides what happens when.
+
+Each `train` writes its process id and that of a process that it has started into `<model_id>.pids`, each `load` a line
+into `loads`, and both wait for `go-train` or `go-load` in the folder that the test names.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+from loguru import logger
+
+from mlpkit import App, Log, ModelDir
+
+app = App("patient")
+hasty = app.algorithm("hasty")
+
+
+class Meeting(msgspec.Struct):
+    """The request's `parameter`."""
+
+    folder: str
+
+
+def wait_for(file: Path) -> None:
+    while not file.exists():
+        time.sleep(0.02)
+
+
+def work(model_id: str, folder: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as started:
+        with (folder / f"{model_id}.pids").open("a") as pids:
+            print(os.getpid(), started.pid, file=pids)
+        wait_for(folder / "go-train")
+        started.kill()
+
+
+@app.train(max_attempts=2)
+def train(model_id: str, parameters: Meeting, out: ModelDir, log: Log) -> None:
+    log.info("a line of train")
+    work(model_id, Path(parameters.folder))
+    (out / "folder.txt").write_text(parameters.folder)
+
+
+@hasty.train(timeout=1)
+def train_hasty(model_id: str, parameters: Meeting) -> None:
+    work(model_id, Path(parameters.folder))
+
+
+@app.load
+def load(files: ModelDir, model_id: str) -> Path:
+    folder = Path((files / "folder.txt").read_text())
+    logger.info("a line of load")
+    with (folder / "loads").open("a") as loads:
+        print(model_id, file=loads)
+    wait_for(folder / "go-load")
+    return folder
+
+
+@app.predict
+def predict(model: Path, features: str) -> str:
+    print("a line of predict")
+    return features.upper()
+
+
+@hasty.train(timeout=1)
+def train_hasty(model_id: str, parameters: Meeting) -> None:
+    train(model_id, parameters, ModelDir(Path(parameters.folder)), Log())

@@ -1,0 +1,107 @@
+"""A service as a newcomer starts it, `python -m mlpkit run ...`: in a process, a home and on a port of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from mlpkit import Client
+from tests.servers import free_port, wait_until
+
+_OURS = ("MINIO_", "MLPKIT_", "MLP_", "ML_PLATFORM_", "CHECKER_", "CONNECT_")
+_START_TIMEOUT, _STOP_TIMEOUT = 60.0, 45.0
+
+
+class RunningService:
+    """A started service; `client` talks to it, `home` is its folder, and started again on that it is the same service.
+
+    Args:
+        target: the import string, as on the command line.
+        home: becomes `MLPKIT_HOME`; its folder is the working directory.
+        environment: settings by their names; no other setting of this process gets through.
+    """
+
+    def __init__(self, target: str, home: Path, **environment: str) -> None:
+        self.home, self.port = home, free_port()
+        self.client = Client(f"http://127.0.0.1:{self.port}", timeout=30)
+        self._log_file = home.parent / f"{home.name}.log"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+        with self._log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlpkit", "run", target, "--port", str(self.port)],
+                cwd=home.parent,
+                env={**kept, "MLPKIT_HOME": str(home), "MLP_CLIENT_WORKER": "1", **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server."""
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        """What the service has written to its terminal so far, in all its runs."""
+        return self._log_file.read_text(encoding="utf-8")
+
+    def wait_live(self) -> None:
+        """Returns when the server answers at all."""
+        wait_until(lambda: self._ended() or self.client.live(), "the service is live", _START_TIMEOUT)
+        assert not self._ended(), self.log
+
+    def wait_ready(self) -> None:
+        """Returns when the service takes work."""
+        wait_until(lambda: self._ended() or self.client.ready().ready, "the service is ready", _START_TIMEOUT)
+        assert not self._ended(), self.log
+
+    def family(self) -> list[psutil.Process]:
+        """The server and everything that it has started."""
+        server = psutil.Process(self.pid)
+        return [server, *server.children(recursive=True)]
+
+    def worker(self) -> psutil.Process:
+        """The one worker."""
+        (found,) = (each for each in self.family() if "mlpkit.serving" in each.cmdline())
+        return found
+
+    def terminate(self) -> int:
+        """Sends SIGTERM; the exit code of the server, which must end by itself."""
+        self.process.terminate()
+        return self.process.wait(_STOP_TIMEOUT)
+
+    def kill(self) -> None:
+        """Ends the server with SIGKILL: it can do nothing any more for its children."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """Ends whatever still runs."""
+        self.client.close()
+        if self._ended():
+            return
+        family = self.family()
+        try:
+            self.terminate()
+        except subprocess.TimeoutExpired:
+            for each in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
+            self.process.wait()
+            raise
+
+    def _ended(self) -> bool:
+        return self.process.poll() is not None
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether a process has ended; one that nobody has collected yet counts as ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True

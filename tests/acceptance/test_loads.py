@@ -1,0 +1,95 @@
+"""Many at a time: loads of one model run once, predictions share calls, and a uuid ties everything together."""
+
+from __future__ import annotations
+
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.acceptance.conftest import Start
+from tests.acceptance.service import RunningService
+from tests.servers import wait_until
+
+pytestmark = pytest.mark.slow
+
+CALLERS = 20
+
+
+def connections(service: RunningService) -> int:
+    """How many clients the server is connected with."""
+    found = psutil.Process(service.pid).net_connections("tcp")
+    return sum(each.laddr.port == service.port and each.status == psutil.CONN_ESTABLISHED for each in found)
+
+
+def test_concurrent_loads_of_one_model_load_it_once(start: Start, folder: Path) -> None:
+    service = start("patient", MLP_CLIENT_WORKER="2")
+    client = service.client
+    (folder / "go-train").touch()
+    job = client.train("patient", parameters={"folder": str(folder)})
+    job.wait(30)
+    together = threading.Barrier(CALLERS)
+
+    def load(number: int) -> None:
+        together.wait(10)
+        client.load("patient", job.model_id, uuid=f"load-{number}")
+
+    with ThreadPoolExecutor(CALLERS) as callers:
+        loads = [callers.submit(load, number) for number in range(CALLERS)]
+        wait_until(lambda: (folder / "loads").exists() and connections(service) >= CALLERS, "all of them wait")
+        assert [each.state for each in client.models()] == ["loading"]
+        assert client.monitor().load == {}
+        assert not any(each.done() for each in loads)
+        (folder / "go-load").touch()
+        for each in loads:
+            each.result(30)
+
+    assert (folder / "loads").read_text().split() == [job.model_id]
+    monitor = client.monitor()
+    assert monitor.load in ({job.model_id: [0]}, {job.model_id: [1]})
+    assert monitor.algorithms == ["patient", "hasty"]
+    assert client.predict(job.model_id, "yes") == "YES"
+    client.unload("patient", job.model_id)
+    assert client.monitor().load == {}
+
+
+def test_concurrent_predictions_form_batches(start: Start) -> None:
+    client = start("counting").client
+    client.load("counting", "any", model_path="")
+    with ThreadPoolExecutor(CALLERS) as callers:
+        sizes = list(callers.map(lambda number: client.predict("any", number), range(100 * CALLERS)))
+    assert max(sizes) > CALLERS / 2
+    assert len(sizes) == 100 * CALLERS
+
+
+def test_one_uuid_is_in_the_lines_of_server_worker_and_training(start: Start, folder: Path) -> None:
+    uuid = "5f0c-acceptance-uuid"
+    service = start("patient")
+    client = service.client
+    for name in ("go-train", "go-load"):
+        (folder / name).touch()
+
+    job = client.train("patient", parameters={"folder": str(folder)}, uuid=uuid)
+    job.wait(30)
+    client.load("patient", job.model_id, uuid=uuid)
+    client.predict(job.model_id, "yes", uuid=uuid)
+
+    expected = {
+        ("server", "POST /train"),
+        ("server", "POST /load"),
+        ("server", "POST /predict"),
+        ("server", f"job [{job.model_id}] of patient ended: completed"),
+        ("train", "a line of train"),
+        ("worker-0", "a line of load"),
+        ("worker-0", "a line of predict"),
+    }
+
+    def found() -> set[tuple[str, str]]:
+        lines = re.findall(rf" \[{uuid}\] (\S+) .*?\| (.*)", service.log)
+        return {(process, text) for process, text in expected if any(process == p and text in t for p, t in lines)}
+
+    wait_until(lambda: found() == expected, "all lines are written", timeout=5)
+    assert uuid in job.log()

@@ -1,0 +1,90 @@
+"""What outlives the service: waiting jobs and loaded models do, processes do not."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlpkit import JobHandle
+from mlpkit.errors import TrainFailed
+from tests.acceptance.conftest import Report, Start
+from tests.acceptance.service import gone
+from tests.servers import wait_until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
+def test_restarted_service_has_its_models_and_its_jobs(
+    how: signal.Signals, start: Start, folder: Path, report: Report
+) -> None:
+    service = start("patient", MLP_TRAIN_TASK_NUM="1", MLPKIT_SHUTDOWN_GRACE="1")
+    client = service.client
+    for name in ("go-train", "go-load"):
+        (folder / name).touch()
+    model = client.train("patient", parameters={"folder": str(folder)})
+    model.wait(30)
+    client.load("patient", model.model_id)
+    (folder / "go-train").unlink()
+    jobs = [client.train("patient", parameters={"folder": str(folder)}) for _ in range(4)]
+    pids = folder / f"{jobs[0].model_id}.pids"
+    wait_until(lambda: pids.exists() and pids.read_text().endswith("\n"), "the first job runs")
+    children = service.family()[1:]
+    assert {int(pid) for pid in pids.read_text().split()} < {each.pid for each in children}
+
+    if how is signal.SIGTERM:
+        assert service.terminate() == 0
+        assert all(gone(each) for each in children)
+    else:
+        service.kill()
+        wait_until(lambda: all(gone(each) for each in children), "no process is left", timeout=2)
+
+    again = start("patient", MLP_TRAIN_TASK_NUM="1")
+    assert again.client.monitor().load == {model.model_id: [0]}
+    assert again.client.predict(model.model_id, "yes") == "YES"
+    assert (folder / "loads").read_text().split() == [model.model_id] * 2
+    handles = [JobHandle(again.client, "patient", each.model_id) for each in jobs]
+    assert [each.status().status for each in handles[1:]] == ["init"] * 3
+    assert [each.status().queue_position for each in handles[1:]] == [1, 2, 3]
+
+    wait_until(lambda: len(pids.read_text().split()) == 4, "the first job runs again")
+    assert handles[0].status().status == "training"
+    (folder / "go-train").touch()
+    for each in handles:
+        each.wait(30)
+    assert [again.client.job_view(each.model_id).attempt for each in handles] == [
+        2 if how is signal.SIGKILL else 1,
+        1,
+        1,
+        1,
+    ]
+
+
+def test_job_that_may_not_run_again_says_so_after_a_crash(start: Start, folder: Path) -> None:
+    service = start("patient")
+    job = service.client.train("hasty", parameters={"folder": str(folder)})
+    wait_until((folder / f"{job.model_id}.pids").exists, "the job runs")
+    service.kill()
+
+    again = JobHandle(start("patient").client, "hasty", job.model_id)
+    with pytest.raises(TrainFailed, match=r"the service ended while it ran \(attempt 1 of 1, max_attempts=\)"):
+        again.wait(10)
+
+
+def test_killed_worker_is_replaced_with_its_models(start: Start, folder: Path) -> None:
+    service = start("patient")
+    for name in ("go-train", "go-load"):
+        (folder / name).touch()
+    job = service.client.train("patient", parameters={"folder": str(folder)})
+    job.wait(30)
+    service.client.load("patient", job.model_id)
+    worker: psutil.Process = service.worker()
+
+    worker.kill()
+
+    wait_until(lambda: (folder / "loads").read_text().split() == [job.model_id] * 2, "the model is loaded again")
+    service.wait_ready()
+    assert service.client.predict(job.model_id, "yes") == "YES"
