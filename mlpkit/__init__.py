@@ -3,8 +3,8 @@
     from mlpkit import App
     app = App("sentiment", kind="text_classification")
 
-Start with `App`; the README shows a whole script. Importing this package starts nothing and is cheap: what a name needs is
-imported when the name is first used.
+Start with `App`; the README shows a whole script. Importing this package starts nothing and is cheap: what a name needs
+is imported when the name is first used.
 """
 
 from __future__ import annotations

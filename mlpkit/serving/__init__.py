@@ -1,5 +1,6 @@
 """Models in worker processes: load, predict, unload. `Models` is the front door."""
 
-from mlpkit.serving.models import Models, ModelView
+from mlpkit.serving.models import Models
+from mlpkit.serving.view import ModelView
 
 __all__ = ["ModelView", "Models"]

@@ -14,8 +14,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
+import psutil
+
 from mlpkit.app import Algorithm
-from mlpkit.errors import AnswerError, MlpkitError, PredictFailed, TimeLimitExceeded, UserCodeError
+from mlpkit.errors import AnswerError, LoadFailed, MlpkitError, PredictFailed, TimeLimitExceeded, UserCodeError
 from mlpkit.log import request_uuid
 from mlpkit.serving.messages import Answer, Failure, Item, Predict, Result
 from mlpkit.serving.pool import Slot
@@ -128,7 +130,8 @@ class Model:
         while self.waiting and (self.waiting[0].future.done() or now - self.waiting[0].since > self.patience):
             late = self.waiting.popleft()
             if not late.future.done():
-                late.future.set_exception(TimeLimitExceeded(f"the request waited {self.patience:g} s for a free worker"))
+                error = TimeLimitExceeded(f"the request waited {self.patience:g} s for a free worker")
+                late.future.set_exception(error)
         self._notice_idle()
 
     def fail_waiting(self, error: MlpkitError) -> None:
@@ -234,6 +237,17 @@ class Model:
     def _notice_idle(self) -> None:
         if self._idle is not None and not self.waiting and not any(replica.busy for replica in self.replicas):
             self._idle.set()
+
+
+def check_room(algorithm: Algorithm) -> None:
+    """Refuses a model that needs more memory (`memory=`) than the machine has free, before anything is started for it.
+
+    Raises:
+        LoadFailed: names both figures.
+    """
+    needed, free = algorithm.load_options.memory, psutil.virtual_memory().available
+    if needed is not None and needed > free:
+        raise LoadFailed(f"the model needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free")
 
 
 def _predict_error(failure: Failure) -> MlpkitError:

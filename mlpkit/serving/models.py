@@ -1,7 +1,8 @@
 """The front door of serving: loads, predicts and unloads models, and keeps what was loaded loaded.
 
-Guarantees: one load per model id however many ask; a failed load leaves nothing behind; unload waits for the predictions in
-flight; a worker that dies is replaced and loads its models again; what was loaded is loaded again after a restart.
+Guarantees: one load per model id however many ask; a failed load leaves nothing behind; unload waits for the
+predictions in flight; a worker that dies is replaced and loads its models again; what was loaded is loaded again after
+a restart.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Any
 
 import anyio
 import msgspec
-import psutil
 from loguru import logger
 
 from mlpkit.app import Algorithm, App
@@ -33,8 +33,9 @@ from mlpkit.injection import NULL
 from mlpkit.log import LogOutput, request_uuid, uuid_bound
 from mlpkit.serving.ledger import Entry, Ledger
 from mlpkit.serving.messages import Load, RunHook, Unload
-from mlpkit.serving.model import Counts, Model, Replica, State
+from mlpkit.serving.model import Counts, Model, Replica, check_room
 from mlpkit.serving.pool import Pool, Slot
+from mlpkit.serving.view import ModelView, view_of
 from mlpkit.serving.worker import LocalWorker, ProcessWorker, Worker, ask, request_ids
 from mlpkit.settings import Settings
 
@@ -44,23 +45,6 @@ _MOST_DEATHS = 3
 """A model is given up after its worker died so often while loading it."""
 _LOADED_AT_ONCE = 8
 _FIRST_RETRY, _LONGEST_RETRY = 1.0, 60.0
-
-
-class ModelView(msgspec.Struct):
-    """What `/models` shows of a model. `since` is in seconds since the epoch, `seconds` is the time in the user's code."""
-
-    model_id: str
-    algorithm: str
-    model_path: str | None
-    state: State
-    workers: list[int]
-    since: float
-    waiting: int
-    in_flight: int
-    predictions: int
-    failures: int
-    seconds: float
-    problem: str = ""
 
 
 class Models:
@@ -87,7 +71,7 @@ class Models:
         await opened.wait()
 
     async def close(self, grace: float) -> None:
-        """Lets the predictions in flight end within `grace` seconds, then ends the workers; what is loaded stays noted."""
+        """Lets the predictions in flight end within `grace` seconds, then ends the workers. The ledger stays."""
         self._closing = True
         end = time.monotonic() + grace
         await asyncio.gather(*(model.idle(max(0.0, end - time.monotonic())) for model in self._models.values()))
@@ -123,7 +107,7 @@ class Models:
             await _settled(model)
 
     async def unload(self, model_id: str) -> None:
-        """Returns when the model is gone; its predictions in flight have ended. A model that is not loaded is no error."""
+        """Returns when the model is gone and its predictions have ended. A model that is not loaded is no error."""
         model = self._models.get(model_id)
         if model is None:
             return
@@ -181,7 +165,7 @@ class Models:
 
     def listed(self) -> list[ModelView]:
         """Every model that is loaded, being loaded or being unloaded."""
-        return [_view(model) for model in self._models.values()]
+        return [view_of(model) for model in self._models.values()]
 
     def counts(self, algorithm: str) -> Counts:
         """What the models of an algorithm have done since the service started, those that are gone too."""
@@ -267,7 +251,7 @@ class Models:
         with uuid_bound(log_uuid):
             started = time.monotonic()
             try:
-                _check_room(model.algorithm)
+                check_room(model.algorithm)
                 model.replicas = [Replica(slot) for slot in self._place(model.algorithm)]
                 for replica in model.replicas:
                     replica.slot.models += 1
@@ -326,7 +310,7 @@ class Models:
         self._models.pop(model.model_id, None)
 
     def _place(self, algorithm: Algorithm) -> list[Slot]:
-        """The slots that take a new model: new ones for an isolated one, else the shared ones with the fewest models."""
+        """The slots for a new model: its own for an isolated one, else the shared ones with the fewest models."""
         options = algorithm.load_options
         if options.isolated and self._settings.workers > 0:
             return [self._pool.add(isolated=True) for _ in range(options.replicas)]
@@ -364,7 +348,7 @@ class Models:
                         model.problem = f"is down in worker {slot.index}, which {how}"
 
     async def _reload(self, model: Model, replica: Replica) -> None:
-        """Loads a model again into a worker that was replaced; tries until it works, the worker ends or it is unloaded."""
+        """Loads a model again into a worker that was replaced; tries until it works, or the worker or model is gone."""
         pause = _FIRST_RETRY
         worker = replica.slot.worker
         with uuid_bound("reload"):
@@ -397,30 +381,6 @@ class Models:
         model.fail_waiting(error)
         await self._forget(model)
         self._ledger.remove(model.model_id)
-
-
-def _view(model: Model) -> ModelView:
-    counts = model.counts
-    return ModelView(
-        model.model_id,
-        model.algorithm.name,
-        model.model_path,
-        model.state,
-        [replica.slot.index for replica in model.replicas],
-        model.since,
-        len(model.waiting),
-        sum(replica.busy for replica in model.replicas),
-        counts.predictions,
-        counts.failures,
-        counts.seconds,
-        model.problem,
-    )
-
-
-def _check_room(algorithm: Algorithm) -> None:
-    needed, free = algorithm.load_options.memory, psutil.virtual_memory().available
-    if needed is not None and needed > free:
-        raise LoadFailed(f"the model needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free")
 
 
 async def _settled(model: Model) -> None:

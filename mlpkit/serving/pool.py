@@ -1,4 +1,4 @@
-"""Which workers there are, and what keeps them alive: every worker is watched by a task, and started again with back-off."""
+"""Which workers there are, and what keeps them alive: a task watches each, and starts it again with back-off."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STEADY = 60.0
 
 
 class Slot:
-    """A place for a worker: stays the same while the workers in it come and go. `worker` is None while none is ready."""
+    """A place for a worker: stays while the workers in it come and go. `worker` is None while none is ready."""
 
     def __init__(self, index: int, *, isolated: bool) -> None:
         self.index, self.isolated = index, isolated

@@ -1,8 +1,8 @@
 """The predictions of one loaded model in one process: from JSON to the user's `predict` and back to JSON.
 
 Quick synchronous handlers run on the loop itself, in arrival order; slow ones in threads, so that other models go on;
-`async def` ones on the loop, several at once. All three take the same way through `_results`, which is written once as a
-coroutine: for a synchronous handler it never suspends, and is run to its end in one step.
+`async def` ones on the loop, several at once. All three take the same way through `_results`, which is written once as
+a coroutine: for a synchronous handler it never suspends, and is run to its end in one step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Decoded = tuple[int, dict[str, object]]
 """An item's place in its batch, and its arguments."""
 
 _SLOW = 0.02
-"""Seconds from which on a synchronous handler runs in a thread: a hand-over between threads costs a thousandth of it."""
+"""Seconds from which on a synchronous handler runs in a thread: handing it over costs a thousandth of that."""
 _TURN = 0.001
 """Seconds for which quick handlers may run before the loop gets to write their answers."""
 _TOGETHER = 64
@@ -171,7 +171,7 @@ class Predictor:
             request_uuid.reset(token)
 
     async def _run_batch(self, plan: Plan, items: list[Item], good: list[Decoded], results: list[Result]) -> None:
-        """Fills in the results of a batch; one that raises is run again item by item, so that a bad item fails alone."""
+        """Fills in the results of a batch; one that raises is run again item by item: a bad item fails alone."""
         token = request_uuid.set(",".join(items[index].log_uuid for index, _ in good[:8]))
         try:
             answers = _of_length(await self._called(plan, _merged(plan, good), None), len(good))

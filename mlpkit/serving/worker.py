@@ -1,7 +1,7 @@
 """Both ends of a worker: the server's `Worker`, and `main`, which runs in the process `python -m mlpkit.serving`.
 
-The channel carries several requests at a time; an `Answer` finds its request by id. A worker that ends, however it ends,
-closes the channel: then every request that it held fails at once, with how the process ended.
+The channel carries several requests at a time; an `Answer` finds its request by id. A worker that ends, however it
+ends, closes the channel: then every request that it held fails at once, with how the process ended.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any, Protocol
 from mlpkit.app import App
 from mlpkit.channel import AsyncChannel
 from mlpkit.errors import MlpkitError, TimeLimitExceeded, WorkerLost
-from mlpkit.injection import ProcessScope
 from mlpkit.log import LogOutput, LogRecord, capture_streams, configure_child
 from mlpkit.process import Child, channel_of_child, start_child
 from mlpkit.serving.host import Host

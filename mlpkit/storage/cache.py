@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 import msgspec
 from loguru import logger
 
@@ -138,6 +137,9 @@ class FileCache:
 
     @contextlib.contextmanager
     def _locked(self, entry: str, timeout: float = _LONGEST_WAIT) -> Iterator[None]:
+        # Imported here because it takes as long as the rest of mlpkit.storage.
+        import filelock
+
         lock = filelock.FileLock(self._entries / f"{entry}.lock", timeout=timeout)
         try:
             lock.acquire()

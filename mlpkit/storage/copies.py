@@ -33,7 +33,7 @@ class Copies:
 
     def of_folder(self, bucket: str, start: str, only: Collection[str] | None) -> Path:
         """A folder of copies of what is below `start` (it ends with a slash), or `only` those; held until `release`."""
-        subject = self._subject(f"{bucket}/{start}", *sorted(only or ()))
+        subject = self._subject(f"{bucket}/{start}", *([] if only is None else ["only", *sorted(only)]))
         return self._or_known(subject, lambda fresh: self._folder(bucket, start, only, subject, fresh))
 
     def release(self, path: Path) -> None:

@@ -13,6 +13,8 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+from mlpkit.errors import StorageError
+
 
 class Leases:
     """The entries that this user holds, and those that any user does. Safe from every thread."""
@@ -30,8 +32,14 @@ class Leases:
         unlocked.rename(folder / self.user)
 
     def hold(self, entry: str) -> None:
-        """The entry is in use from now on; call it under the entry's lock. Each `hold` needs a `release`."""
+        """The entry is in use from now on; call it under the entry's lock. Each `hold` needs a `release`.
+
+        Raises:
+            StorageError: the user has closed its leases.
+        """
         with self._lock:
+            if not self._open:
+                raise StorageError("the storage was closed while it was in use")
             self._held[entry] += 1
             if self._held[entry] == 1:
                 os.write(self._file, f"+{entry}\n".encode())
@@ -39,7 +47,7 @@ class Leases:
     def release(self, entry: str) -> None:
         """Takes one `hold` back; an entry that is not held is no error."""
         with self._lock:
-            if self._held[entry] == 1:
+            if self._open and self._held[entry] == 1:
                 os.write(self._file, f"-{entry}\n".encode())
             self._held[entry] = max(0, self._held[entry] - 1)
 

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 import msgspec
@@ -61,7 +61,7 @@ class ModelDir(os.PathLike[str]):
 
     def __truediv__(self, name: str | os.PathLike[str]) -> Path:
         """The path of a file in the folder. Raises UnsafePath for a name that would leave it."""
-        return self.path / checked_key(os.fspath(name))
+        return self.path / checked_key(PurePath(name).as_posix())
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)
@@ -76,6 +76,7 @@ def save_model(storage: Storage, directory: Path, destination: str, manifest: Ma
     Raises:
         StorageError: something could not be stored; the destination holds no model then.
         UnsafePath: a file's name, or the destination, cannot be used; nothing was changed.
+        FileNotFoundError: there is no such folder, or something in it is no file; nothing was changed.
     """
     bucket, start = checked_prefix(destination)
     prefix = f"{bucket}/{start}".rstrip("/")

@@ -19,11 +19,12 @@ from mlpkit.injection import service
 from mlpkit.settings import Settings
 from mlpkit.storage.cache import FileCache
 from mlpkit.storage.copies import Copies, objects_below
-from mlpkit.storage.paths import ObjectStat, checked_key, checked_path, checked_prefix
+from mlpkit.storage.paths import ObjectStat, checked_key, checked_path, checked_prefix, endpoint_of
 from mlpkit.storage.store import Store
 from mlpkit.storage.workers import Workers
 
 _TRANSFERS_AT_A_TIME = 8
+_LARGE_UPLOAD = 16 << 20
 _WEEK = 7 * 24 * 3600
 
 
@@ -46,6 +47,10 @@ class Storage:
     """
 
     def __init__(self, settings: Settings) -> None:
+        if settings.minio_host:
+            endpoint_of(settings)
+            if not (settings.minio_access_key and settings.minio_secret_key):
+                raise SettingsError("MINIO_HOST is set, so MINIO_ACCESS_KEY and MINIO_SECRET_KEY must be set too")
         self._settings = settings
         self._lock = threading.Lock()
         self._made: _Parts | None = None
@@ -92,20 +97,20 @@ class Storage:
         stored remains: it is `save_model` that is all or nothing.
 
         Raises:
-            FileNotFoundError: there is no such local folder, or one of `only` is not in it.
+            FileNotFoundError: there is no such local folder, one of `only` is not in it, or something is no file.
             UnsafePath: a file's name cannot be a key; nothing was stored.
         """
         bucket, start = checked_prefix(prefix)
-        folder = Path(local)
-        files = local_files(folder)
+        files = local_files(Path(local))
         missing = [name for name in only or () if name not in files]
-        if missing or not folder.is_dir():
-            raise FileNotFoundError(f"{folder.joinpath(*missing[:1])} cannot be saved to {prefix}: it does not exist")
+        if missing:
+            raise FileNotFoundError(f"{Path(local, missing[0])} cannot be saved to {prefix}: it does not exist")
         chosen = {checked_key(start + name): files[name] for name in (files if only is None else only)}
         self._parts().workers.transfer(
             list(chosen.items()),
             size=lambda each: each[1].stat().st_size,
             move=lambda each: self._save(each[1], bucket, each[0]),
+            large=_LARGE_UPLOAD,
         )
 
     def open(self, path: str) -> BinaryIO:
@@ -153,7 +158,9 @@ class Storage:
 
     def release(self, path: str | os.PathLike[str]) -> None:
         """Says that a copy of `fetch` or `fetch_dir` is not used any more: the cache may remove it for others."""
-        self._parts().copies.release(Path(path))
+        made = self._made
+        if made is not None:
+            made.copies.release(Path(path))
 
     def check(self) -> None:
         """Returns when the store can be used; raises StorageError when it cannot, within 3 seconds."""
@@ -196,15 +203,19 @@ def open_storage(settings: Settings) -> Storage:
     """The storage of these settings; nothing is connected, made or imported before its first use.
 
     Raises:
-        SettingsError: the S3 store has no credentials.
+        SettingsError: `MINIO_HOST` is no address, or there are no credentials for it.
     """
-    if settings.minio_host and not (settings.minio_access_key and settings.minio_secret_key):
-        raise SettingsError("MINIO_HOST is set, so MINIO_ACCESS_KEY and MINIO_SECRET_KEY must be set too")
     return Storage(settings)
 
 
 def local_files(folder: Path) -> dict[str, Path]:
-    """The files below a folder by their relative names, in order; links to folders are followed, but in no circle."""
+    """The files below a folder by their relative names, in order; links to folders are followed, but in no circle.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or something in it is no file (a broken link, a socket).
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder")
     files: dict[str, Path] = {}
     seen: set[str] = set()
     for path, folders, names in os.walk(folder, followlinks=True):
@@ -212,6 +223,8 @@ def local_files(folder: Path) -> dict[str, Path]:
         folders[:] = [each for each in folders if os.path.realpath(os.path.join(path, each)) not in seen]
         for name in names:
             file = Path(path, name)
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} is no file that can be saved (a broken link, or a socket)")
             files[file.relative_to(folder).as_posix()] = file
     return dict(sorted(files.items()))
 

@@ -10,7 +10,8 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_SMALL = 16 << 20
+LARGE = 64 << 20
+"""Objects of this many bytes and more come in parallel parts, fetched by the threads here."""
 
 
 class Workers:
@@ -35,12 +36,14 @@ class Workers:
             failed[0].result()
         return [future.result() for future in futures]
 
-    def transfer(self, items: Sequence[Item], *, size: Callable[[Item], int], move: Callable[[Item], object]) -> None:
-        """Moves the small items several at a time, then the large ones one by one in the caller's thread.
+    def transfer(
+        self, items: Sequence[Item], *, size: Callable[[Item], int], move: Callable[[Item], object], large: int = LARGE
+    ) -> None:
+        """Moves the small items several at a time, then those of `large` bytes and more one by one.
 
-        Large ones go in parallel parts, by these same threads; `size` gives an item's bytes.
+        Those are moved from the caller's thread, because they go in parallel parts themselves.
         """
-        small = {index for index, item in enumerate(items) if size(item) <= _SMALL}
+        small = {index for index, item in enumerate(items) if size(item) < large}
         self.each(lambda index: move(items[index]), sorted(small))
         for index, item in enumerate(items):
             if index not in small:

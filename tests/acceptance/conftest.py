@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -24,13 +24,18 @@ Report = Callable[[str], None]
 
 
 class Start(Protocol):
-    """`start("patient", MLP_TRAIN_TASK_NUM="1")`: a service of a script of this folder (or of any file), once it is ready.
+    """`start("patient", {"MLP_TRAIN_TASK_NUM": "1"})`: a service of a script beside the tests, or of a file.
 
-    It uses the S3 store. `home` is another one than `<tmp_path>/home`; `ready=False` does not wait.
+    It uses the S3 store, and is ready. `home` is another one than `<tmp_path>/home`; `ready=False` does not wait.
     """
 
     def __call__(
-        self, script: str | Path, *, home: Path | None = None, ready: bool = True, **environment: str
+        self,
+        script: str | Path,
+        settings: Mapping[str, str] = {},
+        *,
+        home: Path | None = None,
+        ready: bool = True,
     ) -> RunningService: ...
 
 
@@ -39,11 +44,15 @@ def start(s3: S3Server, tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as exits:
 
         def start_service(
-            script: str | Path, *, home: Path | None = None, ready: bool = True, **environment: str
+            script: str | Path,
+            settings: Mapping[str, str] = {},
+            *,
+            home: Path | None = None,
+            ready: bool = True,
         ) -> RunningService:
             file = SCRIPTS / f"{script}.py" if isinstance(script, str) else script
-            settings = {"MLPKIT_SHUTDOWN_GRACE": "5", **s3.environment, **environment}
-            service = RunningService(f"{file}:app", home or tmp_path / "home", **settings)
+            usual = {"MLPKIT_SHUTDOWN_GRACE": "5", **s3.environment}
+            service = RunningService(f"{file}:app", home or tmp_path / "home", {**usual, **settings})
             exits.callback(service.stop)
             if ready:
                 service.wait_ready()

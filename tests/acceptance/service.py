@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -23,10 +24,10 @@ class RunningService:
     Args:
         target: the import string, as on the command line.
         home: becomes `MLPKIT_HOME`; its folder is the working directory.
-        environment: settings by their names; no other setting of this process gets through.
+        settings: values by the names of the environment; none of this process gets through.
     """
 
-    def __init__(self, target: str, home: Path, **environment: str) -> None:
+    def __init__(self, target: str, home: Path, settings: Mapping[str, str]) -> None:
         self.home, self.port = home, free_port()
         self.client = Client(f"http://127.0.0.1:{self.port}", timeout=30)
         self._log_file = home.parent / f"{home.name}.log"
@@ -35,7 +36,7 @@ class RunningService:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "mlpkit", "run", target, "--port", str(self.port)],
                 cwd=home.parent,
-                env={**kept, "MLPKIT_HOME": str(home), "MLP_CLIENT_WORKER": "1", **environment},
+                env={**kept, "MLPKIT_HOME": str(home), "MLP_CLIENT_WORKER": "1", **settings},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

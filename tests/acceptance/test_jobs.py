@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlpkit import Client, JobHandle
+from mlpkit.client import Client, JobHandle
 from mlpkit.errors import TrainFailed
 from tests.acceptance.conftest import Start
 from tests.acceptance.service import gone
@@ -59,7 +59,7 @@ def test_killed_training_is_an_error_that_a_person_understands(start: Start, fol
 
 
 def test_cancelled_training_is_gone_running_or_waiting(start: Start, folder: Path) -> None:
-    client = start("patient", MLP_TRAIN_TASK_NUM="1").client
+    client = start("patient", {"MLP_TRAIN_TASK_NUM": "1"}).client
     running, first, second = (client.train("patient", parameters={"folder": str(folder)}) for _ in range(3))
     processes = processes_of(folder, running)
     assert (first.status().status, first.status().queue_position) == ("init", 1)

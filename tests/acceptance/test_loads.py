@@ -26,7 +26,7 @@ def connections(service: RunningService) -> int:
 
 
 def test_concurrent_loads_of_one_model_load_it_once(start: Start, folder: Path) -> None:
-    service = start("patient", MLP_CLIENT_WORKER="2")
+    service = start("patient", {"MLP_CLIENT_WORKER": "2"})
     client = service.client
     (folder / "go-train").touch()
     job = client.train("patient", parameters={"folder": str(folder)})

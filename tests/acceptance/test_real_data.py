@@ -41,6 +41,10 @@ CLASSIFICATIONS = [
 ]
 
 
+def rows_of(file: Path, kind: str) -> list[Any]:
+    return list(read_rows(file, kind))
+
+
 def answers_to(client: Client, model_id: str, sentences: Iterable[str], **params: Any) -> list[Any]:
     """The predictions for the sentences, which many callers ask for at the same time."""
 
@@ -64,8 +68,8 @@ def test_classification_example_reaches_the_floor(
     corpus: Corpus, corpora: Path, start: Start, upload: Upload, store: Storage, report: Report
 ) -> None:
     data = corpora / corpus.name
-    rows = [row for row in read_rows(data / "test.tsv", "text_classification") if row.posneg]
-    client = start(EXAMPLES / "sentiment.py", **ONE_THREAD).client
+    rows = [row for row in rows_of(data / "test.tsv", "text_classification") if row.posneg]
+    client = start(EXAMPLES / "sentiment.py", ONE_THREAD).client
 
     began = time.monotonic()
     job = client.train("sentiment", upload(data / "train.tsv"), corpus.parameters)
@@ -80,7 +84,8 @@ def test_classification_example_reaches_the_floor(
     accuracy = sum(right) / len(rows)
     size_of_batch = len(rows) / counted(client, "mlpkit_batches_total", "sentiment")
     report(
-        f"{corpus.name}: accuracy {accuracy:.4f} of {len(rows)} rows (floor {corpus.floor}); trained in {trained:.1f} s; "
+        f"{corpus.name}: accuracy {accuracy:.4f} of {len(rows)} rows (floor {corpus.floor}); "
+        f"trained in {trained:.1f} s; "
         f"{len(rows) / asked:.0f} predictions/s from {CALLERS} callers, {size_of_batch:.1f} in a batch"
     )
     assert accuracy >= corpus.floor
@@ -101,12 +106,12 @@ def test_classification_example_reaches_the_floor(
 def test_row_that_is_no_example_of_its_label_teaches_no_label(
     corpora: Path, start: Start, upload: Upload, tmp_path: Path
 ) -> None:
-    rows = list(read_rows(corpora / "classify-zh-kdconv" / "train.tsv", "text_classification"))[:600]
+    rows = rows_of(corpora / "classify-zh-kdconv" / "train.tsv", "text_classification")[:600]
     assert {row.label for row in rows if row.posneg} == {"电影", "音乐", "旅游"}
     lines = [f"{row.sentence}\t{row.label}\t{int(row.posneg and row.label != '旅游')}\n" for row in rows]
     file = tmp_path / "train.tsv"
     file.write_text("".join(lines), encoding="utf-8")
-    client = start(EXAMPLES / "sentiment.py", **ONE_THREAD).client
+    client = start(EXAMPLES / "sentiment.py", ONE_THREAD).client
 
     job = client.train("sentiment", upload(file))
     job.wait(120)
@@ -119,7 +124,7 @@ def test_row_that_is_no_example_of_its_label_teaches_no_label(
 def test_entities_example_finds_names(corpora: Path, start: Start, upload: Upload, report: Report) -> None:
     floor = 0.36
     data = corpora / "ner-zh-weibo"
-    rows = list(read_rows(data / "test.tsv", "text_sequence_labeling"))
+    rows = rows_of(data / "test.tsv", "text_sequence_labeling")
     client = start(EXAMPLES / "entities.py").client
 
     began = time.monotonic()

@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlpkit import JobHandle
+from mlpkit.client import JobHandle
 from mlpkit.errors import TrainFailed
-from tests.acceptance.conftest import Report, Start
+from tests.acceptance.conftest import Start
 from tests.acceptance.service import gone
 from tests.servers import wait_until
 
@@ -18,10 +18,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
-def test_restarted_service_has_its_models_and_its_jobs(
-    how: signal.Signals, start: Start, folder: Path, report: Report
-) -> None:
-    service = start("patient", MLP_TRAIN_TASK_NUM="1", MLPKIT_SHUTDOWN_GRACE="1")
+def test_restarted_service_has_its_models_and_its_jobs(how: signal.Signals, start: Start, folder: Path) -> None:
+    service = start("patient", {"MLP_TRAIN_TASK_NUM": "1", "MLPKIT_SHUTDOWN_GRACE": "1"})
     client = service.client
     for name in ("go-train", "go-load"):
         (folder / name).touch()
@@ -42,7 +40,7 @@ def test_restarted_service_has_its_models_and_its_jobs(
         service.kill()
         wait_until(lambda: all(gone(each) for each in children), "no process is left", timeout=2)
 
-    again = start("patient", MLP_TRAIN_TASK_NUM="1")
+    again = start("patient", {"MLP_TRAIN_TASK_NUM": "1"})
     assert again.client.monitor().load == {model.model_id: [0]}
     assert again.client.predict(model.model_id, "yes") == "YES"
     assert (folder / "loads").read_text().split() == [model.model_id] * 2

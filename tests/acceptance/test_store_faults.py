@@ -60,7 +60,7 @@ def failures(service: RunningService, location: str) -> tuple[str, MlpkitError, 
 def test_store_that_is_not_there_is_named_with_bucket_and_key(start: Start) -> None:
     endpoint = f"127.0.0.1:{free_port()}"
     access = {"MINIO_HOST": endpoint, "MINIO_ACCESS_KEY": "somebody", "MINIO_SECRET_KEY": SECRET}
-    service = start("mood", ready=False, **access, **IMPATIENT, **TALKATIVE)
+    service = start("mood", {**access, **IMPATIENT, **TALKATIVE}, ready=False)
     service.wait_live()
 
     model_id, train, load = failures(service, "folder/train.tsv")
@@ -77,7 +77,7 @@ def test_store_that_refuses_the_secret_is_named_with_bucket_and_key(
     start: Start, s3: S3Server, upload: Upload, data: Path
 ) -> None:
     location = upload(data)
-    service = start("mood", ready=False, **TALKATIVE, MINIO_SECRET_KEY=SECRET)
+    service = start("mood", {**TALKATIVE, "MINIO_SECRET_KEY": SECRET}, ready=False)
     service.wait_live()
 
     model_id, train, load = failures(service, location)
@@ -95,7 +95,7 @@ def test_store_that_hangs_is_an_error_in_time_and_works_afterwards(
         pytest.skip("the store of MLPKIT_TEST_S3 is not ours to stop")
     location = upload(data)
     with proxy_of(s3) as (entrance, proxy):
-        service = start("mood", **entrance.environment, **IMPATIENT)
+        service = start("mood", {**entrance.environment, **IMPATIENT})
         trained = service.client.train("mood", location)
         trained.wait(30)
         proxy.send_signal(signal.SIGSTOP)

@@ -1,8 +1,8 @@
 """Measures mlpkit against a bare ASGI callable and Starlette, in turn, on this machine: `python -m tests.benchmarks`.
 
-Every figure is a ratio to the bare callable's run in the same round: machines are noisy, ratios less so. The load is made by
-`wrk` (Debian package of that name); the server is pinned to the first CPU and `wrk` to the second where `taskset` exists
-(W4, which has two workers, uses both).
+Every figure is a ratio to the bare callable's run in the same round: machines are noisy, ratios less so. The load is
+made by `wrk` (Debian package of that name); the server is pinned to the first CPU and `wrk` to the second where
+`taskset` exists (W4, which has two workers, uses both).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tests.benchmarks.workloads import FEATURES
 PEERS = ("asgi", "starlette", "mlpkit")
 CASES = (("W1", 1), ("W1", 16), ("W1", 64), ("W2", 16), ("W3", 1), ("W3", 16), ("W3", 64), ("W4", 16), ("W5", 16))
 START_SECONDS = 30.0
+Figures = dict[tuple[str, int, str], list[dict[str, float]]]
 
 
 def command(peer: str, workload: str, port: int) -> list[str]:
@@ -116,8 +117,8 @@ def write_script(folder: Path, workload: str) -> Path:
     return script
 
 
-def measure(cases: list[tuple[str, int]], rounds: int, seconds: float) -> dict[tuple[str, int, str], list[dict[str, float]]]:
-    figures: dict[tuple[str, int, str], list[dict[str, float]]] = defaultdict(list)
+def measure(cases: list[tuple[str, int]], rounds: int, seconds: float) -> Figures:
+    figures: Figures = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="mlpkit-bench-") as folder:
         for workload in dict.fromkeys(name for name, _ in cases):
             script = write_script(Path(folder), workload)
@@ -137,7 +138,7 @@ def measure(cases: list[tuple[str, int]], rounds: int, seconds: float) -> dict[t
     return figures
 
 
-def report(figures: dict[tuple[str, int, str], list[dict[str, float]]]) -> None:
+def report(figures: Figures) -> None:
     print("| case | peer | req/s | ratio to asgi (min-max) | CPU us/req | CPU ratio | p50 ms | p99 ms |")
     print("|---|---|---|---|---|---|---|---|")
     for (workload, connections, peer), runs in figures.items():

@@ -95,7 +95,7 @@ def test_wrong_arguments_of_a_training_are_refused(mlpkit: Run) -> None:
         (["-a", "mood", "--parameters", "{"], "is no JSON"),
         (["-a", "mood", "--parameters", "@nosuch.json"], "cannot be read"),
         (["-a", "mood", "--data", "nosuch.tsv"], "there is no file"),
-        (["-a", "moody"], "no algorithm 'moody' (mood, other)"),
+        (["-a", "moody"], "no algorithm 'moody', did you mean 'mood'"),
         ([], "name one with --algorithm"),
     ]:
         refused = mlpkit("train", "mood.py", *arguments)
@@ -160,4 +160,4 @@ def test_check_exits_with_its_verdict(mlpkit: Run, folder: Path) -> None:
     failed = mlpkit("check", "mood.py", "-a", "mood", "--features", '{"sentence": "boom"}')
     assert failed.returncode == 1
     assert "division by zero" in failed.stdout
-    assert "steps failed" in failed.stdout
+    assert "1 failed" in failed.stdout

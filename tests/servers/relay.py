@@ -23,7 +23,7 @@ class Relay:
         self._listener = socket.create_server(("127.0.0.1", port))
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self._flowing = threading.Event()
+        self._held, self._flowing = b"", threading.Event()
         self._flowing.set()
         self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.requests: list[str] = []
@@ -38,8 +38,9 @@ class Relay:
         self._cuts, self._after, self._methods = times, after, (method,)
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Lets no GET through inside the block: who waits for the answer goes on waiting."""
+    def held(self, part: str = "") -> Iterator[None]:
+        """Lets no GET with this part in its path through inside the block: who waits for the answer goes on waiting."""
+        self._held = part.encode()
         self._flowing.clear()
         try:
             yield
@@ -83,7 +84,7 @@ class Relay:
             while data := client.recv(1 << 16):
                 if found := _REQUEST.match(data):
                     self.requests.append(f"{found[1].decode()} {found[2].decode()}")
-                    if found[1] == b"GET":
+                    if found[1] == b"GET" and self._held in found[2]:
                         self._flowing.wait(60)
                 server.sendall(data)
             server.shutdown(socket.SHUT_WR)

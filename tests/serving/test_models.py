@@ -50,6 +50,10 @@ async def ask(models: Models, model_id: str = "m", features: object = None, para
     return msgspec.json.decode(answer)
 
 
+def read(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
+
+
 async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -66,8 +70,8 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 async def test_twenty_loads_of_one_model_at_once_run_load_once(open_models: OpenModels, calls: Path) -> None:
     async with open_models(ECHO, workers=2) as models:
         await asyncio.gather(*(models.load("echo", "m") for _ in range(20)))
-        assert calls.read_text() == "load m\n"
         assert list(models.placement()) == ["m"]
+    assert read(calls) == "load m\n"
 
 
 async def test_features_and_answers_pass_as_json(open_models: OpenModels, calls: Path) -> None:
@@ -104,7 +108,7 @@ def predict(model):
     return model
 """
     async with open_models(script) as models:
-        with pytest.raises(LoadFailed, match="^load fail not there yet$"):
+        with pytest.raises(LoadFailed, match=r"^load fail not there yet$"):
             await models.load("late", "m")
         assert models.placement() == {}
         assert models.listed() == []
@@ -437,7 +441,7 @@ def load():
         await until(lambda: any("times in a row" in each for each in models.problems()))
         assert any("exited with code 7" in each for each in models.problems())
         await asyncio.sleep(1.0)
-        assert calls.read_text().count("start") <= 6
+        assert read(calls).count("start") <= 6
 
 
 async def test_uuid_is_in_the_lines_that_a_worker_logs(open_models: OpenModels, lines: io.StringIO) -> None:
@@ -488,7 +492,7 @@ def helper():
 """
     async with open_models(script) as models:
         await models.load("raising", "m")
-        with pytest.raises(PredictFailed, match="^predict fail SystemExit: 3$"):
+        with pytest.raises(PredictFailed, match=r"^predict fail SystemExit: 3$"):
             await ask(models)
         await until(lambda: "in helper" in lines.getvalue())
         assert "injection.py" not in lines.getvalue()

@@ -98,7 +98,7 @@ def test_a_large_upload_to_a_store_that_hangs_is_given_up(
             failed.append(error)
 
     with Relay(server.endpoint) as watched:
-        storage = opened(s3_settings.with_options(minio_host=watched.endpoint, storage_timeout=2.0))
+        storage = opened(s3_settings.with_options(minio_host=watched.endpoint, storage_timeout=3.0))
         saving = threading.Thread(target=save)
         saving.start()
         wait_until(lambda: watched.count("PUT", "partNumber=2") > 0, "parts are sent")
@@ -108,7 +108,7 @@ def test_a_large_upload_to_a_store_that_hangs_is_given_up(
             saving.join(30)
         finally:
             process.send_signal(signal.SIGCONT)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 5.5
     assert isinstance(failed[0], StorageUnavailable)
     assert not opened(s3_settings).exists(f"{s3_settings.data_bucket}/large")
 
@@ -231,7 +231,7 @@ def test_something_that_is_no_s3_store_is_named_as_such(
 def test_an_endpoint_that_is_no_address_is_a_settings_error(tmp_path: Path, host: str) -> None:
     settings = Settings(home=tmp_path, minio_host=host, minio_access_key="a", minio_secret_key="s" * 8)
     with pytest.raises(SettingsError, match="MINIO_HOST") as caught:
-        open_storage(settings).stat("bucket/k")
+        open_storage(settings)
     assert "secret" not in str(caught.value)
 
 

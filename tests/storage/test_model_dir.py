@@ -209,6 +209,18 @@ def test_a_file_name_that_is_no_key_is_refused_before_anything_is_stored(
     assert not storage.exists(f"{destination}/a")
 
 
+def test_a_folder_that_cannot_be_saved_changes_nothing(
+    storage: Storage, settings: Settings, destination: str, tmp_path: Path
+) -> None:
+    save_model(storage, _folder(tmp_path / "out", a=b"a"), destination, _manifest())
+    (tmp_path / "out" / "broken").symlink_to(tmp_path / "nothing")
+    for folder in (tmp_path / "out", tmp_path / "nothing"):
+        with pytest.raises(FileNotFoundError, match=r"broken|nothing"):
+            save_model(storage, folder, destination, _manifest())
+
+    assert (open_model(storage, settings, "m1", None) / "a").read_bytes() == b"a"
+
+
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x"])
 def test_a_name_does_not_lead_out_of_the_model_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(UnsafePath):

@@ -66,8 +66,3 @@ def load(files: ModelDir, model_id: str) -> Path:
 def predict(model: Path, features: str) -> str:
     print("a line of predict")
     return features.upper()
-
-
-@hasty.train(timeout=1)
-def train_hasty(model_id: str, parameters: Meeting) -> None:
-    train(model_id, parameters, ModelDir(Path(parameters.folder)), Log())
