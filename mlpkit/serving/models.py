@@ -142,10 +142,7 @@ class Models:
             UserCodeError: the hook raised.
         """
         limit = self._settings.hook_timeout
-        encoded = {
-            name: bytes(value) if isinstance(value, msgspec.Raw) else msgspec.json.encode(value)
-            for name, value in fields.items()
-        }
+        encoded = {name: msgspec.json.encode(value) for name, value in fields.items()}
         worker = await self._next_slot().wait_ready(limit)
         request = RunHook(next(request_ids), algorithm, hook, encoded, request_uuid.get())
         return msgspec.json.decode(await ask(worker, request, limit))
