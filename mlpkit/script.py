@@ -79,7 +79,8 @@ def choose_algorithm(app: App, name: str | None) -> Algorithm:
         return next(iter(algorithms.values()))
     if name is not None and name in algorithms:
         return algorithms[name]
-    problem = f"the app has no algorithm {name!r}" if name else "the app has several algorithms: name one with --algorithm"
+    several = "the app has several algorithms: name one with --algorithm"
+    problem = f"the app has no algorithm {name!r}" if name else several
     raise ArgumentError(f"{problem}{did_you_mean(name or '', algorithms)} ({', '.join(algorithms)})")
 
 

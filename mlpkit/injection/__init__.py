@@ -4,6 +4,7 @@ A plan is made when the app is built, so that every mistake in a signature is fo
 User code runs behind `user_code`, the one boundary at which its exceptions (BaseException too) are caught.
 """
 
+from mlpkit.injection.boundary import async_user_code, user_code, user_error
 from mlpkit.injection.declarations import (
     BATCHED,
     FIELDS,
@@ -16,7 +17,6 @@ from mlpkit.injection.declarations import (
 )
 from mlpkit.injection.plan import Call, DependencyParameter, FieldParameter, Plan, ProcessScope, ServiceParameter
 from mlpkit.injection.signature import compile_plan
-from mlpkit.injection.boundary import async_user_code, user_code, user_error
 
 __all__ = [
     "BATCHED",

@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from mlpkit.errors import ArgumentError, DeclarationError
-from mlpkit.injection.declarations import FIELDS, NULL, Depends, Fields, Services, hooks_of_service
 from mlpkit.injection.boundary import original, user_code, user_error
+from mlpkit.injection.declarations import FIELDS, NULL, Depends, Fields, Services, hooks_of_service
 from mlpkit.source import where
 
 Factory = Callable[..., Any]

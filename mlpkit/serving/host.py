@@ -135,10 +135,7 @@ class Host:
         """What `load` returns or yields, and what cleans up after it when the model is dropped."""
         call = await self._in_thread(plan.complete, plan.decode(fields), fields, service, self._around.scope)
         if not plan.is_generator:
-            try:
-                return await self._run(plan, call), _nothing
-            finally:
-                await self._in_thread(call.close)
+            return await self._run_and_close(plan, call), _nothing
         opened = plan.function(**call.arguments)
 
         async def step() -> object:
@@ -150,8 +147,8 @@ class Host:
 
         try:
             value = await step()
-        except BaseException:
-            await self._in_thread(call.close)
+        except BaseException as error:
+            await self._in_thread(call.close, error)
             raise
         if value is _END:
             await self._in_thread(call.close)
@@ -195,10 +192,17 @@ class Host:
 
     async def _call(self, plan: Plan, fields: Mapping[str, object]) -> Any:
         call = await self._in_thread(plan.complete, plan.decode(fields), fields, self._service, self._around.scope)
+        return await self._run_and_close(plan, call)
+
+    async def _run_and_close(self, plan: Plan, call: Call) -> Any:
+        """What the handler answers; the clean-up of its dependencies sees what it raised."""
         try:
-            return await self._run(plan, call)
-        finally:
-            await self._in_thread(call.close)
+            answer = await self._run(plan, call)
+        except BaseException as error:
+            await self._in_thread(call.close, error)
+            raise
+        await self._in_thread(call.close)
+        return answer
 
     async def _run(self, plan: Plan, call: Call) -> Any:
         if plan.is_async:

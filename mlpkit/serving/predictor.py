@@ -194,11 +194,8 @@ class Predictor:
         if not plan.services and not plan.dependencies:
             return await _awaited(plan, arguments)
         fields = self._fields(item) if item else {"model": self.model, "model_id": self.model_id}
-        call = plan.complete(arguments, fields, self._around.services, self._around.scope)
-        try:
+        with plan.complete(arguments, fields, self._around.services, self._around.scope) as call:
             return await _awaited(plan, call.arguments)
-        finally:
-            call.close()
 
     def _fields(self, item: Item) -> Mapping[str, object]:
         return {

@@ -159,13 +159,10 @@ def _train(app: App, job: Job, settings: Settings, folder: Path, progress: Progr
 
 def _call(plan: Plan, job: Job, workshop: Workshop, scope: ProcessScope) -> object:
     fields = job.fields()
-    call = plan.complete(plan.decode(fields), fields, workshop.service, scope)
-    try:
+    with plan.complete(plan.decode(fields), fields, workshop.service, scope) as call:
         if plan.is_async:
             return asyncio.run(async_user_code(plan.function, **call.arguments))
         return user_code(plan.function, **call.arguments)
-    finally:
-        call.close()
 
 
 def _decode_all(plan: Plan, job: Job) -> None:

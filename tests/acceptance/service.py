@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from mlpkit import Client
-from tests.servers import free_port, wait_until
+from tests.servers.ports import accepts, free_port, wait_until
 
 _OURS = ("MINIO_", "MLPKIT_", "MLP_", "ML_PLATFORM_", "CHECKER_", "CONNECT_")
 _START_TIMEOUT, _STOP_TIMEOUT = 60.0, 45.0
@@ -54,13 +54,14 @@ class RunningService:
 
     def wait_live(self) -> None:
         """Returns when the server answers at all."""
-        wait_until(lambda: self._ended() or self.client.live(), "the service is live", _START_TIMEOUT)
+        wait_until(lambda: self._ended() or accepts(self.port), "the service listens", _START_TIMEOUT)
         assert not self._ended(), self.log
+        assert self.client.live()
 
     def wait_ready(self) -> None:
         """Returns when the service takes work."""
-        wait_until(lambda: self._ended() or self.client.ready().ready, "the service is ready", _START_TIMEOUT)
-        assert not self._ended(), self.log
+        self.wait_live()
+        self.client.wait_ready(_START_TIMEOUT)
 
     def family(self) -> list[psutil.Process]:
         """The server and everything that it has started."""

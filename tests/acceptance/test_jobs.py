@@ -39,7 +39,7 @@ def assert_works(client: Client, folder: Path) -> None:
     job = client.train("patient", parameters={"folder": str(folder)})
     job.wait(30)
     client.load("patient", job.model_id)
-    assert client.predict(job.model_id, "yes") == "YES"
+    assert client.predict(job.model_id, {"word": "yes"}) == "YES"
 
 
 def test_killed_training_is_an_error_that_a_person_understands(start: Start, folder: Path) -> None:

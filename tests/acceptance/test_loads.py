@@ -51,7 +51,7 @@ def test_concurrent_loads_of_one_model_load_it_once(start: Start, folder: Path) 
     monitor = client.monitor()
     assert monitor.load in ({job.model_id: [0]}, {job.model_id: [1]})
     assert monitor.algorithms == ["patient", "hasty"]
-    assert client.predict(job.model_id, "yes") == "YES"
+    assert client.predict(job.model_id, {"word": "yes"}) == "YES"
     client.unload("patient", job.model_id)
     assert client.monitor().load == {}
 
@@ -60,7 +60,7 @@ def test_concurrent_predictions_form_batches(start: Start) -> None:
     client = start("counting").client
     client.load("counting", "any", model_path="")
     with ThreadPoolExecutor(CALLERS) as callers:
-        sizes = list(callers.map(lambda number: client.predict("any", number), range(100 * CALLERS)))
+        sizes = list(callers.map(lambda number: client.predict("any", {"number": number}), range(100 * CALLERS)))
     assert max(sizes) > CALLERS / 2
     assert len(sizes) == 100 * CALLERS
 
@@ -75,7 +75,7 @@ def test_one_uuid_is_in_the_lines_of_server_worker_and_training(start: Start, fo
     job = client.train("patient", parameters={"folder": str(folder)}, uuid=uuid)
     job.wait(30)
     client.load("patient", job.model_id, uuid=uuid)
-    client.predict(job.model_id, "yes", uuid=uuid)
+    client.predict(job.model_id, {"word": "yes"}, uuid=uuid)
 
     expected = {
         ("server", "POST /train"),

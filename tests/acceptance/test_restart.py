@@ -42,7 +42,7 @@ def test_restarted_service_has_its_models_and_its_jobs(how: signal.Signals, star
 
     again = start("patient", {"MLP_TRAIN_TASK_NUM": "1"})
     assert again.client.monitor().load == {model.model_id: [0]}
-    assert again.client.predict(model.model_id, "yes") == "YES"
+    assert again.client.predict(model.model_id, {"word": "yes"}) == "YES"
     assert (folder / "loads").read_text().split() == [model.model_id] * 2
     handles = [JobHandle(again.client, "patient", each.model_id) for each in jobs]
     assert [each.status().status for each in handles[1:]] == ["init"] * 3
@@ -85,4 +85,4 @@ def test_killed_worker_is_replaced_with_its_models(start: Start, folder: Path) -
 
     wait_until(lambda: (folder / "loads").read_text().split() == [job.model_id] * 2, "the model is loaded again")
     service.wait_ready()
-    assert service.client.predict(job.model_id, "yes") == "YES"
+    assert service.client.predict(job.model_id, {"word": "yes"}) == "YES"

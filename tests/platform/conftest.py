@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from loguru import logger
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
+from mlpkit.log import LogOutput
 from mlpkit.platform.database import database_url, make_tables
+from mlpkit.script import import_app
+from mlpkit.service import Service
 from mlpkit.settings import Settings, load_settings
 from tests.servers import Unavailable
 from tests.servers.database import DatabaseServer
@@ -142,3 +146,72 @@ def platform(request: pytest.FixtureRequest, open_platform: OpenPlatform) -> Pla
 def small_platform(open_platform: OpenPlatform) -> Platform:
     """A new SQLite database, for rules that do not depend on the server."""
     return open_platform("sqlite")
+
+
+SCRIPT = """
+from __future__ import annotations
+import time
+from pathlib import Path
+from mlpkit import App
+
+folder = Path(__file__).parent
+app = App("it")
+other = app.algorithm("other")
+
+@app.train
+def train(parameters: dict) -> None:
+    time.sleep(parameters.get("seconds", 0))
+    if parameters.get("fails"):
+        raise ValueError("as it was told")
+
+@app.load
+@other.load
+def load(model_id: str, model_path: str | None) -> str:
+    if (folder / f"broken-{model_id}").exists():
+        raise ValueError(f"{model_id} is broken")
+    return f"{model_id} from {model_path}"
+
+@app.predict
+@other.predict
+def predict(model: str) -> str:
+    return model
+"""
+
+OpenReplica = Callable[..., AbstractAsyncContextManager[Service]]
+
+
+@pytest.fixture
+def open_replica(tmp_path: Path) -> OpenReplica:
+    """`async with open_replica(platform) as replica`: a service in cluster mode, in this process and without a port.
+
+    Replicas of one `name` have one home, and may only follow each other.
+    """
+    script = tmp_path / f"replica_{tmp_path.name}.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    target = f"{script}:app"
+
+    @asynccontextmanager
+    async def opened(platform: Platform, name: str = "one", **changes: Any) -> AsyncIterator[Service]:
+        quick = {"workers": 0, "checker_period": 0.2, "shutdown_grace": 1.0, "home": tmp_path / name}
+        settings = platform.settings(**{**quick, **changes})
+        async with Service(import_app(target), settings, LogOutput(io.StringIO()), target=target) as replica:
+            yield replica
+
+    return opened
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Waits for what a replica does by itself."""
+    with anyio.fail_after(seconds):
+        while not condition():  # noqa: ASYNC110 - no event comes from there
+            await anyio.sleep(0.02)
+
+
+async def until_ready(replica: Service) -> None:
+    """Waits until the replica may get requests."""
+    await until(lambda: not replica.state.problems())
+
+
+async def predicted(replica: Service, model_id: str) -> str:
+    """What the model answers."""
+    return (await replica.models.predict(model_id, b"{}", b"null", None)).decode()

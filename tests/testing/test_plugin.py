@@ -46,3 +46,46 @@ def test_an_author_s_tests_use_the_fixtures_in_every_import_mode(tmp_path: Path)
             timeout=110,
         )
         assert "3 passed" in ended.stdout, ended.stdout + ended.stderr
+
+
+ALONE = """
+from mlpkit import App, ModelDir
+
+app = App("alone")
+
+
+@app.train
+def train(out: ModelDir) -> None:
+    (out / "trained").touch()
+
+
+def test_it_trains(mlpkit_service):
+    assert mlpkit_service(app).trained("alone")
+"""
+
+
+def test_an_app_in_a_test_file_is_found_by_the_training_process_though_no_path_leads_to_it(tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    other = tmp_path / "working-directory"
+    folder.mkdir()
+    other.mkdir()
+    (folder / "test_alone.py").write_text(ALONE, encoding="utf-8")
+    options = [
+        "-q",
+        "-p",
+        "mlpkit.testing.plugin",
+        "-p",
+        "no:cacheprovider",
+        "--import-mode=importlib",
+        f"--rootdir={folder}",
+    ]
+    code = f"import sys, pytest; sys.path.remove(''); sys.exit(pytest.main({[*options, str(folder)]!r}))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=other,
+        env=environment_of(tmp_path / "home"),
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert "1 passed" in ended.stdout, ended.stdout + ended.stderr

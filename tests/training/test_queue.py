@@ -197,10 +197,12 @@ async def test_close_puts_unfinished_jobs_back_without_using_up_an_attempt(
         await exists(tmp_path / "m-0.env")
         await exists(tmp_path / "m-1.env")
         (tmp_path / "go m-1").touch()
-        closing = asyncio.create_task(queue.close(1.0))
+        closing = asyncio.create_task(queue.close(60))
         await anyio.lowlevel.checkpoint()
         with pytest.raises(ServiceStopping):
             await queue.submit(job("late"))
+        await end_of(queue, "m-1")
+        await queue.close(0)
         await closing
 
     (tmp_path / "go").touch()

@@ -27,6 +27,12 @@ class Meeting(msgspec.Struct):
     folder: str
 
 
+class Word(msgspec.Struct):
+    """The request's `features`."""
+
+    word: str
+
+
 def wait_for(file: Path) -> None:
     while not file.exists():
         time.sleep(0.02)
@@ -63,6 +69,6 @@ def load(files: ModelDir, model_id: str) -> Path:
 
 
 @app.predict
-def predict(model: Path, features: str) -> str:
+def predict(model: Path, features: Word) -> str:
     print("a line of predict")
-    return features.upper()
+    return features.word.upper()
