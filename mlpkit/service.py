@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 _FLUSH_SECONDS = 0.05
 """How long a line of the access log may wait for company."""
 _STORE_CHECK_SECONDS = 10.0
+_HURRIED_SECONDS = 0.2
+"""How long workers get to close their models after a second signal."""
 
 
 class Service:
@@ -64,7 +67,8 @@ class Service:
             Parts(app.build(), settings, self.models, self.training, self.storage, log, self.state, self.cluster)
         )
         self._store_problem: str = ""
-        self._closing: asyncio.Task[None] | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._hurried = False
         self._exits = AsyncExitStack()
 
     async def __aenter__(self) -> Service:
@@ -73,9 +77,9 @@ class Service:
             exits.callback(self.log.flush)
             exits.callback(self.storage.close)
             await self.training.open()
-            exits.push_async_callback(self.training.close, 0)
+            exits.push_async_callback(self.training.close)
             await self.models.open()
-            exits.push_async_callback(self.models.close, 0)
+            exits.push_async_callback(self._close_models)
             if self.cluster is not None:
                 await self.cluster.open()
                 exits.push_async_callback(self.cluster.close)
@@ -93,19 +97,34 @@ class Service:
         await self._exits.aclose()
 
     async def drain(self) -> None:
-        """Refuses new work, lets what runs end within `shutdown_grace`, and ends the children. Can be called again."""
-        if self._closing is None:
-            self.state.phase = "draining"
-            self._closing = asyncio.create_task(self._close(self.settings.shutdown_grace))
-        await asyncio.shield(self._closing)
+        """Refuses new work, and lets what runs end within `shutdown_grace`; questions are still answered.
 
-    async def _close(self, grace: float) -> None:
+        Can be called again; never raises.
+        """
+        if self._draining is None:
+            self.state.phase = "draining"
+            self._draining = asyncio.create_task(self._end_work(self.settings.shutdown_grace))
+        await asyncio.wait([self._draining])
+
+    def hurry(self) -> None:
+        """Ends the grace of `drain` now."""
+        self._hurried = True
+        if self._draining is not None:
+            self._draining.cancel()
+
+    async def _end_work(self, grace: float) -> None:
         started = time.monotonic()
         logger.info("stopping: running work has {:g} s to end", grace)
         if self.cluster is not None:
             self.cluster.stop_following()
-        await asyncio.gather(self.training.close(grace), self.models.close(grace))
-        logger.info("stopped after {:.1f} s", time.monotonic() - started)
+        try:
+            await asyncio.gather(self.training.drain(grace), self.models.drain(grace))
+        except Exception:
+            logger.exception("running work could not be ended well")
+        logger.info("what ran has ended after {:.1f} s", time.monotonic() - started)
+
+    async def _close_models(self) -> None:
+        await self.models.close(*([_HURRIED_SECONDS] if self._hurried else []))
 
     @asynccontextmanager
     async def _background(self) -> AsyncIterator[None]:
@@ -239,13 +258,15 @@ class _Server(uvicorn.Server):
         else:
             logger.warning("a second signal: stopping at once")
             self.force_exit = self.should_exit = True
-            self._stopping.cancel()
+            self._service.hurry()
 
     async def _drain(self) -> None:
-        try:
-            await self._service.drain()
-        finally:
-            self.should_exit = True
+        end = time.monotonic() + self._service.settings.shutdown_grace
+        await self._service.drain()
+        # Accepted requests that are neither predictions nor trainings, such as a delete, get the rest of the grace.
+        if not self.force_exit:
+            self.config.timeout_graceful_shutdown = max(1, math.ceil(end - time.monotonic()))
+        self.should_exit = True
 
 
 def _open_cluster(app: App, settings: Settings, models: Models, training: TrainingQueue) -> Cluster:

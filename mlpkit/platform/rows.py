@@ -52,7 +52,7 @@ class Complaints:
         for algorithm in sorted(found - self._foreign, key=str):
             if algorithm:
                 logger.info(
-                    "the database wants models of algorithm [{}], which this service has not: they are for another",
+                    "the database wants models of algorithm {!r}, which this service has not: they are for another",
                     algorithm,
                 )
             else:

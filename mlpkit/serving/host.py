@@ -10,6 +10,7 @@ import gc
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -31,6 +32,15 @@ _AT_ONCE = 8
 """How many loads, unloads and hooks run at the same time in one process."""
 
 
+@dataclass(frozen=True)
+class _Hosted:
+    """A loaded model: its predictions, what cleans up after it, and its files, which the cache must keep meanwhile."""
+
+    predictor: Predictor
+    close: Close
+    files: list[ModelDir]
+
+
 class Host:
     """The models and hooks of one process. `send` gets the answer to every request, on the loop.
 
@@ -40,7 +50,7 @@ class Host:
     def __init__(self, app: App, settings: Settings, send: Callable[[Answer], None], *, inline: bool = True) -> None:
         self._app, self._algorithms, self._settings = app, app.build(), settings
         self._send, self._inline = send, inline
-        self._models: dict[str, tuple[Predictor, Close]] = {}
+        self._models: dict[str, _Hosted] = {}
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="mlpkit-hook")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -78,7 +88,7 @@ class Host:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         elif request.model_id in self._models:
-            self._models[request.model_id][0].take(request)
+            self._models[request.model_id].predictor.take(request)
         else:
             missing = Failure.of(ModelNotLoaded(request.model_id))
             self._send(Answer(request.id, [missing] * len(request.items)))
@@ -96,6 +106,9 @@ class Host:
                     result = await self._run_hook(request)
             except MlpkitError as error:
                 result = Failure.of(error)
+            except asyncio.CancelledError:
+                # Nobody cancels a request: something that the author's code awaited was.
+                result = Failure.of(UserCodeError("CancelledError"))
             except Exception as error:
                 logger.exception("{} failed inside mlpkit", type(request).__name__)
                 result = Failure.of(MlpkitError(f"internal error: {error}"))
@@ -113,18 +126,22 @@ class Host:
             "uuid": request.uuid,
         }
 
+        files: list[ModelDir] = []
+
         def service(wanted: type) -> object:
-            if wanted is ModelDir:
-                return open_model(self._opened_storage(), self._settings, request.model_id, request.model_path)
-            return self._service(wanted)
+            if wanted is not ModelDir:
+                return self._service(wanted)
+            files.append(open_model(self._opened_storage(), self._settings, request.model_id, request.model_path))
+            return files[-1]
 
         try:
             value, close = await self._open(plan, fields, service)
         except MlpkitError as error:
             logger.error("load of model {!r} failed: {}", request.model_id, error_text(error))
+            self._release(files)
             raise
         predictor = Predictor(algorithm, request.model_id, value, self._around, self._send, inline=self._inline)
-        self._models[request.model_id] = predictor, close
+        self._models[request.model_id] = _Hosted(predictor, close, files)
         # What a model holds lives long: outside the collector's generations it makes no collection slower.
         gc.collect()
         gc.freeze()
@@ -158,7 +175,7 @@ class Host:
     async def _unload(self, request: Unload) -> None:
         if request.model_id not in self._models:
             return
-        predictor, _ = self._models[request.model_id]
+        predictor = self._models[request.model_id].predictor
         plan = predictor.algorithm.plan("unload")
         if plan is not None:
             try:
@@ -172,9 +189,15 @@ class Host:
         gc.freeze()
 
     async def _drop(self, model_id: str) -> None:
-        predictor, close = self._models.pop(model_id)
-        predictor.close()
-        await close()
+        hosted = self._models.pop(model_id)
+        hosted.predictor.close()
+        await hosted.close()
+        self._release(hosted.files)
+
+    def _release(self, files: list[ModelDir]) -> None:
+        """Lets the cache have the files of a model that is gone."""
+        for each in files:
+            self._opened_storage().release(each)
 
     async def _run_hook(self, request: RunHook) -> bytes:
         plan = self._algorithms[request.algorithm].plan(request.hook)

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import psutil
@@ -126,12 +127,15 @@ class Model:
             self._send(replica)
 
     def expire(self, now: float) -> None:
-        """Fails the predictions that have waited longer than their time limit."""
-        while self.waiting and (self.waiting[0].future.done() or now - self.waiting[0].since > self.patience):
-            late = self.waiting.popleft()
-            if not late.future.done():
+        """Fails the predictions that have waited longer than their time limit; those that nobody awaits leave too."""
+        for each in self.waiting:
+            if now - each.since <= self.patience:
+                break
+            if not each.future.done():
                 error = TimeLimitExceeded(f"the request waited {self.patience:g} s for a free worker")
-                late.future.set_exception(error)
+                each.future.set_exception(error)
+        if any(each.future.done() for each in self.waiting):
+            self.waiting = deque(each for each in self.waiting if not each.future.done())
         self._notice_idle()
 
     def fail_waiting(self, error: MlpkitError) -> None:
@@ -144,7 +148,7 @@ class Model:
 
     async def idle(self, limit: float) -> bool:
         """Waits until nothing waits or is in flight; False where that took longer than `limit` seconds."""
-        self._idle = asyncio.Event()
+        self._idle = self._idle or asyncio.Event()
         self._notice_idle()
         try:
             await asyncio.wait_for(self._idle.wait(), limit)
@@ -199,7 +203,8 @@ class Model:
         replica.busy += 1
         self._company = len(batch)
         request = Predict(next(request_ids), self.model_id, [waiting.item for waiting in batch])
-        worker.begin(request, self.limit, lambda answer: self._answered(replica, batch, answer))
+        answered = partial(self._answered, replica, batch)
+        worker.begin(request, self.limit, answered, self._at_once)
 
     def _answered(self, replica: Replica, batch: list[Waiting], answer: Answer | MlpkitError) -> None:
         replica.busy -= 1

@@ -35,16 +35,16 @@ from mlpkit.serving.ledger import Entry, Ledger
 from mlpkit.serving.messages import Load, RunHook, Unload
 from mlpkit.serving.model import Counts, Model, Replica, check_room
 from mlpkit.serving.pool import Pool, Slot
+from mlpkit.serving.reloads import Reloads
 from mlpkit.serving.view import ModelView, view_of
 from mlpkit.serving.worker import LocalWorker, ProcessWorker, Worker, ask, request_ids
 from mlpkit.settings import Settings
 
 _WATCH = 0.1
 """Seconds between two looks at the time limits."""
-_MOST_DEATHS = 3
-"""A model is given up after its worker died so often while loading it."""
-_LOADED_AT_ONCE = 8
-_FIRST_RETRY, _LONGEST_RETRY = 1.0, 60.0
+_LAST_SECOND = 1.0
+"""How long workers get to end by themselves when what they do has outlived the grace."""
+_STOPPING = "the service is stopping and takes no new work"
 
 
 class Models:
@@ -56,7 +56,7 @@ class Models:
         self._models: dict[str, Model] = {}
         self._pool = Pool(self._make_worker, self._worker_up, self._worker_down)
         self._ledger = Ledger(settings.home / "models.json")
-        self._restoring = "the workers are starting"
+        self._reloads = Reloads(self._models, self.load, self._load_replica, self._give_up)
         self._closing = False
         self._closed = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
@@ -70,14 +70,22 @@ class Models:
         self._running = asyncio.get_running_loop().create_task(self._run(opened))
         await opened.wait()
 
-    async def close(self, grace: float) -> None:
-        """Lets the predictions in flight end within `grace` seconds, then ends the workers. The ledger stays."""
+    async def drain(self, grace: float) -> None:
+        """Takes no more work and gives what runs `grace` seconds; what has not ended then fails. The ledger stays."""
         self._closing = True
         end = time.monotonic() + grace
-        await asyncio.gather(*(model.idle(max(0.0, end - time.monotonic())) for model in self._models.values()))
+        in_time = await asyncio.gather(*(_at_rest(model, end) for model in self._models.values()))
         for model in self._models.values():
-            model.fail_waiting(ServiceStopping("the service is stopping"))
-        await self._pool.close(min(5.0, max(1.0, end - time.monotonic())))
+            if model.state == "loaded":
+                model.state = "unloading"
+            model.fail_waiting(ServiceStopping(_STOPPING))
+        if not all(in_time):
+            await self._pool.close(_LAST_SECOND)
+
+    async def close(self, grace: float = 5.0) -> None:
+        """Drains, where that was not done yet, and ends the workers; they get `grace` seconds to close their models."""
+        await self.drain(0)
+        await self._pool.close(grace)
         self._closed.set()
         if self._running is not None:
             await self._running
@@ -99,6 +107,8 @@ class Models:
         """
         if algorithm not in self._algorithms:
             raise AlgorithmNotFound(algorithm)
+        if self._closing:
+            raise ServiceStopping(_STOPPING)
         while (model := self._models.get(model_id)) is not None and model.state == "unloading":
             await _settled(model)
         if model is None:
@@ -110,6 +120,8 @@ class Models:
         """Returns when the model is gone and its predictions have ended. A model that is not loaded is no error."""
         model = self._models.get(model_id)
         if model is None:
+            self._reloads.forget(model_id)
+            self._ledger.remove(model_id)
             return
         if model.state == "loading":
             with contextlib.suppress(MlpkitError):
@@ -125,12 +137,13 @@ class Models:
 
         Raises:
             ModelNotLoaded: the model is not loaded (at once).
+            ServiceStopping: the service takes no more work (at once).
             Overloaded: too many predictions wait for this model already (at once).
             PredictFailed, ArgumentError, WorkerLost, TimeLimitExceeded: through the future.
         """
         model = self._models.get(model_id)
         if model is None or model.state != "loaded":
-            raise ModelNotLoaded(model_id)
+            raise ServiceStopping(_STOPPING) if self._closing else ModelNotLoaded(model_id)
         if len(model.waiting) >= self._settings.max_waiting:
             raise Overloaded(f"{len(model.waiting)} predictions wait for model [{model_id}] already: try again later")
         return model.predict(features, params, uuid)
@@ -176,13 +189,14 @@ class Models:
 
     def problems(self) -> list[str]:
         """Why predictions cannot all be answered now, a sentence each; empty when all is well."""
-        found = [self._restoring] if self._restoring else []
+        found = [self._reloads.problem] if self._reloads.problem else []
         found += self._pool.problems()
         found += [f"model [{each.model_id}] {each.problem}" for each in self._models.values() if each.returning]
         return found
 
     async def _run(self, opened: asyncio.Event) -> None:
         async with anyio.create_task_group() as self._tasks:
+            self._reloads.open(self._tasks)
             self._pool.open(self._tasks, max(1, self._settings.workers))
             self._tasks.start_soon(self._watch)
             self._tasks.start_soon(self._restore)
@@ -210,30 +224,11 @@ class Models:
         for algorithm in self._algorithms.values():
             for model_id in algorithm.load_options.preload:
                 entries.setdefault(model_id, Entry(algorithm.name, model_id))
-        limiter = anyio.CapacityLimiter(_LOADED_AT_ONCE)
-
-        async def load(entry: Entry) -> None:
-            async with limiter:
-                with uuid_bound("restore"):
-                    try:
-                        await self.load(
-                            entry.algorithm, entry.model_id, entry.model_path, msgspec.Raw(entry.extend.encode())
-                        )
-                    except MlpkitError as error:
-                        logger.error("model {!r} could not be loaded at the start: {}", entry.model_id, error)
-
-        for slot in self._pool.shared:
-            with contextlib.suppress(MlpkitError):
-                await slot.wait_ready(self._settings.start_timeout)
-        self._restoring = f"{len(entries)} models are being loaded" if entries else ""
-        async with anyio.create_task_group() as loads:
-            for entry in entries.values():
-                loads.start_soon(load, entry)
-        self._restoring = ""
+        await self._reloads.restore(entries.values(), self._pool.shared, self._settings.start_timeout)
 
     def _begin_load(self, entry: Entry, uuid: str | None) -> Model:
         if self._closing:
-            raise ServiceStopping("the service is stopping and loads no models")
+            raise ServiceStopping(_STOPPING)
         algorithm = self._algorithms[entry.algorithm]
         usual = self._settings.predict_timeout
         limit = algorithm.predict_options.timeout or usual
@@ -253,6 +248,8 @@ class Models:
                 for replica in model.replicas:
                     replica.slot.models += 1
                 await _all(self._load_replica(model, replica) for replica in model.replicas)
+                if not all(replica.ready for replica in model.replicas):
+                    raise WorkerLost("a worker ended while the model was being loaded into another")
             except MlpkitError as error:
                 await self._forget(model)
                 failed = error if isinstance(error, (LoadFailed, ArgumentError, Overloaded)) else LoadFailed(str(error))
@@ -320,7 +317,7 @@ class Models:
         shared = self._pool.shared
         if not shared:
             raise ServiceStopping("the service is stopping")
-        ready = [slot for slot in shared if slot.ready.is_set()] or shared
+        ready = [slot for slot in shared if slot.ready] or shared
         self._turn += 1
         return ready[self._turn % len(ready)]
 
@@ -330,10 +327,7 @@ class Models:
         return ProcessWorker(slot.index, self._target, self._settings, self._log, name=f"worker-{slot.index}")
 
     def _worker_up(self, slot: Slot) -> None:
-        for model in self._models.values():
-            for replica in model.replicas:
-                if replica.slot is slot and model.state == "loaded":
-                    self._start(self._reload, model, replica)
+        self._start(self._reloads.reload, slot)
 
     def _worker_down(self, slot: Slot, how: str) -> None:
         for model in self._models.values():
@@ -343,41 +337,20 @@ class Models:
                     if model.state == "loaded":
                         model.returning = True
                         model.problem = f"is down in worker {slot.index}, which {how}"
+            if model.state == "unloading" and not any(replica.ready for replica in model.replicas):
+                # It does not come back, so nobody would ever answer them.
+                model.fail_waiting(WorkerLost(f"worker {slot.index} {how} while the model was being unloaded"))
 
-    async def _reload(self, model: Model, replica: Replica) -> None:
-        """Loads a model again into a worker that was replaced; tries until it works, or the worker or model is gone."""
-        pause = _FIRST_RETRY
-        worker = replica.slot.worker
-        with uuid_bound("reload"):
-            while model.state == "loaded" and replica.slot.worker is worker:
-                try:
-                    await self._load_replica(model, replica)
-                except WorkerLost as error:
-                    await self._count_death(model, error)
-                    return
-                except MlpkitError as error:
-                    # One model that cannot come back must not keep the others from being served.
-                    model.returning = False
-                    model.problem = f"could not be loaded again: {error}; the next try is in {pause:g} s"
-                    logger.error("model {!r} {}", model.model_id, model.problem)
-                    await asyncio.sleep(pause)
-                    pause = min(_LONGEST_RETRY, pause * 2)
-                else:
-                    model.deaths = 0
-                    if all(each.ready for each in model.replicas):
-                        model.problem, model.returning = "", False
-                    logger.info("model {!r} is loaded again in worker {}", model.model_id, replica.slot.index)
-                    model.dispatch()
-                    return
-
-    async def _count_death(self, model: Model, error: MlpkitError) -> None:
-        model.deaths += 1
-        if model.deaths < _MOST_DEATHS:
-            return
-        logger.error("model {!r} is given up: its worker died {} times while loading it", model.model_id, model.deaths)
+    async def _give_up(self, model: Model, error: MlpkitError) -> None:
         model.fail_waiting(error)
         await self._forget(model)
         self._ledger.remove(model.model_id)
+
+
+async def _at_rest(model: Model, end: float) -> bool:
+    """Whether the model's load, unload and predictions have ended; waits for that until `end` (monotonic seconds)."""
+    await asyncio.wait([model.settled], timeout=max(0.0, end - time.monotonic()))
+    return model.settled.done() and await model.idle(max(0.0, end - time.monotonic()))
 
 
 async def _settled(model: Model) -> None:

@@ -10,13 +10,15 @@ from collections.abc import Callable
 from anyio.abc import TaskGroup
 from loguru import logger
 
-from mlpkit.errors import MlpkitError, TimeLimitExceeded
+from mlpkit.errors import MlpkitError, TimeLimitExceeded, WorkerLost
 from mlpkit.serving.worker import Worker
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 30.0
 _STEADY = 60.0
 """Seconds after which a worker that ends is no longer counted as failing again and again."""
+_HOPELESS = 3
+"""After so many starts that failed in a row, nobody waits for the next one: it is refused with the reason."""
 
 
 class Slot:
@@ -25,31 +27,64 @@ class Slot:
     def __init__(self, index: int, *, isolated: bool) -> None:
         self.index, self.isolated = index, isolated
         self.worker: Worker | None = None
-        self.ready = asyncio.Event()
         self.closed = asyncio.Event()
         self.problem = "is starting"
         self.deaths = 0
         self.models = 0
+        self._failed_starts = 0
+        self._known = asyncio.Event()
+        """Set while nobody need wait: a worker is ready, or none can be expected soon."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a worker that takes requests."""
+        return self.worker is not None
 
     @property
     def failing(self) -> bool:
         """Whether the last worker of the slot ended, and no other is ready yet."""
-        return self.deaths > 0 and not self.ready.is_set()
+        return self.deaths > 0 and not self.ready
 
     async def wait_ready(self, limit: float) -> Worker:
         """The worker, once it is ready.
 
         Raises:
-            TimeLimitExceeded: it is not within `limit` seconds; says what is wrong with it.
+            WorkerLost: it failed to start again and again, or the slot is closed; says why.
+            TimeLimitExceeded: it is not ready within `limit` seconds; says what is wrong with it.
         """
         try:
-            await asyncio.wait_for(self.ready.wait(), limit)
+            await asyncio.wait_for(self._known.wait(), limit)
         except asyncio.TimeoutError:
             raise TimeLimitExceeded(
                 f"no worker was ready within {limit:g} s: worker {self.index} {self.problem}"
             ) from None
-        assert self.worker is not None
+        if self.worker is None:
+            raise WorkerLost(f"worker {self.index} {self.problem}")
         return self.worker
+
+    def enter(self, worker: Worker) -> None:
+        """Makes a worker that is ready the slot's own."""
+        self.worker, self._failed_starts = worker, 0
+        self._known.set()
+
+    def leave(self, how: str, pause: float) -> None:
+        """Notes that the worker has ended, or could not start, and that another is started in `pause` seconds."""
+        again = f", {self.deaths} times in a row" if self.deaths > 1 else ""
+        self.problem = f"{how}{again}; it is started again in {pause:.2g} s"
+        self._failed_starts += not self.ready
+        self.worker = None
+        if self._failed_starts < _HOPELESS:
+            self._known.clear()
+        else:
+            self._known.set()
+
+    def close(self) -> Worker | None:
+        """Takes no worker any more; the one that is there, to be stopped."""
+        worker, self.worker = self.worker, None
+        self.problem = "was stopped"
+        self.closed.set()
+        self._known.set()
+        return worker
 
 
 class Pool:
@@ -84,9 +119,7 @@ class Pool:
 
     async def remove(self, slot: Slot, grace: float) -> None:
         """Ends the worker of a slot, and the slot."""
-        slot.closed.set()
-        slot.ready.clear()
-        worker, slot.worker = slot.worker, None
+        worker = slot.close()
         if worker is not None:
             await worker.stop(grace)
         self.slots.pop(slot.index, None)
@@ -97,22 +130,19 @@ class Pool:
 
     def problems(self) -> list[str]:
         """Why workers are not ready, a sentence each."""
-        return [f"worker {slot.index} {slot.problem}" for slot in self.shared if not slot.ready.is_set()]
+        return [f"worker {slot.index} {slot.problem}" for slot in self.shared if not slot.ready]
 
     async def _keep(self, slot: Slot) -> None:
         while not slot.closed.is_set():
             worker = self._make(slot)
             started = time.monotonic()
             how = await self._live(slot, worker)
-            slot.ready.clear()
-            slot.worker = None
             if slot.closed.is_set():
                 return
             self.restarts += 1
             slot.deaths = 1 if time.monotonic() - started > _STEADY else slot.deaths + 1
             pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (slot.deaths - 1))
-            again = f", {slot.deaths} times in a row" if slot.deaths > 1 else ""
-            slot.problem = f"{how}{again}; it is started again in {pause:.2g} s"
+            slot.leave(how, pause)
             logger.error("worker {} {}", slot.index, slot.problem)
             self._on_down(slot, how)
             with contextlib.suppress(asyncio.TimeoutError):
@@ -125,8 +155,7 @@ class Pool:
             if slot.closed.is_set():
                 await worker.stop(0)
                 return "was stopped"
-            slot.worker = worker
-            slot.ready.set()
+            slot.enter(worker)
             self._on_up(slot)
             return await worker.ended()
         except MlpkitError as error:

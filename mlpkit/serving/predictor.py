@@ -21,7 +21,7 @@ from loguru import logger
 from mlpkit import formats
 from mlpkit.app import Algorithm
 from mlpkit.errors import AnswerError, MlpkitError, UserCodeError
-from mlpkit.injection import Plan, ProcessScope, Services, async_user_code, user_code
+from mlpkit.injection import Plan, ProcessScope, Services, async_user_code, user_code, user_error
 from mlpkit.log import request_uuid
 from mlpkit.serving.messages import Answer, Failure, Item, Predict, Result
 from mlpkit.settings import Settings
@@ -91,7 +91,8 @@ class Predictor:
 
     def _go_on(self) -> None:
         self._scheduled = False
-        if self._inline and self._usual < _SLOW and self._running == 0:
+        # The first call runs in a thread too: nobody knows how long it takes.
+        if self._inline and 0.0 < self._usual < _SLOW and self._running == 0:
             self._take_turn()
             return
         while self._waiting and self._running < self._at_once:
@@ -142,7 +143,19 @@ class Predictor:
         return Answer(request.id, results, seconds)
 
     async def _results(self, items: list[Item]) -> list[Result]:
-        """The results of a batch, one per item. An item that does not decode never enters the handler."""
+        """The results of a batch, one per item; never raises."""
+        try:
+            return await self._tried(items)
+        except asyncio.CancelledError:
+            # Nobody cancels a prediction: something that the handler awaited was.
+            failure = Failure.of(UserCodeError("CancelledError"))
+        except Exception as error:
+            logger.exception("predict of model {!r} failed inside mlpkit", self.model_id)
+            failure = Failure.of(MlpkitError(f"internal error: {error}"))
+        return [failure] * len(items)
+
+    async def _tried(self, items: list[Item]) -> list[Result]:
+        """The results of a batch. An item that does not decode never enters the handler."""
         plan = self._plan
         if plan is None:
             missing = UserCodeError(f"algorithm {self.algorithm.name!r} has no predict function")
@@ -216,6 +229,9 @@ class Predictor:
             return formats.to_json(answer)
         except (TypeError, ValueError, RecursionError) as error:
             raise AnswerError(str(error)) from error
+        except Exception as error:
+            # An answer may be of the author's own classes, which say themselves what they are in JSON.
+            raise user_error(error) from error
 
     def _failed(self, error: MlpkitError) -> Failure:
         logger.bind(uuid=request_uuid.get()).error("predict of model {!r} failed: {}", self.model_id, error_text(error))
@@ -257,9 +273,10 @@ def _merged(plan: Plan, good: list[Decoded]) -> dict[str, object]:
 
 def _of_length(answers: Any, wanted: int) -> list[Any]:
     try:
-        found = list(answers)
+        each = iter(answers)
     except TypeError:
         raise AnswerError(f"predict takes batches, so it must answer a list, not {type(answers).__name__}") from None
+    found: list[Any] = user_code(list, each)
     if isinstance(answers, (str, bytes, dict)) or len(found) != wanted:
         raise AnswerError(f"predict answered {len(found)} items to a batch of {wanted}: one answer per item is needed")
     return found

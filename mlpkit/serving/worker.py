@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from mlpkit.app import App
@@ -62,20 +62,30 @@ class Worker(Protocol):
     async def stop(self, grace: float) -> None:
         """Ends it, within `grace` seconds where it can."""
 
-    def begin(self, work: Work, limit: float, answered: Answered) -> None:
-        """Sends a request; `answered` is called once, with the answer or with why there is none."""
+    def begin(self, work: Work, limit: float, answered: Answered, at_once: int = 1) -> None:
+        """Sends a request; `answered` is called once, with the answer or with why there is none.
+
+        `limit` is in seconds, and does not count while the worker is busy with `at_once` predictions of the same model.
+        """
 
     def watch(self, now: float) -> None:
         """Ends what has taken longer than its limit."""
 
 
 class _Held:
-    """A request that a worker has: who waits for it, and until when (monotonic seconds)."""
+    """A request that a worker has, and who waits for it. `began` is when its time began, in monotonic seconds."""
 
-    __slots__ = ("answered", "limit", "started", "work")
+    __slots__ = ("answered", "at_once", "began", "limit", "work")
 
-    def __init__(self, work: Work, limit: float, answered: Answered) -> None:
-        self.work, self.limit, self.answered, self.started = work, limit, answered, time.monotonic()
+    def __init__(self, work: Work, limit: float, answered: Answered, at_once: int) -> None:
+        self.work, self.limit, self.answered, self.at_once = work, limit, answered, at_once
+        self.began: float | None = None
+
+    def is_late(self, now: float) -> bool:
+        """Whether it has run longer than its limit; its time begins with the first question."""
+        if self.began is None:
+            self.began = now
+        return now - self.began > self.limit
 
 
 class ProcessWorker:
@@ -134,16 +144,16 @@ class ProcessWorker:
         """The process id, once it is started."""
         return self._child.pid if self._child else None
 
-    def begin(self, work: Work, limit: float, answered: Answered) -> None:
+    def begin(self, work: Work, limit: float, answered: Answered, at_once: int = 1) -> None:
         if self._channel is None or not self.ready:
             answered(WorkerLost(f"{self.name} is not running"))
             return
-        self._held[work.id] = _Held(work, limit, answered)
+        self._held[work.id] = _Held(work, limit, answered, at_once)
         self._channel.send(encode(work))
 
     def watch(self, now: float) -> None:
-        for held in list(self._held.values()):
-            if now - held.started <= held.limit:
+        for held in _running(self._held.values()):
+            if not held.is_late(now):
                 continue
             what = f"{type(held.work).__name__.lower()} took longer than {held.limit:g} s"
             del self._held[held.work.id]
@@ -182,6 +192,8 @@ class ProcessWorker:
                 self._lose(end.words)
                 return
         self._lose("closed its channel")
+        # Nothing can be asked of it any more, and only its end makes place for another.
+        self.kill("closed its channel")
 
     def _is_started(self) -> bool:
         return self._started is not None and self._started.done()
@@ -226,16 +238,16 @@ class LocalWorker:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result("was stopped")
 
-    def begin(self, work: Work, limit: float, answered: Answered) -> None:
+    def begin(self, work: Work, limit: float, answered: Answered, at_once: int = 1) -> None:
         if self._host is None or not self.ready:
             answered(WorkerLost("the server's own worker is not running"))
             return
-        self._held[work.id] = _Held(work, limit, answered)
+        self._held[work.id] = _Held(work, limit, answered, at_once)
         self._host.take(work)
 
     def watch(self, now: float) -> None:
-        for held in list(self._held.values()):
-            if now - held.started > held.limit:
+        for held in _running(self._held.values()):
+            if held.is_late(now):
                 del self._held[held.work.id]
                 held.answered(TimeLimitExceeded(f"{type(held.work).__name__} took longer than {held.limit:g} s"))
 
@@ -243,6 +255,19 @@ class LocalWorker:
         held = self._held.pop(answer.id, None)
         if held is not None:
             held.answered(answer)
+
+
+def _running(held: Iterable[_Held]) -> list[_Held]:
+    """Those that the worker can have begun: of one model it runs `at_once` predictions, first come, first served."""
+    found: list[_Held] = []
+    counts: dict[str, int] = {}
+    for each in held:
+        if isinstance(each.work, Predict):
+            place = counts[each.work.model_id] = counts.get(each.work.model_id, 0) + 1
+            if place > each.at_once:
+                continue
+        found.append(each)
+    return found
 
 
 request_ids = itertools.count(1)

@@ -1,7 +1,8 @@
 """A model's files: a local folder for the author's code, and in the store a folder that is complete or no model.
 
 In the store, a model is the files below a prefix and a manifest, `mlpkit.json`, which is written last and lists them
-with their sizes. While one is written, the object `mlpkit.incomplete` stands beside them.
+with their sizes. While one is written, the object `mlpkit.incomplete` stands beside them, with the names of all files
+that may have to be removed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 from loguru import logger
@@ -23,6 +24,8 @@ from mlpkit.injection import service
 from mlpkit.settings import Settings
 from mlpkit.storage.paths import checked_key, checked_name, checked_prefix
 from mlpkit.storage.storage import Storage, local_files
+
+T = TypeVar("T")
 
 MANIFEST = "mlpkit.json"
 INCOMPLETE = "mlpkit.incomplete"
@@ -71,7 +74,7 @@ def save_model(storage: Storage, directory: Path, destination: str, manifest: Ma
     """Stores the folder's files below `destination` (`bucket/prefix`) as one model: all of them, or there is no model.
 
     The manifest's `files` are filled in here. A model that was there before is replaced; nobody can open a mixture,
-    and where the new one fails the old one is gone too.
+    and where the new one fails the old one is gone too. Other objects below the destination are left alone.
 
     Raises:
         StorageError: something could not be stored; the destination holds no model then.
@@ -84,8 +87,9 @@ def save_model(storage: Storage, directory: Path, destination: str, manifest: Ma
     names = [checked_key(name) for name in local_files(directory) if name not in (MANIFEST, INCOMPLETE)]
     files = {name: (directory / name).stat().st_size for name in names}
     manifest = msgspec.structs.replace(manifest, files=files)
-    with _file(b"") as empty:
-        storage.save(empty, f"{prefix}/{INCOMPLETE}")
+    earlier = _names_of_earlier(storage, prefix)
+    with _file(msgspec.json.encode(sorted({*names, *earlier}))) as marker:
+        storage.save(marker, f"{prefix}/{INCOMPLETE}")
     try:
         storage.delete(f"{prefix}/{MANIFEST}")
         storage.save_dir(directory, prefix, only=names)
@@ -95,9 +99,14 @@ def save_model(storage: Storage, directory: Path, destination: str, manifest: Ma
         raise
     except BaseException:
         with contextlib.suppress(StorageError):
-            storage.delete(prefix, recursive=True)
+            _delete_names(storage, prefix, {MANIFEST, *names, *earlier})
+            _delete_names(storage, prefix, {INCOMPLETE})
         raise
-    _delete_strangers(storage, prefix, {MANIFEST, *files})
+    try:
+        _delete_names(storage, prefix, {INCOMPLETE, *earlier.difference(names)})
+    except StorageError as error:
+        # The new model is complete all the same: it has exactly the files of its manifest.
+        logger.warning("files of an earlier model remain below {}: {}", prefix, error)
 
 
 def open_model(storage: Storage, settings: Settings, model_id: str, model_path: str | None) -> ModelDir:
@@ -189,14 +198,28 @@ def _refuse(storage: Storage, prefix: str) -> NoReturn:
     raise ObjectNotFound(f"there is no model {prefix}")
 
 
-def _delete_strangers(storage: Storage, prefix: str, names: set[str]) -> None:
-    """Removes what an earlier model left; the new one is complete, whether this succeeds or not."""
+def _names_of_earlier(storage: Storage, prefix: str) -> set[str]:
+    """The files of the model that is there already, and of one whose upload never finished."""
+    manifest = _read(storage, f"{prefix}/{MANIFEST}", Manifest)
+    return {*(manifest.files if manifest else ()), *(_read(storage, f"{prefix}/{INCOMPLETE}", list[str]) or ())}
+
+
+def _read(storage: Storage, path: str, wanted: type[T]) -> T | None:
     try:
-        for each in storage.list(prefix):
-            if each.path.removeprefix(f"{prefix}/") not in names:
-                storage.delete(each.path)
-    except StorageError as error:
-        logger.warning("files of an earlier model remain below {}: {}", prefix, error)
+        local = storage.fetch(path)
+    except ObjectNotFound:
+        return None
+    try:
+        return msgspec.json.decode(local.read_bytes(), type=wanted)
+    except msgspec.DecodeError:
+        return None
+    finally:
+        storage.release(local)
+
+
+def _delete_names(storage: Storage, prefix: str, names: set[str]) -> None:
+    for name in sorted(names):
+        storage.delete(f"{prefix}/{checked_key(name)}")
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 _RETRY_FIRST, _RETRY_LONGEST = 0.5, 30.0
 _PATIENCE = 2.0
-"""How long a job may wait for a place in a full queue before it is refused."""
+"""How long a job may wait for a place in a full queue, and how long the running ones may have run that it waits for."""
 
 
 @dataclass(eq=False)
@@ -97,8 +97,11 @@ class TrainingQueue:
         for job in await self._on_disk(self._journal.unfinished):
             await self._resume(job)
 
-    async def close(self, grace: float) -> None:
-        """Takes no more jobs, gives the running ones `grace` seconds, puts the others back to waiting, lets go."""
+    async def drain(self, grace: float) -> None:
+        """Takes no more jobs, gives the running ones `grace` seconds, and puts the others back to waiting.
+
+        What is known of the jobs can still be asked. A cancellation ends the grace: then `close` does the rest.
+        """
         self._closing.set()
         for place in list(self._places.values()):
             if place.job.state == "init":
@@ -108,6 +111,10 @@ class TrainingQueue:
         for place in list(self._places.values()):
             place.stop("close")
         await self._all_left()
+
+    async def close(self, grace: float = 0.0) -> None:
+        """Drains the queue, where that was not done before, and lets go of the home."""
+        await self.drain(grace)
         self._closed.set()
         await self._host
         await self._on_disk(self._journal.close)
@@ -116,7 +123,8 @@ class TrainingQueue:
         """Puts a job at the end of the queue; it is on disk when this returns. An ended job of the same id is replaced.
 
         Raises:
-            Overloaded: the queue is full and stays so for two seconds, or the service is stopping.
+            Overloaded: the queue is full; at once, unless jobs have just started, which may be short.
+            ServiceStopping: the service takes no more jobs.
             JobConflict: a job with this model id waits or runs.
             AlgorithmNotFound: this service does not have the algorithm.
             ArgumentError: it asks for more GPUs than there are.
@@ -145,11 +153,21 @@ class TrainingQueue:
             raise place.refusal
 
     async def _has_place(self) -> bool:
-        """Whether one more job can be taken, now or in a moment: a burst of short jobs need not be refused."""
+        """Whether one more job can be taken, now or in a moment: a burst of short jobs need not be refused.
+
+        A job that has run for `_PATIENCE` seconds is not short; where no other runs, nobody waits.
+        """
         with anyio.move_on_after(_PATIENCE):
-            while len(self._places) >= self._capacity:
-                await self._one_left.wait()
+            while len(self._places) >= self._capacity and (left := self._time_left()) > 0:
+                with anyio.move_on_after(left):
+                    await self._one_left.wait()
         return len(self._places) < self._capacity
+
+    def _time_left(self) -> float:
+        """For how many seconds the job that was started last still counts as short."""
+        running = [place.job for place in self._places.values() if place.job.state == "training"]
+        youngest = max((job.started or 0.0 for job in running), default=time.time())
+        return min(_PATIENCE, youngest + _PATIENCE - time.time())
 
     async def cancel(self, model_id: str) -> Job:
         """Ends the job wherever it stands, and returns it; a job that has ended already stays as it is.

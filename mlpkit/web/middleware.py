@@ -136,6 +136,9 @@ class Edge:
         if self._token:
             self._check_token(scope, authorization)
         if self._state.phase != "ready":
+            if self._state.phase == "draining":
+                # The next request on this connection would meet a closed one.
+                exchange.add_headers((b"connection", b"close"))
             self._refuse_new_work(scope)
 
     def _allow_origin(self, scope: Scope, origin: bytes, exchange: Exchange) -> None:

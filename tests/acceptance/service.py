@@ -30,6 +30,7 @@ class RunningService:
     def __init__(self, target: str, home: Path, settings: Mapping[str, str]) -> None:
         self.home, self.port = home, free_port()
         self.client = Client(f"http://127.0.0.1:{self.port}", timeout=30)
+        self._children: list[psutil.Process] = []
         self._log_file = home.parent / f"{home.name}.log"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
         with self._log_file.open("ab") as log:
@@ -73,30 +74,31 @@ class RunningService:
         (found,) = (each for each in self.family() if "mlpkit.serving" in each.cmdline())
         return found
 
-    def terminate(self) -> int:
-        """Sends SIGTERM; the exit code of the server, which must end by itself."""
+    def terminate(self) -> tuple[int, list[psutil.Process]]:
+        """Sends SIGTERM; the exit code of the server, which must end by itself, and what it had started."""
+        self._children = self.family()[1:]
         self.process.terminate()
-        return self.process.wait(_STOP_TIMEOUT)
+        return self.process.wait(_STOP_TIMEOUT), self._children
 
-    def kill(self) -> None:
-        """Ends the server with SIGKILL: it can do nothing any more for its children."""
+    def kill(self) -> list[psutil.Process]:
+        """Ends the server with SIGKILL, so that it can do nothing for what it had started, which is returned."""
+        self._children = self.family()[1:]
         self.process.kill()
         self.process.wait()
+        return self._children
 
     def stop(self) -> None:
         """Ends whatever still runs."""
         self.client.close()
-        if self._ended():
-            return
-        family = self.family()
         try:
-            self.terminate()
-        except subprocess.TimeoutExpired:
-            for each in family:
+            if not self._ended():
+                self.terminate()
+        finally:
+            for each in self._children:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.kill()
+            self.process.kill()
             self.process.wait()
-            raise
 
     def _ended(self) -> bool:
         return self.process.poll() is not None

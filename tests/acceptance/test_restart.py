@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from mlpkit.client import JobHandle
-from mlpkit.errors import TrainFailed
+from mlpkit.errors import MlpkitError, TrainFailed
 from tests.acceptance.conftest import Start
 from tests.acceptance.service import gone
 from tests.servers import wait_until
@@ -30,15 +30,14 @@ def test_restarted_service_has_its_models_and_its_jobs(how: signal.Signals, star
     jobs = [client.train("patient", parameters={"folder": str(folder)}) for _ in range(4)]
     pids = folder / f"{jobs[0].model_id}.pids"
     wait_until(lambda: pids.exists() and pids.read_text().endswith("\n"), "the first job runs")
-    children = service.family()[1:]
-    assert {int(pid) for pid in pids.read_text().split()} < {each.pid for each in children}
-
     if how is signal.SIGTERM:
-        assert service.terminate() == 0
+        code, children = service.terminate()
+        assert code == 0
         assert all(gone(each) for each in children)
     else:
-        service.kill()
+        children = service.kill()
         wait_until(lambda: all(gone(each) for each in children), "no process is left", timeout=2)
+    assert {int(pid) for pid in pids.read_text().split()} < {each.pid for each in children}
 
     again = start("patient", {"MLP_TRAIN_TASK_NUM": "1"})
     assert again.client.monitor().load == {model.model_id: [0]}
@@ -59,6 +58,23 @@ def test_restarted_service_has_its_models_and_its_jobs(how: signal.Signals, star
         1,
         1,
     ]
+
+
+def test_job_that_runs_at_sigterm_may_end_and_nothing_new_begins(start: Start, folder: Path) -> None:
+    service = start("patient", {"MLPKIT_SHUTDOWN_GRACE": "30"})
+    job = service.client.train("patient", parameters={"folder": str(folder)})
+    wait_until((folder / f"{job.model_id}.pids").exists, "the job runs")
+
+    service.process.terminate()
+    wait_until(lambda: service.client.ready().reasons == ["draining"], "the service drains")
+    with pytest.raises(MlpkitError, match="the service is stopping"):
+        service.client.train("patient", parameters={"folder": str(folder)})
+    assert job.status().status == "training"
+    (folder / "go-train").touch()
+
+    assert service.process.wait(30) == 0
+    again = start("patient").client
+    assert [(each.model_id, each.state) for each in again.jobs()] == [(job.model_id, "completed")]
 
 
 def test_job_that_may_not_run_again_says_so_after_a_crash(start: Start, folder: Path) -> None:

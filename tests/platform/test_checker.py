@@ -226,7 +226,7 @@ async def test_rows_that_cannot_be_used_are_told_once_and_the_rest_goes_on(
         await passes(replica, 3)
         assert loaded(replica) == {"good", "twice"}
         assert await predicted(replica, "twice") == '"twice from bucket/one"'
-    for words in ("65 characters", "no model id", "'twice' has a row", "[elsewhere]", "no algorithm", "[IT]"):
+    for words in ("65 characters", "no model id", "'twice' has another", "'elsewhere'", "no algorithm", "'IT'"):
         assert log_lines().count(words) == 1, words
 
 

@@ -143,10 +143,10 @@ def fast_folder() -> Path:
 @contextlib.contextmanager
 def _running(folder: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     python = installed_python()
-    port = write_configuration(folder, python)
+    write_configuration(folder, python)
     servers = [start_server(folder, python, kind, f"{kind}-server") for kind in (*_KINDS, "proxy")]
     try:
-        wait_until(lambda: answers(port) or any(each.poll() is not None for each in servers), "Swift's proxy answers")
+        wait_until(lambda: _all_answer(folder) or any(each.poll() is not None for each in servers), "Swift answers")
         yield servers
     finally:
         for each in servers:
@@ -181,17 +181,21 @@ def main() -> None:
     folder = Path(sys.argv[1])
     try:
         with _running(folder) as servers:
-            port = _port_of(folder / "etc" / "proxy-server.conf")
-            if answers(port) and all(accepts(_port_of(folder / "etc" / f"{kind}-server.conf")) for kind in _KINDS):
-                (folder / "ready.new").write_text(str(port))
+            if _all_answer(folder):
+                (folder / "ready.new").write_text(str(_port_of(folder, "proxy")))
                 (folder / "ready.new").rename(folder / "ready")
                 _wait_for_the_last_user(folder, servers)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _port_of(configuration: Path) -> int:
-    lines = configuration.read_text().splitlines()
+def _all_answer(folder: Path) -> bool:
+    """Whether the proxy is well and the servers behind it, which it does not look at, can be reached."""
+    return answers(_port_of(folder, "proxy")) and all(accepts(_port_of(folder, kind)) for kind in _KINDS)
+
+
+def _port_of(folder: Path, kind: str) -> int:
+    lines = (folder / "etc" / f"{kind}-server.conf").read_text().splitlines()
     return next(int(line.partition("=")[2]) for line in lines if line.startswith("bind_port"))
 
 

@@ -144,6 +144,17 @@ def test_files_of_an_earlier_model_do_not_leak_into_the_new_one(
     assert {each.key for each in storage.list(destination)} == {"m1/a", "m1/mlpkit.json", "m1/stray"}
 
 
+def test_saving_a_model_leaves_other_objects_at_its_place_alone(
+    storage: Storage, settings: Settings, destination: str, tmp_path: Path
+) -> None:
+    storage.save(_folder(tmp_path, theirs=b"t") / "theirs", f"{destination}/theirs")
+
+    for number in ("first", "second"):
+        save_model(storage, _folder(tmp_path / number, a=b"1"), destination, _manifest())
+
+    assert {each.key for each in storage.list(destination)} == {"m1/a", "m1/mlpkit.json", "m1/theirs"}
+
+
 def test_an_opened_model_can_be_saved_again(
     storage: Storage, settings: Settings, destination: str, tmp_path: Path
 ) -> None:

@@ -133,7 +133,7 @@ class Service:
         """The answer to the case's request after its setup, and the variables that the setup captured."""
         variables: Variables = {}
         for step in case.setup:
-            self._prepare(step, variables)
+            self.prepare(step, variables)
         return self.send(case.request, variables), variables
 
     def send(self, request: dict[str, Any], variables: Variables | None = None) -> Answer:
@@ -168,7 +168,8 @@ class Service:
         """The answer to a request without a body."""
         return self.send({"method": "GET", "path": path, "headers": headers})
 
-    def _prepare(self, step: dict[str, Any], variables: Variables) -> None:
+    def prepare(self, step: dict[str, Any], variables: Variables) -> None:
+        """Does one step of a case's setup."""
         if "sleep_s" in step:
             time.sleep(step["sleep_s"])
         elif "background" in step:
