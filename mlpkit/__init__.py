@@ -16,7 +16,7 @@ from mlpkit.app import Algorithm, App
 from mlpkit.injection import Depends
 
 if TYPE_CHECKING:
-    from mlpkit.client import Client
+    from mlpkit.client import Client, JobHandle
     from mlpkit.services import Log
     from mlpkit.storage import ModelDir, Storage
     from mlpkit.training import Progress, TrainData, TrainJob
@@ -28,6 +28,7 @@ __all__ = [
     "App",
     "Client",
     "Depends",
+    "JobHandle",
     "Log",
     "ModelDir",
     "Progress",
@@ -39,6 +40,7 @@ __all__ = [
 
 _LAZY = {
     "Client": "mlpkit.client",
+    "JobHandle": "mlpkit.client",
     "Log": "mlpkit.services",
     "ModelDir": "mlpkit.storage",
     "Progress": "mlpkit.training",

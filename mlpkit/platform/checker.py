@@ -191,20 +191,14 @@ class Checker:
         for wish in list(self._wishes.values()):
             if wish.busy or time.monotonic() < wish.due:
                 continue
-            if not self._is_fulfilled(wish):
+            if wish.wanted and self._models.algorithm_of(wish.model_id) == wish.algorithm and not wish.has_moved:
+                # A model that `/load` brought here is followed from now on.
+                wish.loaded_from, wish.error, wish.failures = wish.path or "", "", 0
+            else:
                 wish.busy = True
                 begun.append(asyncio.Event())
                 start(self._change, wish, begun[-1])
-            elif not wish.wanted:
-                del self._wishes[wish.model_id]
-            else:
-                # A model that `/load` brought here is followed from now on.
-                wish.loaded_from, wish.error, wish.failures = wish.path or "", "", 0
         return begun
-
-    def _is_fulfilled(self, wish: Wish) -> bool:
-        here = self._models.algorithm_of(wish.model_id)
-        return here is None if not wish.wanted else here == wish.algorithm and not wish.has_moved
 
     async def _change(self, wish: Wish, done: asyncio.Event) -> None:
         try:
@@ -225,14 +219,17 @@ class Checker:
             done.set()
 
     async def _fulfil(self, wish: Wish) -> None:
-        algorithm, path = wish.algorithm, wish.path
+        algorithm, path, wanted = wish.algorithm, wish.path, wish.wanted
         here = self._models.algorithm_of(wish.model_id)
-        if here is not None and (not wish.wanted or here != algorithm or wish.has_moved):
+        if not wanted or (here is not None and (here != algorithm or wish.has_moved)):
+            # Also where it is not loaded yet: a service that starts may be about to bring it back.
             await self._models.unload(wish.model_id)
             wish.loaded_from = None
-        if wish.wanted:
+        if wanted:
             await self._models.load(algorithm, wish.model_id, path)
             wish.loaded_from = path or ""
+        elif not wish.wanted:
+            del self._wishes[wish.model_id]
 
     def _note_failure(self, wish: Wish, error: str) -> None:
         wish.failures += 1

@@ -51,6 +51,7 @@ class Host:
         self._app, self._algorithms, self._settings = app, app.build(), settings
         self._send, self._inline = send, inline
         self._models: dict[str, _Hosted] = {}
+        self._unloading = 0
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="mlpkit-hook")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -84,6 +85,7 @@ class Host:
     def take(self, request: Load | Unload | Predict | RunHook) -> None:
         """Begins with a request; its answer goes to `send`."""
         if not isinstance(request, Predict):
+            self._unloading += isinstance(request, Unload)
             task = self._loop.create_task(self._answer(request))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -173,20 +175,27 @@ class Host:
         return value, close
 
     async def _unload(self, request: Unload) -> None:
-        if request.model_id not in self._models:
-            return
-        predictor = self._models[request.model_id].predictor
+        try:
+            if request.model_id in self._models:
+                await self._call_unload(request.model_id)
+                await self._drop(request.model_id)
+        finally:
+            self._unloading -= 1
+        if self._unloading == 0:
+            # The collector looks at everything that the process holds: after many unloads at a time, once for all.
+            gc.unfreeze()
+            gc.collect()
+            gc.freeze()
+
+    async def _call_unload(self, model_id: str) -> None:
+        predictor = self._models[model_id].predictor
         plan = predictor.algorithm.plan("unload")
-        if plan is not None:
-            try:
-                await self._call(plan, {"model_id": request.model_id, "model": predictor.model})
-            except MlpkitError as error:
-                logger.error("unload of model {!r} failed, it is dropped: {}", request.model_id, error_text(error))
-        del predictor, plan
-        await self._drop(request.model_id)
-        gc.unfreeze()
-        gc.collect()
-        gc.freeze()
+        if plan is None:
+            return
+        try:
+            await self._call(plan, {"model_id": model_id, "model": predictor.model})
+        except MlpkitError as error:
+            logger.error("unload of model {!r} failed, it is dropped: {}", model_id, error_text(error))
 
     async def _drop(self, model_id: str) -> None:
         hosted = self._models.pop(model_id)

@@ -99,7 +99,7 @@ class ProcessWorker:
         self._child: Child | None = None
         self._channel: AsyncChannel | None = None
         self._started: asyncio.Future[None] | None = None
-        self._why = ""
+        self._why = self._asked = ""
         self._closing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -123,15 +123,15 @@ class ProcessWorker:
         return self._why or end.words
 
     async def stop(self, grace: float) -> None:
-        self.ready = False
+        self.ready, self._asked = False, "was stopped"
         if self._child is None:
             return
         if self._channel is not None:
             self._channel.send(encode(Stop()))
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._child.wait()), max(grace, 0.1))
-        await self._child.stop(0.5, "was stopped")
-        self._lose("was stopped")
+        await self._child.stop(0.5, self._asked)
+        self._lose(self._asked)
 
     def kill(self, why: str) -> None:
         """Ends the process at once; `why` is what its callers are told."""
@@ -204,7 +204,7 @@ class ProcessWorker:
             self._started.set_exception(WorkerLost(f"{self.name} did not start: {self._why or how}"))
         held, self._held = self._held, {}
         for each in held.values():
-            each.answered(WorkerLost(f"{self.name} {how} while it held the request"))
+            each.answered(WorkerLost(f"{self.name} {self._asked or how} while it held the request"))
 
     def _on_line(self, line: str) -> None:
         self._log.write(LogRecord(time.time(), "INFO", line, "-", self.name, "output"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-import os
+from random import getrandbits
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from loguru import logger
 from mlpkit.errors import MlpkitError, Overloaded, ServiceStopping, Unauthorized
 from mlpkit.log import access_line, printable_uuid, request_uuid
 from mlpkit.web.answers import Answer, failure
-from mlpkit.web.protocol import ClientGone
+from mlpkit.web.body import ClientGone
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -129,7 +129,7 @@ class Edge:
             elif name == b"origin":
                 origin = value
         if not exchange.uuid:
-            exchange.uuid = os.urandom(16).hex()
+            exchange.uuid = f"{getrandbits(128):032x}"
             request_uuid.set(exchange.uuid)
         if self._origins:
             self._allow_origin(scope, origin, exchange)

@@ -11,8 +11,10 @@ import msgspec
 
 from mlpkit.injection import NULL
 from mlpkit.web.answers import other_method
+from mlpkit.web.body import read_body
+from mlpkit.web.callers import Callers
 from mlpkit.web.middleware import send_answer
-from mlpkit.web.protocol import PREDICT, caller_uuid, check, check_no_null, is_json, json_values, read_body, read_values
+from mlpkit.web.protocol import PREDICT, caller_uuid, check, check_no_null, is_json, json_values, read_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,6 +54,7 @@ class Predict:
 
     def __init__(self, parts: Parts) -> None:
         self._predict, self._limit = parts.models.predict, parts.settings.max_body
+        self._callers = Callers()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope["exchange"]
@@ -60,9 +63,12 @@ class Predict:
             await send_answer(scope, refusal, send)
             return
         request = await self._read(scope, receive, exchange)
-        predictions = await self._predict(
-            request.model_id, bytes(request.features), bytes(request.params), exchange.caller_uuid
-        )
+        future = self._predict(request.model_id, bytes(request.features), bytes(request.params), exchange.caller_uuid)
+        self._callers.enter(future, receive)
+        try:
+            predictions = await future
+        finally:
+            self._callers.leave(future)
         body = b"".join((_HEAD, predictions, _TAIL))
         start: Message = {
             "type": "http.response.start",

@@ -12,11 +12,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import parse_qsl
 
-import anyio
 import msgspec
 
-from mlpkit.errors import ArgumentError, BodyTooLarge, MalformedBody
+from mlpkit.errors import ArgumentError, MalformedBody
 from mlpkit.injection import NULL
+from mlpkit.web.body import read_body
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 Value = str | msgspec.Raw
 """A field as it arrived: text from a query or a form, or JSON."""
 
-_BODY_TIMEOUT = 60.0
 _MOST_FORM_FIELDS = 1000
-_STOP_READING_AT = 4
 _json_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _json_text = msgspec.json.Decoder(str)
 _json_list = msgspec.json.Decoder(list[msgspec.Raw])
@@ -165,22 +163,6 @@ def query_values(query: bytes) -> dict[str, str]:
     return _first_of_each(_parsed(query)) if query else {}
 
 
-async def read_body(receive: Receive, limit: int) -> bytes:
-    """The request's body.
-
-    Raises:
-        BodyTooLarge: it has more than `limit` bytes.
-        ClientGone: the connection was closed before its end.
-    """
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if message["type"] == "http.request" and not message.get("more_body", False):
-        if len(body) > limit:
-            raise BodyTooLarge(f"the body is larger than {limit} bytes (MLPKIT_MAX_BODY)")
-        return body
-    return await _read_on(message, receive, limit)
-
-
 @lru_cache(maxsize=64)
 def is_json(content_type: str) -> bool:
     """Whether this Content-Type stands for JSON: `application/json` or `.../...+json`, with any parameters."""
@@ -205,32 +187,6 @@ def json_values(body: bytes) -> dict[str, Value]:
         raise MalformedBody(f"the body is not valid JSON: {error}") from None
     except RecursionError:
         raise MalformedBody("the body is nested too deep") from None
-
-
-class ClientGone(Exception):
-    """The client closed the connection before its request was complete; nobody is left to be answered."""
-
-
-async def _read_on(message: Message, receive: Receive, limit: int) -> bytes:
-    chunks, size = [], 0
-    try:
-        with anyio.fail_after(_BODY_TIMEOUT):
-            while True:
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                chunk = message.get("body", b"")
-                size += len(chunk)
-                # What is too much is read and dropped for a while: a client that still sends would not see an answer.
-                if size <= limit:
-                    chunks.append(chunk)
-                if not message.get("more_body", False) or size > limit * _STOP_READING_AT:
-                    break
-                message = await receive()
-    except TimeoutError:
-        raise MalformedBody(f"the body did not arrive within {_BODY_TIMEOUT:g} s") from None
-    if size > limit:
-        raise BodyTooLarge(f"the body is larger than {limit} bytes (MLPKIT_MAX_BODY)")
-    return b"".join(chunks)
 
 
 def _as_utf8(body: bytes) -> bytes:

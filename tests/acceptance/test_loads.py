@@ -50,19 +50,30 @@ def test_concurrent_loads_of_one_model_load_it_once(start: Start, folder: Path) 
     assert (folder / "loads").read_text().split() == [job.model_id]
     monitor = client.monitor()
     assert monitor.load in ({job.model_id: [0]}, {job.model_id: [1]})
-    assert monitor.algorithms == ["patient", "hasty"]
+    assert monitor.algorithms == ["patient", "hasty", "batched"]
     assert client.predict(job.model_id, {"word": "yes"}) == "YES"
     client.unload("patient", job.model_id)
     assert client.monitor().load == {}
 
 
-def test_concurrent_predictions_form_batches(start: Start) -> None:
-    client = start("counting").client
-    client.load("counting", "any", model_path="")
+def test_predictions_that_wait_share_a_call(start: Start, folder: Path) -> None:
+    client, batches = start("patient").client, folder / "batches"
+    client.load("batched", "any", model_path="")
+
+    def predict(number: int) -> int:
+        size: int = client.predict("any", {"folder": str(folder)})
+        return size
+
     with ThreadPoolExecutor(CALLERS) as callers:
-        sizes = list(callers.map(lambda number: client.predict("any", {"number": number}), range(100 * CALLERS)))
-    assert max(sizes) > CALLERS / 2
-    assert len(sizes) == 100 * CALLERS
+        sizes = [callers.submit(predict, number) for number in range(CALLERS)]
+        wait_until(lambda: batches.exists() and batches.read_text().endswith("\n"), "a first call is made")
+        first = int(batches.read_text())
+        wait_until(lambda: client.models()[0].waiting == CALLERS - first, "the others wait")
+        (folder / "go-predict").touch()
+        answers = sorted(each.result(30) for each in sizes)
+
+    assert [int(size) for size in batches.read_text().split()] == [first, CALLERS - first]
+    assert answers == sorted([first] * first + [CALLERS - first] * (CALLERS - first))
 
 
 def test_one_uuid_is_in_the_lines_of_server_worker_and_training(start: Start, folder: Path) -> None:

@@ -89,9 +89,9 @@ def cpu_seconds(server: psutil.Process) -> float:
     return total
 
 
-def load(port: int, script: Path, connections: int, seconds: float) -> dict[str, float]:
+def load(port: int, script: Path, connections: int, seconds: int) -> dict[str, float]:
     pinned = ["taskset", "-c", "1"] if shutil.which("taskset") else []
-    arguments = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "-s", str(script)]
+    arguments = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script)]
     url = f"http://127.0.0.1:{port}/predict"
     done = subprocess.run([*pinned, *arguments, url], capture_output=True, text=True, timeout=seconds + 30, check=True)
     if "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
@@ -117,7 +117,7 @@ def write_script(folder: Path, workload: str) -> Path:
     return script
 
 
-def measure(cases: list[tuple[str, int]], rounds: int, seconds: float) -> Figures:
+def measure(cases: list[tuple[str, int]], rounds: int, seconds: int) -> Figures:
     figures: Figures = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="mlpkit-bench-") as folder:
         for workload in dict.fromkeys(name for name, _ in cases):
@@ -157,7 +157,7 @@ def report(figures: Figures) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--only", default="", help="regular expression over W1@64 and so on")
     options = parser.parse_args()
     if shutil.which("wrk") is None:

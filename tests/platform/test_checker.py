@@ -135,9 +135,9 @@ async def test_what_was_loaded_for_the_table_is_unloaded_after_a_restart_too(
         await until_ready(replica)
         await replica.models.load("it", "mine")
 
+    # With a worker process the first look at the table comes before the models of the last run are back.
     small_platform.put_model("a", loaded=0)
-    async with open_replica(small_platform) as replica:
-        await until(lambda: loaded(replica) == {"mine"})
+    async with open_replica(small_platform, workers=1) as replica:
         await until_ready(replica)
         assert loaded(replica) == {"mine"}
 

@@ -67,8 +67,8 @@ def installed_python() -> Path:
     return python
 
 
-def write_configuration(folder: Path, python: Path) -> int:
-    """Writes rings and configurations of the servers into `folder`/etc; the proxy's port."""
+def write_configuration(folder: Path, python: Path) -> None:
+    """Writes rings and configurations of the servers into `folder`/etc."""
     etc = folder / "etc"
     (folder / "srv" / "sdb1").mkdir(parents=True)
     etc.mkdir()
@@ -85,7 +85,7 @@ def write_configuration(folder: Path, python: Path) -> int:
         )
     rings = [f"{kind}={port}" for kind, port in ports.items()]
     subprocess.run([str(python), "-c", _RINGS, str(etc), *rings], check=True, timeout=60)
-    return write_proxy(folder, "proxy-server")
+    write_proxy(folder, "proxy-server")
 
 
 def write_proxy(folder: Path, name: str) -> int:

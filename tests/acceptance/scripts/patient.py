@@ -1,7 +1,8 @@
 """Work that waits until a file is there, so that a test decides what happens when.
 
-Each `train` writes its process id and that of a process that it has started into `<model_id>.pids`, each `load` a line
-into `loads`, and both wait for `go-train` or `go-load` in the folder that the test names.
+In the folder that the test names, each `train` writes its process id and that of a process that it has started into
+`<model_id>.pids`, each `load` writes a line into `loads`, each batch its size into `batches`; then they wait for
+`go-train`, `go-load` and `go-predict`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from mlpkit import App, Log, ModelDir
 
 app = App("patient")
 hasty = app.algorithm("hasty")
+batched = app.algorithm("batched")
 
 
 class Meeting(msgspec.Struct):
-    """The request's `parameter`."""
+    """The request's `parameter`, and the `features` of a batch."""
 
     folder: str
 
@@ -72,3 +74,17 @@ def load(files: ModelDir, model_id: str) -> Path:
 def predict(model: Path, features: Word) -> str:
     print("a line of predict")
     return features.word.upper()
+
+
+@batched.load
+def load_batched() -> None:
+    return None
+
+
+@batched.predict(max_batch_size=32)
+def predict_batched(model: None, features: list[Meeting]) -> list[int]:
+    folder = Path(features[0].folder)
+    with (folder / "batches").open("a") as batches:
+        print(len(features), file=batches)
+    wait_for(folder / "go-predict")
+    return [len(features)] * len(features)

@@ -1,0 +1,81 @@
+"""The server is killed with SIGKILL while everything is going on: nothing is lost, nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+
+from mlpkit import Client
+from mlpkit.client import JobHandle
+from mlpkit.errors import TrainFailed
+from tests.acceptance.service import gone
+from tests.faults.conftest import Report, Start, notes, order
+from tests.servers import wait_until
+
+WAITING = 20
+ORPHANS_GONE = 2.0
+
+
+def pids(folder: Path, model_id: str) -> list[int]:
+    """The training processes of a job and what they have started, in the order of its attempts."""
+    return [int(pid) for line in notes(folder / f"train {model_id}") for pid in line.split()]
+
+
+def train(client: Client, algorithm: str, do: str = "") -> str:
+    return client.train(algorithm, parameters={"do": do}).model_id
+
+
+def test_killed_server_leaves_no_process_and_loses_no_job_and_no_model(
+    start: Start, folder: Path, report: Report
+) -> None:
+    service = start({"MLP_TRAIN_TASK_NUM": "3"})
+    client = service.client
+    models = {"shared": "faulty", "isolated": "alone"}
+    for model_id, algorithm in models.items():
+        client.load(algorithm, model_id)
+    once, twice, stuck = train(client, "faulty"), train(client, "again"), train(client, "again", "hold")
+    wait_until(lambda: all(len(pids(folder, each)) == 2 for each in (once, twice, stuck)), "three jobs run")
+    waiting = [train(client, "faulty", "nothing") for _ in range(WAITING)]
+    family = service.family()[1:]
+    assert {pid for each in (once, twice, stuck) for pid in pids(folder, each)} < {each.pid for each in family}
+
+    service.kill()
+    began = time.monotonic()
+    wait_until(lambda: all(gone(each) for each in family), "no process is left", ORPHANS_GONE)
+    report(f"{len(family)} processes, one stuck in C code, were gone {time.monotonic() - began:.2f} s after kill -9")
+
+    service = start({"MLP_TRAIN_TASK_NUM": "3"})
+    client = service.client
+    jobs = {each.model_id: each for each in client.jobs()}
+    assert set(jobs) == {once, twice, stuck, *waiting}
+    assert (jobs[once].state, jobs[once].message) == (
+        "error",
+        "the service ended while it ran (attempt 1 of 1, max_attempts=)",
+    )
+    wait_until(lambda: all(len(pids(folder, each)) == 4 for each in (twice, stuck)), "two jobs run again")
+    assert all(gone_pid(pid) for each in (twice, stuck) for pid in pids(folder, each)[:2])
+    assert [client.job_view(each).attempt for each in (twice, stuck)] == [2, 2]
+    assert {model_id: client.predict(model_id, order())["model_id"] for model_id in models} == {
+        "shared": "shared",
+        "isolated": "isolated",
+    }
+
+    (folder / "go").touch()
+    JobHandle(client, "again", twice).wait(30)
+    for each in waiting:
+        JobHandle(client, "faulty", each).wait(60)
+    assert [client.job_view(each).attempt for each in waiting] == [1] * WAITING
+    os.kill(pids(folder, stuck)[2], signal.SIGKILL)
+    try:
+        JobHandle(client, "again", stuck).wait(10)
+    except TrainFailed as error:
+        assert "SIGKILL" in str(error)
+    assert client.job_view(stuck).state == "error"
+
+
+def gone_pid(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or gone(psutil.Process(pid))

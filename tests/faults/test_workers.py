@@ -1,0 +1,235 @@
+"""Workers that die, in whatever way and at whatever moment, hang, or never start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mlpkit import Client
+from mlpkit.errors import LoadFailed, MlpkitError, ModelNotLoaded, TimeLimitExceeded, WorkerLost
+from tests.acceptance.service import RunningService
+from tests.faults.conftest import SLACK, Report, Start, notes, order, pid_of, wait_in_flight
+from tests.servers import wait_until
+
+TOLD, BACK = 1.0, 3.0
+"""Seconds within which callers are told, and within which a worker is back with its models."""
+WORDS = {
+    "kill": "was killed by SIGKILL",
+    "segfault": "was killed by SIGSEGV",
+    "exit": "exited with code 3",
+}
+
+
+class Bystander:
+    """Somebody who asks another model all the time. `longest` is the longest answer in seconds."""
+
+    def __init__(self, client: Client, model_id: str) -> None:
+        self._client, self._model_id = client, model_id
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+        self.failures: list[MlpkitError] = []
+        self.answers, self.longest = 0, 0.0
+
+    def __enter__(self) -> Bystander:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self._thread.join(30)
+
+    def _ask(self) -> None:
+        while not self._over.wait(0.02):
+            began = time.monotonic()
+            try:
+                self._client.predict(self._model_id, order())
+            except MlpkitError as error:
+                self.failures.append(error)
+            self.answers += 1
+            self.longest = max(self.longest, time.monotonic() - began)
+
+
+def time_until_back(service: RunningService, model_id: str) -> float:
+    """Seconds until the model answers and the service is ready again."""
+    began = time.monotonic()
+
+    def is_back() -> bool:
+        try:
+            service.client.predict(model_id, order())
+        except MlpkitError:
+            return False
+        return service.client.ready().ready
+
+    wait_until(is_back, "the model is back", BACK * SLACK)
+    return time.monotonic() - began
+
+
+def test_worker_that_dies_in_a_predict_fails_what_it_held_and_nothing_else(
+    start: Start, callers: ThreadPoolExecutor, report: Report
+) -> None:
+    service = start({"MLP_CLIENT_WORKER": "2"})
+    client = service.client
+    for model_id in ("victim", "bystander"):
+        client.load("faulty", model_id)
+    with Bystander(client, "bystander") as bystander:
+        for do, words in WORDS.items():
+            beside = callers.submit(client.predict, "victim", order(seconds=20))
+            wait_in_flight(client, "victim")
+            began = time.monotonic()
+            with pytest.raises(WorkerLost, match=f"worker-0 {words}.* while it held the request"):
+                client.predict("victim", order(do))
+            with pytest.raises(WorkerLost, match=words):
+                beside.result(TOLD * SLACK)
+            told = time.monotonic() - began
+            wait_until(lambda words=words: words in str(client.ready().reasons), "readiness tells", 2)  # type: ignore[misc]
+            back = time_until_back(service, "victim")
+            report(f"{do} in a predict: callers told after {told:.2f} s, model back after {back:.2f} s")
+            assert told < TOLD * SLACK
+    assert bystander.failures == []
+    report(f"the bystander got {bystander.answers} answers, the slowest after {bystander.longest * 1e3:.0f} ms")
+
+
+def test_worker_that_is_killed_when_idle_is_back_and_keeps_whoever_asks_meanwhile(
+    start: Start, report: Report
+) -> None:
+    service = start()
+    service.client.load("faulty", "m")
+    service.client.load("faulty", "n")
+    killed = pid_of(service.client, "m")
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: not service.client.ready().ready, "readiness tells", 2)
+    assert pid_of(service.client, "m") != killed
+    assert pid_of(service.client, "n") != killed
+    report(f"killed when idle: ready again after {time_until_back(service, 'm'):.2f} s more")
+
+
+def test_worker_that_dies_in_a_load_fails_that_load_and_keeps_its_other_models(start: Start, folder: Path) -> None:
+    service = start()
+    client = service.client
+    client.load("faulty", "old")
+    (folder / "load new").write_text("segfault")
+    with pytest.raises(LoadFailed, match="worker-0 was killed by SIGSEGV"):
+        client.load("faulty", "new", timeout=TOLD * SLACK)
+    with pytest.raises(ModelNotLoaded):
+        client.predict("new", order())
+    assert [each.model_id for each in client.models()] == ["old"]
+    time_until_back(service, "old")
+    (folder / "load new").unlink()
+    client.load("faulty", "new")
+    assert client.predict("new", order())["model_id"] == "new"
+
+
+def test_worker_that_dies_in_a_batch_fails_the_batch_and_not_what_waits(
+    start: Start, folder: Path, callers: ThreadPoolExecutor
+) -> None:
+    client = start().client
+    client.load("batches", "m")
+    first = callers.submit(client.predict, "m", order(seconds=1.0, say="first"))
+    wait_in_flight(client, "m")
+    others = {"killer": callers.submit(client.predict, "m", order("kill", say="killer"))}
+    for number in range(7):
+        others[f"n{number}"] = callers.submit(client.predict, "m", order(say=f"n{number}"))
+    assert first.result(10)["say"] == "first"
+    lost = {say for say, each in others.items() if isinstance(each.exception(20), WorkerLost)}
+    (batch,) = (line.split() for line in notes(folder / "batches") if "killer" in line)
+    assert lost == set(batch)
+    assert 0 < len(lost) <= 4
+    assert all(each.result()["say"] == say for say, each in others.items() if say not in lost)
+
+
+def test_worker_that_dies_at_every_start_is_given_up_with_a_reason_and_without_a_busy_loop(
+    start: Start, folder: Path
+) -> None:
+    service = start()
+    client = service.client
+    client.load("faulty", "m")
+    (folder / "start").touch()
+    os.kill(pid_of(client, "m"), signal.SIGKILL)
+    wait_until(lambda: "exited with code 7, 4 times in a row" in str(client.ready().reasons), "it is given up", 20)
+    with pytest.raises(LoadFailed, match="worker 0 .*exited with code 7"):
+        client.load("faulty", "new", timeout=5)
+    before = len(notes(folder / "starts"))
+    time.sleep(2)
+    assert len(notes(folder / "starts")) - before <= 3
+    assert client.live()
+
+    (folder / "start").unlink()
+    wait_until(lambda: client.ready().ready, "the service is ready again", 20)
+    assert client.predict("m", order())["model_id"] == "m"
+
+
+def test_predict_stuck_in_c_code_is_ended_by_its_time_out(start: Start, report: Report) -> None:
+    service = start({"MLP_CLIENT_WORKER": "2"})
+    client = service.client
+    client.load("hasty", "stuck")
+    client.load("faulty", "bystander")
+    with Bystander(client, "bystander") as bystander:
+        began = time.monotonic()
+        with pytest.raises(TimeLimitExceeded, match="predict took longer than 1 s: worker-0 was ended"):
+            client.predict("stuck", order("hold"))
+        told = time.monotonic() - began
+        back = time_until_back(service, "stuck")
+    report(f"stuck in C code: ended after {told:.2f} s (timeout=1), model back after {back:.2f} s")
+    assert 1.0 <= told < 1.0 + TOLD * SLACK
+    assert bystander.failures == []
+
+
+def test_time_limit_of_a_predict_does_not_count_the_wait_for_others(start: Start, callers: ThreadPoolExecutor) -> None:
+    client = start().client
+    client.load("hasty", "m")
+    client.predict("m", order(seconds=0.1))
+    pid = pid_of(client, "m")
+    asked = [callers.submit(client.predict, "m", order(seconds=0.7)) for _ in range(4)]
+    assert {each.result(20)["pid"] for each in asked} == {pid}
+
+
+@pytest.mark.slow
+def test_worker_that_hangs_up_and_lives_on_is_killed_and_replaced(start: Start) -> None:
+    service = start()
+    service.client.load("faulty", "m")
+    with pytest.raises(WorkerLost, match="worker-0 closed its channel"):
+        service.client.predict("m", order("leave"), timeout=TOLD * SLACK)
+    time_until_back(service, "m")
+
+
+@pytest.mark.slow
+def test_model_that_kills_every_worker_that_loads_it_again_is_given_up_alone(start: Start, folder: Path) -> None:
+    service = start()
+    client = service.client
+    innocent = [f"innocent-{number}" for number in range(4)]
+    for model_id in ("killer", *innocent):
+        client.load("faulty", model_id)
+        (folder / f"load {model_id}").write_text(" 0.3")
+    (folder / "load killer").write_text("kill 0.1")
+    os.kill(pid_of(client, "killer"), signal.SIGKILL)
+
+    wait_until(lambda: "model 'killer' is given up" in service.log, "it is given up", 60)
+    for model_id in innocent:
+        assert client.predict(model_id, order())["model_id"] == model_id
+    with pytest.raises(ModelNotLoaded):
+        client.predict("killer", order())
+    wait_until(lambda: client.ready().ready, "the service is ready again", 20)
+
+
+@pytest.mark.slow
+def test_model_that_cannot_be_loaded_at_the_start_is_tried_again(start: Start, folder: Path) -> None:
+    service = start()
+    for model_id in ("late", "dropped"):
+        service.client.load("faulty", model_id)
+        (folder / f"load {model_id}").write_text("raise")
+    service.kill()
+    client = start().client
+    assert client.monitor().load == {}
+    client.unload("faulty", "dropped")
+    for model_id in ("late", "dropped"):
+        (folder / f"load {model_id}").unlink()
+    wait_until(lambda: client.monitor().load == {"late": [0]}, "it is loaded", 20)
+    loads = notes(folder / "loads")
+    time.sleep(2)
+    assert notes(folder / "loads") == loads
