@@ -132,7 +132,9 @@ def train(model_id: str, parameters: Work) -> None:
     if parameters.do != "nothing":
         with subprocess.Popen([sys.executable, "-c", STUBBORN]) as started:
             note(f"train {model_id}", os.getpid(), started.pid)
-            obey(parameters.do)
-            while not (FOLDER / "go").exists() and not (FOLDER / f"go {model_id}").exists():
-                time.sleep(0.02)
-            started.kill()
+            try:
+                obey(parameters.do)
+                while not (FOLDER / "go").exists() and not (FOLDER / f"go {model_id}").exists():
+                    time.sleep(0.02)
+            finally:
+                started.kill()
