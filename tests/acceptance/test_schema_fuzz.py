@@ -11,6 +11,7 @@ import pytest
 
 from tests.acceptance.conftest import Report, Start
 
+pytest.importorskip("schemathesis", reason="schemathesis needs Python 3.11")
 pytestmark = pytest.mark.slow
 
 _CHECKS = "not_a_server_error,content_type_conformance,response_schema_conformance"
