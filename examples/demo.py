@@ -88,5 +88,7 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
+    # A SIGTERM ends this as Ctrl-C does: the service is stopped, its folder removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         main()

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from mlpkit.algorithm import KINDS, Algorithm, Hook, Kind
+from mlpkit.algorithm import Algorithm, Hook, Kind
 from mlpkit.errors import DeclarationError
-from mlpkit.options import LoadOptions, Options, PredictOptions, TrainOptions
 from mlpkit.source import calling_frame, calling_place
 
 if TYPE_CHECKING:
@@ -46,6 +45,7 @@ class App(Algorithm):
         caller = calling_frame().f_globals
         self.origin = Origin(caller.get("__name__", "__main__"), caller.get("__file__"))
         self.dependency_overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
+        """What stands for the factory of a dependency, in tests: `app.dependency_overrides[tables] = fake`."""
         self._others: list[Algorithm] = []
         self._included: list[App] = []
         self._lifecycle: dict[Lifecycle, list[Hook]] = {"on_start": [], "on_stop": []}
@@ -152,15 +152,4 @@ class App(Algorithm):
         return found
 
 
-__all__ = [
-    "KINDS",
-    "Algorithm",
-    "App",
-    "Hook",
-    "Kind",
-    "LoadOptions",
-    "Options",
-    "Origin",
-    "PredictOptions",
-    "TrainOptions",
-]
+__all__ = ["Algorithm", "App", "Origin"]

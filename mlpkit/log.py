@@ -147,10 +147,12 @@ class LogOutput:
             self._stream.flush()
 
 
-def configure(*, level: str = "info", format: str = "text", stream: TextIO | None = None) -> LogOutput:
+def configure(
+    *, level: str = "info", format: str = "text", stream: TextIO | None = None, process: str = "server"
+) -> LogOutput:
     """Routes loguru, stdlib logging and warnings of this process into one output, and returns it."""
     output = LogOutput(stream or sys.stderr, format_json if format == "json" else format_text, level)
-    _route(output.write, process="server", level=level)
+    _route(output.write, process=process, level=level)
     return output
 
 
@@ -164,19 +166,7 @@ def configure_child(send: Callable[[LogRecord], None], *, process: str, level: s
 
 def _route(send: Callable[[LogRecord], None], *, process: str, level: str) -> None:
     def sink(message: Message) -> None:
-        record = message.record
-        error = record["exception"]
-        send(
-            LogRecord(
-                time=record["time"].timestamp(),
-                level=record["level"].name,
-                message=printable(record["message"]),
-                uuid=printable_uuid(str(record["extra"].get("uuid", "-"))),
-                process=process,
-                source=f"{record['name']}:{record['line']}",
-                trace=printable(_trace_of(error)) if error else "",
-            )
-        )
+        send(record_of(message, process))
 
     logger.remove()
     logger.configure(patcher=_add_uuid)
@@ -185,6 +175,21 @@ def _route(send: Callable[[LogRecord], None], *, process: str, level: str) -> No
     for noisy in ("asyncio", "urllib3", "filelock", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.captureWarnings(True)
+
+
+def record_of(message: Message, process: str = "server") -> LogRecord:
+    """What loguru hands to a sink, as a record that every output and channel can carry."""
+    record = message.record
+    error = record["exception"]
+    return LogRecord(
+        time=record["time"].timestamp(),
+        level=record["level"].name,
+        message=printable(record["message"]),
+        uuid=printable_uuid(str(record["extra"].get("uuid", request_uuid.get()))),
+        process=process,
+        source=f"{record['name']}:{record['line']}",
+        trace=printable(_trace_of(error)) if error else "",
+    )
 
 
 def _trace_of(error: RecordException) -> str:
@@ -208,7 +213,7 @@ class _StdlibHandler(logging.Handler):
             level = record.levelno
         try:
             message = record.getMessage()
-        except (TypeError, ValueError):
+        except Exception:  # a KeyError too, for names that the arguments do not have
             message = f"{record.msg} {record.args!r}"
         logger.patch(place).opt(exception=record.exc_info).log(level, "{}", message)
 

@@ -75,18 +75,7 @@ class Child:
 
     def memory(self) -> int:
         """Resident bytes of the child and its descendants; 0 when it has ended. Too slow for the loop."""
-        import psutil
-
-        try:
-            parent = psutil.Process(self.pid)
-            family = [parent, *parent.children(recursive=True)]
-        except psutil.Error:
-            return 0
-        total = 0
-        for each in family:
-            with contextlib.suppress(psutil.Error):
-                total += each.memory_info().rss
-        return total
+        return memory_of(self.pid)
 
     def kill(self, why: str = "") -> None:
         """Kills the child and its descendants at once; `why` becomes the words of its exit."""
@@ -173,6 +162,22 @@ def channel_of_child() -> socket.socket:
     channel = socket.socket(fileno=int(sys.argv[1]))
     channel.set_inheritable(False)
     return channel
+
+
+def memory_of(pid: int) -> int:
+    """Resident bytes of a process and its descendants; 0 when it has ended."""
+    import psutil
+
+    try:
+        parent = psutil.Process(pid)
+        family = [parent, *parent.children(recursive=True)]
+    except psutil.Error:
+        return 0
+    total = 0
+    for each in family:
+        with contextlib.suppress(psutil.Error):
+            total += each.memory_info().rss
+    return total
 
 
 class _Output(asyncio.Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 
@@ -27,6 +28,9 @@ def import_app(target: str) -> App:
     Raises:
         DeclarationError: there is no such module or App, or the script cannot be imported; says where and why.
     """
+    folder = Path(target).expanduser()
+    if target and not target.isidentifier() and folder.is_dir():
+        raise DeclarationError(f"{target} is a folder: name the script in it{_scripts_in(folder)}")
     script, colon, name = target.rpartition(":") if ":" in target else (target, "", "")
     if not script or (colon and not name.isidentifier()):
         raise DeclarationError(f"{target!r} names no app: write module:app or file.py:app")
@@ -147,9 +151,21 @@ def _scripts_in(folder: Path) -> str:
 def _failed(name: str, error: BaseException) -> DeclarationError:
     place = place_of_error(error) or f"module {name}"
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return DeclarationError(
-        f"{place}: the script cannot be imported: {type(error).__name__}: {text}{_keyword_hint(error)}"
-    )
+    return DeclarationError(f"{place}: the script cannot be imported: {type(error).__name__}: {text}{_hint(error)}")
+
+
+def _hint(error: BaseException) -> str:
+    """What may have been meant, where Python's own words do not say it."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"; is it installed for {sys.executable}?"
+    if isinstance(error, ImportError):
+        wanted = re.match(r"cannot import name '(\w+)'", str(error))
+        module = sys.modules.get(error.name or "")
+        return did_you_mean(wanted[1], dir(module)) if wanted and module else ""
+    if isinstance(error, NameError) and error.__traceback__ is not None:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        return did_you_mean(error.name or "", [*frame.f_locals, *frame.f_globals])
+    return _keyword_hint(error)
 
 
 def _keyword_hint(error: BaseException) -> str:

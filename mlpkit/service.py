@@ -243,7 +243,7 @@ class _Server(uvicorn.Server):
         except SystemExit:
             # uvicorn has logged the system's own words.
             place = f"{self.config.host}:{self.config.port}"
-            raise SettingsError(f"cannot listen on {place}: is the port in use?") from None
+            raise SettingsError(f"cannot listen on {place}: is the port in use? --port chooses another") from None
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         names = ", ".join(self._service.app.build())
         store = self._service.settings.minio_host or self._service.settings.home / "storage"

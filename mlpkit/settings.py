@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ def _period(text: str) -> float:
     return value
 
 
+def _limit(text: str) -> float:
+    if (value := seconds(text)) <= 0:
+        raise ValueError("a time above 0")
+    return value
+
+
 def _natural(minimum: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not re.fullmatch(r"\s*\d{1,9}\s*", text) or int(text) < minimum:
@@ -109,6 +116,15 @@ def _database_names(text: str) -> tuple[tuple[str, str], ...]:
                 f"about {', '.join(DATABASE_NAMES)}, not {pair[0]!r}{did_you_mean(pair[0], DATABASE_NAMES)}"
             )
     return tuple((pair[0], pair[1]) for pair in pairs)
+
+
+def _networks(text: str) -> tuple[str, ...]:
+    for network in (found := _names(text)):
+        try:
+            ip_network(network)
+        except ValueError as error:
+            raise ValueError(f"networks such as 10.0.0.0/8,192.168.1.7: {error}") from None
+    return found
 
 
 def _prefix(text: str) -> str:
@@ -169,7 +185,7 @@ class Settings:
         "MLPKIT_DATA_BUCKET", "ml-platform-data", str.strip, "Bucket that `data.location` of a train request is in."
     )
     storage_timeout: float = _setting(
-        "MLPKIT_STORAGE_TIMEOUT", 30.0, seconds, "Longest silence of the store before an operation is given up."
+        "MLPKIT_STORAGE_TIMEOUT", 30.0, _limit, "Longest silence of the store before an operation is given up."
     )
     storage_retries: int = _setting(
         "MLPKIT_STORAGE_RETRIES", 4, _natural(0), "How often a failed operation of the store is tried again."
@@ -207,6 +223,13 @@ class Settings:
         "MLPKIT_DB_TIMEOUT", 5.0, _period, "Longest time that a request or the checker waits for the database."
     )
 
+    remote_storage: bool = _setting(
+        "MLPKIT_REMOTE_STORAGE", False, boolean, "Train and load with the store of the platform that sent the request."
+    )
+    remote_allow: tuple[str, ...] = _setting(
+        "MLPKIT_REMOTE_ALLOW", (), _networks, "Networks whose stores may be used, such as `10.0.0.0/8,192.168.1.7`."
+    )
+
     home: Path = _setting(
         "MLPKIT_HOME",
         lambda: Path(".mlpkit"),
@@ -233,14 +256,14 @@ class Settings:
         "MLPKIT_MAX_WAITING", 1000, _natural(1), "Predictions that may wait for one model; one more is refused at once."
     )
     start_timeout: float = _setting(
-        "MLPKIT_START_TIMEOUT", 120.0, seconds, "Time that a worker has to import the script."
+        "MLPKIT_START_TIMEOUT", 120.0, _limit, "Time that a worker has to import the script."
     )
-    load_timeout: float = _setting("MLPKIT_LOAD_TIMEOUT", 600.0, seconds, "Time limit of `load` and `unload`.")
+    load_timeout: float = _setting("MLPKIT_LOAD_TIMEOUT", 600.0, _limit, "Time limit of `load` and `unload`.")
     predict_timeout: float = _setting(
-        "MLPKIT_PREDICT_TIMEOUT", 60.0, seconds, "Time limit of `predict` where the decorator has no `timeout=`."
+        "MLPKIT_PREDICT_TIMEOUT", 60.0, _limit, "Time limit of `predict` where the decorator has no `timeout=`."
     )
     hook_timeout: float = _setting(
-        "MLPKIT_HOOK_TIMEOUT", 30.0, seconds, "Time limit of the hooks `status`, `model_id` and `delete`."
+        "MLPKIT_HOOK_TIMEOUT", 30.0, _limit, "Time limit of the hooks `status`, `model_id` and `delete`."
     )
     shutdown_grace: float = _setting(
         "MLPKIT_SHUTDOWN_GRACE", 30.0, seconds, "Time that running work gets to finish after SIGTERM."
@@ -341,6 +364,8 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         mistakes.append(
             "MINIO_HOST is set, so MINIO_ACCESS_KEY and MINIO_SECRET_KEY must be set: no credential has a default"
         )
+    if values.get("remote_storage") and not (values.get("minio_host") and values.get("remote_allow")):
+        mistakes.append("MLPKIT_REMOTE_STORAGE=on needs MLPKIT_REMOTE_ALLOW, and MINIO_HOST with its keys")
     if values.get("sync") == "lead" and values.get("mode") != "cluster":
         mistakes.append("MLPKIT_SYNC=lead needs MLP_CLIENT_MODE=cluster: there is no database to write to otherwise")
     return mistakes

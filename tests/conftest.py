@@ -11,11 +11,12 @@ import pytest
 
 from tests.servers import S3Server, Unavailable, s3_server
 
-
-hypothesis.settings.register_profile("same-every-time", derandomize=True)
-if os.environ.get("CI") == "true":
-    # What CI says of a change must depend on the change alone; on a developer's machine, chance may find more.
-    hypothesis.settings.load_profile("same-every-time")
+# How long an example takes says more about what else the machine does than about the code.
+PATIENT = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("patient", PATIENT)
+# What CI says of a change must depend on the change alone; on a developer's machine, chance may find more.
+hypothesis.settings.register_profile("same-every-time", PATIENT, derandomize=True)
+hypothesis.settings.load_profile("same-every-time" if os.environ.get("CI") == "true" else "patient")
 
 
 @pytest.fixture(scope="session")

@@ -123,7 +123,12 @@ def load_again(course: Course) -> str:
 
 def predict(course: Course) -> str:
     """Every example is answered."""
-    course.answers = [course.predict(features) for features in course.examples]
+    for features in course.examples:
+        try:
+            course.answers.append(course.predict(features))
+        except ArgumentError as error:
+            where = "examples= of the App, or --features, say what to ask"
+            raise Failed(f"{excerpt(features)} is refused: {error}; {where}") from None
     return excerpt(course.answers[0])
 
 

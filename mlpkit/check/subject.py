@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import subprocess
@@ -16,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from mlpkit.client import Client
 from mlpkit.errors import ArgumentError, ServiceUnreachable
+from mlpkit.process import memory_of
 from mlpkit.settings import Settings, load_settings
 
 _START_SECONDS = 120.0
@@ -46,18 +44,7 @@ class Subject:
 
     def memory(self) -> int:
         """Resident bytes of the service and all its processes; 0 where they cannot be seen."""
-        if self.pid is None:
-            return 0
-        try:
-            service = psutil.Process(self.pid)
-            family = [service, *service.children(recursive=True)]
-        except psutil.Error:
-            return 0
-        total = 0
-        for each in family:
-            with contextlib.suppress(psutil.Error):
-                total += each.memory_info().rss
-        return total
+        return 0 if self.pid is None else memory_of(self.pid)
 
 
 class MemoryWatch:
@@ -102,7 +89,7 @@ def started(target: str, algorithm: str | None, examples: Sequence[Any]) -> Iter
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
         environment = _environment(home)
-        settings = load_settings(environment, None)
+        settings = load_settings(environment)
         probe.close()
         with _running(target, port, environment, home / "service.log") as pid:
             client = Client(f"http://127.0.0.1:{port}")

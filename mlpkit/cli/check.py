@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from mlpkit.algorithm import KINDS
-from mlpkit.cli.options import AlgorithmName, AsJson, Prefix, Token, json_value
-from mlpkit.errors import ArgumentError, did_you_mean
+from mlpkit.cli.options import AlgorithmName, AsJson, Prefix, Token, check_kind, json_value
 
 if TYPE_CHECKING:
     from mlpkit.check import CheckReport, Course, Subject
@@ -48,8 +46,7 @@ def check(
     """
     from mlpkit.check import Course, to_json, write_junit
 
-    if kind not in KINDS:
-        raise ArgumentError(f"no kind {kind!r}{did_you_mean(kind, KINDS)}; kinds: {', '.join(KINDS)}")
+    check_kind(kind)
     values = msgspec.json.decode(json_value(parameters, "--parameters"))
     examples = _listed(features)
     with _subject(target, algorithm, kind, examples, prefix, token) as subject:

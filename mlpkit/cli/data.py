@@ -9,8 +9,7 @@ import msgspec
 import typer
 
 from mlpkit.algorithm import KINDS
-from mlpkit.cli.options import AsJson
-from mlpkit.errors import ArgumentError, did_you_mean
+from mlpkit.cli.options import AsJson, check_kind
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,8 +41,7 @@ def check_data(
     """
     from mlpkit.formats import check_rows
 
-    if kind not in KINDS:
-        raise ArgumentError(f"no kind {kind!r}{did_you_mean(kind, KINDS)}; kinds: {', '.join(KINDS)}")
+    check_kind(kind)
     report = check_rows(file, kind)
     if as_json:
         print(msgspec.json.encode(report).decode())

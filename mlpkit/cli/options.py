@@ -8,7 +8,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from mlpkit.errors import ArgumentError
+from mlpkit.algorithm import KINDS
+from mlpkit.errors import ArgumentError, did_you_mean
 
 Target = Annotated[
     str,
@@ -28,6 +29,16 @@ Token = Annotated[
     typer.Option("--token", help="Its bearer token.", envvar="MLPKIT_TOKEN", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def check_kind(kind: str) -> None:
+    """Nothing, for a kind of the platform.
+
+    Raises:
+        ArgumentError: there is no such kind; names those that there are.
+    """
+    if kind not in KINDS:
+        raise ArgumentError(f"no kind {kind!r}{did_you_mean(kind, KINDS)}; kinds: {', '.join(KINDS)}")
 
 
 def json_value(text: str, option: str) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlpkit.cli.options import AlgorithmName, Target, json_value
+from mlpkit.cli.stdout import script_prints_to_stderr
 from mlpkit.errors import ArgumentError
 from mlpkit.script import choose_algorithm
 from mlpkit.settings import Settings, load_settings
@@ -30,6 +30,8 @@ def predict(
 ) -> None:
     """Load a model here, in this process, and print its answer as JSON. No service is needed.
 
+    What the script prints goes to stderr where stdout is no terminal.
+
     Examples:
 
         mlpkit predict sentiment.py --model .mlpkit/storage/ml-platform-model/MODEL_ID --features '{"sentence": "good"}'
@@ -43,11 +45,13 @@ def predict(
 
     settings = load_settings()
     asked = json_value(features, "--features"), json_value(params, "--params")
-    app = import_app(target)
-    name = choose_algorithm(app, algorithm).name
-    configure(level=settings.log_level)
-    with _placed(model, settings) as (model_id, model_path):
-        print(asyncio.run(_predicted(app, settings, name, model_id, model_path, *asked)).decode())
+    configure(level=settings.log_level, process="predict")
+    with script_prints_to_stderr():
+        app = import_app(target)
+        name = choose_algorithm(app, algorithm).name
+        with _placed(model, settings) as (model_id, model_path):
+            answer = asyncio.run(_predicted(app, settings, name, model_id, model_path, *asked))
+    print(answer.decode())
 
 
 @contextlib.contextmanager
@@ -88,7 +92,7 @@ async def _predicted(
         found = (await waiting.get()).results[0]
         if isinstance(found, bytes):
             return found
-        print(found.trace, file=sys.stderr)
+        # The host has logged its traceback.
         raise found.to_error()
 
     await host.start()

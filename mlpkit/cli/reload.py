@@ -15,24 +15,23 @@ from types import FrameType
 from mlpkit.errors import ArgumentError
 
 _STOP_SECONDS = 40.0
-_ENDINGS = (".py", ".env", ".toml", ".json", ".yaml", ".yml")
+_ENDINGS = (".py", ".toml", ".json", ".yaml", ".yml")
 
 
 def run_again_on_change(target: str) -> None:
     """Serves with the arguments of this process, again after every change, until Ctrl-C or SIGTERM."""
     try:
-        from watchfiles import Change, watch
+        from watchfiles import watch
     except ImportError:
         raise ArgumentError("--reload needs the package watchfiles: pip install 'uvicorn[standard]'") from None
-
-    def wanted(change: Change, path: str) -> bool:
-        return path.endswith(_ENDINGS) and "/." not in path.removeprefix(str(folder)) and "__pycache__" not in path
 
     folder = _folder(target)
     signal.signal(signal.SIGTERM, _interrupt)
     process = _start()
     try:
-        for changes in watch(folder, watch_filter=wanted, raise_interrupt=True):
+        for changes in watch(
+            folder, watch_filter=lambda _, path: is_source(path.removeprefix(str(folder))), raise_interrupt=True
+        ):
             changed = ", ".join(sorted({Path(path).name for _, path in changes}))
             print(f"{changed} changed: starting again", file=sys.stderr, flush=True)
             _stop(process)
@@ -41,6 +40,14 @@ def run_again_on_change(target: str) -> None:
         pass
     finally:
         _stop(process)
+
+
+def is_source(path: str) -> bool:
+    """Whether a file, named from the watched folder, is what a service is made from: code, or settings."""
+    *folders, name = Path(path).parts
+    if any(each.startswith(".") or each == "__pycache__" for each in folders):
+        return False
+    return name == ".env" or (name.endswith(_ENDINGS) and not name.startswith("."))
 
 
 def _folder(target: str) -> Path:

@@ -67,7 +67,8 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
     table = Table(title=None if rows else f"no {title}")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        # Ids are there to be copied.
+        table.add_column(column, overflow="fold", no_wrap=column == "model")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
@@ -77,7 +78,7 @@ def _progress(job: JobView) -> str:
     from mlpkit.client.bar import described
 
     if job.queue_position is not None:
-        return f"waits, {job.queue_position} ahead"
+        return f"waits, number {job.queue_position}"
     return described("", job.progress or {})
 
 

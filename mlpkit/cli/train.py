@@ -7,8 +7,6 @@ import os
 import secrets
 import sys
 import tempfile
-import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,11 +14,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlpkit.cli.options import AlgorithmName, Target, json_value
+from mlpkit.cli.stdout import script_prints_to_stderr
 from mlpkit.errors import ArgumentError, TrainFailed
 from mlpkit.script import choose_algorithm
 from mlpkit.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from mlpkit.algorithm import Algorithm
     from mlpkit.app import App
     from mlpkit.client.bar import ProgressBar
     from mlpkit.training import Job, Outcome
@@ -37,7 +37,7 @@ def train(
     """Train here, in this process, with a progress bar; the model is stored as the service would store it.
 
     No service is needed. `breakpoint()` works, and so does `python -m pdb -m mlpkit train ...`. Prints where the
-    model is.
+    model is; what the script prints goes to stderr where stdout is no terminal.
 
     Examples:
 
@@ -45,26 +45,40 @@ def train(
 
         mlpkit train nlp:app --algorithm ner --data names.txt --parameters @hyper.json
     """
+    from mlpkit.log import configure
     from mlpkit.script import import_app
-    from mlpkit.training import Job, check_job
+    from mlpkit.training import Job, new_model_id
 
     settings = load_settings()
-    app = import_app(target)
-    wanted = choose_algorithm(app, algorithm)
-    with _uploaded(data, settings) as asked:
-        job = Job(
-            model_id or f"{uuid.uuid4().hex}_{time.strftime('%Y%m%d%H%M%S')}",
-            wanted.name,
-            data=asked,
-            parameters=json_value(parameters, "--parameters").decode(),
-            extend=json_value(extend, "--extend").decode(),
-        )
-        check_job(wanted, job, settings)
-        outcome = _run(app, job, settings)
+    configure(level=settings.log_level, process="train")
+    with script_prints_to_stderr():
+        app = import_app(target)
+        wanted = choose_algorithm(app, algorithm)
+        with _uploaded(data, settings) as asked:
+            job = Job(
+                model_id or new_model_id(),
+                wanted.name,
+                data=asked,
+                parameters=json_value(parameters, "--parameters").decode(),
+                extend=json_value(extend, "--extend").decode(),
+            )
+            _check(wanted, job, settings, data)
+            outcome = _run(app, job, settings, data)
     if outcome.state == "error":
         print(outcome.trace, file=sys.stderr)
         raise TrainFailed(outcome.message)
     print(_place(job, settings))
+
+
+def _check(algorithm: Algorithm, job: Job, settings: Settings, data: Path | None) -> None:
+    from mlpkit.training import check_job
+
+    try:
+        check_job(algorithm, job, settings)
+    except ArgumentError as error:
+        if data is None and "location" in str(error):
+            raise ArgumentError(f"{error}; give it with --data FILE") from None
+        raise
 
 
 @contextlib.contextmanager
@@ -89,7 +103,7 @@ def _uploaded(data: Path | None, settings: Settings) -> Iterator[str]:
             storage.delete(path)
 
 
-def _run(app: App, job: Job, settings: Settings) -> Outcome:
+def _run(app: App, job: Job, settings: Settings, data: Path | None) -> Outcome:
     import msgspec
 
     from mlpkit.client.bar import ProgressBar
@@ -102,11 +116,11 @@ def _run(app: App, job: Job, settings: Settings) -> Outcome:
         def show(snapshot: Snapshot) -> None:
             bar.show("training", msgspec.to_builtins(snapshot))
 
-        # After the bar has begun: log lines then go above it.
-        configure(level=settings.log_level)
+        # Again, as the bar has begun: log lines now go above it.
+        configure(level=settings.log_level, process="train")
         progress = Progress(show)
         with _bar_out_of_the_way(bar):
-            outcome = run_train(app, job, settings, Path(folder), progress)
+            outcome = run_train(app, job, settings, Path(folder), progress, data_name=str(data) if data else None)
         progress.close()
         bar.show(outcome.state, msgspec.to_builtins(progress.snapshot()))
     return outcome
@@ -137,5 +151,7 @@ def _bar_out_of_the_way(bar: ProgressBar) -> Iterator[None]:
 
 
 def _place(job: Job, settings: Settings) -> str:
-    prefix = job.model_path or f"{settings.model_bucket}/{job.model_id}"
+    from mlpkit.training import destination
+
+    prefix = destination(job, settings)
     return prefix if settings.minio_host else str(settings.home / "storage" / prefix)

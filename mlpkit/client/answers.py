@@ -56,8 +56,8 @@ _LONGEST_EXCERPT = 200
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How a job stands: `init`, `training`, `completed`, `error`, `unknown`, or what the algorithm's own hook says.
 
-    `message` is the reason of an `error`, `progress` the job's last report, `queue_position` how many are ahead of it
-    (from 0).
+    `message` is the reason of an `error`, `progress` the job's last report, `queue_position` its place among the
+    waiting jobs (1 is next) or None.
     """
 
     status: Any

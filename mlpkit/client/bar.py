@@ -53,7 +53,8 @@ class ProgressBar:
             if state == "completed":
                 self._bar.update(self._task, total=1.0, completed=1.0)
         said = f"{state} {stage}".rstrip()
-        if not self._console.is_terminal and said != self._said:
+        # Between two stages there is nothing new to say.
+        if not self._console.is_terminal and said != self._said and (stage or not self._said.startswith(state)):
             self._said = said
             self._console.print(Text(f"{self._title}: {said}"))
 

@@ -30,6 +30,9 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 OLD_NAMES = {"data_config": "data", "parameter": "parameters"}
 """Names of the original SDK's methods, accepted for the same fields."""
 
+WIRE_NAMES = {"parameters": "parameter"}
+"""What a request calls a field that handlers name otherwise: messages to callers speak of that."""
+
 BATCHED = ("features", "params", "uuid")
 """The fields that become lists where `max_batch_size` is more than 1."""
 

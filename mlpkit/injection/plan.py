@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from mlpkit.errors import ArgumentError, DeclarationError
-from mlpkit.injection.boundary import original, user_code, user_error
+from mlpkit.injection.boundary import async_user_code, original, user_code, user_error
 from mlpkit.injection.declarations import FIELDS, NULL, Depends, Fields, Services, hooks_of_service
 from mlpkit.source import where
 
@@ -200,7 +200,7 @@ class Plan:
             if self.is_async:
                 import asyncio
 
-                return user_code(asyncio.run, self.function(**call.arguments))
+                return asyncio.run(async_user_code(self.function, **call.arguments))
             return user_code(self.function, **call.arguments)
 
 

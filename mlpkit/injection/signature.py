@@ -15,6 +15,7 @@ from mlpkit.injection.declarations import (
     BATCHED,
     FIELDS,
     OLD_NAMES,
+    WIRE_NAMES,
     Depends,
     hooks_of_service,
     services_of_hook,
@@ -108,7 +109,7 @@ class _Compiler:
         if field in AS_THEY_ARE:
             return FieldParameter(name, field, annotation, has_default, batched, _unchanged)
         try:
-            decode = make_decoder(annotation, field)
+            decode = make_decoder(annotation, WIRE_NAMES.get(field, field))
         except TypeError as error:
             raise DeclarationError(f"{where(function)}: parameter {name!r} cannot be made from JSON: {error}") from None
         return FieldParameter(name, field, annotation, has_default, batched, decode)

@@ -24,12 +24,15 @@ from mlpkit.log import request_uuid, uuid_bound
 from mlpkit.serving.messages import Answer, Failure, Load, Predict, Result, RunHook, Unload
 from mlpkit.serving.predictor import Predictor, Surroundings, error_text
 from mlpkit.settings import Settings
-from mlpkit.storage import ModelDir, Storage, open_model, open_storage
+from mlpkit.storage import ModelDir, Storage, open_model, open_storage, settings_for
 
 T = TypeVar("T")
 Close = Callable[[], Awaitable[None]]
 _AT_ONCE = 8
 """How many loads, unloads and hooks run at the same time in one process."""
+
+
+_Files = tuple[Storage, ModelDir]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class _Hosted:
 
     predictor: Predictor
     close: Close
-    files: list[ModelDir]
+    files: list[_Files]
 
 
 class Host:
@@ -55,7 +58,7 @@ class Host:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="mlpkit-hook")
         self._tasks: set[asyncio.Task[None]] = set()
-        self._storage: Storage | None = None
+        self._storages: dict[str, Storage] = {}
         scope = ProcessScope(self._service, app.overrides())
         self._around = Surroundings(settings, self._service, scope)
 
@@ -79,8 +82,8 @@ class Host:
                 logger.error("on_stop failed: {}", error_text(error))
         await self._cleaned_up(lambda: self._in_thread(self._around.scope.close))
         self._threads.shutdown(wait=False)
-        if self._storage is not None:
-            self._storage.close()
+        for storage in self._storages.values():
+            storage.close()
 
     def take(self, request: Load | Unload | Predict | RunHook) -> None:
         """Begins with a request; its answer goes to `send`."""
@@ -128,13 +131,18 @@ class Host:
             "uuid": request.uuid,
         }
 
-        files: list[ModelDir] = []
+        files: list[_Files] = []
 
         def service(wanted: type) -> object:
-            if wanted is not ModelDir:
+            if wanted not in (Storage, ModelDir):
                 return self._service(wanted)
-            files.append(open_model(self._opened_storage(), self._settings, request.model_id, request.model_path))
-            return files[-1]
+            storage = self._opened_storage(request.extend)
+            if wanted is Storage:
+                return storage
+            found = open_model(storage, self._settings, request.model_id, request.model_path)
+            files.append((storage, found))
+            _warn_of_other_algorithm(found, request)
+            return found
 
         try:
             value, close = await self._open(plan, fields, service)
@@ -203,10 +211,10 @@ class Host:
         await hosted.close()
         self._release(hosted.files)
 
-    def _release(self, files: list[ModelDir]) -> None:
+    def _release(self, files: list[_Files]) -> None:
         """Lets the cache have the files of a model that is gone."""
-        for each in files:
-            self._opened_storage().release(each)
+        for storage, each in files:
+            storage.release(each)
 
     async def _run_hook(self, request: RunHook) -> bytes:
         plan = self._algorithms[request.algorithm].plan(request.hook)
@@ -260,13 +268,21 @@ class Host:
     def _service(self, wanted: type) -> object:
         return self._opened_storage() if wanted is Storage else wanted()
 
-    def _opened_storage(self) -> Storage:
-        if self._storage is None:
-            self._storage = open_storage(self._settings)
-        return self._storage
+    def _opened_storage(self, extend: bytes = b"null") -> Storage:
+        settings = settings_for(self._settings, extend)
+        if settings.minio_host not in self._storages:
+            self._storages[settings.minio_host] = open_storage(settings)
+        return self._storages[settings.minio_host]
 
 
 _END = object()
+
+
+def _warn_of_other_algorithm(files: ModelDir, request: Load) -> None:
+    """Says before `load` runs what is the likely cause if it fails."""
+    trained_by = files.manifest.algorithm if files.manifest is not None else request.algorithm
+    if trained_by != request.algorithm:
+        logger.warning("model {!r} is of algorithm {!r}, not {!r}", request.model_id, trained_by, request.algorithm)
 
 
 def _next(generator: Any) -> Any:

@@ -45,6 +45,8 @@ Answered = Callable[["Answer | MlpkitError"], None]
 
 _STOP_SECONDS = 5.0
 """How long a worker gets to close its models after it was asked to stop."""
+_MOST_OVERDUE = 4
+"""Hooks that outlive their limit keep their threads, and would leave none for loads: so many end the worker."""
 
 
 class Worker(Protocol):
@@ -100,6 +102,7 @@ class ProcessWorker:
         self._channel: AsyncChannel | None = None
         self._started: asyncio.Future[None] | None = None
         self._why = self._asked = ""
+        self._overdue = 0
         self._closing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -159,6 +162,10 @@ class ProcessWorker:
             del self._held[held.work.id]
             if isinstance(held.work, RunHook):
                 held.answered(TimeLimitExceeded(f"{held.work.hook} took longer than {held.limit:g} s"))
+                self._overdue += 1
+                if self._overdue >= _MOST_OVERDUE:
+                    self.kill(f"was ended because {self._overdue} hooks took longer than {held.limit:g} s")
+                    return
                 continue
             held.answered(TimeLimitExceeded(f"{what}: {self.name} was ended and is started again"))
             self.kill(f"was ended because a {what}")
@@ -171,6 +178,8 @@ class ProcessWorker:
                 held = self._held.pop(report.id, None)
                 if held is not None:
                     held.answered(report)
+                else:
+                    self._overdue -= 1
             elif isinstance(report, Log):
                 self._log.write(report.record)
             elif isinstance(report, Ready):

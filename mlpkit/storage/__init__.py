@@ -1,5 +1,6 @@
 """Storage: objects by `bucket/key` in an S3 store or a folder, a file cache in front, and whole models on top."""
 
+from mlpkit.storage.callers import settings_for
 from mlpkit.storage.model_dir import Manifest, ModelDir, delete_model, open_model, save_model
 from mlpkit.storage.paths import ObjectStat, checked_key, checked_name, checked_path
 from mlpkit.storage.storage import Storage, open_storage
@@ -16,4 +17,5 @@ __all__ = [
     "open_model",
     "open_storage",
     "save_model",
+    "settings_for",
 ]

@@ -11,7 +11,7 @@ from mlpkit.errors import ObjectNotFound, StorageUnavailable
 from mlpkit.storage.cache import FileCache, link_or_copy
 from mlpkit.storage.paths import ObjectStat, checked_key
 from mlpkit.storage.store import ObjectChanged, Store
-from mlpkit.storage.workers import Workers
+from mlpkit.storage.threads import Threads
 
 _ATTEMPTS = 10
 
@@ -22,8 +22,8 @@ class Copies:
     A folder is an entry of its own in the cache, whose files are hard links to those of its objects.
     """
 
-    def __init__(self, store: Store, cache: FileCache, workers: Workers, *, offline: bool) -> None:
-        self._store, self._cache, self._workers, self._offline = store, cache, workers, offline
+    def __init__(self, store: Store, cache: FileCache, threads: Threads, *, offline: bool) -> None:
+        self._store, self._cache, self._threads, self._offline = store, cache, threads, offline
 
     def of_object(self, bucket: str, key: str) -> Path:
         """The copy of one object, under its own name, held until `release`."""
@@ -70,18 +70,18 @@ class Copies:
             f"{subject}\n{_version(stat)}",
             subject=subject,
             source=f"{self._store.place}: {stat.path}",
-            make=lambda folder: self._store.download(stat, folder / _name(stat.key), self._workers),
+            make=lambda folder: self._store.download(stat, folder / _name(stat.key), self._threads),
         )
 
     def _folder(self, bucket: str, start: str, only: Collection[str] | None, subject: str, fresh: bool) -> Path:
         stats = self._chosen(bucket, start, only)
         if fresh:
             # An object changed since it was listed, or this server lists other etags than it serves.
-            found = self._workers.each(lambda each: self._store.stat(bucket, each.key), stats.values())
+            found = self._threads.each(lambda each: self._store.stat(bucket, each.key), stats.values())
             stats = dict(zip(stats, found, strict=True))
 
         def make(folder: Path) -> None:
-            self._workers.transfer(
+            self._threads.transfer(
                 list(stats.items()),
                 size=lambda each: each[1].size,
                 move=lambda each: self._link(each[1], folder / each[0]),

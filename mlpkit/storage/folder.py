@@ -11,15 +11,18 @@ import os
 import shutil
 import stat as modes
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mlpkit.errors import ObjectNotFound, StorageDenied, StorageError, StorageUnavailable, UnsafePath
 from mlpkit.storage.paths import ObjectStat
 from mlpkit.storage.store import ObjectChanged
-from mlpkit.storage.workers import Workers
+from mlpkit.storage.threads import Threads
 
 _HALF_WRITTEN = ".writing"
+_ABANDONED_SECONDS = 24 * 3600
+"""A half-written file that was not written to for so long was left by a process that was killed."""
 
 
 class FolderStore:
@@ -40,7 +43,7 @@ class FolderStore:
             raise self._missing(bucket, key)
         return _described(bucket, key, found)
 
-    def download(self, stat: ObjectStat, target: Path, workers: Workers) -> None:
+    def download(self, stat: ObjectStat, target: Path, threads: Threads) -> None:
         bucket, key = stat.bucket, stat.key
         with self._translated(bucket, key), self._file(bucket, key).open("rb") as source:
             # Of the open file, not of its name: a save in between replaces the name only.
@@ -113,6 +116,10 @@ class FolderStore:
     def _half_written(self) -> Iterator[tempfile._TemporaryFileWrapper[bytes]]:
         folder = self._root / _HALF_WRITTEN
         folder.mkdir(parents=True, exist_ok=True)
+        for other in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - other.stat().st_mtime > _ABANDONED_SECONDS:
+                    other.unlink()
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
             try:
                 yield file

@@ -1,6 +1,7 @@
 """Who uses what in the cache, across processes: a file for each user, locked as long as the user lives.
 
-The kernel drops the lock however a process ends, so that a dead user never holds anything.
+The kernel drops the lock however a process ends, so that a dead user never holds anything. The file has a line for each
+entry that is held at the same time; the line of one that was released is blank, and used again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from pathlib import Path
 
 from mlpkit.errors import StorageError
 
+_ENTRY = 40
+"""Characters of an entry's name: all have as many, so that a line can be written over another."""
+
 
 class Leases:
     """The entries that this user holds, and those that any user does. Safe from every thread."""
@@ -23,11 +27,13 @@ class Leases:
         self._folder = folder
         self._lock = threading.Lock()
         self._held: Counter[str] = Counter()
+        self._lines: dict[str, int] = {}
+        self._blank: list[int] = []
         self.user = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._open = True
         # It gets its name once it is locked: before that, everybody would take it for a dead user's.
         unlocked = folder / f".{self.user}"
-        self._file = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+        self._file = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         fcntl.flock(self._file, fcntl.LOCK_EX)
         unlocked.rename(folder / self.user)
 
@@ -42,14 +48,18 @@ class Leases:
                 raise StorageError("the storage was closed while it was in use")
             self._held[entry] += 1
             if self._held[entry] == 1:
-                os.write(self._file, f"+{entry}\n".encode())
+                self._lines[entry] = self._blank.pop() if self._blank else len(self._lines)
+                self._write(self._lines[entry], entry)
 
     def release(self, entry: str) -> None:
         """Takes one `hold` back; an entry that is not held is no error."""
         with self._lock:
-            if self._open and self._held[entry] == 1:
-                os.write(self._file, f"-{entry}\n".encode())
-            self._held[entry] = max(0, self._held[entry] - 1)
+            if self._held[entry] > 1:
+                self._held[entry] -= 1
+            elif self._open and self._held.pop(entry, 0):
+                line = self._lines.pop(entry)
+                self._write(line, "")
+                self._blank.append(line)
 
     def everybodys(self) -> set[str]:
         """The entries that any living user holds."""
@@ -74,6 +84,9 @@ class Leases:
                 (self._folder / self.user).unlink(missing_ok=True)
                 os.close(self._file)
 
+    def _write(self, line: int, text: str) -> None:
+        os.pwrite(self._file, f"{text:{_ENTRY}}\n".encode(), line * (_ENTRY + 1))
+
     def _files(self) -> list[Path]:
         return [file for file in self._folder.iterdir() if not file.name.startswith(".")]
 
@@ -94,11 +107,6 @@ def _is_dead(file: Path) -> bool:
 
 
 def _entries_of(file: Path) -> set[str]:
-    held: set[str] = set()
     with contextlib.suppress(FileNotFoundError):
-        for line in file.read_text().splitlines():
-            if line.startswith("+"):
-                held.add(line[1:])
-            else:
-                held.discard(line[1:])
-    return held
+        return set(file.read_text().split())
+    return set()

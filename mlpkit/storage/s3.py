@@ -25,7 +25,7 @@ from mlpkit.settings import Settings
 from mlpkit.storage.paths import ObjectStat, endpoint_of
 from mlpkit.storage.retries import Patience, current_patience, patience_of
 from mlpkit.storage.s3_errors import translated
-from mlpkit.storage.workers import LARGE, Workers
+from mlpkit.storage.threads import LARGE, Threads
 
 PART = 16 << 20
 """Bytes of one part; objects up to this size are sent in one request."""
@@ -66,14 +66,14 @@ class S3Store:
         with translated(self.place, bucket, key, bucket_exists=self._bucket_exists):
             return _described(self._client.stat_object(bucket_name=bucket, object_name=key))
 
-    def download(self, stat: ObjectStat, target: Path, workers: Workers) -> None:
+    def download(self, stat: ObjectStat, target: Path, threads: Threads) -> None:
         with translated(self.place, stat.bucket, stat.key), target.open("wb") as file:
             os.truncate(file.fileno(), stat.size)
             if stat.size < LARGE:
                 self._fetch_range(stat, 0, stat.size, file.fileno())
             else:
                 ranges = [(start, min(start + PART, stat.size)) for start in range(0, stat.size, PART)]
-                workers.each(lambda part: self._fetch_range(stat, *part, file.fileno()), ranges)
+                threads.each(lambda part: self._fetch_range(stat, *part, file.fileno()), ranges)
 
     def upload(self, source: Path, bucket: str, key: str) -> None:
         least = -(-source.stat().st_size // _MOST_PARTS)

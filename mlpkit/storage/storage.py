@@ -21,7 +21,7 @@ from mlpkit.storage.cache import FileCache
 from mlpkit.storage.copies import Copies, objects_below
 from mlpkit.storage.paths import ObjectStat, checked_key, checked_path, checked_prefix, endpoint_of
 from mlpkit.storage.store import Store
-from mlpkit.storage.workers import Workers
+from mlpkit.storage.threads import Threads
 
 _TRANSFERS_AT_A_TIME = 8
 _LARGE_UPLOAD = 16 << 20
@@ -34,7 +34,7 @@ class _Parts:
 
     store: Store
     copies: Copies
-    workers: Workers
+    threads: Threads
     process: int
 
 
@@ -106,7 +106,7 @@ class Storage:
         if missing:
             raise FileNotFoundError(f"{Path(local, missing[0])} cannot be saved to {prefix}: it does not exist")
         chosen = {checked_key(start + name): files[name] for name in (files if only is None else only)}
-        self._parts().workers.transfer(
+        self._parts().threads.transfer(
             list(chosen.items()),
             size=lambda each: each[1].stat().st_size,
             move=lambda each: self._save(each[1], bucket, each[0]),
@@ -171,7 +171,7 @@ class Storage:
         with self._lock:
             parts, self._made = self._made, None
         if parts is not None and parts.process == os.getpid():
-            parts.workers.close()
+            parts.threads.close()
             parts.copies.close()
             parts.store.close()
 
@@ -182,10 +182,10 @@ class Storage:
         with self._lock:
             # Neither connections nor threads nor locks survive a fork.
             if self._made is None or self._made.process != os.getpid():
-                store, workers = _store_of(self._settings), Workers(_TRANSFERS_AT_A_TIME)
+                store, threads = _store_of(self._settings), Threads(_TRANSFERS_AT_A_TIME)
                 cache = FileCache(self._settings.cache_path, self._settings.cache_size)
-                copies = Copies(store, cache, workers, offline=self._settings.cache_offline)
-                self._made = _Parts(store, copies, workers, os.getpid())
+                copies = Copies(store, cache, threads, offline=self._settings.cache_offline)
+                self._made = _Parts(store, copies, threads, os.getpid())
             return self._made
 
     def _save(self, source: Path, bucket: str, key: str) -> None:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from mlpkit.errors import StorageError
 from mlpkit.storage.paths import ObjectStat
-from mlpkit.storage.workers import Workers
+from mlpkit.storage.threads import Threads
 
 
 class ObjectChanged(StorageError):
@@ -26,7 +26,7 @@ class Store(Protocol):
     def stat(self, bucket: str, key: str) -> ObjectStat:
         """What the store says of the object. Raises ObjectNotFound."""
 
-    def download(self, stat: ObjectStat, target: Path, workers: Workers) -> None:
+    def download(self, stat: ObjectStat, target: Path, threads: Threads) -> None:
         """Writes the whole object into a new file. Raises ObjectNotFound, or ObjectChanged when its etag is another."""
 
     def upload(self, source: Path, bucket: str, key: str) -> None:

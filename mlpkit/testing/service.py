@@ -18,14 +18,12 @@ from loguru import logger
 from mlpkit.app import App
 from mlpkit.client import Client
 from mlpkit.errors import ArgumentError, TrainFailed
-from mlpkit.log import LogOutput, LogRecord, request_uuid
+from mlpkit.log import LogOutput, record_of
 from mlpkit.script import import_string
 from mlpkit.settings import Settings
 from mlpkit.testing.transport import InProcessTransport
 
 if TYPE_CHECKING:
-    from loguru import Message
-
     from mlpkit.service import Service
     from mlpkit.storage import Storage
 
@@ -73,7 +71,7 @@ class TestService:
             self._log_file = home / "service.log"
             stream = exits.enter_context(self._log_file.open("a", encoding="utf-8"))
             log = LogOutput(stream, level="debug")
-            handler = logger.add(lambda message: log.write(_record(message)), format="{message}")
+            handler = logger.add(lambda message: log.write(record_of(message)), format="{message}")
             exits.callback(logger.remove, handler)
             portal = exits.enter_context(start_blocking_portal())
             service: Service = Service(self._app, self.settings, log, target=_target(self._app))
@@ -129,11 +127,3 @@ def _target(app: App) -> str:
     if module is None or not module.__file__ or PathFinder.find_spec(name.partition(".")[0]) is not None:
         return target
     return f"{module.__file__}:{attribute}"
-
-
-def _record(message: Message) -> LogRecord:
-    record = message.record
-    place = f"{record['name']}:{record['line']}"
-    return LogRecord(
-        record["time"].timestamp(), record["level"].name, str(message), request_uuid.get(), "server", place
-    )

@@ -23,17 +23,20 @@ _SHOWN_WARNINGS = 20
 class TrainData:
     """The training data of a job, fetched from the store when it is asked for; files are cached and read-only.
 
+    `location` is the file's key in the data bucket.
+
     Raises:
         ArgumentError: the request has no `data.location`.
     """
 
-    def __init__(self, job: Job, kind: str, storage: Storage, data_bucket: str) -> None:
+    def __init__(self, job: Job, kind: str, storage: Storage, data_bucket: str, name: str | None = None) -> None:
         location = location_of(job)
         if location is None:
             raise ArgumentError("[data] has no location: this algorithm trains on a file of the data bucket")
         self.location: str = location
         self.kind = kind
         self._job, self._storage, self._bucket = job, storage, data_bucket
+        self._name = name or location
 
     @cached_property
     def path(self) -> Path:
@@ -55,7 +58,7 @@ class TrainData:
         Raises:
             DataError: a broken row, with its line and column.
         """
-        return iter(read_rows(self.path, self.kind, name=self.location))
+        return iter(read_rows(self.path, self.kind, name=self._name))
 
     def dictionary(self) -> Path | None:
         """The file that `extend.dict_location` names, or None where the request names none."""
@@ -75,13 +78,13 @@ class TrainData:
         Raises:
             DataError: the file cannot be trained on; says where and why.
         """
-        report = check_rows(self.path, self.kind, name=self.location)
+        report = check_rows(self.path, self.kind, name=self._name)
         warnings = [finding for finding in report.findings if finding.severity == "warning"]
         for finding in warnings[:_SHOWN_WARNINGS]:
             place = "" if finding.line is None else f", line {finding.line}"
-            logger.warning("{}{}: {}", self.location, place, finding.message)
+            logger.warning("{}{}: {}", self._name, place, finding.message)
         if report.warnings > _SHOWN_WARNINGS:
-            logger.warning("{}: {:,} more warnings", self.location, report.warnings - _SHOWN_WARNINGS)
+            logger.warning("{}: {:,} more warnings", self._name, report.warnings - _SHOWN_WARNINGS)
         report.raise_if_fatal()
 
     def _beside(self, name: str) -> Path | None:

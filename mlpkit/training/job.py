@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+from uuid import uuid4
 
 import msgspec
 
@@ -13,6 +14,7 @@ from mlpkit.injection import Fields, service
 from mlpkit.training.progress import Snapshot
 
 State = Literal["init", "training", "completed", "error"]
+STATES: tuple[State, ...] = get_args(State)
 TRANSITIONS: Mapping[State, tuple[State, ...]] = {
     "init": ("training", "error"),
     "training": ("completed", "error", "init"),
@@ -74,6 +76,11 @@ class Job(msgspec.Struct, frozen=True):
             "extend": msgspec.Raw(self.extend.encode()),
             "uuid": self.uuid,
         }
+
+
+def new_model_id() -> str:
+    """An id for a model that nobody has named: `<uuid4 hex>_<YYYYmmddHHMMSS>`, as the original makes them."""
+    return f"{uuid4().hex}_{time.strftime('%Y%m%d%H%M%S')}"
 
 
 @service("train")

@@ -6,6 +6,7 @@ understood, so that code with tqdm in it needs no change.
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -18,11 +19,14 @@ from typing import TypeVar
 import msgspec
 
 from mlpkit.injection import service
+from mlpkit.log import printable
 
 T = TypeVar("T")
 
 _INTERVAL = 0.1
-_LONGEST_MESSAGE = 1000
+_LONGEST_TEXT = 1000
+_LARGEST = 2**63 - 1
+"""No larger number goes through the channel."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _BAR = re.compile(
     r"(?:(?P<stage>.*?):?\s*)?(?P<percent>\d{1,3})%\|.*?\|\s*(?P<done>[\d.]+[kKMGTP]?)/(?P<total>[\d.]+[kKMGTP]?)\S*"
@@ -82,9 +86,9 @@ class Progress:
         self._lock, self._changed, self._closed = threading.Lock(), threading.Event(), threading.Event()
         self._sender: threading.Thread | None = None
 
-    def track(self, items: Iterable[T], stage: str = "", total: int | None = None) -> Iterator[T]:
-        """The items, one by one, counted as a stage; `total` where their number cannot be seen."""
-        expected = total if total is not None else length_hint(items) or None
+    def track(self, items: Iterable[T], stage: str = "", total: float | None = None) -> Iterator[T]:
+        """The items, one by one, counted as a stage; `total` where their number cannot be seen (rounded up)."""
+        expected = length_hint(items) or None if total is None else _whole(total)
         with self.stage(stage) as current:
             current.tracked, current.done, current.total = True, 0, expected
             self._tell()
@@ -97,7 +101,7 @@ class Progress:
     @contextmanager
     def stage(self, name: str) -> Iterator[_Stage]:
         """Names what is done inside the block. Stages can be inside each other; the innermost is shown."""
-        current = _Stage(name or self._stages[-1].name)
+        current = _Stage(_text(name) or self._stages[-1].name)
         self._stages.append(current)
         self._tell()
         try:
@@ -116,8 +120,8 @@ class Progress:
             if fraction is not None:
                 self._stages[-1].fraction = max(0.0, min(1.0, float(fraction)))
             if message is not None:
-                self._message = str(message)[:_LONGEST_MESSAGE]
-            self._metrics.update({name: _plain(value) for name, value in metrics.items()})
+                self._message = _text(message)
+            self._metrics.update({_text(name): _plain(value) for name, value in metrics.items()})
         self._tell()
 
     @property
@@ -149,7 +153,7 @@ class Progress:
         if bar is None or current.tracked:
             return
         if len(self._stages) == 1 and bar.stage:
-            current.name = bar.stage
+            current.name = _text(bar.stage)
         current.done, current.total = bar.done, bar.total
         current.fraction, current.remaining = bar.fraction, bar.remaining
         self._tell()
@@ -181,6 +185,8 @@ class Progress:
 
 def read_bar(line: str) -> Snapshot | None:
     """What a line of tqdm says (`fit:  45%|####5     | 45/100 [00:01<00:01, 50.0it/s]`), or None where it is none."""
+    if len(line) > _LONGEST_TEXT:
+        return None
     text = _ESCAPES.sub("", line).strip()
     bar = _BAR.fullmatch(text)
     if bar is not None:
@@ -199,25 +205,41 @@ def read_bar(line: str) -> Snapshot | None:
 def _number(text: str) -> int:
     unit = text[-1] if text[-1].isalpha() else ""
     try:
-        return round(float(text.removesuffix(unit)) * _THOUSANDS[unit.replace("K", "k")])
-    except ValueError:
+        return min(_LARGEST, round(float(text.removesuffix(unit)) * _THOUSANDS[unit.replace("K", "k")]))
+    except (ValueError, OverflowError):
         return 0
 
 
 def _duration(text: str | None) -> float | None:
     if not text or "?" in text:
         return None
-    seconds = 0
+    seconds = 0.0
     for part in text.split(":"):
-        seconds = seconds * 60 + int(part or 0)
-    return float(seconds)
+        seconds = seconds * 60 + float(part or 0)
+    return seconds
+
+
+def _whole(number: float) -> int | None:
+    """The number rounded up; None for what is none, and for the endless total that some loaders tell."""
+    number = float(number)
+    return math.ceil(number) if abs(number) <= _LARGEST else None
+
+
+def _text(value: object) -> str:
+    """Text that a message and a log can carry, of any value."""
+    return printable(str(value)[:_LONGEST_TEXT])
 
 
 def _plain(value: object) -> object:
-    """The value as JSON has it."""
+    """The value as JSON and the channel have it."""
     for convert in ("tolist", "item"):
         method = getattr(value, convert, None)
         if callable(method):
             value = method()
             break
-    return msgspec.to_builtins(value, enc_hook=str, str_keys=True)
+    made = msgspec.to_builtins(value, enc_hook=str, str_keys=True)
+    try:
+        msgspec.msgpack.encode(made)
+    except (OverflowError, UnicodeEncodeError):
+        return _text(made)
+    return made

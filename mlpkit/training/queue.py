@@ -22,6 +22,7 @@ from loguru import logger
 from mlpkit.algorithm import Algorithm
 from mlpkit.errors import (
     AlgorithmNotFound,
+    ArgumentError,
     JobConflict,
     JobNotFound,
     JournalError,
@@ -218,10 +219,9 @@ class TrainingQueue:
             await self._closed.wait()
 
     async def _resume(self, job: Job) -> None:
-        most = self._options(job).max_attempts
-        if job.state == "training" and job.attempt >= most:
-            message = f"the service ended while it ran (attempt {job.attempt} of {most}, max_attempts=)"
-            job = job.moved("error", message=message, ended=time.time())
+        problem = self._why_not_again(job)
+        if problem:
+            job = job.moved("error", message=problem, ended=time.time())
             await self._write(job)
             self._tell_end(job)
             return
@@ -229,6 +229,18 @@ class TrainingQueue:
             job = job.moved("init", started=None, progress=None)
             await self._write(job)
         self._enter(job, on_disk=True)
+
+    def _why_not_again(self, job: Job) -> str:
+        """Why a job that an earlier service left cannot go on; an empty string where it can."""
+        options = self._options(job)
+        if job.state == "training" and job.attempt >= options.max_attempts:
+            return f"the service ended while it ran (attempt {job.attempt} of {options.max_attempts}, max_attempts=)"
+        try:
+            # It would wait for ever, and everybody behind it, where there are fewer devices now.
+            self._devices.check(options.gpus)
+        except ArgumentError as error:
+            return str(error)
+        return ""
 
     def _enter(self, job: Job, *, on_disk: bool = False) -> _Place:
         place = self._places[job.model_id] = _Place(job, on_disk)

@@ -5,7 +5,6 @@ The child process of a job does this (`trainer.py`), and so does the command lin
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import sys
 import time
@@ -22,11 +21,11 @@ from mlpkit import __version__
 from mlpkit.algorithm import Algorithm
 from mlpkit.app import App
 from mlpkit.errors import ArgumentError, MlpkitError, UserCodeError
-from mlpkit.injection import Plan, ProcessScope, async_user_code, user_code
+from mlpkit.injection import Plan, ProcessScope
 from mlpkit.log import printable
 from mlpkit.services import Log
 from mlpkit.settings import Settings
-from mlpkit.storage import Manifest, ModelDir, Storage, checked_path, open_storage, save_model
+from mlpkit.storage import Manifest, ModelDir, Storage, checked_path, open_storage, save_model, settings_for
 from mlpkit.training.data import TrainData, location_of, takes
 from mlpkit.training.job import Job, TrainJob, train_job
 from mlpkit.training.progress import Progress
@@ -46,10 +45,16 @@ class Outcome:
     trace: str = ""
 
 
-def run_train(app: App, job: Job, settings: Settings, folder: Path, progress: Progress) -> Outcome:
-    """Runs the job here and now; never raises. `folder` must be empty: the handler's `out` is made in it."""
+def run_train(
+    app: App, job: Job, settings: Settings, folder: Path, progress: Progress, data_name: str | None = None
+) -> Outcome:
+    """Runs the job here and now; never raises.
+
+    `folder` must be empty: the handler's `out` is made in it. `data_name` is what messages call the data file, where
+    that is not its location.
+    """
     try:
-        _train(app, job, settings, folder, progress)
+        _train(app, job, settings, folder, progress, data_name)
     except UserCodeError as error:
         return Outcome("error", _sentence(error.kind, str(error)), error.trace)
     except MlpkitError as error:
@@ -60,7 +65,7 @@ def run_train(app: App, job: Job, settings: Settings, folder: Path, progress: Pr
 
 
 def check_job(algorithm: Algorithm, job: Job, settings: Settings) -> None:
-    """Refuses a job that could only fail: a field that does not fit its type, no data, no place for the model.
+    """Refuses a job that could only fail: a field that does not fit, no data, no place for the model, no store.
 
     Raises:
         ArgumentError: names the field and the place in it.
@@ -73,6 +78,7 @@ def check_job(algorithm: Algorithm, job: Job, settings: Settings) -> None:
         raise ArgumentError(f"[data] has no location: algorithm {algorithm.name!r} trains on a file of the data bucket")
     if takes(plan, ModelDir):
         checked_path(destination(job, settings))
+    settings_for(settings, job.extend)
 
 
 def destination(job: Job, settings: Settings) -> str:
@@ -83,17 +89,25 @@ def destination(job: Job, settings: Settings) -> str:
 class Workshop:
     """What one run hands to the handler: the services of the `train` hook, each made when it is first asked for."""
 
-    def __init__(self, algorithm: Algorithm, job: Job, settings: Settings, folder: Path, progress: Progress) -> None:
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        job: Job,
+        settings: Settings,
+        folder: Path,
+        progress: Progress,
+        data_name: str | None = None,
+    ) -> None:
         self._algorithm, self._job, self._settings, self._progress = algorithm, job, settings, progress
         self._folder = folder
         self._made: dict[type, Any] = {}
         self._makers: dict[type, Callable[[], object]] = {
-            Storage: lambda: open_storage(settings),
+            Storage: lambda: open_storage(settings_for(settings, job.extend)),
             ModelDir: lambda: ModelDir(folder, job.model_id),
             Log: lambda: Log(job.log_uuid),
             Progress: lambda: progress,
             TrainJob: lambda: train_job(job),
-            TrainData: lambda: TrainData(job, algorithm.kind, self.service(Storage), settings.data_bucket),
+            TrainData: lambda: TrainData(job, algorithm.kind, self.service(Storage), settings.data_bucket, data_name),
         }
 
     def service(self, wanted: type) -> Any:
@@ -121,7 +135,7 @@ class Workshop:
             kind=self._algorithm.kind,
             model_id=job.model_id,
             parameters=parameters if isinstance(parameters, dict) else {},
-            data_etag=data.etag if data is not None else "",
+            data_etag=data.etag if data is not None else None,
             created=time.time(),
             versions=versions,
             metrics=self._progress.metrics,
@@ -134,19 +148,19 @@ class Workshop:
             self._made[Storage].close()
 
 
-def _train(app: App, job: Job, settings: Settings, folder: Path, progress: Progress) -> None:
+def _train(app: App, job: Job, settings: Settings, folder: Path, progress: Progress, data_name: str | None) -> None:
     algorithm = app.build().get(job.algorithm)
     plan = algorithm.plan("train") if algorithm is not None else None
     if algorithm is None or plan is None:
         raise MlpkitError(f"algorithm {job.algorithm!r} has no train function")
-    workshop = Workshop(algorithm, job, settings, folder, progress)
+    workshop = Workshop(algorithm, job, settings, folder, progress, data_name)
     try:
         if takes(plan, TrainData) and algorithm.kind != "text_custom" and location_of(job) is not None:
             with progress.stage("check data"):
                 workshop.service(TrainData).check()
         scope = ProcessScope(workshop.service, app.overrides())
         try:
-            result = _call(plan, job, workshop, scope)
+            result = plan(job.fields(), workshop.service, scope)
         finally:
             scope.close()
         if result is False:
@@ -155,14 +169,6 @@ def _train(app: App, job: Job, settings: Settings, folder: Path, progress: Progr
             workshop.store_model(versions_of(plan.function))
     finally:
         workshop.close()
-
-
-def _call(plan: Plan, job: Job, workshop: Workshop, scope: ProcessScope) -> object:
-    fields = job.fields()
-    with plan.complete(plan.decode(fields), fields, workshop.service, scope) as call:
-        if plan.is_async:
-            return asyncio.run(async_user_code(plan.function, **call.arguments))
-        return user_code(plan.function, **call.arguments)
 
 
 def _decode_all(plan: Plan, job: Job) -> None:
@@ -175,7 +181,7 @@ def versions_of(function: Callable[..., Any]) -> dict[str, str]:
     """The versions of Python, mlpkit and the packages that the function's module uses, by their names on the index."""
     versions = {"python": ".".join(map(str, sys.version_info[:3])), "mlpkit": __version__}
     loaded = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
-    used = {_package_of(value) for value in vars(inspect.getmodule(function) or object()).values()}
+    used = {_package_of(value) for value in getattr(inspect.getmodule(function), "__dict__", {}).values()}
     for package, distributions in metadata.packages_distributions().items():
         for name in distributions:
             if package in loaded and (package in used or name.lower() in _WELL_KNOWN):

@@ -310,13 +310,15 @@ def main() -> None:
     progress = report.progress = Progress(report.moved)
     configure_child(report.line, process="train", level=settings.log_level)
     capture_streams(on_redrawn=progress.redrawn)
+    # The handler may put others in their place, which need not even have a `close`.
+    ours = (sys.stdout, sys.stderr, progress)
     os.register_at_fork(after_in_child=_use_pipe)
     sys.argv = [start.import_string]
     sys.path[:] = start.sys_path
     with uuid_bound(start.job.log_uuid):
         outcome = _run(start, settings, report, progress)
-    for stream in (sys.stdout, sys.stderr, progress):
-        stream.close()
+    for each in ours:
+        each.close()
     report.ended(outcome)
 
 

@@ -64,7 +64,7 @@ def failure(error: BaseException, settings: Settings) -> Answer:
     headers = [(b"x-mlpkit-error", type(error).__name__.encode())] if known else []
     if isinstance(error, Overloaded) and true_code:
         headers.append((b"retry-after", b"%d" % error.retry_after))
-    if isinstance(error, _ALWAYS_TRUE_CODE):
+    if isinstance(error, (BodyTooLarge, MalformedBody)):
         # The rest of its body may still be on the way, and would be read to its end for nothing.
         headers.append((b"connection", b"close"))
     if isinstance(error, Unauthorized):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive
 
 _BODY_TIMEOUT = 60.0
-_STOP_READING_AT = 4
+_MOST_DROPPED = 16 << 20
 
 
 class ClientGone(Exception):
@@ -85,7 +85,7 @@ async def _read_on(message: Message, receive: Receive, limit: int) -> bytes:
                 # What is too much is read and dropped for a while: a client that still sends would not see an answer.
                 if size <= limit:
                     chunks.append(chunk)
-                if not message.get("more_body", False) or size > limit * _STOP_READING_AT:
+                if not message.get("more_body", False) or size > limit + _MOST_DROPPED:
                     break
                 message = await receive()
     except TimeoutError:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from anyio import CapacityLimiter, to_thread
 
-from mlpkit.errors import ArgumentError, JobNotFound
+from mlpkit.errors import ArgumentError, JobNotFound, did_you_mean
+from mlpkit.training import STATES
 from mlpkit.web.answers import Answer, success
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class JobRoutes:
         """The newest jobs, at most `limit` (1000), of one `algorithm` or in one `state` where the query says so."""
         jobs = self._training.jobs(
             _number(request, "limit", _MOST_JOBS),
-            state=request.query.get("state"),
+            state=_state(request),
             algorithm=request.query.get("algorithm"),
         )
         return success({"jobs": [self._line(job) for job in jobs]})
@@ -103,6 +104,13 @@ def _compared(listed: list[dict[str, Any]], wishes: list[Wish]) -> list[dict[str
             "next_try": wish.next_try,
         }
     return list(models.values())
+
+
+def _state(request: Request) -> str | None:
+    state = request.query.get("state")
+    if state is not None and state not in STATES:
+        raise ArgumentError(f"[state] must be one of {', '.join(STATES)}{did_you_mean(state, STATES)}")
+    return state
 
 
 def _number(request: Request, name: str, default: int | None) -> int | None:

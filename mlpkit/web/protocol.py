@@ -144,6 +144,7 @@ async def read_values(scope: Scope, receive: Receive, content_type: str, limit: 
     """All fields of a request: the JSON body's win over the query's, these over those of a form.
 
     Raises:
+        ArgumentError: the body is a JSON object, but its type does not say so, and there are no other fields.
         MalformedBody: the body is no JSON object, or no form, although its type says so.
         BodyTooLarge: it has more than `limit` bytes.
     """
@@ -155,6 +156,9 @@ async def read_values(scope: Scope, receive: Receive, content_type: str, limit: 
     values.update(query_values(scope["query_string"]))
     if is_json(content_type):
         values.update(json_values(body))
+    elif not scope["query_string"] and body[:64].lstrip().startswith(b"{"):
+        sent = f"is sent as {media_type}" if media_type else "is sent without a type"
+        raise ArgumentError(f"the body looks like JSON but {sent}: add the header Content-Type: application/json")
     return values
 
 

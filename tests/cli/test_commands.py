@@ -12,6 +12,27 @@ import pytest
 from tests.cli.conftest import Run, environment_of
 
 GOOD = "a good day\tgood\t1\nbad weather\tbad\t1\n"
+TALKATIVE = """
+import subprocess
+from mlpkit import App, ModelDir, TrainData
+
+print("imported")
+app = App("talkative", kind="text_classification")
+
+@app.train
+def train(data: TrainData, out: ModelDir):
+    print("training")
+    subprocess.run(["echo", "from a child"])
+
+@app.load
+def load():
+    print("loading")
+
+@app.predict
+def predict(model):
+    print("predicting")
+    return []
+"""
 
 
 def test_the_command_line_loads_nothing_heavy_before_the_command_is_known() -> None:
@@ -41,7 +62,9 @@ def test_version_names_python_and_the_packages(mlpkit: Run) -> None:
     [
         ("from mlpkit import App\napp = App('a')\n@app.train\ndef train(dta): pass\n", "did you mean 'data'"),
         ("from mlpkit import App\napp = App('a')\n", "has no algorithm"),
-        ("import nosuchmodule\n", "nosuchmodule"),
+        ("import nosuchmodule\n", "No module named 'nosuchmodule'; is it installed for"),
+        ("from mlpkit import Ap\n", "did you mean 'App'"),
+        ("from mlpkit import App\napp = Ap('a')\n", "'Ap' is not defined, did you mean 'App'"),
         ("x = 1\n", "has no app"),
     ],
 )
@@ -81,6 +104,21 @@ def test_train_and_predict_run_in_the_foreground(mlpkit: Run, folder: Path) -> N
     assert not any((folder / "home" / "storage" / "ml-platform-model").rglob("*.json"))
 
 
+def test_only_the_result_goes_to_stdout_whatever_the_script_prints(mlpkit: Run, folder: Path) -> None:
+    script = folder / "talkative.py"
+    script.write_text(TALKATIVE, encoding="utf-8")
+    (folder / "rows.tsv").write_text(GOOD, encoding="utf-8")
+    trained = mlpkit("train", "talkative.py", "--data", "rows.tsv", "--model-id", "m-2")
+    place = trained.stdout.rstrip("\n")
+    assert Path(place).is_dir(), trained.stdout
+    assert {"imported", "training", "from a child"} <= set(trained.stderr.splitlines())
+    assert "rows.tsv, line 1: the label 'good' has 1 example" in trained.stderr
+    predicted = mlpkit("predict", "talkative.py", "--model", place, "--features", "{}")
+    assert predicted.stdout == "[]\n"
+    missing = mlpkit("train", "talkative.py")
+    assert (missing.returncode, "give it with --data FILE" in missing.stderr) == (2, True)
+
+
 def test_a_failed_training_shows_the_traceback_and_exits_with_1(mlpkit: Run) -> None:
     failed = mlpkit("train", "mood.py", "-a", "mood", "--parameters", '{"fail": "no such column"}')
     assert failed.returncode == 1
@@ -110,7 +148,7 @@ def test_a_breakpoint_in_train_gets_the_terminal(mlpkit: Run, folder: Path) -> N
     script.write_text(text, encoding="utf-8")
     ended = mlpkit("train", "mood.py", "-a", "mood", input="p parameters\nc\n")
     assert ended.returncode == 0, ended.stderr
-    assert "Course(fail='', seconds=0.0, steps=0)" in ended.stdout
+    assert "Course(fail='', seconds=0.0, steps=0)" in ended.stderr
 
 
 def test_data_check_shows_every_broken_row(mlpkit: Run, folder: Path) -> None:

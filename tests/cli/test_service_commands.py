@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mlpkit.cli.reload import is_source
 from mlpkit.client import Client
 from tests.cli.conftest import Run, environment_of
 from tests.servers import free_port, wait_until
@@ -71,6 +72,23 @@ def test_jobs_and_models_show_what_the_service_does(folder: Path, mlpkit: Run) -
 def test_no_service_is_said_plainly(mlpkit: Run) -> None:
     ended = mlpkit("jobs", "--url", f"http://127.0.0.1:{free_port()}")
     assert (ended.returncode, "no service answers" in ended.stderr, "Traceback" in ended.stderr) == (1, True, False)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/mood.py", True),
+        ("/parts/words.yaml", True),
+        ("/.env", True),
+        ("/data/train.tsv", False),
+        ("/.mlpkit/models.json", False),
+        ("/.venv/lib/other.py", False),
+        ("/__pycache__/mood.py", False),
+        ("/.#mood.py", False),
+    ],
+)
+def test_reload_looks_at_code_and_settings_only(path: str, expected: bool) -> None:
+    assert is_source(path) is expected
 
 
 def test_reload_starts_again_when_the_script_changes(folder: Path) -> None:

@@ -71,7 +71,8 @@ def test_service_under_load_stops_without_dropping_anything(
     client = service.client
     client.load("faulty", "m")
     quick, long = running_job(client, folder), running_job(client, folder)
-    (folder / "load slow").write_text(" 1.5")
+    for name in ("load slow", "delete nobody"):
+        (folder / name).write_text(" 1.5")
     load = Load(service.port)
     crowd = [threading.Thread(target=load.ask) for _ in range(CALLERS)]
     for each in crowd:
@@ -89,7 +90,7 @@ def test_service_under_load_stops_without_dropping_anything(
         each.join(30)
     accepted.result(10)
     deleted.result(10)
-    assert notes(folder / "deletes") == ["nobody"]
+    assert notes(folder / "deletes") == ["nobody begins", "nobody ends"]
     wait_until(lambda: quick.status().status == "completed", "the quick job ends in the grace", 5)
     assert long.status().status == "training"
     assert service.process.wait(20) == 0
@@ -129,7 +130,20 @@ def test_second_signal_ends_the_service_at_once(
     assert again.state in ("init", "training")
 
 
-def test_prediction_that_outlives_the_grace_is_told_so(
+def test_request_that_is_neither_prediction_nor_training_gets_the_grace_too(
+    start: Start, folder: Path, callers: ThreadPoolExecutor
+) -> None:
+    service = start({"MLPKIT_SHUTDOWN_GRACE": "10"})
+    (folder / "delete m").write_text("2.0")
+    deleted = callers.submit(service.client.delete, "faulty", "m")
+    wait_until(lambda: bool(notes(folder / "deletes")), "it is deleted")
+    service.process.send_signal(signal.SIGTERM)
+    deleted.result(10)
+    assert notes(folder / "deletes") == ["m begins", "m ends"]
+    assert service.process.wait(5 * SLACK) == 0
+
+
+def test_prediction_past_the_grace_is_told_so_and_questions_are_answered_meanwhile(
     start: Start, callers: ThreadPoolExecutor
 ) -> None:
     service = start({"MLPKIT_SHUTDOWN_GRACE": "1"})
@@ -137,8 +151,12 @@ def test_prediction_that_outlives_the_grace_is_told_so(
     service.client.predict("m", order(seconds=0.1))
     asked = [callers.submit(service.client.predict, "m", order(seconds=30)) for _ in range(4)]
     wait_until(lambda: sum(each.waiting for each in service.client.models()) == 2, "some wait")
-    code, _ = service.terminate()
-    assert code == 0
+    service.process.send_signal(signal.SIGTERM)
+    until_draining(service)
+    time.sleep(0.3)
+    assert service.client.jobs() == []
+    assert service.client.status("faulty", "nobody").status == "unknown"
+    assert service.process.wait(10 * SLACK) == 0
     told = [str(each.exception(5)) for each in asked]
     assert sum("was stopped while it held the request" in each for each in told) == 2
     assert sum("the service is stopping" in each for each in told) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -95,9 +96,7 @@ def test_worker_that_dies_in_a_predict_fails_what_it_held_and_nothing_else(
     report(f"the bystander got {bystander.answers} answers, the slowest after {bystander.longest * 1e3:.0f} ms")
 
 
-def test_worker_that_is_killed_when_idle_is_back_and_keeps_whoever_asks_meanwhile(
-    start: Start, report: Report
-) -> None:
+def test_worker_that_is_killed_when_idle_is_back_and_keeps_whoever_asks_meanwhile(start: Start, report: Report) -> None:
     service = start()
     service.client.load("faulty", "m")
     service.client.load("faulty", "n")
@@ -152,11 +151,13 @@ def test_worker_that_dies_at_every_start_is_given_up_with_a_reason_and_without_a
     (folder / "start").touch()
     os.kill(pid_of(client, "m"), signal.SIGKILL)
     wait_until(lambda: "exited with code 7, 4 times in a row" in str(client.ready().reasons), "it is given up", 20)
-    with pytest.raises(LoadFailed, match="worker 0 .*exited with code 7"):
+    with pytest.raises(LoadFailed, match=r"worker 0 .*exited with code 7"):
         client.load("faulty", "new", timeout=5)
-    before = len(notes(folder / "starts"))
-    time.sleep(2)
-    assert len(notes(folder / "starts")) - before <= 3
+    wait_until(lambda: len(notes(folder / "starts")) == 6, "it was started again and again", 20)
+    starts = [float(each) for each in notes(folder / "starts")]
+    pauses = [later - sooner for sooner, later in itertools.pairwise(starts)]
+    # 0.1 s after the second death in a row, 0.8 s after the fifth, beside what a start takes.
+    assert pauses[4] - pauses[1] > 0.4, pauses
     assert client.live()
 
     (folder / "start").unlink()

@@ -63,7 +63,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, kind: str, rows: list[Any]
     assert os.listdir(tmp_path) == ["data.tsv"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.tuples(st.just("text_classification"), st.builds(ClassificationRow, TEXT, TEXT, st.booleans()))
     | st.tuples(st.just("text_sequence_labeling"), st.builds(lambda text: SequenceRow(text, []), TEXT))

@@ -72,6 +72,22 @@ async def test_a_change_is_followed_and_no_change_is_not(open_replica: OpenRepli
         await until(lambda: loaded(replica) == {"b"})
 
 
+async def test_a_change_of_one_algorithm_leaves_the_models_of_another_alone(
+    open_replica: OpenReplica, small_platform: Platform
+) -> None:
+    small_platform.put_model("b", "other")
+    for algorithm in ("it", "other"):
+        small_platform.note_change("2021-01-01 00:00:00", algorithm)
+    async with open_replica(small_platform) as replica:
+        await until_ready(replica)
+        await until_settled(replica)
+        small_platform.put_model("a")
+        small_platform.note_change("2021-01-01 00:00:01")
+        await until(lambda: "a" in loaded(replica))
+        await passes(replica, 2)
+        assert loaded(replica) == {"a", "b"}
+
+
 async def test_a_second_change_within_one_second_is_followed(open_replica: OpenReplica, platform: Platform) -> None:
     platform.put_model("a")
     platform.note_change("2021-01-01 00:00:00")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlpkit.errors import JobConflict
+from mlpkit.errors import JobConflict, ServiceStopping
 from mlpkit.service import Service
 from mlpkit.training import Job
 from tests.platform.conftest import OpenPlatform, OpenReplica, Platform, until, until_ready
@@ -101,12 +101,14 @@ async def test_a_job_that_is_not_accepted_is_not_reported(open_replica: OpenRepl
         await until(lambda: small_platform.status_of("m") == "inactive")
 
         await replica.drain()
-        with pytest.raises(Exception, match="shutting down"):
-            await submit(replica, "late")
+        for model_id in ("m", "late"):
+            small_platform.put_model(model_id, status="training", loaded=0)
+            with pytest.raises(ServiceStopping):
+                await submit(replica, model_id)
     async with open_replica(small_platform) as replica:
-        small_platform.put_model("late", status="training", loaded=0)
         await until_ready(replica)
-        assert small_platform.status_of("late") == "training"
+        await until(lambda: not waiting(replica))
+        assert (small_platform.status_of("m"), small_platform.status_of("late")) == ("training", "training")
 
 
 async def test_who_leads_makes_the_row_so_that_others_can_tell(

@@ -27,19 +27,22 @@ def mariadb() -> Iterator[DatabaseServer]:
     if server is None or installer is None:
         raise Unavailable("MariaDB is not installed (apt-get install mariadb-server)")
     folder = Path(tempfile.mkdtemp(prefix="mlpkit-mariadb-"))
-    port, user = free_port(), getpass.getuser()
+    # Two servers that are installed at the same time would meet in the common folder for temporary files.
+    (folder / "tmp").mkdir()
+    places = (f"--user={getpass.getuser()}", f"--datadir={folder}/data", f"--tmpdir={folder}/tmp")
+    port = free_port()
     (folder / "init.sql").write_text(
         f"CREATE USER '{USER}'@'127.0.0.1' IDENTIFIED BY '{PASSWORD}';\nGRANT ALL ON *.* TO '{USER}'@'127.0.0.1';\n"
     )
     command = [
-        *(server, "--no-defaults", f"--datadir={folder}/data", "--bind-address=127.0.0.1", f"--port={port}"),
-        *(f"--socket={folder}/socket", f"--pid-file={folder}/pid", f"--user={user}", "--skip-name-resolve"),
+        *(server, "--no-defaults", *places, "--bind-address=127.0.0.1", f"--port={port}"),
+        *(f"--socket={folder}/socket", f"--pid-file={folder}/pid", "--skip-name-resolve"),
         *("--character-set-server=utf8mb4", "--innodb-buffer-pool-size=32M", "--performance-schema=OFF"),
-        *("--innodb-flush-log-at-trx-commit=0", f"--general-log-file={folder}/queries.log"),
+        "--innodb-flush-log-at-trx-commit=0",
     ]
     running = DatabaseServer("mysql", "mysql+pymysql", port, command, folder)
     try:
-        run([installer, "--no-defaults", f"--user={user}", f"--datadir={folder}/data", "--skip-test-db"])
+        run([installer, "--no-defaults", *places, "--skip-test-db"])
         running.command = [*command, f"--init-file={folder}/init.sql"]
         running.start()
         running.command = command

@@ -12,20 +12,20 @@ _REQUEST = re.compile(rb"^(GET|HEAD|PUT|POST|DELETE) (\S+) HTTP/1\.1\r\n")
 
 
 class Relay:
-    """Listens on a port of 127.0.0.1 (a free one unless it is given) and passes everything on to `target` (host:port).
+    """Listens on a port of `host` (a free one unless it is given) and passes everything on to `target` (host:port).
 
     `requests` holds `METHOD path?query` of every request. Use it as a context manager.
     """
 
-    def __init__(self, target: str, port: int = 0) -> None:
-        host, _, target_port = target.rpartition(":")
-        self._target = (host, int(target_port))
-        self._listener = socket.create_server(("127.0.0.1", port))
+    def __init__(self, target: str, port: int = 0, host: str = "127.0.0.1") -> None:
+        target_host, _, target_port = target.rpartition(":")
+        self._target = (target_host, int(target_port))
+        self._listener = socket.create_server((host, port))
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._held, self._flowing = b"", threading.Event()
         self._flowing.set()
-        self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.endpoint = f"{host}:{self._listener.getsockname()[1]}"
         self.requests: list[str] = []
         self._cuts, self._after, self._methods = 0, 0, ("GET",)
 

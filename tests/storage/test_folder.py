@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,20 @@ def test_the_folder_store_shows_nothing_of_a_save_that_fails(
 
     assert [each.key for each in storage.list(folder_settings.data_bucket)] == ["a"]
     assert list((folder_settings.home / "storage" / ".writing").iterdir()) == []
+
+
+def test_what_a_killed_save_has_left_goes_after_a_day(
+    folder_settings: Settings, opened: OpenStorage, local: Path
+) -> None:
+    half_written = folder_settings.home / "storage" / ".writing"
+    half_written.mkdir(parents=True)
+    for name, hours in (("abandoned", 25), ("slow", 23)):
+        (half_written / name).touch()
+        os.utime(half_written / name, (time.time() - hours * 3600,) * 2)
+
+    opened(folder_settings).save(local, f"{folder_settings.data_bucket}/k")
+
+    assert [each.name for each in half_written.iterdir()] == ["slow"]
 
 
 def test_a_folder_that_cannot_be_written_fails_the_check(

@@ -19,6 +19,10 @@ later = app.algorithm("later")
 short = app.algorithm("short")
 small = app.algorithm("small")
 
+class Tee:
+    def __init__(self, stream):
+        self.write, self.flush = stream.write, stream.flush
+
 @app.train
 def train(parameters: dict):
     mode = parameters["mode"]
@@ -40,6 +44,9 @@ def train(parameters: dict):
         ctypes.string_at(0)
     if mode == "unicode":
         raise ValueError("训练失败 \\udcff")
+    if mode == "own streams":
+        sys.stdout, sys.stderr = Tee(sys.stdout), None
+        print("written by the tee")
     if mode == "hang at exit":
         threading.Thread(target=time.sleep, args=(60,)).start()
     return parameters.get("value")
@@ -104,6 +111,14 @@ async def test_every_value_but_false_is_completed(open_queue: OpenQueue) -> None
         for number, value in enumerate([None, 0, True, "my-own-id"]):
             ended = await train(queue, job(f"m-{number}", mode="return", value=value))
             assert (ended.state, ended.message) == ("completed", "")
+
+
+async def test_handler_may_put_streams_of_its_own_in_place(open_queue: OpenQueue) -> None:
+    async with open_queue(SCRIPT) as queue:
+        ended = await train(queue, job("m", mode="own streams"))
+
+        assert (ended.state, ended.message) == ("completed", "")
+        assert "written by the tee" in queue.log_path("m").read_text()
 
 
 @pytest.mark.parametrize(

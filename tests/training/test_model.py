@@ -195,7 +195,7 @@ def test_job_that_could_only_fail_is_refused_at_submission(write_script: WriteSc
 
     check_job(algorithms["it"], job("m", data=data, c=2), settings)
     check_job(algorithms["maybe"], job("m", "maybe"), settings)
-    with pytest.raises(ArgumentError, match=r"\[parameters\] .*`float`"):
+    with pytest.raises(ArgumentError, match=r"\[parameter\] .*`float`"):
         check_job(algorithms["it"], job("m", data=data, c="much"), settings)
     with pytest.raises(ArgumentError, match=r"\[extend\]"):
         check_job(algorithms["it"], job("m", data=data, extend=[1]), settings)

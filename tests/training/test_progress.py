@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import msgspec
 import pytest
 from tqdm import tqdm
 
@@ -89,6 +90,32 @@ def test_metrics_become_what_json_has() -> None:
     assert metrics["per_label"] == [1, 2]
     assert metrics["by"] == {"1": ["x"]}
     assert isinstance(metrics["other"], str)
+    progress.close()
+
+
+def test_whatever_a_handler_tells_can_be_sent() -> None:
+    sent: list[bytes] = []
+    progress = Progress(lambda snapshot: sent.append(msgspec.msgpack.encode(snapshot)))
+    for total in (2.5, float("inf"), float("nan"), 2**70):
+        assert list(progress.track([1, 2], 7, total=total)) == [1, 2]  # type: ignore[arg-type]
+    with progress.stage("\udcff"):
+        progress.update(0.5, "\ud800", large=2**70, half="\ud800", deep=[{"x": -(2**70)}])
+    progress.redrawn("\udcff: 50%|#    | " + "9" * 400 + "/" + "9" * 30 + f" [00:01<{'9' * 400}:01, 1it/s]")
+    progress.close()
+
+    told = [msgspec.msgpack.decode(each, type=Snapshot) for each in sent]
+
+    assert told
+    assert told[-1].metrics == {"large": str(2**70), "half": "\\ud800", "deep": str([{"x": -(2**70)}])}
+
+
+def test_total_that_is_no_whole_number_is_rounded_up() -> None:
+    progress = Progress(lambda snapshot: None)
+    items = progress.track([1, 2, 3], "fit", total=5 / 2)
+    next(items)
+
+    assert progress.snapshot().total == 3
+    assert len(list(items)) == 2
     progress.close()
 
 

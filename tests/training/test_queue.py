@@ -239,6 +239,26 @@ async def test_more_devices_than_there_are_is_refused_at_submission(open_queue: 
             await queue.submit(job("m", "two-gpus"))
 
 
+async def test_job_that_waits_for_devices_that_are_gone_is_an_error_and_holds_up_nobody(
+    open_queue: OpenQueue, tmp_path: Path
+) -> None:
+    async with open_queue(SCRIPT, gpus=("0", "1")) as queue:
+        await queue.submit(job("before", "two-gpus", folder=str(tmp_path)))
+        await exists(tmp_path / "before.env")
+        await queue.submit(job("m", "two-gpus", folder=str(tmp_path)))
+
+    (tmp_path / "go").touch()
+    async with open_queue(SCRIPT, gpus=("0",)) as queue:
+        ended = queue.job("m")
+        assert ended is not None
+        assert (ended.state, ended.message.partition(":")[0]) == (
+            "error",
+            "the algorithm asks for 2 GPUs, this service has 1",
+        )
+        await queue.submit(job("after", "one-gpu", folder=str(tmp_path)))
+        assert (await end_of(queue, "after")).state == "completed"
+
+
 async def test_cpus_set_the_threads_of_numerical_libraries(open_queue: OpenQueue, tmp_path: Path) -> None:
     (tmp_path / "go").touch()
     async with open_queue(SCRIPT) as queue:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from mlpkit.app import KINDS, App, LoadOptions, PredictOptions, TrainOptions
+from mlpkit.algorithm import KINDS
+from mlpkit.app import App
 from mlpkit.errors import DeclarationError
+from mlpkit.options import LoadOptions, PredictOptions, TrainOptions
 
 
 def train(data: dict[str, Any]) -> str:

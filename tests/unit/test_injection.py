@@ -93,7 +93,7 @@ def test_a_field_is_decoded_into_the_annotated_class(kind: type[Any]) -> None:
     plan = compile_plan(train, "train")
 
     assert call(plan, parameters={"c": 0.5, "unknown": 1}) == kind(c=0.5, ngram=3)
-    with pytest.raises(ArgumentError, match=r"^\[parameters\] does not fit: .*\bc\b"):
+    with pytest.raises(ArgumentError, match=r"^\[parameter\] does not fit: .*\bc\b"):
         call(plan, parameters={"c": "much"})
 
 

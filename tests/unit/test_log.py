@@ -236,6 +236,7 @@ with uuid_bound("u1"):
     sys.stderr.write("bar 10%\\rbar 20%\\r\\n")
     subprocess.run(["echo", "below python"], stdout=sys.stdout, check=True)
 logging.getLogger("theirs").error("%d items", "many: wrong arguments are no reason to lose a line")
+logging.getLogger("theirs").error("%(loss)d lost", {"found": "so are missing ones"})
 def bad_sink(record):
     print("inside the sink")
     records.append(record)
@@ -258,6 +259,7 @@ def test_what_a_child_prints_becomes_lines_of_the_log() -> None:
         "u1 worker 1 stdout:0 printed",
         "u1 worker 1 stderr:0 bar 20%",
         "- worker 1 theirs:13 %d items ('many: wrong arguments are no reason to lose a line',)",
+        "- worker 1 theirs:14 %(loss)d lost {'found': 'so are missing ones'}",
         "- worker 1 stdout:0 outside",
         "['bar 10%']",
     ], done.stderr

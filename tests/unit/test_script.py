@@ -189,7 +189,9 @@ def test_a_mistake_is_told_with_its_place_and_what_is_right(mistake: str, tmp_pa
 
     for part in expected:
         assert part in message
-    assert re.search(rf"\bscript\.py, line {line}\b", message)
+    # Before 3.11, Python told for a decorator's call the line of what it decorates, which is the next one here.
+    lines = f"({line}|{line + 1})" if sys.version_info < (3, 11) else str(line)
+    assert re.search(rf"\bscript\.py, line {lines}\b", message)
 
 
 def test_the_message_names_the_function(tmp_path: Path) -> None:

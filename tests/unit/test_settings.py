@@ -96,9 +96,11 @@ def test_every_value_that_cannot_be_used_is_told_with_what_is_allowed() -> None:
         MLPKIT_MAX_BODY="much",
         ML_PLATFORM_CLIENT_API_PREFIX="nlp",
         MLPKIT_DEBUG="perhaps",
+        MLPKIT_LOAD_TIMEOUT="0",
     )
 
-    assert len(message.splitlines()) == 5
+    assert len(message.splitlines()) == 6
+    assert "MLPKIT_LOAD_TIMEOUT is '0': it must be a time above 0" in message
     assert "MLP_TRAIN_TASK_NUM is '0': it must be a whole number of at least 1" in message
     assert "MLPKIT_LOG_LEVEL is 'loud': it must be one of trace, debug, info, warning, error" in message
     assert "ML_PLATFORM_CLIENT_API_PREFIX is 'nlp': it must be a path that starts with a slash" in message
@@ -184,3 +186,8 @@ def test_every_setting_says_what_it_is_for() -> None:
         assert each.metadata["env"].isupper(), each.name
     names = [each.metadata["env"] for each in described()]
     assert len(names) == len(set(names))
+
+
+def test_stores_of_callers_need_a_list_of_those_who_are_allowed() -> None:
+    assert "MLPKIT_REMOTE_ALLOW" in mistakes_of(MLPKIT_REMOTE_STORAGE="on", MINIO_HOST="a", MINIO_ACCESS_KEY="b")
+    assert "networks such as" in mistakes_of(MLPKIT_REMOTE_ALLOW="10.0.0.1/8")

@@ -49,6 +49,16 @@ def test_another_origin_gets_no_permission(strict: Service, plain: Service) -> N
     assert "access-control-allow-origin" not in preflight(plain, "/predict", ORIGIN).headers
 
 
+@pytest.mark.parametrize("path", ["/train", "/predict"])
+def test_json_that_is_sent_as_a_form_is_answered_with_the_missing_header(plain: Service, path: str) -> None:
+    # What `curl -d` sends without -H.
+    request = {"method": "POST", "path": path, "body": ' {"model_id": "m"}'}
+    for content_type in ("application/x-www-form-urlencoded", "text/plain"):
+        answer = plain.send({**request, "headers": {"Content-Type": content_type}})
+        assert (answer.status, answer.json["status"]) == (200, "arg_error")
+        assert "add the header Content-Type: application/json" in answer.json["message"]
+
+
 def test_options_tells_the_methods_of_a_path(plain: Service) -> None:
     for path, allowed in (
         ("/predict", "OPTIONS, POST"),

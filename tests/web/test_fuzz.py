@@ -30,7 +30,7 @@ FIELDS = st.fixed_dictionaries(
         "trace": JSON,
     },
 )
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def check_clear(answer: Answer) -> None:

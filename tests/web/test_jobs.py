@@ -39,6 +39,8 @@ def test_a_job_shows_what_it_was_asked_and_how_it_went(plain: Service) -> None:
     assert job["attempt"] == 1
     listed = plain.get("/jobs?limit=1&algorithm=echo&state=completed").json["data"]["jobs"]
     assert [each["model_id"] for each in listed] == [model_id]
+    wrong = plain.get("/jobs?state=done").json
+    assert (wrong["status"], "init, training, completed, error" in wrong["message"]) == ("arg_error", True)
 
 
 def test_the_log_of_a_job_is_text_and_tail_cuts_it(plain: Service) -> None:

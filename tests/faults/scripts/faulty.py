@@ -1,7 +1,7 @@
 """Does whatever harm a test orders: in a load, in a predict, in a batch, in a training, at the start of a worker.
 
-What a load or a start does stands in the folder `FAULTS_FOLDER`, in the files `load <model_id>` and `start`; what a
-predict or a train does comes with the request.
+What a load, a delete or a start does stands in the folder `FAULTS_FOLDER`, in the files `load <model_id>`,
+`delete <model_id>` and `start`; what a predict or a train does comes with the request.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def obey(do: str) -> None:
 
 @app.on_start
 def start() -> None:
-    note("starts", os.getpid())
+    note("starts", time.monotonic())
     if (FOLDER / "start").exists():
         os._exit(7)
 
@@ -122,8 +122,10 @@ def predict_batch(model: dict[str, object], features: list[Order]) -> list[objec
 
 @app.delete
 def delete(model_id: str) -> None:
-    time.sleep(1.5)
-    note("deletes", model_id)
+    order = FOLDER / f"delete {model_id}"
+    note("deletes", model_id, "begins")
+    time.sleep(float(order.read_text()) if order.exists() else 0)
+    note("deletes", model_id, "ends")
 
 
 @app.train

@@ -14,18 +14,18 @@ LARGE = 64 << 20
 """Objects of this many bytes and more come in parallel parts, fetched by the threads here."""
 
 
-class Workers:
+class Threads:
     """Runs functions in at most `limit` threads, which start when they are needed.
 
     A function that runs here must not wait for another one: all threads could be waiting then.
     """
 
     def __init__(self, limit: int) -> None:
-        self._threads = ThreadPoolExecutor(limit, thread_name_prefix="mlpkit-storage")
+        self._pool = ThreadPoolExecutor(limit, thread_name_prefix="mlpkit-storage")
 
     def each(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """The results in the order of the items; the first failure is raised once what has begun is over."""
-        futures = [self._threads.submit(contextvars.copy_context().run, function, item) for item in items]
+        futures = [self._pool.submit(contextvars.copy_context().run, function, item) for item in items]
         try:
             failed = [each for each in wait(futures, return_when=FIRST_EXCEPTION).done if each.exception() is not None]
         finally:
@@ -51,4 +51,4 @@ class Workers:
 
     def close(self) -> None:
         """Takes no new work and forgets what has not begun."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)

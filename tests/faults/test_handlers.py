@@ -1,0 +1,67 @@
+"""A handler that fails in an odd way is answered like any other failure; nobody waits for a time limit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mlpkit import Client
+from mlpkit.errors import LoadFailed, PredictFailed, TimeLimitExceeded, WorkerLost
+from tests.acceptance.service import RunningService
+from tests.faults.conftest import wait_in_flight
+
+SCRIPT = Path(__file__).parent / "scripts" / "odd.py"
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    values = {"MLPKIT_SHUTDOWN_GRACE": "1", "MLPKIT_HOOK_TIMEOUT": "1"}
+    service = RunningService(f"{SCRIPT}:app", tmp_path_factory.mktemp("odd") / "home", values)
+    try:
+        service.wait_ready()
+        yield service.client
+    finally:
+        service.stop()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "words"),
+    [("odd", "it cannot be written"), ("lazy", "it cannot be read"), ("cancelled", "CancelledError")],
+)
+def test_failure_while_an_answer_is_made_is_an_answer(client: Client, algorithm: str, words: str) -> None:
+    client.load(algorithm, algorithm)
+    for say in ("first", "second"):
+        assert client.predict(algorithm, {"say": say}) == say
+        with pytest.raises(PredictFailed, match=words):
+            client.predict(algorithm, {"say": "fail"}, timeout=5)
+
+
+def test_load_that_says_it_was_cancelled_has_failed(client: Client) -> None:
+    with pytest.raises(LoadFailed, match="CancelledError"):
+        client.load("cancelled", "never", timeout=5)
+
+
+def test_first_prediction_of_a_slow_model_does_not_hold_up_the_others(
+    client: Client, callers: ThreadPoolExecutor
+) -> None:
+    client.load("slow", "slow")
+    client.load("odd", "quick")
+    slow = callers.submit(client.predict, "slow", {"say": "slow"})
+    wait_in_flight(client, "slow")
+    began = time.monotonic()
+    assert client.predict("quick", {"say": "quick"}) == "quick"
+    assert time.monotonic() - began < 1.5
+    assert slow.result(10) == "slow"
+
+
+def test_hooks_that_never_return_do_not_keep_models_from_being_loaded(
+    client: Client, callers: ThreadPoolExecutor
+) -> None:
+    asked = [callers.submit(client.status, "stuck", "m") for _ in range(12)]
+    assert {type(each.exception(10)) for each in asked} <= {TimeLimitExceeded, WorkerLost}
+    client.load("odd", "after", timeout=10)
+    assert client.predict("after", {"say": "yes"}) == "yes"
