@@ -53,6 +53,10 @@ class AlgorithmNotFound(ArgumentError):
         super().__init__(f"algorithm [{algorithm}] not support")
 
 
+class NotInRequest(ArgumentError):
+    """The request has nothing that a service could be made from; a parameter that may be None gets None instead."""
+
+
 class UnsafePath(ArgumentError):
     """An id or a path that would leave its place (`..`, absolute, NUL, backslash)."""
 

@@ -174,6 +174,8 @@ def _route(send: Callable[[LogRecord], None], *, process: str, level: str) -> No
     logging.basicConfig(handlers=[_StdlibHandler()], level=_LEVELS[level], force=True)
     for noisy in ("asyncio", "urllib3", "filelock", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Off first: logging thinks that it is on where somebody, such as pytest, has put Python's own function back.
+    logging.captureWarnings(False)
     logging.captureWarnings(True)
 
 

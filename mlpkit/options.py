@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict, TypeVar
 
 from mlpkit.errors import did_you_mean
-from mlpkit.settings import size
+from mlpkit.values import size
 
 O = TypeVar("O", bound="TrainOptions | LoadOptions | PredictOptions")  # noqa: E741 - a type variable
 

@@ -11,15 +11,26 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from mlpkit.errors import SettingsError, did_you_mean
+from mlpkit.values import (
+    boolean,
+    choice,
+    names,
+    natural,
+    networks,
+    period,
+    port,
+    prefix,
+    seconds,
+    size,
+    time_limit,
+)
 
-_BOOLEANS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
 DATABASE_NAMES = (
     *("model", "model.model_id", "model.path", "model.status", "model.loaded", "model.algorithm"),
     *("load_record", "load_record.load_time", "load_record.algorithm"),
@@ -31,61 +42,6 @@ _DATABASES = {
     **dict.fromkeys(("mssql", "sqlserver"), "mssql"),
     "sqlite": "sqlite",
 }
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-def boolean(text: str) -> bool:
-    """True or False from true/on/yes/1 and false/off/no/0, in any case."""
-    try:
-        return _BOOLEANS[text.strip().lower()]
-    except KeyError:
-        raise ValueError("one of on, off, true, false, yes, no, 1, 0") from None
-
-
-def size(text: str) -> int:
-    """Bytes from `512`, `64MiB`, `1.5G` (units are powers of 1024)."""
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
-    if match is None:
-        raise ValueError("a size such as 512, 64MiB or 10GiB")
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
-def seconds(text: str) -> float:
-    """Seconds from `1.5`, `30s`, `5m` or `2h`."""
-    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*([smh]?)\s*", text.lower())
-    if match is None:
-        raise ValueError("a time such as 1.5, 30s, 5m or 2h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-def _period(text: str) -> float:
-    if not 0.1 <= (value := seconds(text)) <= 3600:
-        raise ValueError("a time from 0.1s to 1h")
-    return value
-
-
-def _limit(text: str) -> float:
-    if (value := seconds(text)) <= 0:
-        raise ValueError("a time above 0")
-    return value
-
-
-def _natural(minimum: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"\s*\d{1,9}\s*", text) or int(text) < minimum:
-            raise ValueError(f"a whole number of at least {minimum}")
-        return int(text)
-
-    return parse
-
-
-def _choice(*allowed: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text.strip().lower() not in allowed:
-            raise ValueError("one of " + ", ".join(allowed))
-        return text.strip().lower()
-
-    return parse
 
 
 def _database(text: str) -> str:
@@ -95,19 +51,9 @@ def _database(text: str) -> str:
         raise ValueError("one of " + ", ".join(_DATABASES)) from None
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _port(text: str) -> int:
-    if not re.fullmatch(r"\s*\d{1,5}\s*", text) or not 1 <= int(text) <= 65535:
-        raise ValueError("a port from 1 to 65535")
-    return int(text)
-
-
 def _database_names(text: str) -> tuple[tuple[str, str], ...]:
     """Pairs of a name of `DATABASE_NAMES` and what it is called here, from `model=models,model.path=file`."""
-    pairs = [tuple(part.strip() for part in each.split("=", 1)) for each in _names(text)]
+    pairs = [tuple(part.strip() for part in each.split("=", 1)) for each in names(text)]
     for pair in pairs:
         if len(pair) != 2 or not pair[1]:
             raise ValueError("names such as model=models,model.path=location,load_record.load_time=changed")
@@ -116,21 +62,6 @@ def _database_names(text: str) -> tuple[tuple[str, str], ...]:
                 f"about {', '.join(DATABASE_NAMES)}, not {pair[0]!r}{did_you_mean(pair[0], DATABASE_NAMES)}"
             )
     return tuple((pair[0], pair[1]) for pair in pairs)
-
-
-def _networks(text: str) -> tuple[str, ...]:
-    for network in (found := _names(text)):
-        try:
-            ip_network(network)
-        except ValueError as error:
-            raise ValueError(f"networks such as 10.0.0.0/8,192.168.1.7: {error}") from None
-    return found
-
-
-def _prefix(text: str) -> str:
-    if not text.startswith("/"):
-        raise ValueError("a path that starts with a slash: urls must start with a leading slash")
-    return text if text.endswith("/") else text + "/"
 
 
 def _default_workers() -> int:
@@ -152,25 +83,25 @@ class Settings:
     """Every setting of a service, checked; secrets are not in its `repr`. Sizes are in bytes, times in seconds."""
 
     api_prefix: str = _setting(
-        "ML_PLATFORM_CLIENT_API_PREFIX", "/", _prefix, "Path below which the platform's routes are served."
+        "ML_PLATFORM_CLIENT_API_PREFIX", "/", prefix, "Path below which the platform's routes are served."
     )
     mode: str = _setting(
         "MLP_CLIENT_MODE",
         "standalone",
-        _choice("standalone", "cluster"),
+        choice("standalone", "cluster"),
         "`cluster`: the platform's database says which models are to be loaded, and knows of every training.",
     )
     workers: int = _setting(
         "MLP_CLIENT_WORKER",
         _default_workers,
-        _natural(0),
+        natural(0),
         "Worker processes that hold models; 0 keeps models in the server process, for debugging.",
         shown="number of CPUs, at most 4",
     )
-    train_task_num: int = _setting("MLP_TRAIN_TASK_NUM", 5, _natural(1), "Training jobs that run at the same time.")
-    train_queue_size: int = _setting("MLP_TRAIN_QUEUE_SIZE", 100, _natural(0), "Training jobs that may wait.")
+    train_task_num: int = _setting("MLP_TRAIN_TASK_NUM", 5, natural(1), "Training jobs that run at the same time.")
+    train_queue_size: int = _setting("MLP_TRAIN_QUEUE_SIZE", 100, natural(0), "Training jobs that may wait.")
     gpus: tuple[str, ...] = _setting(
-        "MLPKIT_GPUS", (), _names, "Numbers of the GPUs that training jobs with `gpus=` share, separated by commas."
+        "MLPKIT_GPUS", (), names, "Numbers of the GPUs that training jobs with `gpus=` share, separated by commas."
     )
 
     minio_host: str = _setting(
@@ -185,25 +116,25 @@ class Settings:
         "MLPKIT_DATA_BUCKET", "ml-platform-data", str.strip, "Bucket that `data.location` of a train request is in."
     )
     storage_timeout: float = _setting(
-        "MLPKIT_STORAGE_TIMEOUT", 30.0, _limit, "Longest silence of the store before an operation is given up."
+        "MLPKIT_STORAGE_TIMEOUT", 30.0, time_limit, "Longest silence of the store before an operation is given up."
     )
     storage_retries: int = _setting(
-        "MLPKIT_STORAGE_RETRIES", 4, _natural(0), "How often a failed operation of the store is tried again."
+        "MLPKIT_STORAGE_RETRIES", 4, natural(0), "How often a failed operation of the store is tried again."
     )
 
     checker: bool = _setting(
         "CHECKER_START", True, boolean, "In cluster mode: load and unload what the database says, on this replica."
     )
-    checker_period: float = _setting("MLPKIT_CHECK_PERIOD", 5.0, _period, "Seconds between two looks at the database.")
+    checker_period: float = _setting("MLPKIT_CHECK_PERIOD", 5.0, period, "Seconds between two looks at the database.")
     sync: str = _setting(
         "MLPKIT_SYNC",
         "follow",
-        _choice("follow", "lead"),
+        choice("follow", "lead"),
         "In cluster mode: `lead` writes `/load` and `/unload` into the database too, so that all replicas follow.",
     )
     db_type: str = _setting("MLP_CLIENT_DB_TYPE", "mysql", _database, "mysql, postgresql, sqlserver or sqlite.")
     db_host: str = _setting("DB_HOST", "127.0.0.1", str.strip, "Host of the platform's database.")
-    db_port: int | None = _setting("DB_PORT", None, _port, "Its port.", shown="3306, 5432 or 1433")
+    db_port: int | None = _setting("DB_PORT", None, port, "Its port.", shown="3306, 5432 or 1433")
     db_user: str = _setting("DB_USER", "root", str, "User of the database.")
     db_password: str = _setting("DB_PASS", "", str, "Password of the user; any character may be in it.", secret=True)
     db_name: str = _setting(
@@ -220,14 +151,14 @@ class Settings:
         "MLPKIT_DB_NAMES", (), _database_names, "Other names of tables and columns: `model=models,model.path=location`."
     )
     db_timeout: float = _setting(
-        "MLPKIT_DB_TIMEOUT", 5.0, _period, "Longest time that a request or the checker waits for the database."
+        "MLPKIT_DB_TIMEOUT", 5.0, period, "Longest time that a request or the checker waits for the database."
     )
 
     remote_storage: bool = _setting(
         "MLPKIT_REMOTE_STORAGE", False, boolean, "Train and load with the store of the platform that sent the request."
     )
     remote_allow: tuple[str, ...] = _setting(
-        "MLPKIT_REMOTE_ALLOW", (), _networks, "Networks whose stores may be used, such as `10.0.0.0/8,192.168.1.7`."
+        "MLPKIT_REMOTE_ALLOW", (), networks, "Networks whose stores may be used, such as `10.0.0.0/8,192.168.1.7`."
     )
 
     home: Path = _setting(
@@ -253,17 +184,17 @@ class Settings:
 
     max_body: int = _setting("MLPKIT_MAX_BODY", 64 << 20, size, "Largest request body in bytes.", shown="64MiB")
     max_waiting: int = _setting(
-        "MLPKIT_MAX_WAITING", 1000, _natural(1), "Predictions that may wait for one model; one more is refused at once."
+        "MLPKIT_MAX_WAITING", 1000, natural(1), "Predictions that may wait for one model; one more is refused at once."
     )
     start_timeout: float = _setting(
-        "MLPKIT_START_TIMEOUT", 120.0, _limit, "Time that a worker has to import the script."
+        "MLPKIT_START_TIMEOUT", 120.0, time_limit, "Time that a worker has to import the script."
     )
-    load_timeout: float = _setting("MLPKIT_LOAD_TIMEOUT", 600.0, _limit, "Time limit of `load` and `unload`.")
+    load_timeout: float = _setting("MLPKIT_LOAD_TIMEOUT", 600.0, time_limit, "Time limit of `load` and `unload`.")
     predict_timeout: float = _setting(
-        "MLPKIT_PREDICT_TIMEOUT", 60.0, _limit, "Time limit of `predict` where the decorator has no `timeout=`."
+        "MLPKIT_PREDICT_TIMEOUT", 60.0, time_limit, "Time limit of `predict` where the decorator has no `timeout=`."
     )
     hook_timeout: float = _setting(
-        "MLPKIT_HOOK_TIMEOUT", 30.0, _limit, "Time limit of the hooks `status`, `model_id` and `delete`."
+        "MLPKIT_HOOK_TIMEOUT", 30.0, time_limit, "Time limit of the hooks `status`, `model_id` and `delete`."
     )
     shutdown_grace: float = _setting(
         "MLPKIT_SHUTDOWN_GRACE", 30.0, seconds, "Time that running work gets to finish after SIGTERM."
@@ -271,23 +202,23 @@ class Settings:
     http_errors: str = _setting(
         "MLPKIT_HTTP_ERRORS",
         "platform",
-        _choice("platform", "http"),
+        choice("platform", "http"),
         "`platform`: failures are HTTP 200 with a `status` field; `http`: the same bodies with true status codes.",
     )
     check_answers: bool = _setting(
         "MLPKIT_CHECK_ANSWERS", True, boolean, "Check what `predict` answers against the algorithm's kind."
     )
     cors_origins: tuple[str, ...] = _setting(
-        "MLPKIT_CORS_ORIGINS", (), _names, "Origins that browsers may call from, separated by commas; `*` is any."
+        "MLPKIT_CORS_ORIGINS", (), names, "Origins that browsers may call from, separated by commas; `*` is any."
     )
     token: str = _setting(
         "MLPKIT_TOKEN", "", str.strip, "Bearer token that every request but `/health/*` must carry.", secret=True
     )
     debug: bool = _setting("MLPKIT_DEBUG", False, boolean, "Send tracebacks in answers.")
     log_level: str = _setting(
-        "MLPKIT_LOG_LEVEL", "info", _choice("trace", "debug", "info", "warning", "error"), "Least level that is logged."
+        "MLPKIT_LOG_LEVEL", "info", choice("trace", "debug", "info", "warning", "error"), "Least level that is logged."
     )
-    log_format: str = _setting("MLPKIT_LOG_FORMAT", "text", _choice("text", "json"), "Shape of a log line.")
+    log_format: str = _setting("MLPKIT_LOG_FORMAT", "text", choice("text", "json"), "Shape of a log line.")
     access_log: bool = _setting("MLPKIT_ACCESS_LOG", True, boolean, "One log line a request.")
     job_log_size: int = _setting(
         "MLPKIT_JOB_LOG_SIZE",

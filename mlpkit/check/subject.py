@@ -91,8 +91,10 @@ def started(target: str, algorithm: str | None, examples: Sequence[Any]) -> Iter
         environment = _environment(home)
         settings = load_settings(environment)
         probe.close()
-        with _running(target, port, environment, home / "service.log") as pid:
-            client = Client(f"http://127.0.0.1:{port}")
+        with (
+            Client(f"http://127.0.0.1:{port}") as client,
+            _running(target, port, client, environment, home / "service.log") as pid,
+        ):
             known = examples or found.examples
             yield Subject(target, client, settings, found.name, found.kind, known, "train" in found.hooks, pid)
 
@@ -134,14 +136,14 @@ def _environment(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _running(target: str, port: int, environment: dict[str, str], log: Path) -> Iterator[int]:
+def _running(target: str, port: int, client: Client, environment: dict[str, str], log: Path) -> Iterator[int]:
     command = [sys.executable, "-m", "mlpkit", "run", target, "--port", str(port)]
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - our own command line
             command, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL
         )
     try:
-        _wait_ready(process, Client(f"http://127.0.0.1:{port}"), log)
+        _wait_ready(process, client, log)
         yield process.pid
     finally:
         process.terminate()

@@ -57,21 +57,28 @@ def models(url: Url = _DEFAULT, prefix: Prefix = "/", token: Token = None, as_js
         ]
         for each in found
     ]
-    _print_table("models", ["model", "algorithm", "state", "workers", "predictions", "problem"], rows)
+    _print_table("models", ["model", "algorithm", "state", "workers", "answers", "problem"], rows)
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table of the columns in which anything stands; the last one's texts are sentences, and go below it."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=None if rows else f"no {title}")
-    for column in columns:
+    *names, _ = columns
+    filled = [index for index in range(len(names)) if not rows or any(row[index] for row in rows)]
+    table = Table(title=None if rows else f"no {title}", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for index in filled:
         # Ids are there to be copied.
-        table.add_column(column, overflow="fold", no_wrap=column == "model")
+        table.add_column(names[index], overflow="fold", no_wrap=index == 0)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+        table.add_row(*(Text(row[index]) for index in filled))
+    console = Console()
+    console.print(table)
+    for row in rows:
+        if row[-1]:
+            console.print(Text(f"\n{row[0]}: {row[-1]}"), soft_wrap=True)
 
 
 def _progress(job: JobView) -> str:

@@ -12,7 +12,7 @@ T = TypeVar("T")
 Fields = Mapping[str, object]
 """A request's fields by their protocol names; one that is still JSON is a `msgspec.Raw`, decoded when asked for."""
 Services = Callable[[type], object]
-"""Gives the service of a type for one call; raises ArgumentError where the request has nothing to make it from."""
+"""Gives the service of a type for one call; raises NotInRequest where the request has nothing to make it from."""
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "train": ("model_id", "model_path", "data", "parameters", "extend", "uuid"),

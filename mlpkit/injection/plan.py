@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from mlpkit.errors import ArgumentError, DeclarationError
+from mlpkit.errors import DeclarationError, NotInRequest
 from mlpkit.injection.boundary import async_user_code, original, user_code, user_error
 from mlpkit.injection.declarations import FIELDS, NULL, Depends, Fields, Services, hooks_of_service
 from mlpkit.source import where
@@ -46,7 +46,7 @@ class ServiceParameter:
         """The service, or None where it is optional and the request has nothing to make it from."""
         try:
             return services(self.type)
-        except ArgumentError:
+        except NotInRequest:
             if not self.optional:
                 raise
             return None
@@ -172,7 +172,8 @@ class Plan:
         """Adds services and dependencies to decoded arguments; the call must be closed afterwards.
 
         Raises:
-            ArgumentError: the request lacks what a service is made from, or a field of a factory does not fit.
+            ArgumentError: a field of a factory does not fit.
+            NotInRequest: the request lacks what a service is made from.
             UserCodeError: a factory failed.
         """
         for each in self.services:
@@ -193,7 +194,7 @@ class Plan:
         """Calls a handler that is no generator, and cleans up; an `async` one runs on an event loop of its own.
 
         Raises:
-            ArgumentError: a field does not fit its type.
+            ArgumentError: a field does not fit its type, or the request lacks what a service is made from.
             UserCodeError: the handler, a factory or a clean-up raised.
         """
         with self.complete(self.decode(fields), fields, services, scope) as call:

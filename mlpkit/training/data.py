@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from loguru import logger
 
-from mlpkit.errors import ArgumentError
+from mlpkit.errors import ArgumentError, NotInRequest
 from mlpkit.formats import check_rows, read_rows
 from mlpkit.injection import Plan, service
 from mlpkit.storage import Storage
@@ -26,13 +26,13 @@ class TrainData:
     `location` is the file's key in the data bucket.
 
     Raises:
-        ArgumentError: the request has no `data.location`.
+        NotInRequest: the request has no `data.location`.
     """
 
     def __init__(self, job: Job, kind: str, storage: Storage, data_bucket: str, name: str | None = None) -> None:
         location = location_of(job)
         if location is None:
-            raise ArgumentError("[data] has no location: this algorithm trains on a file of the data bucket")
+            raise NotInRequest("[data] has no location: this algorithm trains on a file of the data bucket")
         self.location: str = location
         self.kind = kind
         self._job, self._storage, self._bucket = job, storage, data_bucket

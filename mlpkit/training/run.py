@@ -20,7 +20,7 @@ import msgspec
 from mlpkit import __version__
 from mlpkit.algorithm import Algorithm
 from mlpkit.app import App
-from mlpkit.errors import ArgumentError, MlpkitError, UserCodeError
+from mlpkit.errors import MlpkitError, NotInRequest, UserCodeError
 from mlpkit.injection import Plan, ProcessScope
 from mlpkit.log import printable
 from mlpkit.services import Log
@@ -74,8 +74,8 @@ def check_job(algorithm: Algorithm, job: Job, settings: Settings) -> None:
     if plan is None:
         return
     _decode_all(plan, job)
-    if takes(plan, TrainData, required=True) and location_of(job) is None:
-        raise ArgumentError(f"[data] has no location: algorithm {algorithm.name!r} trains on a file of the data bucket")
+    if takes(plan, TrainData) and location_of(job) is None and takes(plan, TrainData, required=True):
+        raise NotInRequest(f"[data] has no location: algorithm {algorithm.name!r} trains on a file of the data bucket")
     if takes(plan, ModelDir):
         checked_path(destination(job, settings))
     settings_for(settings, job.extend)
@@ -114,7 +114,7 @@ class Workshop:
         """The service of this type.
 
         Raises:
-            ArgumentError: the request does not have what it needs.
+            NotInRequest: the request does not have what it needs.
         """
         if wanted not in self._made:
             self._made[wanted] = self._makers[wanted]()

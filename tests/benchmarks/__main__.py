@@ -77,7 +77,7 @@ def wait_for_answer(port: int, workload: str, process: subprocess.Popen[bytes]) 
             if json.loads(connection.getresponse().read()).get("status") == "success":
                 return
         time.sleep(0.05)
-    raise SystemExit(f"the server did not answer within {START_SECONDS:g} s: {process.args}")
+    raise SystemExit(f"the server did not answer within {START_SECONDS:g} s: {process.args!r}")
 
 
 def cpu_seconds(server: psutil.Process) -> float:

@@ -74,6 +74,7 @@ def saved(service: RunningService, bucket: str, key: str, content: str) -> None:
 def answers_to(client: Client, path: str) -> Iterator[bytes]:
     """What every route says to a path or id."""
     absolute = f"/{path}"
+    yield client.request("POST", "/train", json.dumps(training(path)).encode()).body
     for text in (path, absolute, f"ml-platform-model/{path}"):
         for fields in (
             ("load", {"algorithm": "filing", "model_id": text}),
@@ -84,7 +85,6 @@ def answers_to(client: Client, path: str) -> Iterator[bytes]:
             ("predict", {"model_id": text, "features": {}}),
             ("predict", {"model_id": "good", "features": {"path": text}}),
             ("predict", {"model_id": "good", "features": {"file": text}}),
-            ("train", training(text)),
         ):
             yield client.request("POST", f"/{fields[0]}", json.dumps(fields[1]).encode()).body
         for target in ("/jobs/{}", "/jobs/{}/log", "/status?algorithm=filing&model_id={}", "/{}"):

@@ -14,7 +14,7 @@ from mlpkit.platform.checker import Wish
 from mlpkit.service import Service
 from tests.platform.conftest import OpenPlatform, OpenReplica, Platform, predicted, until, until_ready
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 def loaded(replica: Service) -> set[str]:

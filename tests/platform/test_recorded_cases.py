@@ -26,6 +26,8 @@ PROFILES = {
 CASES = [case for case in read_cases() if case.profile in PROFILES and case.profile != "cluster_nodb"]
 WITHOUT_DATABASE = {case.id: case for case in read_cases() if case.profile == "cluster_nodb"}
 
+pytestmark = pytest.mark.slow
+
 
 def _predictions(*predictions: Any) -> dict[str, Any]:
     return {"status": "success", "data": {"predictions": list(predictions)}}

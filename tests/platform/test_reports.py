@@ -14,7 +14,7 @@ from mlpkit.service import Service
 from mlpkit.training import Job
 from tests.platform.conftest import OpenPlatform, OpenReplica, Platform, until, until_ready
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 async def submit(replica: Service, model_id: str, **parameters: Any) -> None:

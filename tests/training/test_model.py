@@ -203,6 +203,8 @@ def test_job_that_could_only_fail_is_refused_at_submission(write_script: WriteSc
         check_job(algorithms["it"], job("m"), settings)
     with pytest.raises(ArgumentError, match="must be a string"):
         check_job(algorithms["it"], job("m", data={"location": 3}), settings)
+    with pytest.raises(ArgumentError, match="must be a string"):
+        check_job(algorithms["maybe"], job("m", "maybe", data={"location": 3}), settings)
     with pytest.raises(UnsafePath):
         check_job(algorithms["maybe"], Job("m", "maybe", "bucket/../other"), settings)
     with pytest.raises(UnsafePath):

@@ -13,7 +13,7 @@ import msgspec
 import pydantic
 import pytest
 
-from mlpkit.errors import ArgumentError, DeclarationError, UserCodeError
+from mlpkit.errors import ArgumentError, DeclarationError, NotInRequest, UnsafePath, UserCodeError
 from mlpkit.injection import (
     NULL,
     Depends,
@@ -43,7 +43,7 @@ class SubClock(Clock):
 
 def services(wanted: type) -> object:
     if wanted is Ledger:
-        raise ArgumentError("the request has no ledger")
+        raise NotInRequest("the request has no ledger")
     return wanted()
 
 
@@ -225,8 +225,19 @@ def test_a_service_that_the_request_lacks_is_none_where_none_is_allowed() -> Non
     def strict(book: Ledger) -> None: ...
 
     assert call(compile_plan(lenient, "train")) is None
-    with pytest.raises(ArgumentError, match="no ledger"):
+    with pytest.raises(NotInRequest, match="no ledger"):
         call(compile_plan(strict, "train"))
+
+
+def test_a_service_that_the_request_asks_for_wrongly_is_not_taken_for_one_that_it_lacks() -> None:
+    def lenient(book: Ledger | None) -> Any:
+        return book
+
+    def refusing(wanted: type) -> object:
+        raise UnsafePath("'..' is not allowed")
+
+    with pytest.raises(UnsafePath):
+        compile_plan(lenient, "train")({}, refusing)
 
 
 def test_a_subclass_of_a_service_is_no_service() -> None:

@@ -7,17 +7,8 @@ from pathlib import Path
 import pytest
 
 from mlpkit.errors import SettingsError
-from mlpkit.settings import (
-    IGNORED,
-    Settings,
-    boolean,
-    decode_settings,
-    described,
-    encode_settings,
-    load_settings,
-    seconds,
-    size,
-)
+from mlpkit.settings import IGNORED, Settings, decode_settings, described, encode_settings, load_settings
+from mlpkit.values import boolean, seconds, size
 
 
 def mistakes_of(**environ: str) -> str:
