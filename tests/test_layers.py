@@ -77,7 +77,8 @@ HEAVY = (
     "sqlalchemy",
     "sqlite3",
     "starlette",
-    "subprocess",
+    # Python's own `uuid`, which msgspec imports, needs it before 3.11.
+    *(["subprocess"] if sys.version_info >= (3, 11) else []),
     "typer",
     "uvicorn",
 )
