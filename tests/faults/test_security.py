@@ -22,6 +22,8 @@ from mlpkit.errors import MlpkitError, PredictFailed, TrainFailed
 from tests.acceptance.service import RunningService
 from tests.faults.conftest import Start
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = Path(__file__).parent / "scripts"
 CANARY = "the content of a file outside"
 TOKEN, PASSWORD, KEY = (secrets.token_hex(16) for _ in range(3))

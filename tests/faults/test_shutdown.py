@@ -12,12 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from mlpkit import Client
 from mlpkit.client import JobHandle
 from mlpkit.errors import ServiceStopping
 from tests.acceptance.service import RunningService, gone
 from tests.faults.conftest import SLACK, Report, Start, notes, order, wait_in_flight
 from tests.servers import wait_until
+
+pytestmark = pytest.mark.slow
 
 CALLERS = 8
 

@@ -7,6 +7,8 @@ import pytest
 
 from tests.training.conftest import OpenQueue, end_of, job
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import os, subprocess
 from mlpkit import App, ModelDir
