@@ -1,9 +1,9 @@
-"""Fixtures that several subsystems share: the S3 server of the session."""
+"""Fixtures that several subsystems share: the S3 server of the session, and a way to show measurements."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -13,6 +13,8 @@ from tests.servers import S3Server, Unavailable, s3_server
 
 # How long an example takes says more about what else the machine does than about the code.
 PATIENT = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+Report = Callable[[str], None]
+
 hypothesis.settings.register_profile("patient", PATIENT)
 # What CI says of a change must depend on the change alone; on a developer's machine, chance may find more.
 hypothesis.settings.register_profile("same-every-time", PATIENT, derandomize=True)
@@ -36,3 +38,14 @@ def s3(session_folder: Path) -> Iterator[S3Server]:
         if os.environ.get("CI") == "true":
             pytest.fail(str(reason))
         pytest.skip(str(reason))
+
+
+@pytest.fixture
+def report(capsys: pytest.CaptureFixture[str]) -> Report:
+    """Shows a measurement, whether the test passes or not."""
+
+    def show(line: str) -> None:
+        with capsys.disabled():
+            print(f"\n    measured: {line}")
+
+    return show

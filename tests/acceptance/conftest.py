@@ -20,7 +20,6 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(__file__).parent / "scripts"
 
 Upload = Callable[[Path], str]
-Report = Callable[[str], None]
 
 
 class Start(Protocol):
@@ -104,14 +103,3 @@ def corpora() -> Path:
     if not found.is_dir():
         pytest.skip("no test data: MLPKIT_TEST_DATA names its folder, and ../shared/data does not exist")
     return found
-
-
-@pytest.fixture
-def report(capsys: pytest.CaptureFixture[str]) -> Report:
-    """Shows a measurement, whether the test passes or not."""
-
-    def show(line: str) -> None:
-        with capsys.disabled():
-            print(f"\n    measured: {line}")
-
-    return show

@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.acceptance.conftest import Report, Start
+from tests.acceptance.conftest import Start
+from tests.conftest import Report
 from tests.servers import wait_until
 
 pytestmark = pytest.mark.slow

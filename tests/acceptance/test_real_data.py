@@ -16,7 +16,8 @@ from mlpkit import Client
 from mlpkit.errors import ModelNotLoaded
 from mlpkit.formats import read_rows
 from mlpkit.storage import Storage
-from tests.acceptance.conftest import ROOT, Report, Start, Upload
+from tests.acceptance.conftest import ROOT, Start, Upload
+from tests.conftest import Report
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import pytest
 
 from mlpkit.errors import MlpkitError
-from tests.acceptance.conftest import Report
 from tests.acceptance.fleet import NAMES, PERIOD, Fleet, seconds_until
+from tests.conftest import Report
 from tests.servers import S3Server, Unavailable, proxy_of
 from tests.servers.mariadb import mariadb
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Report, Start
+from tests.acceptance.conftest import Start
+from tests.conftest import Report
 
 pytest.importorskip("schemathesis", reason="schemathesis needs Python 3.11")
 pytestmark = pytest.mark.slow

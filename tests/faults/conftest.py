@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +17,6 @@ from tests.servers import wait_until
 SCRIPT = Path(__file__).parent / "scripts" / "faulty.py"
 SLACK = 3
 """A time that is promised for a quiet machine may take so many times longer on a busy one."""
-Report = Callable[[str], None]
 
 
 class Start(Protocol):
@@ -57,17 +56,6 @@ def callers() -> Iterator[ThreadPoolExecutor]:
     """Threads for callers at the same time."""
     with ThreadPoolExecutor(32) as threads:
         yield threads
-
-
-@pytest.fixture
-def report(capsys: pytest.CaptureFixture[str]) -> Report:
-    """Shows a measurement, whether the test passes or not."""
-
-    def show(line: str) -> None:
-        with capsys.disabled():
-            print(f"\n    measured: {line}")
-
-    return show
 
 
 def order(do: str = "", seconds: float = 0.0, say: str = "") -> dict[str, Any]:

@@ -7,7 +7,8 @@ import pytest
 
 from mlpkit.errors import LoadFailed
 from tests.acceptance.service import RunningService
-from tests.faults.conftest import Report, Start, pid_of
+from tests.conftest import Report
+from tests.faults.conftest import Start, pid_of
 from tests.servers import wait_until
 
 ROUNDS = 10

@@ -20,7 +20,8 @@ import pytest
 from mlpkit import Client
 from mlpkit.errors import Overloaded
 from tests.acceptance.service import RunningService
-from tests.faults.conftest import Report, Start, notes, order
+from tests.conftest import Report
+from tests.faults.conftest import Start, notes, order
 from tests.servers import wait_until
 
 CONNECTIONS, SECONDS = 300, 8.0

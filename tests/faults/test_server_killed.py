@@ -14,7 +14,8 @@ from mlpkit import Client
 from mlpkit.client import JobHandle
 from mlpkit.errors import TrainFailed
 from tests.acceptance.service import gone
-from tests.faults.conftest import Report, Start, notes, order
+from tests.conftest import Report
+from tests.faults.conftest import Start, notes, order
 from tests.servers import wait_until
 
 WAITING = 20

@@ -18,7 +18,8 @@ from mlpkit import Client
 from mlpkit.client import JobHandle
 from mlpkit.errors import ServiceStopping
 from tests.acceptance.service import RunningService, gone
-from tests.faults.conftest import SLACK, Report, Start, notes, order, wait_in_flight
+from tests.conftest import Report
+from tests.faults.conftest import SLACK, Start, notes, order, wait_in_flight
 from tests.servers import wait_until
 
 pytestmark = pytest.mark.slow

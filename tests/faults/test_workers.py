@@ -15,7 +15,8 @@ import pytest
 from mlpkit import Client
 from mlpkit.errors import LoadFailed, MlpkitError, ModelNotLoaded, TimeLimitExceeded, WorkerLost
 from tests.acceptance.service import RunningService
-from tests.faults.conftest import SLACK, Report, Start, notes, order, pid_of, wait_in_flight
+from tests.conftest import Report
+from tests.faults.conftest import SLACK, Start, notes, order, pid_of, wait_in_flight
 from tests.servers import wait_until
 
 TOLD, BACK = 1.0, 3.0
