@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test slow lint types docs docs-serve check format clean
+.PHONY: help demo serve test slow bench lint types docs docs-serve check format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test: $(VENV)/.mlpkit-dev ## the test suite, without what takes minutes
 
 slow: $(VENV)/.mlpkit-dev ## the acceptance runs that take minutes
 	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.mlpkit-dev ## mlpkit beside a bare ASGI callable and Starlette, as ratios (needs wrk)
+	$(BIN)/python -m tests.benchmarks
 
 lint: $(VENV)/.mlpkit-dev ## ruff: rules and format
 	$(BIN)/ruff check .
