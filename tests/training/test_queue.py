@@ -108,7 +108,7 @@ async def test_one_job_more_than_the_capacity_is_refused_at_once(open_queue: Ope
         started = time.monotonic()
         with pytest.raises(Overloaded, match="the training queue is full: 3 jobs run or wait"):
             await queue.submit(job("m-3", folder=str(tmp_path)))
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 8
         assert queue.job("m-3") is None
 
         await queue.cancel("m-2")

@@ -279,11 +279,12 @@ def test_thirty_children_leave_no_zombie_and_no_descriptor(modules: Modules) -> 
 
     async def main() -> None:
         await one()
-        before = psutil.Process().num_fds()
+        # From 3.12 on asyncio leaves one where a loop was closed before its child had ended, as another test does.
+        before, others = psutil.Process().num_fds(), zombies()
         for _ in range(10):
             await asyncio.gather(one(), one(), one())
         await until(lambda: "closed" if psutil.Process().num_fds() <= before else None)
-        assert zombies() == []
+        assert [each for each in zombies() if each not in others] == []
 
     modules.run(main)
     assert modules.lines == ["hello"] * 31
