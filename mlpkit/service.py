@@ -23,7 +23,7 @@ import uvicorn
 from loguru import logger
 
 from mlpkit.app import App
-from mlpkit.errors import SettingsError, StorageError
+from mlpkit.errors import SettingsError
 from mlpkit.log import LogOutput, configure
 from mlpkit.script import import_string
 from mlpkit.serving import Models
@@ -147,7 +147,8 @@ class Service:
             try:
                 await anyio.to_thread.run_sync(self.storage.check, limiter=limiter, abandon_on_cancel=True)
                 problem = ""
-            except StorageError as error:
+            except Exception as error:
+                # Whatever a store or its client raises, the other tasks of the background must go on.
                 problem = f"the store cannot be used: {error}"
             if problem and problem != self._store_problem:
                 logger.error(problem)

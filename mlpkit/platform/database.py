@@ -116,7 +116,7 @@ class Database:
         self._problems: dict[str, _Problem] = {}
 
     def close(self) -> None:
-        """Closes the connections that nobody uses."""
+        """Lets go of the connections; one that a call still uses ends with it."""
         self._engine.dispose(close=False)
 
     def problems(self) -> list[str]:

@@ -206,7 +206,10 @@ class Host:
             logger.error("unload of model {!r} failed, it is dropped: {}", model_id, error_text(error))
 
     async def _drop(self, model_id: str) -> None:
-        hosted = self._models.pop(model_id)
+        hosted = self._models.pop(model_id, None)
+        if hosted is None:
+            # The process stops while the model is being unloaded: one of the two drops it.
+            return
         hosted.predictor.close()
         await hosted.close()
         self._release(hosted.files)

@@ -31,6 +31,8 @@ _QUICK = 0.002
 _AHEAD = 32
 _TOGETHER = 64
 """How many requests of an `async def` handler a replica gets at once."""
+_LARGEST_BATCH = 64 << 20
+"""Bytes of `features` from which on a batch gets no more items: it crosses the channel as one message."""
 _SPIN = 0.0015
 """Below this many seconds a wait polls the loop: the timers of event loops are in milliseconds."""
 
@@ -150,6 +152,8 @@ class Model:
         """Waits until nothing waits or is in flight; False where that took longer than `limit` seconds."""
         self._idle = self._idle or asyncio.Event()
         self._notice_idle()
+        if self._idle.is_set():
+            return True
         try:
             await asyncio.wait_for(self._idle.wait(), limit)
         except asyncio.TimeoutError:
@@ -188,10 +192,12 @@ class Model:
     def _send(self, replica: Replica) -> None:
         self._lingering = 0.0
         batch: list[Waiting] = []
-        while self.waiting and len(batch) < self._largest:
+        size = 0
+        while self.waiting and len(batch) < self._largest and size < _LARGEST_BATCH:
             waiting = self.waiting.popleft()
             if not waiting.future.done():
                 batch.append(waiting)
+                size += len(waiting.item.features)
         worker = replica.slot.worker
         if not batch:
             return

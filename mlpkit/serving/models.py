@@ -250,11 +250,9 @@ class Models:
                 await _all(self._load_replica(model, replica) for replica in model.replicas)
                 if not all(replica.ready for replica in model.replicas):
                     raise WorkerLost("a worker ended while the model was being loaded into another")
-            except MlpkitError as error:
+            except Exception as error:
                 await self._forget(model)
-                failed = error if isinstance(error, (LoadFailed, ArgumentError, Overloaded)) else LoadFailed(str(error))
-                failed.trace = error.trace
-                model.settled.set_exception(failed)
+                model.settled.set_exception(_load_error(error))
                 return
             model.state, model.since = "loaded", time.time()
             self._ledger.add(entry)
@@ -351,6 +349,17 @@ async def _at_rest(model: Model, end: float) -> bool:
     """Whether the model's load, unload and predictions have ended; waits for that until `end` (monotonic seconds)."""
     await asyncio.wait([model.settled], timeout=max(0.0, end - time.monotonic()))
     return model.settled.done() and await model.idle(max(0.0, end - time.monotonic()))
+
+
+def _load_error(error: Exception) -> MlpkitError:
+    if not isinstance(error, MlpkitError):
+        logger.opt(exception=error).error("a load failed inside mlpkit")
+        return LoadFailed(f"internal error: {error}")
+    if isinstance(error, (LoadFailed, ArgumentError, Overloaded)):
+        return error
+    failed = LoadFailed(str(error))
+    failed.trace = error.trace
+    return failed
 
 
 async def _settled(model: Model) -> None:

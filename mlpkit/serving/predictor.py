@@ -8,10 +8,11 @@ a coroutine: for a synchronous handler it never suspends, and is run to its end 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -120,7 +121,12 @@ class Predictor:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._at_once, thread_name_prefix="mlpkit-predict")
         future = self._threads.submit(self._answer, request)
-        future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._end, done.result()))
+        future.add_done_callback(self._hand_over)
+
+    def _hand_over(self, done: Future[Answer]) -> None:
+        # A handler may outlive the loop of a process that stops; nobody waits for its answer then.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._end, done.result())
 
     def _end(self, answer: Answer) -> None:
         self._running -= 1

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from mlpkit.app import App
 from mlpkit.channel import AsyncChannel
-from mlpkit.errors import MlpkitError, TimeLimitExceeded, WorkerLost
+from mlpkit.errors import ArgumentError, MlpkitError, TimeLimitExceeded, WorkerLost
 from mlpkit.log import LogOutput, LogRecord, capture_streams, configure_child
 from mlpkit.process import Child, channel_of_child, start_child
 from mlpkit.serving.host import Host
@@ -152,7 +152,11 @@ class ProcessWorker:
             answered(WorkerLost(f"{self.name} is not running"))
             return
         self._held[work.id] = _Held(work, limit, answered, at_once)
-        self._channel.send(encode(work))
+        try:
+            self._channel.send(encode(work))
+        except ValueError as error:
+            del self._held[work.id]
+            answered(ArgumentError(f"the request is too large for a worker: {error}"))
 
     def watch(self, now: float) -> None:
         for held in _running(self._held.values()):

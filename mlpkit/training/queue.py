@@ -44,7 +44,7 @@ from mlpkit.training.trainer import Trainer
 T = TypeVar("T")
 
 _RETRY_FIRST, _RETRY_LONGEST = 0.5, 30.0
-_PATIENCE = 5.0
+_PATIENCE = 3.0
 """How long a job may wait for a place in a full queue, and how long the running ones may have run that it waits for."""
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +12,7 @@ from anyio import to_thread
 from mlpkit.errors import AlgorithmNotFound, ObjectNotFound, TimeLimitExceeded, UserCodeError
 from mlpkit.injection import NULL
 from mlpkit.storage import delete_model
-from mlpkit.training import Job, check_job
+from mlpkit.training import Job, check_job, new_model_id
 from mlpkit.web.answers import Answer, success
 
 if TYPE_CHECKING:
@@ -119,7 +117,7 @@ class AlgorithmRoutes:
 
     async def _new_model_id(self, algorithm: Algorithm, extend: msgspec.Raw) -> str:
         if "model_id" not in algorithm.hooks:
-            return f"{uuid.uuid4().hex}_{time.strftime('%Y%m%d%H%M%S')}"
+            return new_model_id()
         model_id = await self._models.call(algorithm.name, "model_id", {"extend": extend})
         if not isinstance(model_id, str) or not 1 <= len(model_id) <= _LONGEST_ID:
             raise UserCodeError(
