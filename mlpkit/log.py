@@ -111,22 +111,21 @@ class LogOutput:
     def __init__(self, stream: TextIO, format: Callable[[LogRecord], str] = format_text, level: str = "info") -> None:
         self._stream, self._format, self._least = stream, format, _LEVELS[level]
         self._lock = threading.Lock()
-        self._waiting: list[str] = []
+        self._waiting: list[LogRecord] = []
 
     def write(self, record: LogRecord) -> None:
         """Writes a line now, after the lines that were waiting."""
         if _LEVELS.get(record.level.lower(), 20) < self._least:
             return
         with self._lock:
-            self._waiting.append(self._format(record))
+            self._waiting.append(record)
             self._flush()
 
     def write_soon(self, record: LogRecord) -> None:
         """Keeps a line until the next `write` or `flush` (or until 256 wait): for the access log's many lines."""
         if self._least <= _LEVELS["info"]:
-            line = self._format(record)
             with self._lock:
-                self._waiting.append(line)
+                self._waiting.append(record)
                 if len(self._waiting) >= _MOST_WAITING:
                     self._flush()
 
@@ -137,7 +136,7 @@ class LogOutput:
                 self._flush()
 
     def _flush(self) -> None:
-        text = "".join(self._waiting)
+        text = "".join(map(self._format, self._waiting))
         self._waiting.clear()
         with contextlib.suppress(OSError, ValueError):
             try:

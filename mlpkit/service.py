@@ -211,11 +211,14 @@ def serve(
 
 
 async def _serve(app: App, settings: Settings, log: LogOutput, host: str, port: int) -> None:
+    from mlpkit.web.connection import Connection
+
     async with Service(app, settings, log) as service:
         config = uvicorn.Config(
             service.web,
             host=host,
             port=port,
+            http=Connection,
             lifespan="off",
             log_config=None,
             access_log=False,
