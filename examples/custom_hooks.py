@@ -96,6 +96,6 @@ def status(model_id: str, default: str, storage: Storage) -> str:
 
 @app.delete
 def delete(model_id: str, storage: Storage, log: Log) -> None:
-    if model_id.startswith("everyone-"):
-        raise PermissionError("the glossary of everyone cannot be deleted")
+    if model_id.startswith("archive-"):
+        raise PermissionError("a glossary of the archive cannot be deleted")
     log.info("{} objects deleted", storage.delete(f"{MODELS}/{model_id}/", recursive=True))

@@ -113,21 +113,21 @@ def test_two_algorithms_of_one_script_answer_side_by_side(served: Serve) -> None
     assert "量子" in service.client.predict(model_id, {"sentence": "服务很好，量子"})
 
 
-def test_custom_hooks_make_ids_and_protect_what_belongs_to_everyone(served: Serve) -> None:
+def test_custom_hooks_make_ids_and_protect_what_belongs_to_the_archive(served: Serve) -> None:
     service = served(custom_hooks.app)
     terms = {"terms": {"ＧＰＵ": "graphics processor"}}
     jobs = [
-        service.client.train("glossary", parameters=terms, extend={"team": team}) for team in ("search", "everyone")
+        service.client.train("glossary", parameters=terms, extend={"team": team}) for team in ("search", "archive")
     ]
     for job in jobs:
         assert job.wait(60).status == "completed"
         service.client.load("glossary", job.model_id)
-    mine, shared = (job.model_id for job in jobs)
+    mine, kept = (job.model_id for job in jobs)
     assert mine.startswith("search-")
     asked = [service.client.predict(mine, {"term": "gpu"}) for _ in range(2)]
     assert asked == [{"meaning": "graphics processor", "asked": 1}, {"meaning": "graphics processor", "asked": 2}]
     with pytest.raises(MlpkitError, match="cannot be deleted"):
-        service.client.delete("glossary", shared)
+        service.client.delete("glossary", kept)
     service.client.delete("glossary", mine)
     assert not service.storage.exists(f"ml-platform-model/{mine}/terms.json")
     assert "1 terms of search-" in service.log
