@@ -116,9 +116,7 @@ def test_two_algorithms_of_one_script_answer_side_by_side(served: Serve) -> None
 def test_custom_hooks_make_ids_and_protect_what_belongs_to_the_archive(served: Serve) -> None:
     service = served(custom_hooks.app)
     terms = {"terms": {"ＧＰＵ": "graphics processor"}}
-    jobs = [
-        service.client.train("glossary", parameters=terms, extend={"team": team}) for team in ("search", "archive")
-    ]
+    jobs = [service.client.train("glossary", parameters=terms, extend={"team": team}) for team in ("search", "archive")]
     for job in jobs:
         assert job.wait(60).status == "completed"
         service.client.load("glossary", job.model_id)
