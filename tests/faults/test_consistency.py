@@ -129,7 +129,13 @@ class Serving(RuleBasedStateMachine):
                 self.loaded = self.loaded - {model} | ({model} if self.named(model) in there else set())
 
     def workers(self) -> list[psutil.Process]:
-        return [each for each in self.service.family() if "mlpkit.serving" in each.cmdline()]
+        found = []
+        for each in self.service.family():
+            # A worker that was just killed may be gone, or not yet be waited for.
+            with contextlib.suppress(psutil.Error):
+                if "mlpkit.serving" in each.cmdline():
+                    found.append(each)
+        return found
 
     def teardown(self) -> None:
         for model in IDS:
