@@ -77,6 +77,7 @@ class Serving(RuleBasedStateMachine):
             return
         type(self).kills += 1
         asked = [self.callers.submit(self.run, step) for step in together]
+        wait_until(lambda: bool(self.workers()), "there is a worker to kill", 30)
         victim = max(self.workers(), key=lambda each: each.create_time())
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.kill()
