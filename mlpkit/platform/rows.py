@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from loguru import logger
 
 from mlpkit.platform.database import WantedModel
+from mlpkit.training import LONGEST_ID
 
-_LONGEST_ID = 64
 _MOST_LOGGED = 20
 
 
@@ -81,9 +81,9 @@ def checked(rows: Iterable[WantedModel], algorithms: Iterable[str], complaints: 
 def _problem(row: WantedModel, found: Mapping[str, CheckedModel]) -> str:
     if not row.model_id:
         return "it has no model id"
-    if len(row.model_id) > _LONGEST_ID:
-        shown = repr(row.model_id[:_LONGEST_ID])
-        return f"the model id {shown}... has {len(row.model_id)} characters, {_LONGEST_ID} are allowed"
+    if len(row.model_id) > LONGEST_ID:
+        shown = repr(row.model_id[:LONGEST_ID])
+        return f"the model id {shown}... has {len(row.model_id)} characters, {LONGEST_ID} are allowed"
     if (other := found.get(row.model_id)) is not None:
         return (
             f"model {row.model_id!r} has another row, which counts (algorithm [{other.algorithm}], path {other.path!r})"

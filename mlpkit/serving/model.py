@@ -161,13 +161,18 @@ class Model:
         return True
 
     def _free_replica(self) -> Replica | None:
-        window = 1 if self._batches else _AHEAD if self._usual < _QUICK else self._at_once + 1
-        window = max(window, self._at_once) if not self._batches else window
+        window = self._window()
         free = None
         for replica in self.replicas:
             if replica.ready and replica.busy < window and (free is None or replica.busy < free.busy):
                 free = replica
         return free
+
+    def _window(self) -> int:
+        """How many requests a replica may hold."""
+        if self._batches:
+            return 1
+        return max(_AHEAD, self._at_once) if self._usual < _QUICK else self._at_once + 1
 
     def _wait_for_company(self) -> bool:
         """Whether to wait a moment for more: only after a call that had company, and never longer than the linger."""

@@ -78,6 +78,10 @@ class Job(msgspec.Struct, frozen=True):
         }
 
 
+LONGEST_ID = 64
+"""Characters that a model id may have, as the protocol has it."""
+
+
 def new_model_id() -> str:
     """An id for a model that nobody has named: `<uuid4 hex>_<YYYYmmddHHMMSS>`, as the original makes them."""
     return f"{uuid4().hex}_{time.strftime('%Y%m%d%H%M%S')}"

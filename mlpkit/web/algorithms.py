@@ -12,7 +12,7 @@ from anyio import to_thread
 from mlpkit.errors import AlgorithmNotFound, ObjectNotFound, TimeLimitExceeded, UserCodeError
 from mlpkit.injection import NULL
 from mlpkit.storage import delete_model
-from mlpkit.training import Job, check_job, new_model_id
+from mlpkit.training import LONGEST_ID, Job, check_job, new_model_id
 from mlpkit.web.answers import Answer, success
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from mlpkit.web.endpoint import Request
     from mlpkit.web.parts import Parts
 
-_LONGEST_ID = 64
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -119,10 +118,10 @@ class AlgorithmRoutes:
         if "model_id" not in algorithm.hooks:
             return new_model_id()
         model_id = await self._models.call(algorithm.name, "model_id", {"extend": extend})
-        if not isinstance(model_id, str) or not 1 <= len(model_id) <= _LONGEST_ID:
+        if not isinstance(model_id, str) or not 1 <= len(model_id) <= LONGEST_ID:
             raise UserCodeError(
                 f"model_id of algorithm [{algorithm.name}] returned {_shortened(model_id)}: "
-                f"it must be a string of 1 to {_LONGEST_ID} characters"
+                f"it must be a string of 1 to {LONGEST_ID} characters"
             )
         return model_id
 
