@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test slow bench lint types docs docs-serve check format clean
+.PHONY: help demo serve test slow bench soak lint types docs docs-serve check format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ slow: $(VENV)/.mlpkit-dev ## the acceptance runs that take minutes
 
 bench: $(VENV)/.mlpkit-dev ## mlpkit beside a bare ASGI callable and Starlette, as ratios (needs wrk)
 	$(BIN)/python -m tests.benchmarks
+
+soak: $(VENV)/.mlpkit-dev ## everything at once for MINUTES=10, with kills and outages, and then the accounts; SEED= repeats one
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) $(addprefix --seed ,$(SEED))
 
 lint: $(VENV)/.mlpkit-dev ## ruff: rules and format
 	$(BIN)/ruff check .
