@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
 import msgspec
@@ -31,7 +31,7 @@ def settings_for(settings: Settings, extend: str | bytes) -> Settings:
     if not remote:
         return settings
     try:
-        address = ip_address(str(remote))
+        address = _address(str(remote))
     except ValueError:
         raise ArgumentError("[extend.remote_ip] is no IP address") from None
     if not any(address in ip_network(network) for network in settings.remote_allow):
@@ -40,3 +40,9 @@ def settings_for(settings: Settings, extend: str | bytes) -> Settings:
     port = urlsplit(f"//{own}").port or _PORT
     host = f"[{address}]" if isinstance(address, IPv6Address) else str(address)
     return settings.with_options(minio_host=f"{host}:{port}", minio_secure=secure)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address:
+    """The address; that of IPv4 where a socket for both has written it as one of IPv6 (`::ffff:10.0.0.1`)."""
+    address = ip_address(text)
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
