@@ -31,11 +31,15 @@ _PATIENCE = 3600.0
 
 @dataclass(eq=False)
 class _Report:
-    """A training that the table is to hear of: of its begin where `begun` is set, of its end where `ended` is."""
+    """A training that the table is to hear of: of its begin where `begun` is set, of its end where `ended` is.
+
+    `announced` is True once nobody need tell of its begin any more.
+    """
 
     model_id: str
     begun: Job | None = None
     ended: Job | None = None
+    announced: bool = False
     pause: float = _FIRST_RETRY
     due: float = field(default_factory=time.monotonic)
 
@@ -68,30 +72,31 @@ class Reports:
             if job is None:
                 await self._on_disk(partial(self._notes.remove_report, model_id))
             else:
-                self._reports[model_id] = _Report(model_id, ended=job if job.has_ended else None)
+                self._reports[model_id] = _Report(model_id, ended=job if job.has_ended else None, announced=True)
 
     @asynccontextmanager
     async def expected(self, job: Job) -> AsyncIterator[None]:
         """Around the acceptance of a job: its end will be written, unless it is not accepted."""
         is_new = await self._on_disk(partial(self._notes.add_report, job.model_id))
         before = self._reports.get(job.model_id)
-        report = self._reports[job.model_id] = _Report(job.model_id)
+        report = self._reports[job.model_id] = _Report(job.model_id, announced=not self._announce)
         try:
             yield
-        except BaseException:
+        except Exception:
+            # A caller who was cancelled is no refusal: the job may have been accepted all the same.
             if before is not None:
                 self._reports[job.model_id] = before
             elif self._reports.pop(job.model_id) and is_new:
                 with anyio.CancelScope(shield=True):
                     await self._on_disk(partial(self._notes.remove_report, job.model_id))
             raise
-        if self._announce:
-            report.begun = job
-            self._look()
+        self._begin(report, job)
+        self._look()
 
     def end(self, job: Job) -> None:
         """Says that a job has ended."""
         if (report := self._reports.get(job.model_id)) is not None:
+            self._begin(report, job)
             report.ended, report.due = job, time.monotonic()
             self._look()
 
@@ -146,6 +151,10 @@ class Reports:
             await self._on_disk(partial(self._notes.remove_report, report.model_id))
         except JournalError as error:
             logger.error("{}: the next start writes the end of training [{}] again", error, report.model_id)
+
+    def _begin(self, report: _Report, job: Job) -> None:
+        if not report.announced:
+            report.begun, report.announced = job, True
 
     def _look(self) -> None:
         self._changed.set()

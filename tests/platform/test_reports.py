@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Callable
@@ -109,6 +110,28 @@ async def test_a_job_that_is_not_accepted_is_not_reported(open_replica: OpenRepl
         await until_ready(replica)
         await until(lambda: not waiting(replica))
         assert (small_platform.status_of("m"), small_platform.status_of("late")) == ("training", "training")
+
+
+async def test_a_job_whose_caller_is_cancelled_after_its_acceptance_is_reported(
+    open_replica: OpenReplica, small_platform: Platform
+) -> None:
+    async with open_replica(small_platform, sync="lead") as replica:
+        await until_ready(replica)
+        job = Job("m", "it", parameters=json.dumps({"seconds": 0.5}))
+        accepted = asyncio.Event()
+
+        async def submit_and_wait() -> None:
+            assert replica.cluster is not None
+            async with replica.cluster.reporting(job):
+                await replica.training.submit(job)
+                accepted.set()
+                await asyncio.sleep(60)
+
+        caller = asyncio.create_task(submit_and_wait())
+        await accepted.wait()
+        caller.cancel()
+        await asyncio.wait([caller])
+        await until(lambda: small_platform.status_of("m") == "inactive")
 
 
 async def test_who_leads_makes_the_row_so_that_others_can_tell(
