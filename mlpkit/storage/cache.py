@@ -26,6 +26,7 @@ import msgspec
 from loguru import logger
 
 from mlpkit.errors import StorageError, StorageUnavailable
+from mlpkit.storage.disk import is_full
 from mlpkit.storage.leases import Leases
 
 _LONGEST_WAIT = 3600.0
@@ -63,37 +64,33 @@ class FileCache:
             for each in (self._entries, self._newest, self._making, users):
                 each.mkdir(parents=True, exist_ok=True)
             self._leases = Leases(users)
+            self._clean()
         except OSError as error:
             raise StorageError(f"the file cache cannot be used ({error}): check MLPKIT_CACHE_DIR") from error
         self._numbers = itertools.count()
         self._intact: dict[str, _Fingerprint] = {}
         self._room = 0
-        self._clean()
 
     def obtain(self, name: str, *, subject: str, source: str, make: Callable[[Path], None]) -> Path:
         """The folder with the entry's files, held until `release`; `make` fills it where there is no intact one.
 
-        However many threads and processes ask, one of them makes the entry and the others wait for it.
+        However many threads and processes ask, one of them makes the entry and the others wait for it. Where the disk
+        is full, entries that nobody holds make place for it.
 
         Raises:
             StorageUnavailable: another process has been making the entry for an hour.
-            StorageError: the cache's disk is full or broken.
+            StorageError: the cache's disk is full all the same, read-only or broken.
             Exception: whatever else `make` raises; nothing is left behind then.
         """
         entry, subject = _digest(name), _digest(subject)
-        with self._locked(entry):
+        with self._translated(source), self._locked(entry):
             # Held before it is looked at: from here on nobody removes it.
             self._leases.hold(entry)
             try:
-                if not self._is_intact(entry):
-                    self._make(entry, subject, source, make)
-                self._touch(entry, subject)
-            except BaseException as error:
+                while not self._is_there(entry, subject, source, make):
+                    pass
+            except BaseException:
                 self._leases.release(entry)
-                if isinstance(error, OSError):
-                    raise StorageError(
-                        f"the file cache cannot keep {source} ({error}): is {self._folder} full?"
-                    ) from error
                 raise
         return self._entries / entry / "files"
 
@@ -103,7 +100,7 @@ class FileCache:
             entry = (self._newest / _digest(subject)).read_text()
         except FileNotFoundError:
             return None
-        with self._locked(entry):
+        with self._translated(subject), self._locked(entry):
             self._leases.hold(entry)
             if self._is_intact(entry):
                 return self._entries / entry / "files"
@@ -125,7 +122,7 @@ class FileCache:
         try:
             with self._locked("eviction", timeout=0):
                 self._clean()
-                self._evict()
+                self._evict(lambda total: self._limit)
         except StorageUnavailable:
             pass  # Another process is at it.
         except OSError as error:
@@ -134,6 +131,17 @@ class FileCache:
     def close(self) -> None:
         """Releases everything that was obtained."""
         self._leases.close()
+
+    @contextlib.contextmanager
+    def _translated(self, source: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            advice = "free some space there" if is_full(error) else "check its owner, its mode and its disk"
+            raise StorageError(
+                f"the file cache {self._folder} cannot keep {source} ({error.strerror or error}): {advice}, "
+                "or set MLPKIT_CACHE_DIR to another folder"
+            ) from error
 
     @contextlib.contextmanager
     def _locked(self, entry: str, timeout: float = _LONGEST_WAIT) -> Iterator[None]:
@@ -151,6 +159,27 @@ class FileCache:
             yield
         finally:
             lock.release()
+
+    def _is_there(self, entry: str, subject: str, source: str, make: Callable[[Path], None]) -> bool:
+        """Makes the entry where there is no intact one; False where the disk was full, and has some room now."""
+        try:
+            if not self._is_intact(entry):
+                self._make(entry, subject, source, make)
+            self._touch(entry, subject)
+        except OSError as error:
+            if is_full(error) and self._halve():
+                return False
+            raise
+        return True
+
+    def _halve(self) -> bool:
+        """Removes entries that nobody holds until half of the cache is gone; False where there are none."""
+        with self._locked("eviction"):
+            self._clean()
+            removed = self._evict(lambda total: total // 2)
+        if removed:
+            logger.warning("the disk of the file cache {} is full: {} entries were removed", self._folder, removed)
+        return removed > 0
 
     def _make(self, entry: str, subject: str, source: str, make: Callable[[Path], None]) -> None:
         with self._scratch() as scratch:
@@ -220,16 +249,18 @@ class FileCache:
             for folder in self._making.glob(f"{user}-*"):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _evict(self) -> None:
+    def _evict(self, wanted: Callable[[int], int]) -> int:
+        """Removes entries until no more than the wanted number of bytes is left of the total; how many it removed."""
         entries = sorted(self._scan(), key=lambda each: each.used)
         sizes = {inode: size for each in entries for inode, size in each.inodes.items()}
         links = Counter(inode for each in entries for inode in each.inodes)
         total = sum(sizes.values())
-        held = self._leases.everybodys()
+        held, limit, removed = self._leases.everybodys(), wanted(total), 0
         for each in entries:
-            if total <= self._limit:
+            if total <= limit:
                 break
             if each.name not in held and self._remove_unless_held(each.name):
+                removed += 1
                 links.subtract(each.inodes.keys())
                 total -= sum(sizes[inode] for inode in each.inodes if links[inode] == 0)
         if total > self._limit:
@@ -241,6 +272,7 @@ class FileCache:
             )
         # Others add too: so look again long before the room that was seen can be full.
         self._room = (self._limit - total) // 16
+        return removed
 
     def _scan(self) -> Iterator[_Entry]:
         for folder in self._entries.iterdir():

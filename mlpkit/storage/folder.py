@@ -6,7 +6,6 @@ A file is written beside the buckets and renamed into its place, so that nobody 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import stat as modes
@@ -15,7 +14,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mlpkit.errors import ObjectNotFound, StorageDenied, StorageError, StorageUnavailable, UnsafePath
+from mlpkit.errors import ObjectNotFound, StorageDenied, StorageError, UnsafePath
+from mlpkit.storage.disk import is_full
 from mlpkit.storage.paths import ObjectStat
 from mlpkit.storage.store import ObjectChanged
 from mlpkit.storage.threads import Threads
@@ -44,15 +44,10 @@ class FolderStore:
         return _described(bucket, key, found)
 
     def download(self, stat: ObjectStat, target: Path, threads: Threads) -> None:
-        bucket, key = stat.bucket, stat.key
-        with self._translated(bucket, key), self._file(bucket, key).open("rb") as source:
-            # Of the open file, not of its name: a save in between replaces the name only.
-            if _described(bucket, key, os.fstat(source.fileno())).etag != stat.etag:
-                raise ObjectChanged(f"{self.place}: {stat.path} was replaced while it was read: try again")
-            with target.open("wb") as copy:
-                shutil.copyfileobj(source, copy, 1 << 20)
-            if _described(bucket, key, os.fstat(source.fileno())).etag != stat.etag:
-                raise ObjectChanged(f"{self.place}: {stat.path} was edited while it was read: try again")
+        with target.open("wb") as copy:
+            # The target is not of this store: what is wrong with its disk is not translated here.
+            for chunk in self._content(stat):
+                copy.write(chunk)
 
     def upload(self, source: Path, bucket: str, key: str) -> None:
         with self._translated(bucket, key):
@@ -102,6 +97,17 @@ class FolderStore:
 
     def close(self) -> None:
         pass
+
+    def _content(self, stat: ObjectStat) -> Iterator[bytes]:
+        bucket, key = stat.bucket, stat.key
+        with self._translated(bucket, key), self._file(bucket, key).open("rb") as source:
+            # Of the open file, not of its name: a save in between replaces the name only.
+            if _described(bucket, key, os.fstat(source.fileno())).etag != stat.etag:
+                raise ObjectChanged(f"{self.place}: {stat.path} was replaced while it was read: try again")
+            while chunk := source.read(1 << 20):
+                yield chunk
+            if _described(bucket, key, os.fstat(source.fileno())).etag != stat.etag:
+                raise ObjectChanged(f"{self.place}: {stat.path} was edited while it was read: try again")
 
     def _file(self, bucket: str, key: str) -> Path:
         """The file of a key; its folder is inside the bucket, whatever symbolic links there are."""
@@ -157,9 +163,8 @@ class FolderStore:
         except PermissionError as error:
             raise StorageDenied(f"{where}: {error.strerror}: check the owner and mode of {error.filename}") from error
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            kind = StorageUnavailable if full else StorageError
-            raise kind(f"{where}: {error.strerror or error}" + (": free some space" if full else "")) from error
+            advice = ": free some space" if is_full(error) else ""
+            raise StorageError(f"{where}: {error.strerror or error}{advice}") from error
 
 
 def _move(file: str, target: Path) -> None:

@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from mlpkit.errors import StorageError
+from mlpkit.storage.disk import write_at
 
 _ENTRY = 40
 """Characters of an entry's name: all have as many, so that a line can be written over another."""
@@ -42,14 +43,17 @@ class Leases:
 
         Raises:
             StorageError: the user has closed its leases.
+            OSError: the disk is full; the entry is not held.
         """
         with self._lock:
             if not self._open:
                 raise StorageError("the storage was closed while it was in use")
+            if not self._held[entry]:
+                line = self._blank[-1] if self._blank else len(self._lines)
+                self._write(line, entry)
+                self._lines[entry] = line
+                del self._blank[-1:]
             self._held[entry] += 1
-            if self._held[entry] == 1:
-                self._lines[entry] = self._blank.pop() if self._blank else len(self._lines)
-                self._write(self._lines[entry], entry)
 
     def release(self, entry: str) -> None:
         """Takes one `hold` back; an entry that is not held is no error."""
@@ -58,8 +62,10 @@ class Leases:
                 self._held[entry] -= 1
             elif self._open and self._held.pop(entry, 0):
                 line = self._lines.pop(entry)
-                self._write(line, "")
                 self._blank.append(line)
+                # What cannot be blanked is kept by the cache for longer than it need be, which does no harm.
+                with contextlib.suppress(OSError):
+                    self._write(line, "")
 
     def everybodys(self) -> set[str]:
         """The entries that any living user holds."""
@@ -81,11 +87,13 @@ class Leases:
         with self._lock:
             if self._open:
                 self._open = False
-                (self._folder / self.user).unlink(missing_ok=True)
                 os.close(self._file)
+                # Without its lock it is a dead user's, for others to remove where this one cannot.
+                with contextlib.suppress(OSError):
+                    (self._folder / self.user).unlink()
 
     def _write(self, line: int, text: str) -> None:
-        os.pwrite(self._file, f"{text:{_ENTRY}}\n".encode(), line * (_ENTRY + 1))
+        write_at(self._file, f"{text:{_ENTRY}}\n".encode(), line * (_ENTRY + 1))
 
     def _files(self) -> list[Path]:
         return [file for file in self._folder.iterdir() if not file.name.startswith(".")]

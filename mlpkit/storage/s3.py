@@ -22,6 +22,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, ProtocolError, Re
 
 from mlpkit.errors import SettingsError, StorageError
 from mlpkit.settings import Settings
+from mlpkit.storage.disk import write_at
 from mlpkit.storage.paths import ObjectStat, endpoint_of
 from mlpkit.storage.retries import Patience, current_patience, patience_of
 from mlpkit.storage.s3_errors import translated
@@ -155,7 +156,7 @@ class S3Store:
             if response.status != 206 and end - start != stat.size:
                 raise StorageError(f"{self.place}: {stat.path}: the store ignores Range, which large objects need")
             for chunk in response.stream(_CHUNK):
-                os.pwrite(file, chunk[: end - start - received], start + received)
+                write_at(file, chunk[: end - start - received], start + received)
                 received += len(chunk)
         except ProtocolError as error:
             if not received:
