@@ -86,6 +86,7 @@ class Service:
             await exits.enter_async_context(self._background())
             self._exits = exits.pop_all()
         self.state.checks += [self.models.problems, lambda: [self._store_problem] if self._store_problem else []]
+        self.state.remarks.append(self.models.warnings)
         if self.cluster is not None:
             self.state.checks.append(self.cluster.problems)
             self.state.remarks.append(self.cluster.warnings)

@@ -21,6 +21,7 @@ from mlpkit.app import App
 from mlpkit.errors import MlpkitError, ModelNotLoaded, UserCodeError
 from mlpkit.injection import Call, Plan, ProcessScope, async_user_code, user_code, user_error
 from mlpkit.log import request_uuid, uuid_bound
+from mlpkit.serving.memory import Growth
 from mlpkit.serving.messages import Answer, Failure, Load, Predict, Result, RunHook, Unload
 from mlpkit.serving.predictor import Predictor, Surroundings, error_text
 from mlpkit.settings import Settings
@@ -55,6 +56,7 @@ class Host:
         self._send, self._inline = send, inline
         self._models: dict[str, _Hosted] = {}
         self._unloading = 0
+        self._growth = Growth()
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="mlpkit-hook")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -104,7 +106,9 @@ class Host:
         with uuid_bound(request.log_uuid):
             try:
                 if isinstance(request, Load):
-                    await self._load(request)
+                    with self._growth.measured() as growth:
+                        await self._load(request)
+                        result = msgspec.json.encode(growth())
                 elif isinstance(request, Unload):
                     await self._unload(request)
                 else:

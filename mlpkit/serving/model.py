@@ -15,10 +15,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-import psutil
-
 from mlpkit.app import Algorithm
-from mlpkit.errors import AnswerError, LoadFailed, MlpkitError, PredictFailed, TimeLimitExceeded, UserCodeError
+from mlpkit.errors import AnswerError, MlpkitError, PredictFailed, TimeLimitExceeded, UserCodeError
 from mlpkit.log import request_uuid
 from mlpkit.serving.messages import Answer, Failure, Item, Predict, Result
 from mlpkit.serving.pool import Slot
@@ -253,17 +251,6 @@ class Model:
     def _notice_idle(self) -> None:
         if self._idle is not None and not self.waiting and not any(replica.busy for replica in self.replicas):
             self._idle.set()
-
-
-def check_room(algorithm: Algorithm) -> None:
-    """Refuses a model that needs more memory (`memory=`) than the machine has free, before anything is started for it.
-
-    Raises:
-        LoadFailed: names both figures.
-    """
-    needed, free = algorithm.load_options.memory, psutil.virtual_memory().available
-    if needed is not None and needed > free:
-        raise LoadFailed(f"the model needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free")
 
 
 def _predict_error(failure: Failure) -> MlpkitError:

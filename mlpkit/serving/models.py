@@ -17,7 +17,7 @@ import anyio
 import msgspec
 from loguru import logger
 
-from mlpkit.app import Algorithm, App
+from mlpkit.app import App
 from mlpkit.errors import (
     AlgorithmNotFound,
     ArgumentError,
@@ -33,9 +33,10 @@ from mlpkit.injection import NULL
 from mlpkit.log import LogOutput, request_uuid, uuid_bound
 from mlpkit.serving.ledger import Entry, Ledger
 from mlpkit.serving.messages import Load, RunHook, Unload
-from mlpkit.serving.model import Counts, Model, Replica, check_room
+from mlpkit.serving.model import Counts, Model, Replica
 from mlpkit.serving.pool import Pool, Slot
 from mlpkit.serving.reloads import Reloads
+from mlpkit.serving.room import Room
 from mlpkit.serving.view import ModelView, view_of
 from mlpkit.serving.worker import LocalWorker, ProcessWorker, Worker, ask, request_ids
 from mlpkit.settings import Settings
@@ -56,12 +57,12 @@ class Models:
         self._models: dict[str, Model] = {}
         self._pool = Pool(self._make_worker, self._worker_up, self._worker_down)
         self._ledger = Ledger(settings.home / "models.json")
-        self._reloads = Reloads(self._models, self.load, self._load_replica, self._give_up)
+        self._room = Room(settings.home / "memory.json")
+        self._reloads = Reloads(self._models, self.load, self._load_replica_again, self._give_up)
         self._closing = False
         self._closed = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
-        self._turn = 0
         self._past = {name: Counts() for name in self._algorithms}
 
     async def open(self) -> None:
@@ -121,7 +122,7 @@ class Models:
         model = self._models.get(model_id)
         if model is None:
             self._reloads.forget(model_id)
-            self._ledger.remove(model_id)
+            await self._ledger.remove(model_id)
             return
         if model.state == "loading":
             with contextlib.suppress(MlpkitError):
@@ -156,7 +157,7 @@ class Models:
         """
         limit = self._settings.hook_timeout
         encoded = {name: msgspec.json.encode(value) for name, value in fields.items()}
-        worker = await self._next_slot().wait_ready(limit)
+        worker = await self._pool.next().wait_ready(limit)
         request = RunHook(next(request_ids), algorithm, hook, encoded, request_uuid.get())
         return msgspec.json.decode(await ask(worker, request, limit))
 
@@ -194,11 +195,16 @@ class Models:
         found += [f"model [{each.model_id}] {each.problem}" for each in self._models.values() if each.returning]
         return found
 
+    def warnings(self) -> list[str]:
+        """What somebody should look at although predictions are answered, a sentence each."""
+        return self._ledger.warnings()
+
     async def _run(self, opened: asyncio.Event) -> None:
         async with anyio.create_task_group() as self._tasks:
             self._reloads.open(self._tasks)
             self._pool.open(self._tasks, max(1, self._settings.workers))
             self._tasks.start_soon(self._watch)
+            self._tasks.start_soon(self._ledger.keep)
             self._tasks.start_soon(self._restore)
             opened.set()
             await self._closed.wait()
@@ -242,27 +248,36 @@ class Models:
     async def _load(self, model: Model, entry: Entry, log_uuid: str) -> None:
         with uuid_bound(log_uuid):
             started = time.monotonic()
+            options = model.algorithm.load_options
+            isolated = options.isolated and self._settings.workers > 0
+            copies = options.replicas if isolated else min(options.replicas, len(self._pool.shared))
             try:
-                check_room(model.algorithm)
-                model.replicas = [Replica(slot) for slot in self._place(model.algorithm)]
-                for replica in model.replicas:
-                    replica.slot.models += 1
-                await _all(self._load_replica(model, replica) for replica in model.replicas)
+                async with self._room.taken(model, copies, self._load_limit(model)):
+                    slots = self._pool.place(options.replicas, isolated=isolated)
+                    model.replicas = [Replica(slot) for slot in slots]
+                    for replica in model.replicas:
+                        replica.slot.models += 1
+                    await _all(self._load_replica(model, replica) for replica in model.replicas)
+                await self._ledger.add(entry)
                 if not all(replica.ready for replica in model.replicas):
+                    await self._ledger.remove(entry.model_id)
                     raise WorkerLost("a worker ended while the model was being loaded into another")
             except Exception as error:
                 await self._forget(model)
                 model.settled.set_exception(_load_error(error))
                 return
             model.state, model.since = "loaded", time.time()
-            self._ledger.add(entry)
             places = ", ".join(str(replica.slot.index) for replica in model.replicas)
             taken = time.monotonic() - started
             logger.info("model {!r} is loaded in worker {} after {:.2f} s", model.model_id, places, taken)
             model.settled.set_result(None)
 
+    async def _load_replica_again(self, model: Model, replica: Replica) -> None:
+        async with self._room.taken(model, 1, self._load_limit(model)):
+            await self._load_replica(model, replica)
+
     async def _load_replica(self, model: Model, replica: Replica) -> None:
-        limit = model.algorithm.load_options.timeout or self._settings.load_timeout
+        limit = self._load_limit(model)
         worker = await replica.slot.wait_ready(min(limit, self._settings.start_timeout))
         request = Load(
             next(request_ids),
@@ -273,21 +288,23 @@ class Models:
             model.uuid,
             request_uuid.get(),
         )
-        await ask(worker, request, limit)
+        growth = msgspec.json.decode(await ask(worker, request, limit), type=int | None)
         replica.ready = True
+        if growth is not None:
+            await self._room.remember(model.model_id, growth)
 
     async def _unload(self, model: Model) -> None:
-        limit = model.algorithm.load_options.timeout or self._settings.load_timeout
+        limit = self._load_limit(model)
         if not await model.idle(limit):
             model.fail_waiting(ModelNotLoaded(model.model_id))
         await self._forget(model)
-        self._ledger.remove(model.model_id)
+        await self._ledger.remove(model.model_id)
         logger.info("model {!r} is unloaded", model.model_id)
         model.settled.set_result(None)
 
     async def _forget(self, model: Model) -> None:
         """Takes a model out of the workers that have it, and out of the list."""
-        limit = model.algorithm.load_options.timeout or self._settings.load_timeout
+        limit = self._load_limit(model)
         for replica in model.replicas:
             replica.slot.models -= 1
             worker = replica.slot.worker
@@ -301,23 +318,8 @@ class Models:
         self._past[model.algorithm.name] += model.counts
         self._models.pop(model.model_id, None)
 
-    def _place(self, algorithm: Algorithm) -> list[Slot]:
-        """The slots for a new model: its own for an isolated one, else the shared ones with the fewest models."""
-        options = algorithm.load_options
-        if options.isolated and self._settings.workers > 0:
-            return [self._pool.add(isolated=True) for _ in range(options.replicas)]
-        shared = sorted(self._pool.shared, key=lambda slot: (slot.failing, slot.models, slot.index))
-        if options.replicas > len(shared):
-            logger.warning("{} replicas are asked for, there are {} workers", options.replicas, len(shared))
-        return shared[: options.replicas]
-
-    def _next_slot(self) -> Slot:
-        shared = self._pool.shared
-        if not shared:
-            raise ServiceStopping("the service is stopping")
-        ready = [slot for slot in shared if slot.ready] or shared
-        self._turn += 1
-        return ready[self._turn % len(ready)]
+    def _load_limit(self, model: Model) -> float:
+        return model.algorithm.load_options.timeout or self._settings.load_timeout
 
     def _make_worker(self, slot: Slot) -> Worker:
         if self._settings.workers == 0:
@@ -342,7 +344,7 @@ class Models:
     async def _give_up(self, model: Model, error: MlpkitError) -> None:
         model.fail_waiting(error)
         await self._forget(model)
-        self._ledger.remove(model.model_id)
+        await self._ledger.give_up(model.model_id, str(error))
 
 
 async def _at_rest(model: Model, end: float) -> bool:

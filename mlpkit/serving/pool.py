@@ -10,7 +10,7 @@ from collections.abc import Callable
 from anyio.abc import TaskGroup
 from loguru import logger
 
-from mlpkit.errors import MlpkitError, TimeLimitExceeded, WorkerLost
+from mlpkit.errors import MlpkitError, ServiceStopping, TimeLimitExceeded, WorkerLost
 from mlpkit.serving.worker import Worker
 
 _FIRST_PAUSE = 0.05
@@ -97,6 +97,7 @@ class Pool:
         self._tasks: TaskGroup | None = None
         self.slots: dict[int, Slot] = {}
         self.restarts = 0
+        self._turn = 0
 
     @property
     def shared(self) -> list[Slot]:
@@ -116,6 +117,28 @@ class Pool:
         assert self._tasks is not None
         self._tasks.start_soon(self._keep, slot)
         return slot
+
+    def place(self, replicas: int, *, isolated: bool) -> list[Slot]:
+        """The slots for a new model: its own for an isolated one, else the shared ones with the fewest models."""
+        if isolated:
+            return [self.add(isolated=True) for _ in range(replicas)]
+        shared = sorted(self.shared, key=lambda slot: (slot.failing, slot.models, slot.index))
+        if replicas > len(shared):
+            logger.warning("{} replicas are asked for, there are {} workers", replicas, len(shared))
+        return shared[:replicas]
+
+    def next(self) -> Slot:
+        """A shared slot for a request that any worker can take: they take turns, those that are ready.
+
+        Raises:
+            ServiceStopping: there is none any more.
+        """
+        shared = self.shared
+        if not shared:
+            raise ServiceStopping("the service is stopping")
+        ready = [slot for slot in shared if slot.ready] or shared
+        self._turn += 1
+        return ready[self._turn % len(ready)]
 
     async def remove(self, slot: Slot, grace: float) -> None:
         """Ends the worker of a slot, and the slot."""
