@@ -35,12 +35,13 @@ async def async_user_code(function: Callable[..., Any], /, *args: Any, **kwargs:
 def user_error(error: BaseException) -> UserCodeError:
     """What the user's code raised, with the traceback from the user's first frame on.
 
-    The text is the exception's own, as the original's answers have it; SystemExit and its like also get their names.
+    The text is the exception's own, as the original's answers have it; SystemExit and its like also get their names,
+    and so does MemoryError, which mostly has no text.
     """
     if isinstance(error, UserCodeError):
         return error
     try:
-        text = str(error) if isinstance(error, Exception) else f"{type(error).__name__}: {error}"
+        text = _text(error)
     except Exception:
         text = f"{type(error).__name__}, whose text cannot be made"
     lines = traceback.format_exception(type(error), error, _from_first_own_frame(error.__traceback__))
@@ -50,6 +51,12 @@ def user_error(error: BaseException) -> UserCodeError:
 def original(error: BaseException) -> BaseException:
     """The exception that the user's code raised, out of its `UserCodeError`."""
     return error.__cause__ if isinstance(error, UserCodeError) and error.__cause__ is not None else error
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return f"MemoryError: {error}" if str(error) else "MemoryError: the process could not get more memory"
+    return str(error) if isinstance(error, Exception) else f"{type(error).__name__}: {error}"
 
 
 def _from_first_own_frame(frames: TracebackType | None) -> TracebackType | None:

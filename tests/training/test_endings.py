@@ -86,7 +86,7 @@ pytestmark = pytest.mark.anyio
         ("false", "train returned False"),
         ("exit", "SystemExit: 3"),
         ("os exit", "the training process exited with code 7 before train returned"),
-        ("memory", "MemoryError"),
+        ("memory", "MemoryError: the process could not get more memory"),
         (
             "kill",
             "the training process was killed by SIGKILL (most likely because the machine ran out of memory) "
