@@ -9,11 +9,11 @@ is imported when the name is first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlpkit.app import Algorithm, App
 from mlpkit.injection import Depends
+from mlpkit.lazy import front_door
 
 if TYPE_CHECKING:
     from mlpkit.client import Client, JobHandle
@@ -38,22 +38,19 @@ __all__ = [
     "__version__",
 ]
 
-_LAZY = {
-    "Client": "mlpkit.client",
-    "JobHandle": "mlpkit.client",
-    "Log": "mlpkit.services",
-    "ModelDir": "mlpkit.storage",
-    "Progress": "mlpkit.training",
-    "Storage": "mlpkit.storage",
-    "TrainData": "mlpkit.training",
-    "TrainJob": "mlpkit.training",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'mlpkit' has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+__getattr__ = front_door(
+    __name__,
+    {
+        "Client": "mlpkit.client",
+        "JobHandle": "mlpkit.client",
+        "Log": "mlpkit.services",
+        "ModelDir": "mlpkit.storage",
+        "Progress": "mlpkit.training",
+        "Storage": "mlpkit.storage",
+        "TrainData": "mlpkit.training",
+        "TrainJob": "mlpkit.training",
+    },
+)
 
 
 def __dir__() -> list[str]:

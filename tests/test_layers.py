@@ -19,7 +19,7 @@ import mlpkit
 
 LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     # what everybody may use
-    ("L0", ("errors", "values")),
+    ("L0", ("errors", "values", "lazy")),
     ("L0", ("settings", "log", "formats")),
     # the author's script, and a child process
     ("L1", ("source", "options", "channel", "process")),

@@ -6,7 +6,6 @@ Source: `tests/wire/PROTOCOL.md`, section 1.4. The wire spells `totol_`; the rig
 from __future__ import annotations
 
 import anyio
-import psutil
 
 _GIB = 1 << 30
 _SAMPLE = 0.5
@@ -17,6 +16,8 @@ async def node_info() -> dict[str, float | int | str]:
 
     Takes half a second, in which the processors are watched.
     """
+    import psutil  # here and below: the server starts sooner and smaller without it
+
     before = psutil.cpu_times()
     await anyio.sleep(_SAMPLE)
     memory = psutil.virtual_memory()
@@ -40,11 +41,15 @@ def _idle_share(before: tuple[float, ...], after: tuple[float, ...]) -> float:
 
 
 def _network() -> str:
+    import psutil
+
     counters = psutil.net_io_counters()
     return _both(counters.bytes_sent, counters.bytes_recv) if counters else _both(0, 0)
 
 
 def _disks() -> str:
+    import psutil
+
     counters = psutil.disk_io_counters()
     return _both(counters.read_bytes, counters.write_bytes) if counters else _both(0, 0)
 

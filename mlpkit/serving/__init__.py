@@ -1,6 +1,16 @@
 """Models in worker processes: load, predict, unload. `Models` is the front door."""
 
-from mlpkit.serving.models import Models
-from mlpkit.serving.view import ModelView
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlpkit.lazy import front_door
+
+if TYPE_CHECKING:
+    from mlpkit.serving.models import Models
+    from mlpkit.serving.view import ModelView
 
 __all__ = ["ModelView", "Models"]
+
+# A worker, which is `python -m mlpkit.serving`, needs none of them.
+__getattr__ = front_door(__name__, {"ModelView": "mlpkit.serving.view", "Models": "mlpkit.serving.models"})

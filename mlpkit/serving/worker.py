@@ -311,12 +311,14 @@ async def ask(worker: Worker, work: Work, limit: float) -> bytes:
 
 def main() -> None:
     """Runs a worker process until it is told to stop, or the server is gone."""
-    import anyio
-
     # Ctrl-C goes to the whole terminal; the server decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    options = {"use_uvloop": True} if _has_uvloop() else {}
-    anyio.run(_serve, backend_options=options)
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(_serve())
+    else:
+        uvloop.run(_serve())
 
 
 async def _serve() -> None:
@@ -382,11 +384,3 @@ async def _host(start: Start, settings: Settings, channel: AsyncChannel) -> Host
         channel.close()
         return None
     return host
-
-
-def _has_uvloop() -> bool:
-    try:
-        import uvloop  # noqa: F401
-    except ImportError:
-        return False
-    return True

@@ -3,11 +3,18 @@
 The front door of this folder.
 """
 
-from mlpkit.training.data import TrainData
-from mlpkit.training.job import LONGEST_ID, STATES, Job, State, TrainJob, new_model_id
-from mlpkit.training.progress import Progress, Snapshot
-from mlpkit.training.queue import TrainingQueue
-from mlpkit.training.run import Outcome, check_job, destination, run_train
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlpkit.lazy import front_door
+
+if TYPE_CHECKING:
+    from mlpkit.training.data import TrainData
+    from mlpkit.training.job import LONGEST_ID, STATES, Job, State, TrainJob, new_model_id
+    from mlpkit.training.progress import Progress, Snapshot
+    from mlpkit.training.queue import TrainingQueue
+    from mlpkit.training.run import Outcome, check_job, destination, run_train
 
 __all__ = [
     "LONGEST_ID",
@@ -25,3 +32,18 @@ __all__ = [
     "new_model_id",
     "run_train",
 ]
+
+# A script that names `TrainData` is imported by every worker, which needs neither the queue nor its journal.
+__getattr__ = front_door(
+    __name__,
+    {
+        "TrainData": "mlpkit.training.data",
+        **dict.fromkeys(
+            ("LONGEST_ID", "STATES", "Job", "State", "TrainJob", "new_model_id"),
+            "mlpkit.training.job",
+        ),
+        **dict.fromkeys(("Progress", "Snapshot"), "mlpkit.training.progress"),
+        "TrainingQueue": "mlpkit.training.queue",
+        **dict.fromkeys(("Outcome", "check_job", "destination", "run_train"), "mlpkit.training.run"),
+    },
+)
