@@ -227,6 +227,13 @@ class Settings:
         "Largest log of one training job; what comes after is counted, not kept.",
         shown="10MiB",
     )
+    jobs_keep: float = _setting(
+        "MLPKIT_JOBS_KEEP",
+        90 * 86400.0,
+        seconds,
+        "Time after its end for which a training job and its log are kept; 0 keeps all. Models are not touched.",
+        shown="90d",
+    )
 
     @property
     def cache_path(self) -> Path:

@@ -30,11 +30,11 @@ def size(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """Seconds from `1.5`, `30s`, `5m` or `2h`."""
-    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*([smh]?)\s*", text.lower())
+    """Seconds from `1.5`, `30s`, `5m`, `2h` or `30d`."""
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*([smhd]?)\s*", text.lower())
     if match is None:
-        raise ValueError("a time such as 1.5, 30s, 5m or 2h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+        raise ValueError("a time such as 1.5, 30s, 5m, 2h or 30d")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
 def period(text: str) -> float:

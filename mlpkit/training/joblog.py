@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -34,6 +35,7 @@ class JobLog:
         self._size = os.fstat(descriptor).st_size
         self._dropped_lines, self._dropped_bytes = 0, 0
         self._child_lines, self._child_bytes = 0, 0
+        self._broken = False
 
     def __enter__(self) -> JobLog:
         return self
@@ -54,11 +56,7 @@ class JobLog:
         line = format_text(record).encode("utf-8", "replace")
         self._size += len(line)
         self._output.write(record)
-        try:
-            self._file.write(line)
-        except OSError as error:
-            # A full disk must not end a training; the service's log still has the line.
-            self._output.write(self._record(f"the job's own log cannot be written: {error}", "WARNING"))
+        self._try(lambda: self._file.write(line))
 
     def write_raw(self, text: str) -> None:
         """Writes what the process wrote below Python: C code, or a grandchild."""
@@ -79,8 +77,8 @@ class JobLog:
 
     def flush(self) -> None:
         """Makes the lines visible to readers of the file."""
-        with contextlib.suppress(OSError, ValueError):
-            self._file.flush()
+        if not self._file.closed and self._try(self._file.flush):
+            self._broken = False
 
     def close(self) -> None:
         """Says how much was dropped, if anything was, and closes the file."""
@@ -93,6 +91,18 @@ class JobLog:
             )
         with contextlib.suppress(OSError):
             self._file.close()
+
+    def _try(self, step: Callable[[], object]) -> bool:
+        """Whether the step could be done. A full disk must not end a training; the service's log has the line."""
+        try:
+            step()
+        except OSError as error:
+            if not self._broken:
+                why = f"the job's own log cannot be written ({error.strerror or error}): lines may be missing there"
+                self._output.write(self._record(why, "WARNING"))
+            self._broken = True
+            return False
+        return True
 
     def _drop(self, text: str) -> None:
         self._dropped_lines += 1

@@ -6,9 +6,10 @@ Every write is a transaction of its own, in WAL mode with `synchronous=FULL`: wh
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -94,6 +95,17 @@ class Journal:
         """The jobs that have not ended, oldest first."""
         return self._select("WHERE state IN ('init', 'training') ORDER BY number", ())
 
+    def oldest_ended(self, limit: int) -> list[Job]:
+        """The jobs that have ended, in the order of their acceptance."""
+        # Without the index on the state, which would sort all of them.
+        return self._select("WHERE +state NOT IN ('init', 'training') ORDER BY number LIMIT ?", (limit,))
+
+    def remove(self, model_ids: Iterable[str]) -> None:
+        """Forgets jobs that have ended."""
+        with self._writing, self._translated("written"), self._writer:
+            self._writer.execute("BEGIN IMMEDIATE")
+            self._writer.executemany("DELETE FROM job WHERE model_id = ?", [(each,) for each in model_ids])
+
     def close(self) -> None:
         """Closes the file, and lets go of the home."""
         with self._writing, self._reading:
@@ -135,7 +147,9 @@ class Journal:
         try:
             yield
         except (sqlite3.Error, OSError, ValueError) as error:
-            raise JournalError(f"the journal {self.path} cannot be {what}: {error}") from error
+            full = "full" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
+            advice = ": free some space on that disk" if full else ""
+            raise JournalError(f"the journal {self.path} cannot be {what}: {error}{advice}") from error
 
 
 def _text(job: Job) -> str:

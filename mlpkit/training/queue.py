@@ -44,6 +44,7 @@ from mlpkit.training.trainer import Trainer
 T = TypeVar("T")
 
 _RETRY_FIRST, _RETRY_LONGEST = 0.5, 30.0
+_LOOK_FOR_OLD, _REMOVED_AT_ONCE = 3600.0, 500
 _PATIENCE = 3.0
 """How long a job may wait for a place in a full queue, and how long the running ones may have run that it waits for."""
 
@@ -95,6 +96,7 @@ class TrainingQueue:
         await self._on_disk(lambda: shutil.rmtree(self._settings.home / "work", ignore_errors=True))
         self._host = asyncio.create_task(self._run_tasks(opened))
         await opened.wait()
+        self._tasks.start_soon(self._remove_old)
         for job in await self._on_disk(self._journal.unfinished):
             await self._resume(job)
 
@@ -346,6 +348,28 @@ class TrainingQueue:
             with anyio.move_on_after(pause):
                 await self._closing.wait()
             pause = min(2 * pause, _RETRY_LONGEST)
+
+    async def _remove_old(self) -> None:
+        """Removes the jobs, and their logs, that ended longer ago than they are kept; now, and again and again."""
+        keep = self._settings.jobs_keep
+        while keep and not self._closing.is_set():
+            try:
+                while await self._on_disk(lambda: self._remove_some(time.time() - keep)):
+                    pass
+            except (MlpkitError, OSError) as error:
+                logger.error("old jobs cannot be removed: {}", error)
+            with anyio.move_on_after(min(max(keep / 10, 0.1), _LOOK_FOR_OLD)):
+                await self._closing.wait()
+
+    def _remove_some(self, before: float) -> int:
+        jobs = self._journal.oldest_ended(_REMOVED_AT_ONCE)
+        old = [job.model_id for job in jobs if (job.ended or job.created) < before]
+        for model_id in old:
+            # First, so that no log remains that nobody knows of.
+            self.log_path(model_id).unlink(missing_ok=True)
+        if old:
+            self._journal.remove(old)
+        return len(old)
 
     async def _on_disk(self, call: Callable[[], T]) -> T:
         return await anyio.to_thread.run_sync(call, limiter=self._disk)
