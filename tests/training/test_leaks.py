@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.acceptance.service import gone
 from tests.conftest import Report
 from tests.training.conftest import OpenQueue, end_of, job
 
@@ -15,13 +17,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 JOBS = 200
 SCRIPT = """
 import os, subprocess
+from pathlib import Path
 from mlpkit import App, ModelDir
 
 app = App("it")
 
 @app.train
 def train(out: ModelDir, parameters: dict):
-    subprocess.Popen(["sleep", "60"])
+    left = subprocess.Popen(["sleep", "300"])
+    (Path(parameters["folder"]) / str(left.pid)).touch()
     (out / "model").write_text("x")
     if parameters["number"] % 3 == 0:
         os._exit(1)
@@ -29,16 +33,19 @@ def train(out: ModelDir, parameters: dict):
 
 
 @pytest.mark.anyio
-async def test_two_hundred_jobs_leave_no_process_and_no_descriptor(open_queue: OpenQueue, report: Report) -> None:
-    me, began = psutil.Process(), time.monotonic()
+async def test_two_hundred_jobs_leave_no_process_and_no_descriptor(
+    open_queue: OpenQueue, tmp_path: Path, report: Report
+) -> None:
+    me, began, folder = psutil.Process(), time.monotonic(), tmp_path / "left"
+    folder.mkdir()
     async with open_queue(SCRIPT, train_task_num=4, train_queue_size=JOBS) as queue:
-        await queue.submit(job("first", number=1))
+        await queue.submit(job("first", number=1, folder=str(folder)))
         await end_of(queue, "first")
         children = {each.pid for each in me.children(recursive=True)}
         descriptors, threads = me.num_fds(), me.num_threads()
 
         for number in range(JOBS):
-            await queue.submit(job(f"m-{number}", number=number))
+            await queue.submit(job(f"m-{number}", number=number, folder=str(folder)))
         for number in range(JOBS):
             ended = await end_of(queue, f"m-{number}")
             assert ended.state == ("error" if number % 3 == 0 else "completed")
@@ -47,6 +54,9 @@ async def test_two_hundred_jobs_leave_no_process_and_no_descriptor(open_queue: O
             f"{JOBS} jobs in {time.monotonic() - began:.0f} s: descriptors {descriptors}, then {me.num_fds()}; "
             f"threads {threads}, then {me.num_threads()}"
         )
+        left = [int(each.name) for each in folder.iterdir()]
+        assert len(left) == JOBS + 1
+        assert not any(psutil.pid_exists(pid) and not gone(psutil.Process(pid)) for pid in left)
         assert {each.pid for each in me.children(recursive=True)} - children == set()
         assert me.num_fds() <= descriptors
         assert me.num_threads() <= threads + 2
