@@ -106,7 +106,7 @@ class Host:
         with uuid_bound(request.log_uuid):
             try:
                 if isinstance(request, Load):
-                    with self._growth.measured() as growth:
+                    with self._growth.measured(whole=self._is_isolated(request)) as growth:
                         await self._load(request)
                         result = msgspec.json.encode(growth())
                 elif isinstance(request, Unload):
@@ -122,6 +122,9 @@ class Host:
                 logger.exception("{} failed inside mlpkit", type(request).__name__)
                 result = Failure.of(MlpkitError(f"internal error: {error}"))
         self._send(Answer(request.id, [result], time.perf_counter() - started))
+
+    def _is_isolated(self, request: Load) -> bool:
+        return self._algorithms[request.algorithm].load_options.isolated and self._settings.workers > 0
 
     async def _load(self, request: Load) -> None:
         algorithm = self._algorithms[request.algorithm]

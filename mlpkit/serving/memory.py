@@ -35,9 +35,12 @@ class Growth:
         self._under_way, self._begun = 0, 0
 
     @contextlib.contextmanager
-    def measured(self) -> Iterator[Callable[[], int | None]]:
-        """Around a load; what it gives is to be called at the load's end, and answers None where another overlapped."""
-        alone, before = not self._under_way, own_memory()
+    def measured(self, *, whole: bool) -> Iterator[Callable[[], int | None]]:
+        """Around a load; what it gives is to be called at the load's end, and answers None where another overlapped.
+
+        `whole` counts everything that the process holds: it was started for this load.
+        """
+        alone, before = not self._under_way, 0 if whole else own_memory()
         self._under_way += 1
         self._begun += 1
         number = self._begun

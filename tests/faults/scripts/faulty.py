@@ -20,6 +20,7 @@ import msgspec
 from mlpkit import App
 
 FOLDER = Path(os.environ["FAULTS_FOLDER"])
+WEIGHTS = {"big": 200_000_000, "huge": 500_000_000}
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 app = App("faulty")
@@ -29,6 +30,8 @@ queued = app.algorithm("queued")
 alone = app.algorithm("alone")
 greedy = app.algorithm("greedy")
 again = app.algorithm("again")
+twins = app.algorithm("twins")
+careful = app.algorithm("careful")
 
 
 class Order(msgspec.Struct):
@@ -75,6 +78,8 @@ def obey(do: str) -> None:
             hold_the_gil()
         case "leave":
             leave_the_channel()
+        case "allocate":
+            b"x" * (2 << 30)
         case "raise":
             raise RuntimeError("as it was ordered")
 
@@ -91,6 +96,7 @@ def start() -> None:
 @hasty.load
 @queued.load
 @alone.load(isolated=True)
+@twins.load(isolated=True, replicas=2)
 @greedy.load(memory="500TiB")
 def load(model_id: str) -> dict[str, object]:
     note("loads", model_id)
@@ -99,13 +105,22 @@ def load(model_id: str) -> dict[str, object]:
         do, _, seconds = order.read_text().partition(" ")
         time.sleep(float(seconds or 0))
         obey(do)
-    return {"model_id": model_id, "weight": bytearray(b"x" * 200_000_000) if model_id.startswith("big") else b""}
+    return {"model_id": model_id, "weight": b"x" * WEIGHTS.get(model_id.partition("-")[0], 0)}
+
+
+@careful.load(memory=int(os.environ.get("FAULTS_MEMORY", "1")))
+def load_alone(model_id: str) -> dict[str, object]:
+    note("careful", model_id, time.monotonic())
+    time.sleep(0.3)
+    return {"model_id": model_id}
 
 
 @app.predict(threads=4)
 @hasty.predict(timeout=1)
 @queued.predict
 @alone.predict
+@twins.predict
+@careful.predict
 def predict(model: dict[str, object], features: Order) -> object:
     if features.say:
         note("predictions", features.say)
