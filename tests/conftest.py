@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from tests.secret import files_with_secrets, tells_a_secret
 from tests.servers import S3Server, Unavailable, s3_server
 
 # How long an example takes says more about what else the machine does than about the code.
@@ -26,6 +27,23 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all workers of this test session share."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_file_tells_a_secret(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fails the run where a file that it has left holds a secret: logs, journals, models, arguments of processes."""
+    yield
+    assert files_with_secrets(tmp_path_factory.getbasetemp()) == []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fails a test that has written a secret to its terminal or its log."""
+    report = yield
+    told = [title for title, text in report.sections if tells_a_secret(text)]
+    if told:
+        report.outcome, report.longrepr = "failed", f"a secret is in the {', '.join(told)}"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -76,13 +76,13 @@ class RunningService:
 
     def terminate(self) -> tuple[int, list[psutil.Process]]:
         """Sends SIGTERM; the exit code of the server, which must end by itself, and what it had started."""
-        self._children = self.family()[1:]
+        self._children = self._started()
         self.process.terminate()
         return self.process.wait(_STOP_TIMEOUT), self._children
 
     def kill(self) -> list[psutil.Process]:
         """Ends the server with SIGKILL, so that it can do nothing for what it had started, which is returned."""
-        self._children = self.family()[1:]
+        self._children = self._started()
         self.process.kill()
         self.process.wait()
         return self._children
@@ -99,6 +99,15 @@ class RunningService:
                     each.kill()
             self.process.kill()
             self.process.wait()
+
+    def _started(self) -> list[psutil.Process]:
+        """What the server has started; their arguments go beside the log, where the tests look for secrets."""
+        server, *children = self.family()
+        with self._log_file.with_suffix(".arguments").open("a", encoding="utf-8") as file:
+            for each in (server, *children):
+                with contextlib.suppress(psutil.Error):
+                    print(each.pid, *each.cmdline(), file=file)
+        return children
 
     def _ended(self) -> bool:
         return self.process.poll() is not None

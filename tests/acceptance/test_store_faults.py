@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import signal
 from pathlib import Path
 
@@ -11,13 +10,14 @@ import pytest
 from mlpkit.errors import LoadFailed, MlpkitError, TrainFailed
 from tests.acceptance.conftest import Start, Upload
 from tests.acceptance.service import RunningService
+from tests.secret import new_secret
 from tests.servers import S3Server, free_port, proxy_of, wait_until
 
 pytestmark = pytest.mark.slow
 
 IMPATIENT = {"MLPKIT_STORAGE_TIMEOUT": "2", "MLPKIT_STORAGE_RETRIES": "1"}
 TALKATIVE = {"MLPKIT_LOG_LEVEL": "trace", "MLPKIT_DEBUG": "on"}
-SECRET = secrets.token_hex(16)
+SECRET = new_secret()
 
 
 @pytest.fixture

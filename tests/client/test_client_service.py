@@ -26,9 +26,11 @@ from mlpkit.errors import (
     TrainFailed,
     Unauthorized,
 )
+from tests.secret import new_secret
 from tests.servers import free_port
 
 MOOD = Path(__file__).parents[1] / "servers" / "mood.py"
+TOKEN = new_secret()
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = {
         **os.environ,
         "MLPKIT_HOME": str(home),
-        "MLPKIT_TOKEN": "sesame",
+        "MLPKIT_TOKEN": TOKEN,
         "ML_PLATFORM_CLIENT_API_PREFIX": "/mlp",
         "MLP_TRAIN_TASK_NUM": "1",
         "MLP_TRAIN_QUEUE_SIZE": "0",
@@ -64,7 +66,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def client(address: str) -> Iterator[Client]:
-    with Client(address, "/mlp", "sesame", timeout=30) as made:
+    with Client(address, "/mlp", TOKEN, timeout=30) as made:
         yield made
 
 

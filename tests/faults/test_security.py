@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import secrets
 import socket
 import stat
 import time
@@ -21,12 +20,13 @@ from mlpkit import Client
 from mlpkit.errors import MlpkitError, PredictFailed, TrainFailed
 from tests.acceptance.service import RunningService
 from tests.faults.conftest import Start
+from tests.secret import new_secret
 
 pytestmark = pytest.mark.slow
 
 SCRIPTS = Path(__file__).parent / "scripts"
 CANARY = "the content of a file outside"
-TOKEN, PASSWORD, KEY = (secrets.token_hex(16) for _ in range(3))
+TOKEN, PASSWORD, KEY = (new_secret() for _ in range(3))
 ESCAPES = (
     *("../../../canary", "../../../canary/model.txt", "a/../../../../canary", "./../../../canary", ".."),
     *("..\\..\\..\\canary", "..%2f..%2f..%2fcanary", "%2e%2e/%2e%2e/%2e%2e/canary", "..;/..;/..;/canary"),

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from tests.platform.conftest import SCRIPT, OpenPlatform, Platform
+from tests.secret import new_secret
 from tests.servers import wait_until
 from tests.wire.replayer import Service
 
 ROOT = Path(__file__).parents[2]
+WRONG = new_secret()
 
 
 def run_mlpkit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -56,13 +58,13 @@ def test_db_init_makes_what_is_missing(open_platform: OpenPlatform, kind: str) -
 
 
 def test_db_init_says_why_it_cannot(open_platform: OpenPlatform) -> None:
-    environment = {**open_platform("mariadb").environment, "DB_PASS": "wrong-secret"}
+    environment = {**open_platform("mariadb").environment, "DB_PASS": WRONG}
 
     done = run_mlpkit("db", "init", **environment)
 
     assert done.returncode == 1
     assert "Access denied" in done.stderr
-    assert "wrong-secret" not in done.stderr + done.stdout
+    assert WRONG not in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
 
 

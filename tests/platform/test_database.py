@@ -12,9 +12,11 @@ from mlpkit.errors import DatabaseError
 from mlpkit.platform.database import Database, WantedModel, make_tables
 from mlpkit.settings import Settings
 from tests.platform.conftest import OpenPlatform, Platform
+from tests.secret import new_secret
 from tests.servers import free_port
 
 pytestmark = pytest.mark.anyio
+WRONG = new_secret()
 
 
 @pytest.fixture
@@ -163,13 +165,13 @@ async def test_a_closed_port_is_an_error_at_once(open_platform: OpenPlatform) ->
 async def test_a_wrong_password_is_an_error_that_does_not_show_it(
     open_platform: OpenPlatform, kind: str, log_lines: Callable[[], str]
 ) -> None:
-    database = Database(open_platform(kind).settings(db_password="wrong-secret"))
+    database = Database(open_platform(kind).settings(db_password=WRONG))
 
     with pytest.raises(DatabaseError) as caught:
         await database.status("m")
 
     assert "mlp" in log_lines()
-    assert "wrong-secret" not in log_lines() + str(caught.value)
+    assert WRONG not in log_lines() + str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["mariadb", "postgres"])

@@ -14,9 +14,10 @@ from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from tests.secret import MARK
 from tests.servers.ports import wait_until
 
-USER, PASSWORD = "mlp", "p@ss/w:rd"
+USER, PASSWORD = "mlp", f"{MARK}-p@ss/w:rd"
 """The password has every character that a URL would take for its own."""
 
 

@@ -22,10 +22,11 @@ from pathlib import Path
 
 import filelock
 
+from tests.secret import MARK
 from tests.servers.ports import accepts, free_port, wait_until
 
 REQUIREMENT = "swift>=2.38,<3"
-ACCESS_KEY, SECRET_KEY = "test:tester", "testing"
+ACCESS_KEY, SECRET_KEY = "test:tester", f"{MARK}-testing"
 
 _KINDS = ("object", "container", "account")
 _FILTERS = "catch_errors healthcheck cache listing_formats s3api tempauth copy bulk slo dlo versioned_writes"
@@ -94,7 +95,7 @@ def write_proxy(folder: Path, name: str) -> int:
     options = {
         "cache": f"use = egg:swift#memcache\nmemcache_servers = 127.0.0.1:{free_port()}\n",
         "s3api": "use = egg:swift#s3api\nlocation = us-east-1\n",
-        "tempauth": "use = egg:swift#tempauth\nuser_test_tester = testing .admin\n",
+        "tempauth": f"use = egg:swift#tempauth\nuser_test_tester = {SECRET_KEY} .admin\n",
         "versioned_writes": "use = egg:swift#versioned_writes\nallow_versioned_writes = true\n",
     }
     filters = "".join(f"[filter:{each}]\n{options.get(each, f'use = egg:swift#{each}')}\n" for each in _FILTERS.split())

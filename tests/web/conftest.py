@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.secret import MARK
 from tests.wire.replayer import Service
 
-TOKEN = "a-token-for-tests"
+TOKEN = f"{MARK}-a-token"
 ORIGIN = "https://web.example"
 
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.secret import files_with_secrets
+
 HERE = Path(__file__).parent
 PROFILES: dict[str, dict[str, str]] = {
     "default": {},
@@ -127,7 +129,8 @@ class Service:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._log.close()
-        self.folder.cleanup()
+        with self.folder as folder:
+            assert files_with_secrets(Path(folder)) == []
 
     def replay(self, case: Case) -> tuple[Answer, Variables]:
         """The answer to the case's request after its setup, and the variables that the setup captured."""
