@@ -18,6 +18,9 @@ _LENGTH = struct.Struct(">I")
 LONGEST_MESSAGE = 1 << 30
 """Bytes; no request and no answer is longer. A length above it means that somebody else wrote into the socket."""
 
+_COPIED = 1 << 16
+"""Bytes up to which messages are put together: cheaper than to hand each to the system."""
+
 
 def frame(message: bytes) -> bytes:
     """The message with its length in front, ready to be written.
@@ -38,7 +41,9 @@ class Frames:
     """Takes bytes as they arrive and gives back whole messages, in order."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._parts: list[bytes] = []
+        self._missing = 0
+        """Bytes without which no message is complete."""
 
     def feed(self, data: bytes) -> list[bytes]:
         """The messages that `data` completes.
@@ -46,19 +51,24 @@ class Frames:
         Raises:
             ValueError: these are no frames.
         """
-        buffer = self._buffer
-        buffer += data
-        messages, start, end = [], 0, len(buffer)
-        while end - start >= 4:
-            (length,) = _LENGTH.unpack_from(buffer, start)
-            if end - start - 4 < length:
+        if self._parts:
+            self._parts.append(data)
+            if len(data) < self._missing:
+                self._missing -= len(data)
+                return []
+            data = b"".join(self._parts)
+        messages, start, end = [], 0, len(data)
+        stop = 4
+        while stop <= end:
+            (length,) = _LENGTH.unpack_from(data, start)
+            stop += length
+            if stop > end:
                 if length > LONGEST_MESSAGE:
                     raise ValueError(f"{length:,} bytes are announced: this is no frame")
                 break
-            messages.append(bytes(memoryview(buffer)[start + 4 : start + 4 + length]))
-            start += 4 + length
-        if start:
-            del buffer[:start]
+            messages.append(data[start + 4 : stop])
+            start, stop = stop, stop + 4
+        self._parts, self._missing = [data[start:]] if start < end else [], stop - end
         return messages
 
 
@@ -148,7 +158,8 @@ class AsyncChannel(asyncio.Protocol):
         if not self._waiting:
             # Written at once, it would wake the other end for this message alone.
             self._loop.call_soon(self._write_waiting)
-        self._waiting += (_head(message), message)
+        self._waiting.append(_head(message))
+        self._waiting.append(message)
 
     def close(self) -> None:
         """Writes what waits, and closes."""
@@ -164,5 +175,9 @@ class AsyncChannel(asyncio.Protocol):
 
     def _write_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
-        if waiting and self._transport is not None:
+        if not waiting or self._transport is None:
+            return
+        if sum(map(len, waiting)) < _COPIED:
+            self._transport.write(b"".join(waiting))
+        else:
             self._transport.writelines(waiting)

@@ -30,7 +30,7 @@ from mlpkit.serving import Models
 from mlpkit.settings import Settings, load_settings
 from mlpkit.storage import Storage, open_storage
 from mlpkit.training import TrainingQueue
-from mlpkit.web import Parts, ServiceState, build
+from mlpkit.web import Parts, ServiceState, build, connections
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -63,7 +63,7 @@ class Service:
         self.training = TrainingQueue(app.build(), self.target, settings, log)
         self.models = Models(app, self.target, settings, log)
         self.cluster = _open_cluster(app, settings, self.models, self.training) if settings.mode == "cluster" else None
-        self.web: ASGIApp = build(
+        self.web = build(
             Parts(app.build(), settings, self.models, self.training, self.storage, log, self.state, self.cluster)
         )
         self._store_problem: str = ""
@@ -212,14 +212,12 @@ def serve(
 
 
 async def _serve(app: App, settings: Settings, log: LogOutput, host: str, port: int) -> None:
-    from mlpkit.web.connection import Connection
-
     async with Service(app, settings, log) as service:
         config = uvicorn.Config(
             service.web,
             host=host,
             port=port,
-            http=Connection,
+            http=connections(service.web),  # type: ignore[arg-type]
             lifespan="off",
             log_config=None,
             access_log=False,

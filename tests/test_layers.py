@@ -22,7 +22,8 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("L0", ("errors", "values", "lazy")),
     ("L0", ("settings", "log", "formats")),
     # the author's script, and a child process
-    ("L1", ("source", "options", "channel", "process")),
+    ("L1", ("source", "options", "channel", "nursery")),
+    ("L1", ("process",)),
     ("L1", ("injection",)),
     ("L1", ("algorithm", "services")),
     ("L1", ("app",)),
@@ -54,7 +55,6 @@ SIDE_DOORS = {
     "platform.node": "needs nothing of the database that its neighbours speak to",
     "platform.cluster": "needs SQLAlchemy, which only cluster mode has",
     "platform.database": "`mlpkit db` makes the tables before any service runs",
-    "web.connection": "needs uvicorn, which an app under another ASGI server does not",
     "client.bar": "draws with rich, which a program that only calls a service need not import",
     "check.table": "draws with rich too",
     "serving.host": "`mlpkit predict` holds a model in the terminal's own process, for a debugger",

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Literal
 from mlpkit.errors import BodyTooLarge, MalformedBody, MlpkitError, Overloaded, Unauthorized
 
 if TYPE_CHECKING:
-    from starlette.types import Message, Send
-
     from mlpkit.settings import Settings
 
 _ALWAYS_TRUE_CODE = (BodyTooLarge, MalformedBody, Unauthorized)
@@ -29,17 +27,6 @@ class Answer:
     headers: tuple[tuple[bytes, bytes], ...] = ()
     content_type: bytes = b"application/json"
     word: str = "success"
-
-    async def send(self, send: Send) -> None:
-        """Sends it over an ASGI connection."""
-        headers = [
-            (b"content-type", self.content_type),
-            (b"content-length", b"%d" % len(self.body)),
-            *self.headers,
-        ]
-        start: Message = {"type": "http.response.start", "status": self.status, "headers": headers}
-        await send(start)
-        await send({"type": "http.response.body", "body": self.body})
 
 
 def success(data: object = None, **more: object) -> Answer:

@@ -28,7 +28,14 @@ async def read_body(receive: Receive, limit: int) -> bytes:
         MalformedBody: it did not arrive within a minute.
         ClientGone: the connection was closed before its end.
     """
-    message = await _first(receive)
+    # Most often the first message is there already: a time limit is set, which costs much more, only where it is not.
+    receiving: Any = receive()
+    try:
+        waits_for = receiving.send(None)
+    except StopIteration as arrived:
+        message: Message = arrived.value
+    else:
+        message = await _first(receiving, waits_for)
     body: bytes = message.get("body", b"")
     if message["type"] == "http.request" and not message.get("more_body", False):
         if len(body) > limit:
@@ -37,14 +44,8 @@ async def read_body(receive: Receive, limit: int) -> bytes:
     return await _read_on(message, receive, limit)
 
 
-async def _first(receive: Receive) -> Message:
-    """The first message. Most often it is there already: a time limit is set, which costs much more, only if not."""
-    receiving: Any = receive()
-    try:
-        waits_for = receiving.send(None)
-    except StopIteration as arrived:
-        message: Message = arrived.value
-        return message
+async def _first(receiving: Coroutine[Any, Any, Message], waits_for: object) -> Message:
+    """The first message of a `receive` that has begun to wait."""
     try:
         with anyio.fail_after(_BODY_TIMEOUT):
             return await _Begun(receiving, waits_for)

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from mlpkit.web.answers import Answer, other_method
-from mlpkit.web.middleware import send_answer
 from mlpkit.web.protocol import Arguments, Field, caller_uuid, check, query_values, read_values
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from mlpkit.web.middleware import Exchange
+    from mlpkit.web.exchange import Exchange
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Endpoint:
         answer = other_method(scope["method"], self.entry.method)
         if answer is None:
             answer = await self.entry.handler(await self._request(scope, receive))
-        await send_answer(scope, answer, send)
+        await exchange.send(answer, send)
 
     async def _request(self, scope: Scope, receive: Receive) -> Request:
         exchange: Exchange = scope["exchange"]

@@ -10,23 +10,22 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mlpkit.injection import NULL
-from mlpkit.web.answers import other_method
+from mlpkit.web.answers import Answer, other_method
 from mlpkit.web.body import read_body
 from mlpkit.web.callers import Callers
-from mlpkit.web.middleware import send_answer
 from mlpkit.web.protocol import PREDICT, caller_uuid, check, check_no_null, is_json, json_values, read_values
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Mapping
 
-    from starlette.types import Message, Receive, Scope, Send
+    from starlette.types import Receive, Scope, Send
 
-    from mlpkit.web.middleware import Exchange
+    from mlpkit.web.exchange import Exchange
     from mlpkit.web.parts import Parts
     from mlpkit.web.protocol import Value
 
 _HEAD, _TAIL = b'{"status": "success", "data": {"predictions": ', b"}}"
-_CONTENT_TYPE = (b"content-type", b"application/json")
 _OBJECT = ord("{")
 _LONGEST_ID = 64
 
@@ -58,40 +57,49 @@ class Predict:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope["exchange"]
-        refusal = other_method(scope["method"], "POST")
-        if refusal is not None:
-            await send_answer(scope, refusal, send)
-            return
-        request = await self._read(scope, receive, exchange)
-        future = self._predict(request.model_id, bytes(request.features), bytes(request.params), exchange.caller_uuid)
+        answer = other_method(scope["method"], "POST")
+        if answer is None:
+            answer = Answer(enclosed(await self._predictions(scope, receive, exchange)))
+        await exchange.send(answer, send)
+
+    def begin_plain(self, exchange: Exchange, body: bytes | bytearray) -> asyncio.Future[bytes] | None:
+        """A future of the predictions as JSON; None where the request has another than the usual shape.
+
+        Raises:
+            ArgumentError: a null in `features`.
+            MlpkitError: what `Models.predict` refuses at once.
+        """
+        if len(body) > self._limit or exchange.scope["query_string"] or not is_json(exchange.content_type):
+            return None
+        request = _plain(body)
+        return None if request is None else self._begin(exchange, request, body)
+
+    async def _predictions(self, scope: Scope, receive: Receive, exchange: Exchange) -> bytes:
+        if scope["query_string"] or not is_json(exchange.content_type):
+            request = _general(await read_values(scope, receive, exchange.content_type, self._limit), exchange)
+            future = self._begin(exchange, request)
+        else:
+            body = await read_body(receive, self._limit)
+            future = self.begin_plain(exchange, body) or self._begin(exchange, _general(json_values(body), exchange))
         self._callers.enter(future, receive)
         try:
-            predictions = await future
+            return await future
         finally:
             self._callers.leave(future)
-        body = b"".join((_HEAD, predictions, _TAIL))
-        start: Message = {
-            "type": "http.response.start",
-            "status": 200,
-            "headers": [_CONTENT_TYPE, (b"content-length", b"%d" % len(body))],
-        }
-        await send(start)
-        await send({"type": "http.response.body", "body": body})
 
-    async def _read(self, scope: Scope, receive: Receive, exchange: Exchange) -> Envelope:
-        if scope["query_string"] or not is_json(exchange.content_type):
-            return _general(await read_values(scope, receive, exchange.content_type, self._limit), exchange)
-        body = await read_body(receive, self._limit)
-        request = _plain(body)
-        if request is None:
-            return _general(json_values(body), exchange)
+    def _begin(self, exchange: Exchange, request: Envelope, body: bytes | bytearray = b"") -> asyncio.Future[bytes]:
         exchange.adopt(request.uuid)
         if b"null" in body and request.features != NULL:
             check_no_null("features", request.features)
-        return request
+        return self._predict(request.model_id, bytes(request.features), bytes(request.params), exchange.caller_uuid)
 
 
-def _plain(body: bytes) -> Envelope | None:
+def enclosed(predictions: bytes) -> bytes:
+    """The body of the answer that holds these predictions."""
+    return b"".join((_HEAD, predictions, _TAIL))
+
+
+def _plain(body: bytes | bytearray) -> Envelope | None:
     """The envelope of a request of the usual shape, else None."""
     try:
         request = _envelope.decode(body)

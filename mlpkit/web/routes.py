@@ -13,13 +13,13 @@ from mlpkit.web.endpoint import Endpoint, Entry, Request
 from mlpkit.web.health import HealthRoutes
 from mlpkit.web.jobs import JobRoutes
 from mlpkit.web.metrics import MetricsRoute, RequestCounts
-from mlpkit.web.middleware import send_answer
 from mlpkit.web.openapi import DocumentRoutes
 from mlpkit.web.protocol import CANCEL, DELETE, LOAD, STATUS, TRAIN, UNLOAD
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
+    from mlpkit.web.exchange import Exchange
     from mlpkit.web.parts import Parts
 
 
@@ -29,7 +29,8 @@ def router(parts: Parts, counts: RequestCounts) -> Router:
     answer = path_not_found(settings)
 
     async def unknown(scope: Scope, receive: Receive, send: Send) -> None:
-        await send_answer(scope, answer, send)
+        exchange: Exchange = scope["exchange"]
+        await exchange.send(answer, send)
 
     prefix = settings.api_prefix
     own = _own(parts)

@@ -19,7 +19,6 @@ from mlpkit.log import (
     LineStream,
     LogOutput,
     LogRecord,
-    access_line,
     configure,
     format_json,
     format_text,
@@ -144,7 +143,7 @@ def test_lines_below_the_level_are_left_out() -> None:
     stream = io.StringIO()
     output = LogOutput(stream, level="warning")
     output.write(LogRecord(0, "INFO", "no"))
-    output.write_soon(access_line("server", "u", "no"))
+    output.write_soon(LogRecord(0, "INFO", "no"))
     output.write(LogRecord(0, "ERROR", "yes"))
 
     assert stream.getvalue().count("\n") == 1

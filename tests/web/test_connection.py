@@ -1,27 +1,125 @@
-"""What the connection adds to uvicorn's own."""
+"""The short way of predictions, and that whatever does not fit it gets the same answers on uvicorn's own."""
 
 from __future__ import annotations
 
+import json
+import re
 import socket
+from collections.abc import Callable, Iterator
 
+import pytest
+
+from tests.web.test_uuid_and_log import the_line
 from tests.wire.replayer import Service
 
-REQUEST = b"GET /health/live HTTP/1.1\r\nHost: service\r\n\r\n"
+HEALTH = b"GET /health/live HTTP/1.1\r\nHost: service\r\n\r\n"
+CLOSE = b"Connection: close\r\n"
 
 
-def test_head_and_body_of_an_answer_arrive_in_one_piece(plain: Service) -> None:
-    with socket.create_connection(("127.0.0.1", plain.port), timeout=10) as connection:
-        for _ in range(50):
-            connection.sendall(REQUEST)
-            piece = connection.recv(1 << 16)
-            assert piece.startswith(b"HTTP/1.1 200 OK\r\n")
-            assert piece.endswith(b"}")
+@pytest.fixture(scope="module")
+def echo(plain: Service) -> Service:
+    """The service with a model that answers the sentence it is given."""
+    plain.post("/load", '{"algorithm": "echo", "model_id": "e"}')
+    return plain
 
 
-def test_answers_to_requests_sent_ahead_come_whole_and_in_order(plain: Service) -> None:
-    closing = REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
-    with socket.create_connection(("127.0.0.1", plain.port), timeout=10) as connection:
-        connection.sendall(REQUEST * 3 + closing)
-        received = b"".join(iter(lambda: connection.recv(1 << 16), b""))
-    assert received.count(b"HTTP/1.1 200 OK") == 4
-    assert received.count(b'{"status": "success"') == 4
+@pytest.fixture
+def connected(echo: Service) -> Iterator[socket.socket]:
+    """A connection to it."""
+    with socket.create_connection(("127.0.0.1", echo.port), timeout=10) as connection:
+        yield connection
+
+
+def prediction(sentence: str, more: bytes = b"", version: bytes = b"1.1", **fields: str) -> bytes:
+    """The bytes of a request; `more` are further header lines."""
+    body = json.dumps({"model_id": "e", "features": {"sentence": sentence}, **fields}).encode()
+    head = b"POST /predict HTTP/%b\r\nHost: service\r\nContent-Type: application/json\r\n" % version
+    return head + more + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What arrives until the service closes the connection."""
+    return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
+def labels(received: bytes) -> list[str]:
+    """The labels in the answers, in the order of their arrival."""
+    return re.findall(r'"label": ?"([^"]*)"', received.decode())
+
+
+def test_head_and_body_of_a_prediction_arrive_in_one_piece(connected: socket.socket) -> None:
+    for number in range(50):
+        connected.sendall(prediction(f"sentence {number}"))
+        piece = connected.recv(1 << 16)
+        assert piece.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"\r\ndate: " in piece
+        assert labels(piece) == [f"sentence {number}"]
+        assert piece.endswith(b"}}")
+
+
+def test_answers_to_requests_sent_ahead_come_whole_and_in_order(connected: socket.socket) -> None:
+    connected.sendall(prediction("a") + HEALTH + prediction("b") + prediction("c") + HEALTH + prediction("d", CLOSE))
+    received = everything(connected)
+    assert received.count(b"HTTP/1.1 200 OK\r\n") == 6
+    assert labels(received) == ["a", "b", "c", "d"]
+    lengths = [int(each) for each in re.findall(rb"content-length: (\d+)", received)]
+    assert received.endswith(b"}}")
+    assert len(received) == sum(lengths) + len(b"".join(re.findall(rb"HTTP/1.1 .*?\r\n\r\n", received, re.DOTALL)))
+
+
+def test_a_prediction_in_pieces_is_answered_like_a_whole_one(connected: socket.socket) -> None:
+    request = prediction("in pieces")
+    for cut in (1, 30, len(request) - 60, len(request) - 1):
+        connected.sendall(request[:cut])
+        connected.sendall(request[cut:])
+        assert labels(connected.recv(1 << 16)) == ["in pieces"]
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [lambda: prediction("last", CLOSE), lambda: prediction("last", version=b"1.0")],
+    ids=["Connection: close", "HTTP/1.0"],
+)
+def test_a_connection_is_closed_after_the_answer_where_the_caller_asks_for_it(
+    connected: socket.socket, request_of: Callable[[], bytes]
+) -> None:
+    connected.sendall(request_of())
+    received = everything(connected)
+    assert b"connection: close\r\n" in received
+    assert labels(received) == ["last"]
+
+
+@pytest.mark.parametrize(("old", "new"), [(b'"e"', b'"f"'), (b"features", b"featurex"), (b'"x"', b"null")])
+def test_a_failed_prediction_leaves_its_connection_usable(connected: socket.socket, old: bytes, new: bytes) -> None:
+    failing = prediction("x").replace(old, new, 1)
+    length = b"Content-Length: %d" % len(failing.partition(b"\r\n\r\n")[2])
+    failing = re.sub(rb"Content-Length: \d+", length, failing)
+    connected.sendall(failing + prediction("after", CLOSE))
+    received = everything(connected)
+    assert received.count(b'"message": "') == 1
+    assert labels(received) == ["after"]
+
+
+def test_the_short_way_leaves_a_line_in_the_log_and_a_count(echo: Service, connected: socket.socket) -> None:
+    def counted() -> float:
+        found = re.search(
+            r'mlpkit_requests_total\{route="predict",status="success"\} ([\d.]+)', echo.get("/metrics").text
+        )
+        assert found is not None
+        return float(found[1])
+
+    connected.sendall(prediction("x", uuid="on-the-short-way"))
+    assert b"x-request-id: on-the-short-way\r\n" in connected.recv(1 << 16)
+    assert re.search(r"POST /predict 200 \d+\.\d ms \d+ B$", the_line(echo, "on-the-short-way"))
+    before = counted()
+    connected.sendall(prediction("x"))
+    connected.recv(1 << 16)
+    assert counted() == before + 1
+
+
+def test_a_caller_who_hangs_up_is_noted_at_once(echo: Service) -> None:
+    echo.post("/load", '{"algorithm": "slow", "model_id": "s"}')
+    with socket.create_connection(("127.0.0.1", echo.port), timeout=10) as connection:
+        slow = prediction("x", uuid="hung-up").replace(b'"model_id": "e"', b'"model_id": "s"')
+        connection.sendall(slow.replace(b'{"sentence": "x"}', b'{"seconds": 1  } '))
+    assert " 499 " in the_line(echo, "hung-up")

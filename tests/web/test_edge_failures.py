@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from mlpkit.errors import DataError
 from mlpkit.log import LogOutput
 from mlpkit.settings import Settings
+from mlpkit.web.answers import Answer
 from mlpkit.web.metrics import RequestCounts
 from mlpkit.web.middleware import Edge
 from mlpkit.web.parts import Parts, ServiceState
@@ -66,11 +67,11 @@ def test_an_exception_becomes_an_answer_of_the_protocol(error: Exception, path: 
 
 def test_a_failure_after_the_start_of_an_answer_sends_no_second_one() -> None:
     async def failing(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await scope["exchange"].send(Answer(b"{}"), send)
         raise RuntimeError
 
     connection, _ = asked(failing)
-    assert [message["type"] for message in connection.sent] == ["http.response.start"]
+    assert [message["type"] for message in connection.sent] == ["http.response.start", "http.response.body"]
 
 
 def test_a_caller_who_has_gone_is_noted_and_not_answered() -> None:

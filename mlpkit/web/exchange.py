@@ -1,0 +1,71 @@
+"""One request and its answer, as the layers of the web pass them on."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from mlpkit.log import printable_uuid, request_uuid
+
+if TYPE_CHECKING:
+    from starlette.types import Scope, Send
+
+    from mlpkit.web.answers import Answer
+
+Header = tuple[bytes, bytes]
+
+
+class Exchange:
+    """What is known of a request, and what became of it; in `scope["exchange"]` too.
+
+    `caller_uuid` is the uuid that the caller sent, or None; `uuid` the one in the log, which is never missing once the
+    request was admitted. `started` is in seconds of `perf_counter`, `sent` in bytes.
+    """
+
+    __slots__ = (
+        "caller_uuid",
+        "content_type",
+        "headers",
+        "route",
+        "scope",
+        "sent",
+        "started",
+        "status",
+        "uuid",
+        "word",
+    )
+
+    def __init__(self, scope: Scope) -> None:
+        scope["exchange"] = self
+        self.scope, self.started = scope, perf_counter()
+        self.headers: list[Header] = []
+        self.caller_uuid: str | None = None
+        self.uuid = self.content_type = self.word = ""
+        self.route, self.status, self.sent = "other", 0, 0
+
+    def adopt(self, uuid: str | None) -> None:
+        """Makes the uuid of the request's body, where it has one, the uuid of the request."""
+        if uuid is not None:
+            self.caller_uuid = uuid
+            if uuid:
+                self.uuid = printable_uuid(uuid)
+                request_uuid.set(self.uuid)
+
+    def head(self, content_type: bytes, size: int) -> list[Header]:
+        """The headers of an answer of `size` bytes, with those that every answer of this request has."""
+        return [
+            (b"content-type", content_type),
+            (b"content-length", b"%d" % size),
+            (b"x-request-id", self.uuid.encode("ascii", "replace")),
+            *self.headers,
+        ]
+
+    async def send(self, answer: Answer, send: Send) -> None:
+        """Sends an answer over ASGI, and notes for the log what it was."""
+        self.word = "" if answer.word == "success" else answer.word
+        headers = self.head(answer.content_type, len(answer.body))
+        headers += answer.headers
+        self.status = answer.status
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer.body})
+        self.sent = len(answer.body)
