@@ -101,6 +101,7 @@ def test_a_body_that_is_too_large_is_refused_and_the_service_goes_on(
     assert answer.status == 413
     assert answer.json["status"] == "arg_error"
     assert "MLPKIT_MAX_BODY" in answer.json["message"]
+    assert answer.headers["connection"] == "close"
     assert strict.get("/monitor", **WITH_TOKEN).status == 200
 
 

@@ -1,0 +1,54 @@
+"""When an unload need not wait any more: at once where nobody asks, and when the last caller is answered or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from mlpkit import App
+from mlpkit.serving.model import Model
+from tests.serving.conftest import OpenModels
+
+pytestmark = pytest.mark.anyio
+
+SLOW = """
+import time
+app = App("slow")
+
+@app.load
+def load(model_id):
+    return model_id
+
+@app.predict
+def predict(model, features):
+    time.sleep(features["seconds"])
+    return "done"
+"""
+
+
+def load() -> None:
+    """A model that is never asked anything."""
+
+
+async def test_model_that_nobody_asks_is_idle_at_once() -> None:
+    app = App("quiet")
+    app.load(load)
+    model = Model(app.build()["quiet"], "m", None, b"null", None, limit=60, patience=60)
+    assert await asyncio.wait_for(model.idle(60), 1)
+
+
+async def test_unload_ends_when_all_callers_have_gone(open_models: OpenModels) -> None:
+    async with open_models(SLOW) as models:
+        await models.load("slow", "m")
+        await models.predict("m", b'{"seconds": 0.05}', b"null", None)
+        asked = [models.predict("m", b'{"seconds": 0.5}', b"null", None) for _ in range(5)]
+        unloading = asyncio.ensure_future(models.unload("m"))
+        await asyncio.sleep(0)
+        for each in asked:
+            each.cancel()
+        began = time.monotonic()
+        await asyncio.wait_for(unloading, 10)
+        assert time.monotonic() - began < 5
+        assert models.placement() == {}
