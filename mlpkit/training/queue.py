@@ -44,6 +44,7 @@ from mlpkit.training.trainer import Trainer
 T = TypeVar("T")
 
 _RETRY_FIRST, _RETRY_LONGEST = 0.5, 30.0
+_LONGEST_START = 3.0
 _LOOK_FOR_OLD, _REMOVED_AT_ONCE = 3600.0, 500
 _PATIENCE = 3.0
 """How long a job may wait for a place in a full queue, and how long the running ones may have run that it waits for."""
@@ -97,8 +98,12 @@ class TrainingQueue:
         self._host = asyncio.create_task(self._run_tasks(opened))
         await opened.wait()
         self._tasks.start_soon(self._remove_old)
-        for job in await self._on_disk(self._journal.unfinished):
-            await self._resume(job)
+        resumed = [await self._resume(job) for job in await self._on_disk(self._journal.unfinished)]
+        # Those that cannot go on have ended when this returns, unless the disk is full.
+        with anyio.move_on_after(_LONGEST_START):
+            for place in resumed:
+                if self._why_not_again(place.job):
+                    await place.left.wait()
 
     async def drain(self, grace: float) -> None:
         """Takes no more jobs, gives the running ones `grace` seconds, and puts the others back to waiting.
@@ -220,17 +225,15 @@ class TrainingQueue:
             opened.set()
             await self._closed.wait()
 
-    async def _resume(self, job: Job) -> None:
-        problem = self._why_not_again(job)
-        if problem:
-            job = job.moved("error", message=problem, ended=time.time())
-            await self._write(job)
-            self._tell_end(job)
-            return
-        if job.state == "training":
+    async def _resume(self, job: Job) -> _Place:
+        if job.state == "training" and not self._why_not_again(job):
             job = job.moved("init", started=None, progress=None)
-            await self._write(job)
-        self._enter(job, on_disk=True)
+            try:
+                await self._on_disk(lambda: self._journal.update(job))
+            except JournalError as error:
+                # As it stands on disk it would be put back in the same way after the next start.
+                logger.error("{}; job [{}] waits all the same", error, job.model_id)
+        return self._enter(job, on_disk=True)
 
     def _why_not_again(self, job: Job) -> str:
         """Why a job that an earlier service left cannot go on; an empty string where it can."""
@@ -255,7 +258,9 @@ class TrainingQueue:
             with uuid_bound(place.job.log_uuid):
                 if place.on_disk or await self._accept(place):
                     place.answered.set()
-                    await self._finish(place, await self._take_turn(place))
+                    problem = self._why_not_again(place.job)
+                    outcome = Outcome("error", problem) if problem else await self._take_turn(place)
+                    await self._finish(place, outcome)
         finally:
             del self._places[place.job.model_id]
             self._one_left.set()

@@ -1,4 +1,4 @@
-"""A machine that is short of something: a small disk, a read-only one, a limit of memory. All of them take root."""
+"""A machine that is short of something: a small disk, a read-only one, a limit of memory. Most of it takes root."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import contextlib
 import os
 import secrets
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import psutil
 import pytest
 
 from tests.servers import wait_until
@@ -25,15 +27,18 @@ class SmallDisk:
     folder: Path
 
     def fill(self, left: int = 0) -> None:
-        """Leaves so many bytes free."""
-        self.free()
-        found = os.statvfs(self.folder)
-        with (self.folder / "filler").open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, found.f_bavail * found.f_frsize - left)
+        """Leaves so many bytes free, in whole blocks."""
+        with (self.folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while not left or self._room() > left:
+                file.write(bytes(min(1 << 20, self._room() - left) or 1))
 
     def free(self) -> None:
         """Gives back what `fill` took."""
-        (self.folder / "filler").unlink(missing_ok=True)
+        (self.folder / "filler").unlink()
+
+    def _room(self) -> int:
+        found = os.statvfs(self.folder)
+        return found.f_bavail * found.f_frsize
 
 
 @contextlib.contextmanager
@@ -91,6 +96,14 @@ def memory_group() -> Iterator[MemoryGroup]:
         (group.folder / group.limit_file).write_text("-1" if files == _V1 else "max")
         wait_until(lambda: _is_empty(group, parent), "nobody is in the control group", 10)
         group.folder.rmdir()
+
+
+def limit_addresses(process: psutil.Process, room: int) -> None:
+    """Lets a process ask for so many bytes more than it has asked for so far; past that it gets a MemoryError."""
+    if sys.platform != "linux":
+        impossible("only Linux sets the limits of other processes")
+    limit = process.memory_info().vms + room
+    process.rlimit(psutil.RLIMIT_AS, (limit, limit))
 
 
 def impossible(reason: str) -> NoReturn:

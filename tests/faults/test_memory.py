@@ -19,7 +19,7 @@ from mlpkit.errors import LoadFailed, MlpkitError, ModelNotLoaded, PredictFailed
 from tests.acceptance.service import RunningService
 from tests.conftest import Report
 from tests.faults.conftest import SLACK, Start, notes, order, pid_of, wait_in_flight
-from tests.faults.machine import MemoryGroup, memory_group
+from tests.faults.machine import MemoryGroup, limit_addresses, memory_group
 from tests.servers import wait_until
 
 ROUNDS = 20
@@ -123,9 +123,8 @@ def test_predict_that_gets_no_more_memory_fails_alone(start: Start) -> None:
     client = service.client
     for model_id in ("m", "bystander"):
         client.load("faulty", model_id)
-    worker = service.worker()
-    room = worker.memory_info().vms + (300 << 20)
-    worker.rlimit(psutil.RLIMIT_AS, (room, room))
+    worker = psutil.Process(pid_of(client, "bystander"))
+    limit_addresses(worker, 300 << 20)
     with pytest.raises(PredictFailed, match="MemoryError: the process could not get more memory"):
         client.predict("m", order("allocate"))
     assert {pid_of(client, model_id) for model_id in ("m", "bystander")} == {worker.pid}
@@ -137,9 +136,8 @@ def test_load_that_gets_no_more_memory_fails_alone_and_leaves_nothing(start: Sta
     client = service.client
     client.load("faulty", "bystander")
     (folder / "load m").write_text("allocate")
-    worker = service.worker()
-    room = worker.memory_info().vms + (300 << 20)
-    worker.rlimit(psutil.RLIMIT_AS, (room, room))
+    worker = psutil.Process(pid_of(client, "bystander"))
+    limit_addresses(worker, 300 << 20)
     with pytest.raises(LoadFailed, match="load fail MemoryError: the process could not get more memory"):
         client.load("faulty", "m")
     assert pid_of(client, "bystander") == worker.pid
@@ -159,7 +157,7 @@ def test_worker_that_the_kernel_kills_for_its_memory_is_replaced_and_its_callers
         client.load("faulty", model_id)
     words = r"worker-0 was killed by SIGKILL \(most likely because the machine ran out of memory\)"
     with memory_group() as group:
-        group.add(service.worker().pid)
+        group.add(pid_of(client, "m"))
         group.leave(100 << 20)
         beside = callers.submit(client.predict, "bystander", order(seconds=20))
         wait_in_flight(client, "bystander")
@@ -180,7 +178,7 @@ def test_load_that_the_kernel_kills_for_its_memory_fails_alone(start: Start, fol
     client.load("faulty", "old")
     (folder / "load m").write_text("allocate")
     with memory_group() as group:
-        group.add(service.worker().pid)
+        group.add(pid_of(client, "old"))
         group.leave(100 << 20)
         began = time.monotonic()
         with pytest.raises(LoadFailed, match=r"worker-0 was killed by SIGKILL .*out of memory"):
