@@ -27,8 +27,15 @@ test: $(VENV)/.mlpkit-dev ## the test suite, without what takes minutes
 slow: $(VENV)/.mlpkit-dev ## the acceptance runs that take minutes
 	$(BIN)/python -m pytest -m slow
 
-bench: $(VENV)/.mlpkit-dev ## mlpkit beside a bare ASGI callable and Starlette, as ratios (needs wrk)
+bench: $(VENV)/.mlpkit-dev ## mlpkit beside a bare ASGI callable and Starlette: two minutes (needs wrk)
 	$(BIN)/python -m tests.benchmarks
+
+bench-peers: $(VENV)/.mlpkit-dev ## installs the peers into .bench/, measures all, writes docs/benchmarks.md
+	$(BIN)/python -m tests.benchmarks.peers
+
+bench-tails: $(VENV)/.mlpkit-dev ## p99 at a constant rate, and how far one web process goes (needs wrk)
+	$(BIN)/python -m tests.benchmarks.tails
+	$(BIN)/python -m tests.benchmarks.limit
 
 soak: $(VENV)/.mlpkit-dev ## everything at once for MINUTES=10, with kills and outages, and then the accounts; SEED= repeats one
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) $(addprefix --seed ,$(SEED))
@@ -53,7 +60,7 @@ format: $(VENV)/.mlpkit-dev ## lets ruff repair and format the code
 	$(BIN)/ruff format .
 
 clean: ## removes what the other targets made
-	rm -rf $(VENV) site .mlpkit .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .bench site .mlpkit .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/.mlpkit-run: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing mlpkit and the packages of the examples into $(VENV)"

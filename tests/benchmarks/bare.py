@@ -1,18 +1,18 @@
-"""What mlpkit is compared with: a bare ASGI callable and a bare Starlette route, both calling the model on the loop."""
+"""What every ratio refers to: a bare ASGI callable that calls the model on the loop."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from tests.benchmarks.workloads import WORKLOADS
+
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 model, call = WORKLOADS[os.environ["WORKLOAD"]]
 loaded = model()
@@ -31,7 +31,7 @@ def answer(body: bytes) -> bytes:
     return msgspec.json.encode({"status": "success", "data": {"predictions": prediction}})
 
 
-async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
+async def asgi(scope: Message, receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
         return
     parts = []
@@ -44,10 +44,3 @@ async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-async def predict(request: Request) -> Response:
-    return Response(answer(await request.body()), media_type="application/json")
-
-
-starlette = Starlette(routes=[Route("/predict", predict, methods=["POST"])])

@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+LARGEST_BATCH = 32
+COMPANY_SECONDS = 0.003
+"""How long a peer whose batches wait by the clock may wait for company in W3: about one call of the model."""
+
 
 def nothing() -> Any:
     return None
@@ -72,3 +76,6 @@ FEATURES: dict[str, object] = {
     "W4": {"sentence": "x"},
     "W5": {"text": "x" * (1 << 20)},
 }
+
+MARKS = {"W1": b"label", "W2": b"0.9", "W3": b".", "W4": b"135000", "W5": b"1048576"}
+"""What stands in every right answer, whatever shape a peer gives it."""

@@ -1,0 +1,68 @@
+"""Load from `wrk` (Debian package of that name): keep-alive connections that each send the next request at once."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import msgspec
+
+from tests.benchmarks.peer import Peer
+from tests.benchmarks.server import CLIENT_CPU, Server, pinned
+
+
+class Run(msgspec.Struct, frozen=True):
+    """What one run found: requests per second, p50 and p99 in ms, CPU of all the server's processes in us a request."""
+
+    rate: float
+    p50: float
+    p99: float
+    cpu: float
+    requests: int
+    errors: int
+
+
+def require_wrk() -> None:
+    """Ends the program where there is no `wrk`."""
+    if shutil.which("wrk") is None:
+        raise SystemExit("wrk is needed: apt-get install wrk")
+
+
+def write_script(peer: Peer, workload: str, folder: Path) -> Path:
+    """What tells `wrk` to send a workload to a peer, and how to say what it saw."""
+    body = json.dumps(json.dumps(peer.body(workload)))
+    script = folder / f"{workload}-{peer.folder}.lua"
+    script.write_text(
+        'wrk.method = "POST"\n'
+        f"wrk.body = {body}\n"
+        'wrk.headers["Content-Type"] = "application/json"\n'
+        "done = function(summary, latency, requests)\n"
+        "  local e = summary.errors\n"
+        '  io.write(string.format("FIGURES %d %d %f %f %d\\n", summary.requests, summary.duration,\n'
+        "    latency:percentile(50), latency:percentile(99), e.connect + e.read + e.write + e.status + e.timeout))\n"
+        "end\n"
+    )
+    return script
+
+
+def load(server: Server, path: str, script: Path, connections: int, seconds: int) -> Run:
+    """Keeps a server busy for some seconds."""
+    wrk = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "20s", "--latency", "-s", str(script)]
+    command = [*pinned(CLIENT_CPU), *wrk, f"http://127.0.0.1:{server.port}{path}"]
+    before = server.cpu_seconds()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=True)
+    used = server.cpu_seconds() - before
+    found = re.search(r"FIGURES (\d+) (\d+) ([\d.]+) ([\d.]+) (\d+)", done.stdout)
+    assert found is not None, done.stdout
+    requests, microseconds = int(found[1]), int(found[2])
+    return Run(
+        rate=requests / microseconds * 1e6,
+        p50=float(found[3]) / 1000,
+        p99=float(found[4]) / 1000,
+        cpu=used / max(requests, 1) * 1e6,
+        requests=requests,
+        errors=int(found[5]),
+    )

@@ -1,0 +1,157 @@
+"""Measures peers in turn with the bare callable: every run of a peer stands between two of the bare one.
+
+A run is noisy, and left out, when the two bare runs beside it differ by more than a quarter, or when the peer's CPU
+per request is more than a quarter off its median. Where no run is left, the one with the steadiest neighbours stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from tests.benchmarks.catalog import BARE
+from tests.benchmarks.load import Run, load, write_script
+from tests.benchmarks.peer import Peer
+from tests.benchmarks.server import Server, Unavailable, serve
+
+NOISE = 0.25
+SETTLE_SECONDS = 0.5
+Case = tuple[str, int]
+CASES: tuple[Case, ...] = (
+    ("W1", 1),
+    ("W1", 16),
+    ("W1", 64),
+    ("W2", 16),
+    ("W3", 1),
+    ("W3", 16),
+    ("W3", 64),
+    ("W4", 16),
+    ("W5", 16),
+)
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """A run of a peer, and the bare callable's just before and after it."""
+
+    run: Run
+    before: Run
+    after: Run
+
+    @property
+    def ratio(self) -> float:
+        """The peer's throughput, the bare callable's being 1."""
+        return self.run.rate / ((self.before.rate + self.after.rate) / 2)
+
+    @property
+    def cpu_ratio(self) -> float:
+        """The peer's CPU per request, the bare callable's being 1."""
+        return self.run.cpu / ((self.before.cpu + self.after.cpu) / 2)
+
+    @property
+    def drift(self) -> float:
+        """How much the bare callable's throughput changed meanwhile."""
+        return abs(self.after.rate - self.before.rate) / max(self.after.rate, self.before.rate)
+
+
+class Idle(msgspec.Struct, frozen=True):
+    """A server that has answered once: seconds from its start to that answer, MiB (PSS), processes."""
+
+    first_answer: float
+    memory: float
+    processes: int
+
+
+class Figures(msgspec.Struct):
+    """All that was found. `samples` by case (`W1@16`) and peer, `idle` by peer, `absent` with the reason."""
+
+    samples: dict[str, dict[str, list[Sample]]] = {}
+    bare: dict[str, list[Run]] = {}
+    idle: dict[str, list[Idle]] = {}
+    absent: dict[str, str] = {}
+
+
+def chosen_cases(only: str) -> list[Case]:
+    """The cases whose name (`W1@16`) a regular expression finds."""
+    return [(name, count) for name, count in CASES if re.search(only, f"{name}@{count}")]
+
+
+def quiet(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples that are not noisy; never none."""
+    typical = statistics.median(sample.run.cpu for sample in samples)
+    kept = [each for each in samples if each.drift <= NOISE and abs(each.run.cpu - typical) <= NOISE * typical]
+    return kept or [min(samples, key=lambda each: each.drift)]
+
+
+class Measuring:
+    """Runs peers against the bare callable. `python_of` gives the interpreter of a peer's environment."""
+
+    def __init__(self, python_of: Callable[[Peer], Path], rounds: int, seconds: int) -> None:
+        self._python_of, self._rounds, self._seconds = python_of, rounds, seconds
+        self.figures = Figures()
+
+    def measure(self, peers: Sequence[Peer], cases: Sequence[Case], check: Callable[[Peer, Server], None]) -> None:
+        """Adds to the figures. `check` looks at each peer's server when all its runs are done."""
+        together = [peer for peer in peers if not peer.alone]
+        crowds = [together, *([peer] for peer in peers if peer.alone)]
+        for workload in dict.fromkeys(name for name, _ in cases):
+            counts = [count for name, count in cases if name == workload]
+            for crowd in crowds:
+                with_it = [peer for peer in crowd if workload in peer.workloads]
+                if with_it:
+                    self._measure(with_it, workload, counts, check)
+
+    def _measure(
+        self, peers: Sequence[Peer], workload: str, counts: Sequence[int], check: Callable[[Peer, Server], None]
+    ) -> None:
+        with tempfile.TemporaryDirectory(prefix="mlpkit-bench-") as name, contextlib.ExitStack() as stack:
+            folder = Path(name)
+            servers: dict[Peer, Server] = {}
+            for peer in (BARE, *peers):
+                server = self._started(peer, workload, folder, stack)
+                if server is not None:
+                    servers[peer] = server
+            scripts = {peer: write_script(peer, workload, folder) for peer in servers}
+            for _ in range(self._rounds):
+                for connections in counts:
+                    self._round(servers, scripts, workload, connections)
+            for peer, server in servers.items():
+                check(peer, server)
+
+    def _started(self, peer: Peer, workload: str, folder: Path, stack: contextlib.ExitStack) -> Server | None:
+        try:
+            python = self._python_of(peer)
+            server = stack.enter_context(serve(peer, workload, python, folder / peer.folder))
+        except Unavailable as reason:
+            if peer is BARE:
+                raise
+            self.figures.absent[peer.name] = str(reason)
+            print(f"{peer.name} is left out: {reason}", flush=True)
+            return None
+        time.sleep(SETTLE_SECONDS)
+        if workload in ("W1", "W5"):
+            found = Idle(server.first_answer, server.memory(), len(server.processes()))
+            self.figures.idle.setdefault(peer.name, []).append(found)
+        return server
+
+    def _round(self, servers: dict[Peer, Server], scripts: dict[Peer, Path], workload: str, connections: int) -> None:
+        case = f"{workload}@{connections}"
+        samples = self.figures.samples.setdefault(case, {})
+        bare_runs = self.figures.bare.setdefault(case, [])
+        bare_seconds = max(1, self._seconds // 2)
+        before = load(servers[BARE], BARE.path, scripts[BARE], connections, bare_seconds)
+        bare_runs.append(before)
+        for peer, server in servers.items():
+            if peer is BARE:
+                continue
+            run = load(server, peer.path, scripts[peer], connections, self._seconds)
+            after = load(servers[BARE], BARE.path, scripts[BARE], connections, bare_seconds)
+            samples.setdefault(peer.name, []).append(Sample(run, before, after))
+            bare_runs.append(after)
+            before = after

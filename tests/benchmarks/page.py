@@ -1,0 +1,209 @@
+"""Writes `docs/benchmarks.md` from what a run of `make bench-peers` found."""
+
+from __future__ import annotations
+
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from string import Template
+
+import msgspec
+import psutil
+
+from tests.benchmarks.catalog import BARE, MLPKIT, PEERS, STARLETTE
+from tests.benchmarks.environments import Installed
+from tests.benchmarks.goals import outcomes
+from tests.benchmarks.limit import Limit
+from tests.benchmarks.measure import CASES, NOISE, Figures, Sample, quiet
+from tests.benchmarks.report import case_table, goal_table, number, table
+from tests.benchmarks.tails import FAST_RATE, GROWTH_GOAL, HALF_GOAL, OTHERS, Tails
+
+PAGE = Path("docs/benchmarks.md")
+TEXT = Path(__file__).with_name("page.md")
+ALL = (BARE, STARLETTE, MLPKIT, *PEERS)
+AHEAD = 1.05
+"""From this ratio on a peer counts as ahead: what is closer lies within what repeated runs differ by."""
+
+
+class Found(msgspec.Struct):
+    """All that the page shows."""
+
+    figures: Figures = msgspec.field(default_factory=Figures)
+    machine: dict[str, str] = {}
+    installed: dict[str, Installed] = {}
+    tails: Tails | None = None
+    limit: Limit | None = None
+
+
+def this_machine(rounds: int, seconds: int) -> dict[str, str]:
+    """What the figures depend on: hardware, kernel, versions, how long was measured, and when."""
+    cpus = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else None
+    wrk = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False, timeout=10).stdout.split()[1]
+    ours = ("uvicorn", "uvloop", "httptools", "msgspec", "starlette")
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "CPU": f"{model[1] if model else platform.processor()}, {psutil.cpu_count()} cores",
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "kernel": f"{platform.system()} {platform.release()}",
+        "Python": platform.python_version(),
+        "mlpkit's packages": ", ".join(f"{name} {version(name)}" for name in ours),
+        "client": f"wrk {wrk}, one thread",
+        "runs": f"{rounds} rounds of {seconds} s for every peer in every case",
+    }
+
+
+def write(found: Found) -> None:
+    """Writes the page anew."""
+    PAGE.write_text(Template(TEXT.read_text()).substitute(_parts(found)))
+
+
+def _parts(found: Found) -> dict[str, str]:
+    figures = found.figures
+    return {
+        "throughput": _case_matrix(figures, lambda sample: sample.ratio),
+        "cpu": _case_matrix(figures, lambda sample: sample.cpu_ratio),
+        "latency": _latencies(figures),
+        "footprint": _footprint(found),
+        "behind": "\n".join(_behind(found)) or "- In no case that was measured.",
+        "goals": goal_table(outcomes(figures, MLPKIT.name)),
+        "tails": _tails(found.tails),
+        "limit": _limit(found.limit),
+        "settings": table(("server", "model runs in", "how it was set"), _settings()).replace("---:", "---"),
+        "absent": _absent(figures),
+        "machine": table(("", ""), found.machine.items()).replace("---:", "---"),
+        "noise": f"{NOISE:.0%}",
+        "details": "\n\n".join(_details(figures)),
+    }
+
+
+def _cases(figures: Figures) -> list[str]:
+    return [name for name in (f"{workload}@{count}" for workload, count in CASES) if name in figures.samples]
+
+
+def _case_matrix(figures: Figures, figure: Callable[[Sample], float]) -> str:
+    cases = _cases(figures)
+    rows = [[BARE.name, *("1" for _ in cases)]]
+    for peer in ALL[1:]:
+        cells = [_median(figures.samples[case].get(peer.name), figure) for case in cases]
+        if any(cell is not None for cell in cells):
+            rows.append(_row(peer.name, ["-" if cell is None else number(cell) for cell in cells]))
+    return table(("", *cases), rows)
+
+
+def _row(name: str, cells: Sequence[str]) -> list[str]:
+    return [f"**{each}**" for each in (name, *cells)] if name == MLPKIT.name else [name, *cells]
+
+
+def _median(samples: Sequence[Sample] | None, figure: Callable[[Sample], float]) -> float | None:
+    return statistics.median(figure(sample) for sample in quiet(samples)) if samples else None
+
+
+def _latencies(figures: Figures) -> str:
+    cases = _cases(figures)
+    bare = [figures.bare[case] for case in cases]
+    first = [
+        _pair(statistics.median(run.p50 for run in runs), statistics.median(run.p99 for run in runs)) for runs in bare
+    ]
+    rows = [[BARE.name, *first]]
+    for peer in ALL[1:]:
+        cells = []
+        for case in cases:
+            samples = figures.samples[case].get(peer.name)
+            p50, p99 = (_median(samples, lambda each: each.run.p50), _median(samples, lambda each: each.run.p99))
+            cells.append("-" if p50 is None or p99 is None else _pair(p50, p99))
+        if any(cell != "-" for cell in cells):
+            rows.append(_row(peer.name, cells))
+    return table(("", *cases), rows)
+
+
+def _pair(p50: float, p99: float) -> str:
+    return f"{number(p50)} / {number(p99)}"
+
+
+def _footprint(found: Found) -> str:
+    rows = []
+    for peer in ALL:
+        idle, installed = found.figures.idle.get(peer.name), found.installed.get(peer.name)
+        if not idle or installed is None:
+            continue
+        cells = [
+            number(statistics.median(each.first_answer for each in idle)),
+            f"{statistics.median(each.memory for each in idle):.0f}",
+            str(idle[0].processes),
+            f"{installed.mebibytes:.0f}",
+            str(installed.distributions),
+        ]
+        rows.append(_row(peer.name, cells))
+    return table(("", "first answer s", "memory MiB", "processes", "installed MiB", "distributions"), rows)
+
+
+def _behind(found: Found) -> Iterator[str]:
+    figures = found.figures
+    for case in _cases(figures):
+        ours = _median(figures.samples[case].get(MLPKIT.name), lambda each: each.ratio)
+        others = {
+            name: statistics.median(each.ratio for each in quiet(samples))
+            for name, samples in figures.samples[case].items()
+        }
+        ahead = [f"{name} {number(ratio)}" for name, ratio in others.items() if ours and ratio >= AHEAD * ours]
+        if ahead and ours:
+            yield f"- {case}: mlpkit {number(ours)}; {', '.join(ahead)}."
+    for goal, value in outcomes(figures, MLPKIT.name):
+        if not goal.holds(value):
+            yield f"- {goal.case}: {goal.figure} is {number(value)}; the goal is {goal.reach:g}."
+
+
+def _tails(tails: Tails | None) -> str:
+    if tails is None:
+        return "Not measured."
+    half, neighbours = tails.half, tails.neighbours
+    return (
+        f"- One model, one worker, {half.rate:.0f} requests/s, which is half of the most that it takes: p50 "
+        f"{half.p50:.2f} ms, p99 {half.p99:.2f} ms, {half.p99 / half.p50:.1f} times p50 (goal: below {HALF_GOAL:g}).\n"
+        f"- Sixteen models on two workers, {FAST_RATE:.0f} requests/s to the {OTHERS} quick ones: p99 "
+        f"{statistics.median(neighbours.alone):.2f} ms. With four requests a second to the sixteenth, which takes "
+        f"200 ms and lets go of the interpreter meanwhile: {statistics.median(neighbours.beside):.2f} ms, "
+        f"{neighbours.growth:.2f} times as much (goal: below {GROWTH_GOAL:g})."
+    )
+
+
+def _limit(limit: Limit | None) -> str:
+    if limit is None:
+        return "Not measured."
+    rows = [[str(each.workers), f"{each.rate:.0f}", f"{each.web_cpu:.0%}"] for each in limit.fed]
+    return (
+        f"The web process takes {limit.web_us:.0f} us of CPU per request (W1@64, its worker not counted), so one core "
+        f"of it keeps {limit.workers:.0f} workers busy whose models take 1 ms. Tried with models that sleep 1 ms, the "
+        "web process alone on one core, all workers and the client on the other:\n\n"
+        f"{table(('workers', 'requests/s', 'CPU of the web process'), rows)}"
+    )
+
+
+def _settings() -> list[list[str]]:
+    places = {True: "a process of its own", False: "the web process"}
+    return [[_versioned(peer.name, peer.pip), places[peer.isolated], peer.settings] for peer in ALL]
+
+
+def _versioned(name: str, pip: Sequence[str]) -> str:
+    pinned = re.findall(r"([\w-]+)(?:\[\w+\])?==([\d.]+)", " ".join(pip))
+    own = [number for package, number in pinned if package == name.lower().split(" ")[0]]
+    return f"{name} {own[0]}" if own else name
+
+
+def _absent(figures: Figures) -> str:
+    if not figures.absent:
+        return "All of them could be installed and started."
+    reasons = (f"- {name}: `{reason.splitlines()[0]}`" for name, reason in figures.absent.items())
+    return "\n".join(("Left out, because they could not be installed or started:", "", *reasons))
+
+
+def _details(figures: Figures) -> Iterator[str]:
+    for case in _cases(figures):
+        lines = case_table(figures, case).splitlines()
+        yield "\n".join((f'??? note "{case}"', "", *(f"    {line}" for line in lines)))

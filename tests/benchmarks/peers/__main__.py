@@ -1,0 +1,83 @@
+"""Measures mlpkit beside its peers and writes `docs/benchmarks.md`: `python -m tests.benchmarks.peers`.
+
+Each peer gets a virtual environment of its own in `.bench/`; what was found stays in `.bench/found.json`, where a
+later run replaces what it measures again, case by case and peer by peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from tests.benchmarks import limit, page, tails
+from tests.benchmarks.__main__ import check
+from tests.benchmarks.catalog import MLPKIT, PEERS, STARLETTE
+from tests.benchmarks.environments import CACHE, environment
+from tests.benchmarks.load import require_wrk
+from tests.benchmarks.measure import Figures, Measuring, chosen_cases
+from tests.benchmarks.peer import Peer
+
+FOUND = CACHE / "found.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=2)
+    parser.add_argument("--only", default="", help="regular expression over W1@64 and so on")
+    parser.add_argument("--peers", default="", help="names of servers, separated by commas; all where it is not given")
+    parser.add_argument("--page", action="store_true", help="only write the page anew from what was found last")
+    options = parser.parse_args()
+    found = msgspec.json.decode(FOUND.read_bytes(), type=page.Found) if FOUND.exists() else page.Found()
+    if not options.page:
+        require_wrk()
+        CACHE.mkdir(exist_ok=True)
+        _measure(found, options)
+        FOUND.write_bytes(msgspec.json.encode(found))
+    page.write(found)
+    print(f"{page.PAGE} is written")
+
+
+def _measure(found: page.Found, options: argparse.Namespace) -> None:
+    peers, cases = _chosen(options.peers), chosen_cases(options.only)
+    measuring = Measuring(_installer(found), options.rounds, options.seconds)
+    measuring.measure(peers, cases, check)
+    _merge(found.figures, measuring.figures, peers)
+    found.machine = page.this_machine(options.rounds, options.seconds)
+    if not options.only and MLPKIT in peers:
+        found.tails = tails.measure(options.rounds, options.seconds)
+        found.limit = limit.measure(options.rounds, options.seconds)
+
+
+def _chosen(names: str) -> list[Peer]:
+    known = {peer.name: peer for peer in (STARLETTE, MLPKIT, *PEERS)}
+    wanted = [name.strip() for name in names.split(",")] if names else list(known)
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise SystemExit(f"no such server: {', '.join(unknown)}; there are {', '.join(known)}")
+    return [known[name] for name in wanted]
+
+
+def _installer(found: page.Found) -> Callable[[Peer], Path]:
+    def python_of(peer: Peer) -> Path:
+        python, found.installed[peer.name] = environment(peer)
+        return python
+
+    return python_of
+
+
+def _merge(all_figures: Figures, new: Figures, peers: list[Peer]) -> None:
+    for peer in peers:
+        all_figures.absent.pop(peer.name, None)
+    all_figures.absent |= new.absent
+    all_figures.idle |= new.idle
+    all_figures.bare |= new.bare
+    for case, samples in new.samples.items():
+        all_figures.samples.setdefault(case, {}).update(samples)
+
+
+if __name__ == "__main__":
+    main()

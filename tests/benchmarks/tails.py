@@ -1,0 +1,146 @@
+"""How long the slowest requests take: `python -m tests.benchmarks.tails`.
+
+1. At half the maximal throughput, one model, one worker: p99 stays below three times p50.
+2. Sixteen models on two workers, one of them slow (200 ms, busy four fifths of the time): the p99 of the others grows
+   by less than a quarter. With and without the slow one in turn.
+Logs and metrics are on; requests leave at a constant rate (`pace.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from tests.benchmarks.catalog import MLPKIT
+from tests.benchmarks.load import load, require_wrk, write_script
+from tests.benchmarks.pace import Stream, pace
+from tests.benchmarks.peer import Peer, Start, envelope
+from tests.benchmarks.server import Server, free_port, serve, start_server
+
+HALF_GOAL, GROWTH_GOAL = 3.0, 1.25
+SLOW_RATE = 4.0
+FAST_RATE = 1000.0
+OTHERS = 15
+
+
+class Half(msgspec.Struct, frozen=True):
+    """Latencies in ms at half the greatest rate that a closed loop of 64 connections reached."""
+
+    rate: float
+    p50: float
+    p99: float
+
+
+class Neighbours(msgspec.Struct, frozen=True):
+    """The p99 in ms of fifteen quick models, without and with requests to a slow one beside them, run by run."""
+
+    alone: list[float]
+    beside: list[float]
+
+    @property
+    def growth(self) -> float:
+        """The median with the slow model, the one without it being 1."""
+        return statistics.median(self.beside) / statistics.median(self.alone)
+
+
+class Tails(msgspec.Struct, frozen=True):
+    """Both measurements."""
+
+    half: Half
+    neighbours: Neighbours
+
+
+def many_models(models: list[str], replicas: int) -> Peer:
+    """mlpkit with several models (see `many.py`)."""
+
+    def command(start: Start) -> list[str]:
+        served = ["mlpkit", "run", "tests.benchmarks.many:app", "--port", str(start.port)]
+        return [str(start.python), "-m", *served, "--workers", str(start.workers)]
+
+    variables = {"MODELS": ",".join(models), "REPLICAS": str(replicas)}
+    return replace(MLPKIT, command=command, body=lambda _: _to(models[0]), environment=variables)
+
+
+@contextlib.contextmanager
+def serving(peer: Peer, workers: int) -> Iterator[Server]:
+    """The service on every CPU."""
+    with tempfile.TemporaryDirectory(prefix="mlpkit-bench-") as name:
+        start = Start(Path(sys.executable), "W1", free_port(), workers, Path(name))
+        with start_server(peer, start, []) as server:
+            yield server
+
+
+def measure_half(rounds: int, seconds: int) -> Half:
+    """Median of some rounds on one CPU, the client on the other."""
+    found = []
+    with tempfile.TemporaryDirectory(prefix="mlpkit-bench-") as name:
+        folder = Path(name)
+        with serve(MLPKIT, "W1", Path(sys.executable), folder / "home") as server:
+            script = write_script(MLPKIT, "W1", folder)
+            for _ in range(rounds):
+                most = load(server, MLPKIT.path, script, connections=64, seconds=1).rate
+                stream = Stream([envelope("W1")], most / 2)
+                _paced(server, [stream], seconds)
+                found.append(Half(most / 2, stream.percentile(0.5), stream.percentile(0.99)))
+    found.sort(key=lambda half: half.p99 / half.p50)
+    return found[len(found) // 2]
+
+
+def measure_neighbours(rounds: int, seconds: int) -> Neighbours:
+    """Runs without and with the slow model in turn."""
+    quick = [f"fast-{number}" for number in range(OTHERS)]
+    found = Neighbours([], [])
+    with serving(many_models([*quick, "slow"], replicas=1), workers=2) as server:
+        for model in (*quick, "slow"):
+            _paced(server, [Stream([_to(model)], 10.0)], 0.3)
+        for _ in range(rounds):
+            for p99s, streams in ((found.alone, []), (found.beside, [Stream([_to("slow")], SLOW_RATE)])):
+                others = Stream([_to(model) for model in quick], FAST_RATE)
+                _paced(server, [others, *streams], seconds)
+                p99s.append(others.percentile(0.99))
+    return found
+
+
+def _to(model: str) -> object:
+    return {"model_id": model, "features": {"sentence": "a sentence of a few words"}}
+
+
+def _paced(server: Server, streams: list[Stream], seconds: float) -> None:
+    uvloop.run(pace(server.port, streams, seconds))
+    failures = sum(stream.failures for stream in streams)
+    if failures:
+        raise SystemExit(f"{failures} predictions failed")
+
+
+def measure(rounds: int, seconds: int) -> Tails:
+    """Both measurements."""
+    return Tails(measure_half(rounds, seconds), measure_neighbours(rounds, seconds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=2)
+    options = parser.parse_args()
+    require_wrk()
+    half, neighbours = (found := measure(options.rounds, options.seconds)).half, found.neighbours
+    print(f"half the maximal throughput, {half.rate:.0f} requests/s: p50 {half.p50:.2f} ms, p99 {half.p99:.2f} ms,")
+    print(f"  p99 / p50 {half.p99 / half.p50:.1f} (goal: below {HALF_GOAL:g})")
+    print(f"p99 of {OTHERS} quick models on two workers, {FAST_RATE:.0f} requests/s:")
+    print(
+        f"  {statistics.median(neighbours.alone):.2f} ms, {statistics.median(neighbours.beside):.2f} ms beside a slow"
+    )
+    print(f"  one: times {neighbours.growth:.2f} (goal: below {GROWTH_GOAL:g})")
+
+
+if __name__ == "__main__":
+    main()
