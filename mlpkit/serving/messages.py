@@ -53,7 +53,7 @@ class Item(msgspec.Struct, array_like=True):
 
 
 class Predict(msgspec.Struct, array_like=True, tag=3):
-    """Predict a batch (of one, where the algorithm takes no batches) with one model."""
+    """Predict with one model: a batch, or items one after the other where its handler takes no batches."""
 
     id: int
     model_id: str

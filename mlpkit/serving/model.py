@@ -1,9 +1,9 @@
 """One loaded model as the server sees it: its replicas, and the FIFO of predictions in front of them.
 
-Dispatch: a prediction goes to the replica with the fewest requests in flight. A replica of a quick model gets several
-in advance, which hides the way to the worker; one of a slow model gets the next only just before it is free, so that
-replicas share the queue fairly. A batch takes what waits when a replica becomes free; a lone request never waits for
-company.
+Dispatch: what arrives in one turn of the loop is dispatched together, to the replica with the fewest requests in
+flight. A replica of a quick model gets several in advance, which hides the way to the worker, and in groups that share
+a message; one of a slow model gets the next only just before it is free, so that replicas share the queue fairly. A
+batch takes what waits when a replica becomes free; a lone request never waits for company.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ _TOGETHER = 64
 """How many requests of an `async def` handler a replica gets at once."""
 _LARGEST_BATCH = 64 << 20
 """Bytes of `features` from which on a batch gets no more items: it crosses the channel as one message."""
+_LARGEST_GROUP = 1 << 16
+_GROUP_SECONDS = 0.0005
+"""What a group may take: nobody's answer waits longer for those of the others in it."""
 _SPIN = 0.0015
 """Below this many seconds a wait polls the loop: the timers of event loops are in milliseconds."""
 
@@ -103,21 +106,36 @@ class Model:
         self._linger = options.max_wait_ms / 1000
         self._batches = plan is not None and plan.batch
         self._at_once = max(options.threads, _TOGETHER) if plan is not None and plan.is_async else options.threads
+        self._scheduled = False
         self._usual = 0.0
+        """Seconds of a call: of a batch, or of one item."""
         self._company = 1
         self._lingering = 0.0
         self._idle: asyncio.Event | None = None
+
+    def has_room(self, most: int) -> bool:
+        """Whether fewer than `most` predictions wait."""
+        if len(self.waiting) >= most and self._scheduled:
+            # A burst of one turn of the loop waits for nothing but the turn's end.
+            self.dispatch()
+        return len(self.waiting) < most
 
     def predict(self, features: bytes, params: bytes, uuid: str | None) -> asyncio.Future[bytes]:
         """A future of the answer as JSON; it fails with an error of the tree."""
         future: asyncio.Future[bytes] = self._loop.create_future()
         self.waiting.append(Waiting(future, Item(features, params, uuid, request_uuid.get())))
-        if not self._lingering:
-            self.dispatch()
+        if not self._scheduled and not self._lingering:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch_turn)
         return future
+
+    def _dispatch_turn(self) -> None:
+        if self._scheduled:
+            self.dispatch()
 
     def dispatch(self) -> None:
         """Sends what waits to the replicas that can take it."""
+        self._scheduled = False
         while self.waiting:
             replica = self._free_replica()
             if replica is None:
@@ -192,15 +210,30 @@ class Model:
             self._lingering = 0.0
         self.dispatch()
 
-    def _send(self, replica: Replica) -> None:
-        self._lingering = 0.0
+    def _next_batch(self, most: int, largest: int) -> list[Waiting]:
+        """What waits longest: at most so many, and no more once they have so many bytes."""
         batch: list[Waiting] = []
         size = 0
-        while self.waiting and len(batch) < self._largest and size < _LARGEST_BATCH:
+        while self.waiting and len(batch) < most and size < largest:
             waiting = self.waiting.popleft()
             if not waiting.future.done():
                 batch.append(waiting)
                 size += len(waiting.item.features)
+        return batch
+
+    def _next_group(self, room: int) -> list[Waiting]:
+        """Items that a replica with so much room gets in one message, and works off one after the other."""
+        most = 1
+        if self._at_once == 1 and self._usual > 0.0:
+            most = max(1, min(room, int(_GROUP_SECONDS / self._usual)))
+        return self._next_batch(most, _LARGEST_GROUP)
+
+    def _send(self, replica: Replica) -> None:
+        self._lingering = 0.0
+        if self._batches:
+            batch = self._next_batch(self._largest, _LARGEST_BATCH)
+        else:
+            batch = self._next_group(self._window() - replica.busy)
         worker = replica.slot.worker
         if not batch:
             return
@@ -209,20 +242,21 @@ class Model:
             replica.ready = False
             self.waiting.extendleft(reversed(batch))
             return
-        replica.busy += 1
+        replica.busy += 1 if self._batches else len(batch)
         self._company = len(batch)
         request = Predict(next(request_ids), self.model_id, [waiting.item for waiting in batch])
         answered = partial(self._answered, replica, batch)
         worker.begin(request, self.limit, answered, self._at_once)
 
     def _answered(self, replica: Replica, batch: list[Waiting], answer: Answer | MlpkitError) -> None:
-        replica.busy -= 1
+        calls = 1 if self._batches else len(batch)
+        replica.busy -= calls
         counts = self.counts
         if isinstance(answer, Answer):
-            seconds = answer.seconds
+            seconds = answer.seconds / calls
             self._usual = 0.8 * self._usual + 0.2 * seconds if self._usual else seconds
-            counts.seconds += seconds
-            counts.batches += 1
+            counts.seconds += answer.seconds
+            counts.batches += calls
             for waiting, result in zip(batch, answer.results, strict=True):
                 self._settle(waiting.future, result)
         else:

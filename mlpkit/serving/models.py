@@ -145,7 +145,7 @@ class Models:
         model = self._models.get(model_id)
         if model is None or model.state != "loaded":
             raise ServiceStopping(_STOPPING) if self._closing else ModelNotLoaded(model_id)
-        if len(model.waiting) >= self._settings.max_waiting:
+        if not model.has_room(self._settings.max_waiting):
             raise Overloaded(f"{len(model.waiting)} predictions wait for model [{model_id}] already: try again later")
         return model.predict(features, params, uuid)
 

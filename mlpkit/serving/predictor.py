@@ -68,6 +68,7 @@ class Predictor:
         self.algorithm, self.model_id, self.model = algorithm, model_id, model
         self._around, self._send = surroundings, send
         self._plan = algorithm.plan("predict")
+        self._batches = self._plan is not None and self._plan.batch
         self._is_async = self._plan is not None and self._plan.is_async
         threads = algorithm.predict_options.threads
         self._inline = inline and threads == 1 and not self._is_async
@@ -137,10 +138,10 @@ class Predictor:
     def _answer(self, request: Predict) -> Answer:
         started = time.perf_counter()
         plan, items = self._plan, request.items
-        if plan is None or plan.batch or len(items) > 1:
+        if plan is None or plan.batch:
             results = _run_now(self._results(items))
         else:
-            results = [self._result(plan, items[0])]
+            results = [self._result(plan, item) for item in items]
         return self._timed(request, results, time.perf_counter() - started)
 
     async def _answer_async(self, request: Predict) -> None:
@@ -149,7 +150,8 @@ class Predictor:
         self._end(self._timed(request, results, time.perf_counter() - started))
 
     def _timed(self, request: Predict, results: list[Result], seconds: float) -> Answer:
-        self._usual = 0.8 * self._usual + 0.2 * seconds if self._usual else seconds
+        each = seconds if self._batches else seconds / len(results)
+        self._usual = 0.8 * self._usual + 0.2 * each if self._usual else each
         return Answer(request.id, results, seconds)
 
     def _result(self, plan: Plan, item: Item) -> Result:
