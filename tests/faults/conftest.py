@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -72,6 +73,12 @@ def pid_of(client: Client, model_id: str) -> int:
     """The process that holds the model."""
     pid: int = client.predict(model_id, order())["pid"]
     return pid
+
+
+def warnings(client: Client) -> list[str]:
+    """What `/health/ready` says of a service that is ready, and that somebody should know all the same."""
+    found: list[str] = json.loads(client.request("GET", "/health/ready").body)["data"]["warnings"]
+    return found
 
 
 def wait_in_flight(client: Client, model_id: str, count: int = 1) -> None:

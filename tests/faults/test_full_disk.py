@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,9 +16,10 @@ from mlpkit import Client
 from mlpkit.client import JobHandle
 from mlpkit.errors import LoadFailed, MlpkitError, PredictFailed, StorageError, TrainFailed
 from mlpkit.settings import Settings
-from mlpkit.storage import open_storage
+from mlpkit.storage import Storage, open_storage
 from tests.acceptance.service import RunningService
-from tests.faults.machine import read_only, small_disk
+from tests.faults.conftest import warnings
+from tests.faults.machine import SmallDisk, read_only, small_disk
 from tests.servers import S3Server, wait_until
 
 SCRIPT = Path(__file__).parent / "scripts" / "storing.py"
@@ -124,11 +126,9 @@ def test_cache_without_room_for_one_more_name_says_so(tmp_path: Path, mounted: E
     ]
 
 
-@pytest.mark.parametrize("size", [300_000, 5 * MIB])
-def test_object_that_the_cache_cannot_hold_whole_is_never_given_out(
-    tmp_path: Path, s3: S3Server, mounted: ExitStack, size: int
-) -> None:
-    """The last piece is cut off in the middle: the kernel then writes a part of it, and calls that a success."""
+@pytest.fixture
+def storage(tmp_path: Path, s3: S3Server, mounted: ExitStack) -> Iterator[Storage]:
+    """A storage on the S3 store, whose cache is on a small disk."""
     disk = mounted.enter_context(small_disk(tmp_path / "cache", "16m"))
     settings = Settings(
         home=tmp_path / "home",
@@ -138,18 +138,42 @@ def test_object_that_the_cache_cannot_hold_whole_is_never_given_out(
         minio_secret_key=s3.secret_key,
         model_bucket="model-full-disk",
     )
-    data, path = content(7, size), "model-full-disk/object"
+    opened = open_storage(settings)
+    yield opened
+    opened.close()
+
+
+def save(storage: Storage, tmp_path: Path, size: int) -> tuple[str, bytes]:
+    """Puts an object into the store; its path and its content."""
+    data, path = content(7, size), f"model-full-disk/{tmp_path.name}"
     (tmp_path / "object").write_bytes(data)
-    mounted.enter_context(closing := ExitStack())
-    storage = open_storage(settings)
-    closing.callback(storage.close)
     storage.save(tmp_path / "object", path)
-    storage.check()
+    return path, data
+
+
+@pytest.mark.parametrize("size", [300_000, 5 * MIB])
+def test_object_that_the_disk_cannot_hold_whole_is_never_given_out(tmp_path: Path, storage: Storage, size: int) -> None:
+    path, data = save(storage, tmp_path, size)
+    disk = SmallDisk(tmp_path / "cache")
     disk.fill(left=size - 100_000)
-    with pytest.raises(StorageError, match=r"cannot keep .*: model-full-disk/object \(No space left on device\)"):
+    with pytest.raises(StorageError, match=rf"cannot keep .*: {path} \(No space left on device\)"):
         storage.fetch(path)
     assert half_made(disk.folder) == []
     disk.free()
+    assert storage.fetch(path).read_bytes() == data
+
+
+def test_object_whose_last_piece_is_cut_off_is_never_given_out(tmp_path: Path, storage: Storage) -> None:
+    """The kernel writes a part of a piece, and calls that a success: here at a limit of the process."""
+    path, data = save(storage, tmp_path, 300_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(StorageError, match=rf"cannot keep .*: {path} \(File too large\)"):
+            storage.fetch(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert half_made(tmp_path / "cache") == []
     assert storage.fetch(path).read_bytes() == data
 
 
@@ -296,8 +320,3 @@ def test_service_starts_on_a_full_home_and_its_jobs_go_on_when_there_is_room(
     twice.wait(30)
     waiting.wait(30)
     assert [client.job_view(each.model_id).attempt for each in jobs] == [1, 2, 1]
-
-
-def warnings(client: Client) -> list[str]:
-    found: list[str] = json.loads(client.request("GET", "/health/ready").body)["data"]["warnings"]
-    return found

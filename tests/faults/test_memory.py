@@ -6,6 +6,9 @@ Where memory runs out all the same, it is an error of whoever asked for it.
 from __future__ import annotations
 
 import itertools
+import os
+import re
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,6 +75,23 @@ def test_isolated_model_leaves_no_memory_behind(start: Start, report: Report) ->
     assert figures[-1] < 10
 
 
+@pytest.mark.slow
+def test_shared_worker_gives_back_the_memory_of_a_model_that_is_unloaded(start: Start, report: Report) -> None:
+    service = start()
+    client = service.client
+    client.load("faulty", "small")
+    before, figures = used(service), []
+    for number in range(5):
+        client.load("faulty", f"huge-{number}")
+        with pytest.raises(PredictFailed):
+            client.predict(f"huge-{number}", order("raise"))
+        assert used(service) - before > MODEL
+        client.unload("faulty", f"huge-{number}")
+        figures.append((used(service) - before) / 2**20)
+    report(f"shared worker, MiB above the beginning after each round: {', '.join(f'{each:.1f}' for each in figures)}")
+    assert figures[-1] < 10
+
+
 def test_model_that_needs_more_memory_than_is_free_is_refused_with_figures(start: Start) -> None:
     client = start().client
     with pytest.raises(LoadFailed, match=r"needs 524,288,000 MiB of memory \(memory=\), [\d,]+ MiB are free"):
@@ -116,6 +136,24 @@ def test_loads_that_have_no_room_beside_each_other_follow_each_other(
         each.result(30)
     begun = [float(line.split()[1]) for line in notes(folder / "careful")]
     assert [later - sooner > 0.3 for sooner, later in itertools.pairwise(begun)] == [True, True]
+
+
+@pytest.mark.slow
+def test_model_of_a_worker_that_died_comes_back_once_there_is_room_again(start: Start) -> None:
+    service = start({"FAULTS_MEMORY": str(BIG)})
+    client = service.client
+    client.load("careful", "m")
+    client.load("faulty", "bystander")
+    with memory_group() as group:
+        limit(group, service, BIG // 2)
+        os.kill(pid_of(client, "bystander"), signal.SIGKILL)
+        time_until_back(client, "bystander")
+        problem = r"could not be loaded again: .* needs 191 MiB of memory \(memory=\), \d+ MiB are free"
+        wait_until(lambda: any(re.search(problem, each.problem) for each in client.models()), "it is refused", 10)
+        limit(group, service, 2 * BIG)
+        wait_until(lambda: all(not each.problem for each in client.models()), "it is back", 20)
+        assert client.predict("m", order())["model_id"] == "m"
+        service.terminate()
 
 
 def test_predict_that_gets_no_more_memory_fails_alone(start: Start) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ from mlpkit import Client
 from mlpkit.errors import LoadFailed, MlpkitError, ModelNotLoaded, TimeLimitExceeded, WorkerLost
 from tests.acceptance.service import RunningService
 from tests.conftest import Report
-from tests.faults.conftest import SLACK, Start, notes, order, pid_of, wait_in_flight
+from tests.faults.conftest import SLACK, Start, notes, order, pid_of, wait_in_flight, warnings
 from tests.servers import wait_until
 
 TOLD, BACK = 1.0, 3.0
@@ -217,6 +218,16 @@ def test_model_that_kills_every_worker_that_loads_it_again_is_given_up_alone(sta
     with pytest.raises(ModelNotLoaded):
         client.predict("killer", order())
     wait_until(lambda: client.ready().ready, "the service is ready again", 20)
+    warning = r"model \[killer\] was given up \(worker-0 was killed by SIGKILL .*: load it again, or unload it"
+    assert re.search(warning, str(warnings(client)))
+
+    service.kill()
+    client = start().client
+    assert sorted(client.monitor().load) == innocent
+    assert re.search(warning, str(warnings(client)))
+    (folder / "load killer").unlink()
+    client.load("faulty", "killer")
+    assert warnings(client) == []
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,23 @@ def test_user_that_has_closed_holds_nothing_more(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="closed while it was in use"):
         leases.hold(OTHER)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_entry_that_could_not_be_written_is_not_held_and_can_be_held_later(tmp_path: Path) -> None:
+    leases = Leases(tmp_path)
+    leases.hold(ONE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Room for one line and a half.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            leases.hold(OTHER)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert OTHER not in leases.everybodys()
+    leases.release(OTHER)
+    leases.hold(OTHER)
+    assert leases.everybodys() == {ONE, OTHER}
+    leases.release(OTHER)
+    assert leases.everybodys() == {ONE}
+    leases.close()
