@@ -37,7 +37,7 @@ def main() -> None:
         CACHE.mkdir(exist_ok=True)
         _measure(found, options)
         FOUND.write_bytes(msgspec.json.encode(found))
-    page.write(found)
+    page.PAGE.write_text(page.text(found))
     print(f"{page.PAGE} is written")
 
 

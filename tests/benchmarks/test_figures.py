@@ -1,0 +1,98 @@
+"""What the benchmark makes of its runs."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.benchmarks import page
+from tests.benchmarks.catalog import MLPKIT, PEERS
+from tests.benchmarks.goals import GOALS, Goal, outcomes
+from tests.benchmarks.load import Run
+from tests.benchmarks.measure import Figures, Sample, quiet
+from tests.benchmarks.pace import Stream, pace
+
+
+def run(rate: float = 1000.0, cpu: float = 50.0) -> Run:
+    return Run(rate=rate, p50=1.0, p99=2.0, cpu=cpu, requests=1000, errors=0)
+
+
+def sample(rate: float = 500.0, cpu: float = 100.0, before: float = 1000.0, after: float = 1000.0) -> Sample:
+    return Sample(run(rate, cpu), run(before), run(after))
+
+
+def test_ratios_refer_to_both_bare_runs_beside_a_run() -> None:
+    found = sample(rate=500.0, cpu=100.0, before=800.0, after=1200.0)
+    assert (found.ratio, found.cpu_ratio) == (0.5, 2.0)
+
+
+def test_run_between_unsteady_bare_runs_is_left_out() -> None:
+    steady, unsteady = sample(before=1000.0, after=760.0), sample(before=1000.0, after=740.0)
+    assert quiet([steady, unsteady, steady]) == [steady, steady]
+
+
+def test_run_whose_cpu_per_request_is_off_the_median_is_left_out() -> None:
+    usual, off = sample(cpu=100.0), sample(cpu=126.0)
+    assert quiet([usual, usual, off]) == [usual, usual]
+
+
+def test_steadiest_run_stays_where_all_are_noisy() -> None:
+    noisy, noisier = sample(after=600.0), sample(after=300.0)
+    assert quiet([noisier, noisy]) == [noisy]
+
+
+@pytest.mark.parametrize(
+    ("goal", "good", "bad"),
+    [(Goal("W1@16", "throughput", 0.6, 0.8), 0.6, 0.59), (Goal("W1@16", "CPU per request", 1.6, 1.3), 1.6, 1.61)],
+)
+def test_throughput_must_be_at_least_the_goal_and_cost_at_most(goal: Goal, good: float, bad: float) -> None:
+    assert goal.holds(good)
+    assert not goal.holds(bad)
+
+
+def test_gate_is_on_cpu_alone() -> None:
+    assert {goal.figure for goal in GOALS if goal.gate} == {"CPU per request"}
+
+
+def test_goals_of_measured_cases_are_judged() -> None:
+    figures = Figures(samples={"W1@16": {MLPKIT.name: [sample(rate=500.0, cpu=85.0)]}})
+    assert [(goal.figure, value, goal.holds(value)) for goal, value in outcomes(figures, MLPKIT.name)] == [
+        ("throughput", 0.5, False),
+        ("CPU per request", 1.7, False),
+    ]
+
+
+def test_page_names_who_is_ahead_and_who_is_absent() -> None:
+    rival = next(peer for peer in PEERS if peer.isolated)
+    samples = {MLPKIT.name: [sample(rate=500.0)], rival.name: [sample(rate=900.0)]}
+    figures = Figures(samples={"W1@16": samples}, bare={"W1@16": [run()]}, absent={"Other": "no wheel"})
+    text = page.text(page.Found(figures, machine={"CPU": "one"}))
+    assert f"- W1@16: mlpkit 0.50; {rival.name} 0.90." in text
+    assert f"- W1@16, a model that does nothing: mlpkit 0.50, {rival.name} 0.90." in text
+    assert "- Other: `no wheel`" in text
+
+
+async def stalling(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers each request of a connection after 50 ms."""
+    while await reader.readline():
+        while (await reader.readline()) != b"\r\n":
+            pass
+        await reader.readexactly(2)
+        await asyncio.sleep(0.05)
+        writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n"success"')
+    writer.close()
+
+
+def test_latency_counts_from_when_a_request_was_due() -> None:
+    async def measured() -> Stream:
+        async with await asyncio.start_server(stalling, "127.0.0.1", 0) as server:
+            stream = Stream([{}], rate=2 * 64 / 0.05)
+            await pace(server.sockets[0].getsockname()[1], [stream], 0.2)
+            return stream
+
+    stream = asyncio.run(measured())
+    assert len(stream.latencies) == 512
+    assert stream.failures == 0
+    # Twice as much is asked as 64 connections can carry: the last request waits as long as all of them take.
+    assert stream.percentile(1.0) > 150
