@@ -1,7 +1,8 @@
 """A child process of the service: spawn it, talk to it, wait for its end, stop it, and say in words how it ended.
 
-What: a Python module run by a fresh interpreter (nothing is forked, nothing is pickled), in a session of its own, with
-a socket to the server as its only channel; its stdout and stderr are read line by line.
+What: a Python module run in a process that holds nothing of the server's or of the user's (forked of the nursery, which
+has imported mlpkit only, or a fresh interpreter where there is no nursery), in a session of its own, with a socket to
+the server as its only channel; its stdout and stderr are read line by line.
 Who ends it: `Child.stop` (SIGTERM, then SIGKILL to the whole process group, grandchildren too), and the end of the
 event loop. When the server itself is killed, the guard does: a shell that holds the groups of the living children and
 kills them when the server's pipe closes. Only a descendant that left for a session of its own is not found.
@@ -21,6 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mlpkit.log import LineStream
+from mlpkit.nursery import Forked, Nursery, NurseryGone
 
 _GUARD = """
 trap '' HUP INT TERM
@@ -33,6 +35,8 @@ while read -r sign group; do
 done
 for each in $groups; do kill -s KILL -- "-$each" 2>/dev/null; done
 """
+_FRAMEWORK = ("mlpkit.serving.worker", "mlpkit.training.trainer", "mlpkit.script", "uvloop")
+"""What the nursery imports: all that a worker or a job needs before it imports the script."""
 _DRAIN_SECONDS = 2.0
 """How long output is still read after a child's end, where somebody else holds its pipe."""
 
@@ -62,7 +66,7 @@ class Exit:
 class Child:
     """A running child, made by `start_child`. Its end is attended to even where nobody waits for it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, channel: socket.socket, output: _Output) -> None:
+    def __init__(self, process: asyncio.subprocess.Process | Forked, channel: socket.socket, output: _Output) -> None:
         self._process, self._output, self._asked = process, output, ""
         self.channel = channel
         self.pid = process.pid
@@ -113,6 +117,10 @@ class Child:
             # The loop may be ending: then this is the last chance.
             _kill_group(self.pid)
             _guard.forget(self.pid)
+            if isinstance(self._process, Forked):
+                self._process.close()
+                if self._process.lost:
+                    self._asked = self._asked or "was killed: the process that had started it has ended"
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._output.ended.wait(), _DRAIN_SECONDS)
         self._output.close()
@@ -135,16 +143,7 @@ async def start_child(
     output = _Output(on_line)
     try:
         await output.connect(read_end)
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-X", "faulthandler", "-m", module, str(theirs.fileno())),
-            stdin=subprocess.DEVNULL,
-            stdout=write_end,
-            stderr=write_end,
-            pass_fds=(theirs.fileno(),),
-            start_new_session=True,
-            env={**os.environ, **(environment or {})},
-        )
+        process = await _started(module, {**os.environ, **(environment or {})}, theirs, write_end)
     except BaseException:
         ours.close()
         output.close()
@@ -155,6 +154,36 @@ async def start_child(
     _guard.watch(process.pid)
     ours.setblocking(False)
     return Child(process, ours, output)
+
+
+def prepare() -> None:
+    """Does now what the first `start_child` would wait for, where this system lets it; returns at once."""
+    before = _nursery.pid
+    with contextlib.suppress(NurseryGone):
+        if _nursery.start():
+            if before is not None:
+                _guard.forget(before)
+            assert _nursery.pid is not None
+            _guard.watch(_nursery.pid)
+
+
+async def _started(
+    module: str, environment: Mapping[str, str], channel: socket.socket, output: int
+) -> asyncio.subprocess.Process | Forked:
+    prepare()
+    try:
+        return await _nursery.fork(module, environment, channel, output)
+    except NurseryGone:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-X", "faulthandler", "-m", module, str(channel.fileno())),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(channel.fileno(),),
+            start_new_session=True,
+            env=environment,
+        )
 
 
 def channel_of_child() -> socket.socket:
@@ -247,3 +276,4 @@ class _Guard:
 
 
 _guard = _Guard()
+_nursery = Nursery(*_FRAMEWORK)

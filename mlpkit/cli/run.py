@@ -41,8 +41,11 @@ def run(
 
         run_again_on_change(target)
         return
+    from mlpkit.process import prepare
     from mlpkit.script import import_app
 
+    if workers != 0:
+        prepare()
     settings = load_settings({**os.environ, "MLPKIT_LOG_LEVEL": log_level} if log_level else None)
     app = import_app(target)
     app.build()

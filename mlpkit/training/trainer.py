@@ -1,6 +1,6 @@
 """Both ends of a job's process: `Trainer` starts it and sees to its end, `main` is what runs in it.
 
-What: a fresh interpreter that imports the script by its import string, runs one job, and ends.
+What: a process that imports the script by its import string, runs one job, and ends.
 How: one start message down, then messages up (lines of the log, snapshots of the progress, the outcome); msgpack.
 Who ends it: it ends by itself; `Trainer` kills it at a limit and when it is cancelled, the guard when the server dies.
 """

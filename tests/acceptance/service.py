@@ -71,8 +71,19 @@ class RunningService:
 
     def worker(self) -> psutil.Process:
         """The one worker."""
-        (found,) = (each for each in self.family() if "mlpkit.serving" in each.cmdline())
+        (found,) = self.workers()
         return found
+
+    def workers(self) -> list[psutil.Process]:
+        """The workers that run, the eldest first."""
+        found = []
+        for each in self.family():
+            # One that was just killed may be gone, or not yet be waited for.
+            with contextlib.suppress(psutil.Error):
+                # A process of the nursery's has its name only, a fresh interpreter its command line.
+                if "mlpkit.serving" in (each.name(), *each.cmdline()):
+                    found.append((each.create_time(), each.pid, each))
+        return [each for _, _, each in sorted(found)]
 
     def terminate(self) -> tuple[int, list[psutil.Process]]:
         """Sends SIGTERM; the exit code of the server, which must end by itself, and what it had started."""

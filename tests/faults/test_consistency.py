@@ -77,13 +77,13 @@ class Serving(RuleBasedStateMachine):
             return
         type(self).kills += 1
         asked = [self.callers.submit(self.run, step) for step in together]
-        wait_until(lambda: bool(self.workers()), "there is a worker to kill", 30)
-        victim = max(self.workers(), key=lambda each: each.create_time())
+        wait_until(lambda: bool(self.service.workers()), "there is a worker to kill", 30)
+        victim = max(self.service.workers(), key=lambda each: each.create_time())
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.kill()
         for step, each in zip(together, asked, strict=True):
             self.check(step, each.result(60), together, may_be_lost=True)
-        wait_until(lambda: victim.pid not in [each.pid for each in self.workers()], "it is gone", 10)
+        wait_until(lambda: victim.pid not in [each.pid for each in self.service.workers()], "it is gone", 10)
         wait_until(lambda: self.service.client.ready().ready, "all is as before", 30)
         self.learn(together, certain=False)
 
@@ -128,15 +128,6 @@ class Serving(RuleBasedStateMachine):
                 self.loaded.discard(model)
             elif changes:
                 self.loaded = self.loaded - {model} | ({model} if self.named(model) in there else set())
-
-    def workers(self) -> list[psutil.Process]:
-        found = []
-        for each in self.service.family():
-            # A worker that was just killed may be gone, or not yet be waited for.
-            with contextlib.suppress(psutil.Error):
-                if "mlpkit.serving" in each.cmdline():
-                    found.append(each)
-        return found
 
     def teardown(self) -> None:
         for model in IDS:

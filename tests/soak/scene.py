@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
@@ -111,13 +110,7 @@ class Scene:
 
     def workers(self) -> list[psutil.Process]:
         """The worker processes, the eldest first."""
-        found = []
-        for each in self.service.family():
-            # One that has just ended may be gone, or not yet be waited for.
-            with contextlib.suppress(psutil.Error):
-                if "mlpkit.serving" in each.cmdline():
-                    found.append((each.create_time(), each.pid, each))
-        return [each for _, _, each in sorted(found)]
+        return self.service.workers()
 
     def kill_server(self) -> None:
         """SIGKILL, and the same service again; what was loaded must be loaded again, and no process be left."""

@@ -17,6 +17,7 @@ import pytest
 import uvloop
 
 from mlpkit.channel import AsyncChannel
+from mlpkit.nursery import Nursery, NurseryGone
 from mlpkit.process import Child, Exit, start_child
 
 WAIT = 20.0
@@ -57,9 +58,20 @@ class Modules:
         )
 
 
-@pytest.fixture(params=LOOPS)
-def modules(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Modules]:
-    loop = LOOPS[request.param]()
+class NoNursery(Nursery):
+    """What a system without one has."""
+
+    def start(self) -> bool:
+        raise NurseryGone
+
+
+@pytest.fixture(params=[f"{loop}-{origin}" for loop in LOOPS for origin in ("forked", "fresh")])
+def modules(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modules]:
+    name, _, origin = request.param.partition("-")
+    if origin == "fresh":
+        monkeypatch.setattr("mlpkit.process._nursery", NoNursery())
+    monkeypatch.syspath_prepend(tmp_path)
+    loop = LOOPS[name]()
     asyncio.set_event_loop(loop)
     yield Modules(tmp_path, loop)
     loop.close()
@@ -174,11 +186,12 @@ def test_a_cancelled_stop_kills_at_once(modules: Modules) -> None:
     modules.run(main)
 
 
-def test_a_child_does_not_outlive_the_event_loop(tmp_path: Path) -> None:
+def test_a_child_does_not_outlive_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "sleeper.py").write_text("import time\ntime.sleep(120)")
 
     async def main() -> int:
-        return (await start_child("sleeper", on_line=print, environment={"PYTHONPATH": str(tmp_path)})).pid
+        return (await start_child("sleeper", on_line=print)).pid
 
     pid = asyncio.run(main())
 
@@ -291,7 +304,8 @@ def test_thirty_children_leave_no_zombie_and_no_descriptor(modules: Modules) -> 
 
 
 SERVER = """
-import asyncio, sys
+import asyncio, os, sys
+from mlpkit import process
 from mlpkit.process import start_child
 
 async def main():
@@ -300,7 +314,7 @@ async def main():
     children = [await start_child("family", on_line=on_line) for _ in range(2)]
     gone = await start_child("short", on_line=on_line)
     await gone.wait()
-    print("children", *[child.pid for child in children], flush=True)
+    print("children", process._nursery.pid, *[child.pid for child in children], flush=True)
     await asyncio.sleep(120)
 
 asyncio.run(main())
@@ -315,7 +329,7 @@ def test_when_the_server_is_killed_its_children_and_grandchildren_end(
     (tmp_path / "short.py").write_text("")
     script = SERVER
     if guard_killed_before:
-        kill = "import os, signal; from mlpkit import process; os.kill(process._guard._shell.pid, 9)\n"
+        kill = "os.kill(process._guard._shell.pid, 9)\n"
         script = SERVER.replace("    gone =", f"    {kill}    process._guard._shell.wait()\n    gone =")
     server = subprocess.Popen(
         [sys.executable, "-c", script],
@@ -326,7 +340,7 @@ def test_when_the_server_is_killed_its_children_and_grandchildren_end(
     )
     assert server.stdout is not None
     pids: list[int] = []
-    while len(pids) < 4:
+    while len(pids) < 5:
         line = server.stdout.readline().split()
         assert line, "the server ended"
         pids += [int(each) for each in line[1:]]
@@ -345,6 +359,7 @@ def test_when_the_server_is_killed_its_children_and_grandchildren_end(
 
 def test_a_child_that_cannot_be_started_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    monkeypatch.setattr("mlpkit.process._nursery", Nursery())
 
     async def main() -> int:
         with pytest.raises(FileNotFoundError):
