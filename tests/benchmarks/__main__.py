@@ -1,6 +1,6 @@
 """Measures mlpkit and Starlette against a bare ASGI callable on this machine: `python -m tests.benchmarks`.
 
-Every figure is a ratio to the bare callable's runs just before and after: machines are noisy, ratios less so. The load
+Every figure is a ratio to the bare callable's runs before and after: machines are noisy, ratios less so. The load
 is made by `wrk` (Debian package of that name); the server keeps to the first CPU and `wrk` to the second where
 `taskset` exists (W4, which has two workers, uses both). Noisy runs are left out: see `measure.py`.
 """
@@ -69,8 +69,12 @@ def main() -> None:
     figures = measuring.figures
     if figures.absent:
         raise SystemExit(1)
-    print(f"\nMedian (least-greatest) of the quiet runs: the bare runs beside each differ by at most {NOISE:.0%},")
-    print(f"and its CPU per request is at most {NOISE:.0%} off the median. Throughput and CPU: bare ASGI is 1.")
+    print(
+        "\nMedian (least-greatest) of the quiet runs. Throughput and CPU per request: bare ASGI is 1. A run is quiet when"
+    )
+    print(
+        f"the bare runs before and after it differ by at most {NOISE:.0%}, and its CPU is within {NOISE:.0%} of the median."
+    )
     for case in figures.samples:
         print(f"\n## {case}\n\n{case_table(figures, case)}")
     reached = outcomes(figures, MLPKIT.name)

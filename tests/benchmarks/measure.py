@@ -1,7 +1,7 @@
-"""Measures peers in turn with the bare callable: every run of a peer stands between two of the bare one.
+"""Measures peers in turn with the bare callable: it runs before the first and after every second of them.
 
-A run is noisy, and left out, when the two bare runs beside it differ by more than a quarter, or when the peer's CPU
-per request is more than a quarter off its median. Where no run is left, the one with the steadiest neighbours stays.
+A run is noisy, and left out, when the bare runs before and after it differ by more than a quarter, or when the peer's
+CPU per request is more than a quarter off its median. Where no run is left, the one with the least difference stays.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CASES: tuple[Case, ...] = (
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """A run of a peer, and the bare callable's just before and after it."""
+    """A run of a peer, and the bare callable's last one before it and first one after it."""
 
     run: Run
     before: Run
@@ -147,11 +147,13 @@ class Measuring:
         bare_seconds = max(1, self._seconds // 2)
         before = load(servers[BARE], BARE.path, scripts[BARE], connections, bare_seconds)
         bare_runs.append(before)
-        for peer, server in servers.items():
-            if peer is BARE:
-                continue
-            run = load(server, peer.path, scripts[peer], connections, self._seconds)
+        peers = [peer for peer in servers if peer is not BARE]
+        for pair in (peers[start : start + 2] for start in range(0, len(peers), 2)):
+            runs = {
+                peer.name: load(servers[peer], peer.path, scripts[peer], connections, self._seconds) for peer in pair
+            }
             after = load(servers[BARE], BARE.path, scripts[BARE], connections, bare_seconds)
-            samples.setdefault(peer.name, []).append(Sample(run, before, after))
+            for name, run in runs.items():
+                samples.setdefault(name, []).append(Sample(run, before, after))
             bare_runs.append(after)
             before = after

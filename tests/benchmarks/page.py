@@ -198,12 +198,17 @@ def _tails(tails: Tails | None) -> str:
 def _limit(limit: Limit | None) -> str:
     if limit is None:
         return "Not measured."
-    rows = [[str(each.workers), f"{each.rate:.0f}", f"{each.web_cpu:.0%}"] for each in limit.fed]
+    one = limit.fed[0].rate / limit.fed[0].workers
+    rows = [
+        [str(each.workers), f"{each.rate:.0f}", f"{each.rate / each.workers / one:.0%}", f"{each.web_cpu:.0%}"]
+        for each in limit.fed
+    ]
     return (
         f"The web process takes {limit.web_us:.0f} us of CPU per request (W1@64, its worker not counted), so one core "
         f"of it keeps {limit.workers:.0f} workers busy whose models take 1 ms. Tried with models that sleep 1 ms, the "
         "web process alone on one core, all workers and the client on the other:\n\n"
-        f"{table(('workers', 'requests/s', 'CPU of the web process'), rows)}"
+        f"{table(('workers', 'requests/s', 'of as many times one worker', 'CPU of the web process'), rows)}\n\n"
+        "Where much is missing and the web process has time left, the other core is the limit, not the web process."
     )
 
 
