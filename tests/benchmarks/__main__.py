@@ -23,6 +23,9 @@ from tests.benchmarks.report import case_table, goal_table
 from tests.benchmarks.server import Server
 
 LOG_SECONDS = 5.0
+LEGEND = f"""
+Median (least-greatest) of the quiet runs; throughput and CPU per request of bare ASGI are 1. A run is quiet when the
+bare runs before and after it differ by at most {NOISE:.0%}, and its CPU is within {NOISE:.0%} of the median."""
 
 
 def check(peer: Peer, server: Server) -> None:
@@ -69,12 +72,7 @@ def main() -> None:
     figures = measuring.figures
     if figures.absent:
         raise SystemExit(1)
-    print(
-        "\nMedian (least-greatest) of the quiet runs. Throughput and CPU per request: bare ASGI is 1. A run is quiet when"
-    )
-    print(
-        f"the bare runs before and after it differ by at most {NOISE:.0%}, and its CPU is within {NOISE:.0%} of the median."
-    )
+    print(LEGEND)
     for case in figures.samples:
         print(f"\n## {case}\n\n{case_table(figures, case)}")
     reached = outcomes(figures, MLPKIT.name)
