@@ -137,6 +137,10 @@ class WorkerLost(MlpkitError):
     http_status = 502
 
 
+class WorkerNotReady(WorkerLost):
+    """No worker takes the request, and none can be expected soon; the message says why."""
+
+
 class TimeLimitExceeded(MlpkitError):
     """Something took longer than its time limit; the message names the limit and what was done about it."""
 

@@ -60,11 +60,10 @@ class Ledger:
         if self._entries.pop(model_id, None) is not None:
             await self._write()
 
-    async def give_up(self, model_id: str, why: str) -> None:
+    async def give_up(self, entry: Entry, why: str) -> None:
         """Remembers that the model is not to be loaded again, until somebody asks for it."""
-        if model_id in self._entries:
-            self._entries[model_id] = msgspec.structs.replace(self._entries[model_id], given_up=why)
-            await self._write()
+        self._entries[entry.model_id] = msgspec.structs.replace(entry, given_up=why)
+        await self._write()
 
     async def keep(self) -> None:
         """Writes again what could not be written, once there is room; never returns."""

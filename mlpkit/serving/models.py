@@ -133,7 +133,9 @@ class Models:
         if self._models.get(model_id) is model:
             await _settled(model)
 
-    def predict(self, model_id: str, features: bytes, params: bytes, uuid: str | None) -> asyncio.Future[bytes]:
+    def predict(
+        self, model_id: str, features: bytes | memoryview, params: bytes, uuid: str | None
+    ) -> asyncio.Future[bytes]:
         """A future of the answer's `predictions` as JSON.
 
         Raises:
@@ -341,10 +343,14 @@ class Models:
                 # It does not come back, so nobody would ever answer them.
                 model.fail_waiting(WorkerLost(f"worker {slot.index} {how} while the model was being unloaded"))
 
-    async def _give_up(self, model: Model, error: MlpkitError) -> None:
-        model.fail_waiting(error)
-        await self._forget(model)
-        await self._ledger.give_up(model.model_id, str(error))
+    async def _give_up(self, entry: Entry, error: MlpkitError) -> None:
+        model = self._models.get(entry.model_id)
+        if model is not None:
+            if model.state != "loaded":
+                return  # Somebody else has begun to load or unload it.
+            model.fail_waiting(error)
+            await self._forget(model)
+        await self._ledger.give_up(entry, str(error))
 
 
 async def _at_rest(model: Model, end: float) -> bool:
@@ -360,7 +366,7 @@ def _load_error(error: Exception) -> MlpkitError:
     if isinstance(error, (LoadFailed, ArgumentError, Overloaded)):
         return error
     failed = LoadFailed(str(error))
-    failed.trace = error.trace
+    failed.trace, failed.__cause__ = error.trace, error
     return failed
 
 

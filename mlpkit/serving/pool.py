@@ -10,7 +10,7 @@ from collections.abc import Callable
 from anyio.abc import TaskGroup
 from loguru import logger
 
-from mlpkit.errors import MlpkitError, ServiceStopping, TimeLimitExceeded, WorkerLost
+from mlpkit.errors import MlpkitError, ServiceStopping, TimeLimitExceeded, WorkerNotReady
 from mlpkit.serving.worker import Worker
 
 _FIRST_PAUSE = 0.05
@@ -49,7 +49,7 @@ class Slot:
         """The worker, once it is ready.
 
         Raises:
-            WorkerLost: it failed to start again and again, or the slot is closed; says why.
+            WorkerNotReady: it failed to start again and again, or the slot is closed; says why.
             TimeLimitExceeded: it is not ready within `limit` seconds; says what is wrong with it.
         """
         try:
@@ -59,7 +59,7 @@ class Slot:
                 f"no worker was ready within {limit:g} s: worker {self.index} {self.problem}"
             ) from None
         if self.worker is None:
-            raise WorkerLost(f"worker {self.index} {self.problem}")
+            raise WorkerNotReady(f"worker {self.index} {self.problem}")
         return self.worker
 
     def enter(self, worker: Worker) -> None:

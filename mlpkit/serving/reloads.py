@@ -15,7 +15,7 @@ import msgspec
 from anyio.abc import TaskGroup
 from loguru import logger
 
-from mlpkit.errors import ArgumentError, MlpkitError, WorkerLost
+from mlpkit.errors import ArgumentError, MlpkitError, WorkerLost, WorkerNotReady
 from mlpkit.log import uuid_bound
 from mlpkit.serving.ledger import Entry
 from mlpkit.serving.model import Model, Replica
@@ -32,7 +32,7 @@ Load = Callable[[str, str, str | None, msgspec.Raw], Awaitable[None]]
 class Reloads:
     """Loads again what was loaded. `load` takes a model's algorithm, id, path and `extend`.
 
-    `load_replica` loads into one worker, `give_up` drops a model for good.
+    `load_replica` loads into one worker, `give_up` drops a model until somebody asks for it.
     """
 
     def __init__(
@@ -40,11 +40,12 @@ class Reloads:
         models: Mapping[str, Model],
         load: Load,
         load_replica: Callable[[Model, Replica], Awaitable[None]],
-        give_up: Callable[[Model, MlpkitError], Awaitable[None]],
+        give_up: Callable[[Entry, MlpkitError], Awaitable[None]],
     ) -> None:
         self._models, self._load, self._load_replica, self._give_up = models, load, load_replica, give_up
         self._wanted: dict[str, Entry] = {}
         self._tasks: TaskGroup | None = None
+        self._all_tried, self._suspect = asyncio.Event(), asyncio.Lock()
         self.problem = "the workers are starting"
         """Why the models of the last run are not all there yet; empty once each was tried."""
 
@@ -72,6 +73,7 @@ class Reloads:
         async with anyio.create_task_group() as tries:
             for entry in list(self._wanted.values()):
                 tries.start_soon(first_try, entry)
+        self._all_tried.set()
         self.problem = ""
 
     async def reload(self, slot: Slot) -> None:
@@ -90,21 +92,32 @@ class Reloads:
                 if model.deaths and slot.worker is worker:
                     await self._reload(model, replica, _FIRST_RETRY)
 
-    async def _restore(self, entry: Entry, pause: float) -> None:
+    async def _restore(self, entry: Entry, pause: float, deaths: int = 0) -> None:
         if entry.model_id not in self._wanted:
             return
         with uuid_bound("restore"):
             try:
-                extend = msgspec.Raw(entry.extend.encode())
-                await self._load(entry.algorithm, entry.model_id, entry.model_path, extend)
+                await (self._load_alone if deaths else self._load_entry)(entry)
             except ArgumentError as error:
                 logger.error("model {!r} could not be loaded at the start: {}", entry.model_id, error)
             except MlpkitError as error:
-                again = f"the next try is in {pause:g} s"
-                logger.error("model {!r} could not be loaded at the start: {}; {}", entry.model_id, error, again)
-                self._later(pause, self._restore, entry, min(_LONGEST_RETRY, pause * 2))
-                return
+                deaths += _has_ended_worker(error.__cause__)
+                if deaths < _MOST_DEATHS:
+                    again = f"the next try is in {pause:g} s"
+                    logger.error("model {!r} could not be loaded at the start: {}; {}", entry.model_id, error, again)
+                    self._later(pause, self._restore, entry, min(_LONGEST_RETRY, pause * 2), deaths)
+                    return
+                await self._abandon(entry, deaths, error)
         self._wanted.pop(entry.model_id, None)
+
+    async def _load_entry(self, entry: Entry) -> None:
+        await self._load(entry.algorithm, entry.model_id, entry.model_path, msgspec.Raw(entry.extend.encode()))
+
+    async def _load_alone(self, entry: Entry) -> None:
+        """Loads what may have ended its worker: after all others, one at a time, so that the innocent are found."""
+        await self._all_tried.wait()
+        async with self._suspect:
+            await self._load_entry(entry)
 
     async def _reload(self, model: Model, replica: Replica, pause: float) -> None:
         worker = replica.slot.worker
@@ -112,9 +125,10 @@ class Reloads:
             return
         try:
             await self._load_replica(model, replica)
-        except WorkerLost as error:
-            await self._count_death(model, error)
         except MlpkitError as error:
+            if _has_ended_worker(error):
+                await self._count_death(model, error)
+                return
             # One model that cannot come back must not keep the others from being served.
             model.returning = False
             model.problem = f"could not be loaded again: {error}; the next try is in {pause:g} s"
@@ -131,9 +145,12 @@ class Reloads:
     async def _count_death(self, model: Model, error: MlpkitError) -> None:
         model.deaths += 1
         if model.deaths >= _MOST_DEATHS:
-            deaths = model.deaths
-            logger.error("model {!r} is given up: its worker died {} times while loading it", model.model_id, deaths)
-            await self._give_up(model, error)
+            entry = Entry(model.algorithm.name, model.model_id, model.model_path, model.extend.decode())
+            await self._abandon(entry, model.deaths, error)
+
+    async def _abandon(self, entry: Entry, deaths: int, error: MlpkitError) -> None:
+        logger.error("model {!r} is given up: its worker died {} times while loading it", entry.model_id, deaths)
+        await self._give_up(entry, error)
 
     def _later(self, pause: float, retry: Callable[..., Awaitable[None]], *args: object) -> None:
         async def wait() -> None:
@@ -143,3 +160,8 @@ class Reloads:
 
         assert self._tasks is not None
         self._tasks.start_soon(wait)
+
+
+def _has_ended_worker(error: BaseException | None) -> bool:
+    """Whether a worker ended in the load: not where there was none that could take it."""
+    return isinstance(error, WorkerLost) and not isinstance(error, WorkerNotReady)

@@ -231,6 +231,39 @@ def test_model_that_kills_every_worker_that_loads_it_again_is_given_up_alone(sta
 
 
 @pytest.mark.slow
+def test_model_that_kills_its_worker_at_every_start_of_the_service_is_given_up_alone(
+    start: Start, folder: Path, report: Report
+) -> None:
+    service = start()
+    innocent = [f"innocent-{number}" for number in range(10)]
+    for model_id in (*innocent[:5], "killer", *innocent[5:]):
+        service.client.load("faulty", model_id)
+        (folder / f"load {model_id}").write_text(" 0.2")
+    service.kill()
+    (folder / "load killer").write_text("kill 0.1")
+    began = time.monotonic()
+    service = start(ready=False)
+    client = service.client
+    wait_until(lambda: "model 'killer' is given up" in service.log, "it is given up", 60)
+    report(f"a model that kills its worker at every start was given up after {time.monotonic() - began:.1f} s")
+    wait_until(lambda: client.ready().ready and sorted(client.monitor().load) == innocent, "the others are back", 30)
+    assert "model [killer] was given up" in str(warnings(client))
+    assert notes(folder / "loads").count("killer") == 4
+
+
+@pytest.mark.slow
+def test_models_are_not_given_up_where_no_worker_can_start(start: Start, folder: Path) -> None:
+    service = start()
+    service.client.load("faulty", "m")
+    service.kill()
+    (folder / "start").touch()
+    service = start({"MLPKIT_START_TIMEOUT": "5"}, ready=False)
+    wait_until(lambda: service.log.count("model 'm' could not be loaded at the start") >= 4, "four tries failed", 60)
+    (folder / "start").unlink()
+    wait_until(lambda: service.client.monitor().load == {"m": [0]}, "it is loaded", 60)
+
+
+@pytest.mark.slow
 def test_model_that_cannot_be_loaded_at_the_start_is_tried_again(start: Start, folder: Path) -> None:
     service = start()
     for model_id in ("late", "dropped"):
