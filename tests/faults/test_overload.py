@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from socket import create_connection, socket
@@ -16,7 +18,7 @@ import psutil
 import pytest
 
 from mlpkit import Client
-from mlpkit.errors import Overloaded
+from mlpkit.errors import Overloaded, TrainFailed
 from tests.acceptance.service import RunningService
 from tests.conftest import Report
 from tests.faults.conftest import SLACK, Start, notes, order
@@ -118,6 +120,27 @@ def seconds_for_health(client: Client) -> float:
 def in_words(seconds: list[float]) -> str:
     middle, most, longest = statistics.median(seconds), statistics.quantiles(seconds, n=100)[98], max(seconds)
     return f"{len(seconds)} (ms: median {middle * 1e3:.0f}, p99 {most * 1e3:.0f}, longest {longest * 1e3:.0f})"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux changes the limit of another process")
+def test_service_without_a_free_descriptor_serves_who_is_there_and_recovers(start: Start) -> None:
+    service = start()
+    client, server = service.client, psutil.Process(service.pid)
+    client.load("queued", "m")
+    before = server.num_fds()
+    most = before + 20
+    resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (most, most))
+    with ExitStack() as crowd:
+        for _ in range(60):
+            crowd.enter_context(create_connection(("127.0.0.1", service.port), timeout=10))
+        wait_until(lambda: server.num_fds() == most, "no descriptor is free")
+        assert client.predict("m", order())["model_id"] == "m"
+        with pytest.raises(TrainFailed, match="Too many open files"):
+            client.train("faulty", parameters={"do": "nothing"}).wait(10)
+    wait_until(lambda: server.num_fds() <= before, "they are free again")
+    client.train("faulty", parameters={"do": "nothing"}).wait(30)
+    assert client.predict("m", order())["model_id"] == "m"
 
 
 def test_full_training_queue_refuses_at_once_and_waits_for_short_jobs(
