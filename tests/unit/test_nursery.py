@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import sys
 import textwrap
 import time
@@ -133,6 +134,20 @@ def test_a_dead_child_keeps_its_pid_until_the_server_has_let_go_of_it(home: Home
         theirs.close()
 
     asyncio.run(main())
+
+
+def test_the_nursery_ends_with_its_server() -> None:
+    script = (
+        "import os; from mlpkit.nursery import Nursery; n = Nursery(); n.start(); print(n.pid, flush=True); input()"
+    )
+    server = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    nursery = psutil.Process(int(server.stdout.readline()))
+    assert nursery.is_running()
+    server.kill()
+    server.communicate(timeout=WAIT)
+    _, alive = psutil.wait_procs([nursery], WAIT)
+    assert not alive
 
 
 def test_more_children_than_the_socket_holds_requests_are_all_started(home: Home) -> None:
