@@ -96,15 +96,16 @@ class FileCache:
 
     def newest(self, subject: str) -> Path | None:
         """The folder of the entry obtained last under the subject, held until `release`; None where it is gone."""
-        try:
-            entry = (self._newest / _digest(subject)).read_text()
-        except FileNotFoundError:
-            return None
-        with self._translated(subject), self._locked(entry):
-            self._leases.hold(entry)
-            if self._is_intact(entry):
-                return self._entries / entry / "files"
-            self._leases.release(entry)
+        with self._translated(subject.replace("\n", ": ")):
+            try:
+                entry = (self._newest / _digest(subject)).read_text()
+            except FileNotFoundError:
+                return None
+            with self._locked(entry):
+                self._leases.hold(entry)
+                if self._is_intact(entry):
+                    return self._entries / entry / "files"
+                self._leases.release(entry)
         return None
 
     def release(self, path: Path) -> None:
