@@ -56,7 +56,7 @@ def _answered(port: int) -> int:
 
 def _logged(log: Path) -> int:
     with log.open("rb") as lines:
-        return sum(b"POST /predict 200" in line for line in lines)
+        return sum(b" POST /predict " in line for line in lines)
 
 
 def main() -> None:
@@ -77,8 +77,9 @@ def main() -> None:
         print(f"\n## {case}\n\n{case_table(figures, case)}")
     reached = outcomes(figures, MLPKIT.name)
     print(f"\n## Goals of mlpkit\n\n{goal_table(reached)}")
-    if options.gate and not all(goal.holds(value) for goal, value in reached if goal.gate):
-        raise SystemExit("a goal of CPU per request is missed")
+    gated = [goal.holds(value) for goal, value in reached if goal.gate]
+    if options.gate and not (gated and all(gated)):
+        raise SystemExit("a goal of CPU per request is missed" if gated else "no case with a gate was measured")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import psutil
 from tests.benchmarks.peer import Peer, Start
 from tests.benchmarks.workloads import MARKS
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 SERVER_CPU, CLIENT_CPU = "0", "1"
 
 
@@ -80,7 +80,7 @@ def serve(peer: Peer, workload: str, python: Path, folder: Path) -> Iterator[Ser
     """A server that has answered once; on one CPU, W4 with two workers on all.
 
     Raises:
-        Unavailable: it ended, or gave no right answer within a minute; the message ends with its log.
+        Unavailable: it ended, or gave no right answer within two minutes; the message ends with its log.
     """
     folder.mkdir(parents=True)
     workers = 2 if workload == "W4" else 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import tempfile
 from typing import Any
 
 import ray
@@ -32,9 +34,16 @@ class Benchmark:
 
 
 if __name__ == "__main__":
-    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": int(os.environ["PORT"])})
-    serve.run(Benchmark.bind(), route_prefix="/predict", logging_config={"enable_access_log": False})  # type: ignore[attr-defined]
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
-    serve.shutdown()
-    ray.shutdown()
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        ray.init(
+            num_cpus=4, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False, _temp_dir=folder
+        )
+        serve.start(http_options={"host": "127.0.0.1", "port": int(os.environ["PORT"])})
+        application = Benchmark.bind()  # type: ignore[attr-defined]
+        serve.run(application, route_prefix="/predict", logging_config={"enable_access_log": False})
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
+        try:
+            signal.pause()
+        finally:
+            serve.shutdown()
+            ray.shutdown()
