@@ -76,7 +76,10 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """Where models live: alone in a process (`isolated`), in how many workers (`replicas`), which from the start."""
+    """Where models live: alone in a process (`isolated`), in how many workers (`replicas`), which from the start.
+
+    `memory` is what one copy needs, in bytes; None is what it took the last time that it was loaded.
+    """
 
     isolated: bool = _option(False, _flag)
     replicas: int = _option(1, _whole(1))
