@@ -11,7 +11,7 @@ from tests.benchmarks.catalog import MLPKIT, PEERS
 from tests.benchmarks.goals import GOALS, Goal, outcomes
 from tests.benchmarks.load import Run
 from tests.benchmarks.measure import Figures, Sample, quiet
-from tests.benchmarks.pace import Stream, pace
+from tests.benchmarks.pace import CONNECTIONS, Stream, pace
 
 
 def run(rate: float = 1000.0, cpu: float = 50.0) -> Run:
@@ -73,26 +73,30 @@ def test_page_names_who_is_ahead_and_who_is_absent() -> None:
     assert "- Other: `no wheel`" in text
 
 
-async def stalling(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers each request of a connection after 50 ms."""
-    while await reader.readline():
-        while (await reader.readline()) != b"\r\n":
-            pass
-        await reader.readexactly(2)
-        await asyncio.sleep(0.05)
-        writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n"success"')
-    writer.close()
+async def paced(answer: bytes, rate: float) -> Stream:
+    """A fifth of a second of requests to a server that gives each answer after 50 ms."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readline():
+            while (await reader.readline()) != b"\r\n":
+                pass
+            await reader.readexactly(2)
+            await asyncio.sleep(0.05)
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(answer), answer))
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        stream = Stream([{}], rate)
+        await pace(server.sockets[0].getsockname()[1], [stream], 0.2)
+        return stream
 
 
 def test_latency_counts_from_when_a_request_was_due() -> None:
-    async def measured() -> Stream:
-        async with await asyncio.start_server(stalling, "127.0.0.1", 0) as server:
-            stream = Stream([{}], rate=2 * 64 / 0.05)
-            await pace(server.sockets[0].getsockname()[1], [stream], 0.2)
-            return stream
-
-    stream = asyncio.run(measured())
-    assert len(stream.latencies) == 512
-    assert stream.failures == 0
-    # Twice as much is asked as 64 connections can carry: the last request waits as long as all of them take.
+    stream = asyncio.run(paced(b'{"status": "success"}', rate=2 * CONNECTIONS / 0.05))
+    assert (len(stream.latencies), stream.failures) == (512, 0)
+    # Twice as much is asked as the connections can carry: the last request waits as long as all of them take.
     assert stream.percentile(1.0) > 150
+
+
+def test_answers_that_are_no_success_are_counted() -> None:
+    assert asyncio.run(paced(b'{"status": "fail"}', rate=50.0)).failures == 10
