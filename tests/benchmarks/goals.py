@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.benchmarks.measure import Figures, Sample, quiet
+from tests.benchmarks.measure import Figures, Sample, kept
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Goal:
 
     def reached(self, samples: Sequence[Sample]) -> float:
         """The median of the runs that were not noisy."""
-        return statistics.median(_FIGURES[self.figure](each) for each in quiet(samples))
+        return statistics.median(_FIGURES[self.figure](each) for each in kept(samples))
 
     def holds(self, value: float) -> bool:
         """Whether a value is good enough: at least the goal for throughput, at most for everything else."""

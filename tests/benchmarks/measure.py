@@ -83,10 +83,14 @@ def chosen_cases(only: str) -> list[Case]:
 
 
 def quiet(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples that are not noisy; never none."""
+    """The samples that are not noisy."""
     typical = statistics.median(sample.run.cpu for sample in samples)
-    kept = [each for each in samples if each.drift <= NOISE and abs(each.run.cpu - typical) <= NOISE * typical]
-    return kept or [min(samples, key=lambda each: each.drift)]
+    return [each for each in samples if each.drift <= NOISE and abs(each.run.cpu - typical) <= NOISE * typical]
+
+
+def kept(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples that are not noisy; where all are, the one whose bare runs differ least."""
+    return quiet(samples) or [min(samples, key=lambda each: each.drift)]
 
 
 class Measuring:

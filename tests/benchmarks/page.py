@@ -19,7 +19,7 @@ from tests.benchmarks.catalog import BARE, MLPKIT, PEERS, STARLETTE
 from tests.benchmarks.environments import Installed
 from tests.benchmarks.goals import outcomes
 from tests.benchmarks.limit import Limit
-from tests.benchmarks.measure import CASES, NOISE, Figures, Sample, quiet
+from tests.benchmarks.measure import CASES, NOISE, Figures, Sample, kept, quiet
 from tests.benchmarks.report import case_table, goal_table, number, table
 from tests.benchmarks.tails import FAST_RATE, GROWTH_GOAL, HALF_GOAL, OTHERS, Tails
 
@@ -98,13 +98,14 @@ def _summary(figures: Figures) -> Iterator[str]:
         others = {name: ratio for name, ratio in ratios.items() if name in rivals}
         if MLPKIT.name in ratios and others:
             best = max(others, key=lambda name: others[name])
-            yield f"- {case}, {what}: mlpkit {number(ratios[MLPKIT.name])}, {best} {number(others[best])}."
+            ours, theirs = (_cell(figures.samples[case][name], lambda each: each.ratio) for name in (MLPKIT.name, best))
+            yield f"- {case}, {what}: mlpkit {ours}, {best} {theirs}."
 
 
 def _ratios(figures: Figures, case: str) -> dict[str, float]:
     """The throughput of every server in one case."""
     samples = figures.samples.get(case, {})
-    return {name: statistics.median(each.ratio for each in quiet(runs)) for name, runs in samples.items()}
+    return {name: statistics.median(each.ratio for each in kept(runs)) for name, runs in samples.items()}
 
 
 def _cases(figures: Figures) -> list[str]:
@@ -115,9 +116,9 @@ def _case_matrix(figures: Figures, figure: Callable[[Sample], float]) -> str:
     cases = _cases(figures)
     rows = [[BARE.name, *("1" for _ in cases)]]
     for peer in ALL[1:]:
-        cells = [_median(figures.samples[case].get(peer.name), figure) for case in cases]
-        if any(cell is not None for cell in cells):
-            rows.append(_row(peer.name, ["-" if cell is None else number(cell) for cell in cells]))
+        cells = [_cell(figures.samples[case].get(peer.name), figure) for case in cases]
+        if any(cell != "-" for cell in cells):
+            rows.append(_row(peer.name, cells))
     return table(("", *cases), rows)
 
 
@@ -125,8 +126,15 @@ def _row(name: str, cells: Sequence[str]) -> list[str]:
     return [f"**{each}**" for each in (name, *cells)] if name == MLPKIT.name else [name, *cells]
 
 
+def _cell(samples: Sequence[Sample] | None, figure: Callable[[Sample], float]) -> str:
+    middle = _median(samples, figure)
+    if samples is None or middle is None:
+        return "-"
+    return number(middle) if quiet(samples) else f"~{number(middle)}"
+
+
 def _median(samples: Sequence[Sample] | None, figure: Callable[[Sample], float]) -> float | None:
-    return statistics.median(figure(sample) for sample in quiet(samples)) if samples else None
+    return statistics.median(figure(sample) for sample in kept(samples)) if samples else None
 
 
 def _latencies(figures: Figures) -> str:

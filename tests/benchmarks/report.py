@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from tests.benchmarks.catalog import BARE
 from tests.benchmarks.goals import Goal
 from tests.benchmarks.load import Run
-from tests.benchmarks.measure import Figures, Sample, quiet
+from tests.benchmarks.measure import Figures, Sample, kept, quiet
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -42,16 +42,16 @@ def _bare_row(runs: Sequence[Run]) -> list[str]:
 
 
 def _row(name: str, samples: Sequence[Sample]) -> list[str]:
-    kept = quiet(samples)
-    rates = [sample.run.rate for sample in kept]
+    good = kept(samples)
+    rates = [sample.run.rate for sample in good]
     return [
         name,
         f"{statistics.median(rates):.0f} ({min(rates):.0f}-{max(rates):.0f})",
-        median_and_spread([sample.ratio for sample in kept]),
-        median_and_spread([sample.cpu_ratio for sample in kept]),
-        *_times([sample.run for sample in kept]),
+        median_and_spread([sample.ratio for sample in good]),
+        median_and_spread([sample.cpu_ratio for sample in good]),
+        *_times([sample.run for sample in good]),
         str(sum(sample.run.errors for sample in samples)),
-        f"{len(kept)} of {len(samples)}",
+        f"{len(quiet(samples))} of {len(samples)}",
     ]
 
 
