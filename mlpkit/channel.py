@@ -14,12 +14,15 @@ import threading
 from collections.abc import Callable
 from typing import cast
 
+Message = bytes | memoryview
 _LENGTH = struct.Struct(">I")
 LONGEST_MESSAGE = 1 << 30
 """Bytes; no request and no answer is longer. A length above it means that somebody else wrote into the socket."""
 
-_COPIED = 1 << 16
-"""Bytes up to which messages are put together: cheaper than to hand each to the system."""
+_SEND_BUFFER = 2 << 20
+"""Bytes that the system may hold of what was sent, where it allows so many: a long message wakes the other end once."""
+_LONG = 1 << 16
+"""Bytes from which on messages are not copied; below, that is cheaper than to hand on each by itself."""
 
 
 def frame(message: bytes) -> bytes:
@@ -28,47 +31,62 @@ def frame(message: bytes) -> bytes:
     Raises:
         ValueError: it is longer than `LONGEST_MESSAGE`.
     """
-    return _head(message) + message
+    return _head(len(message)) + message
 
 
-def _head(message: bytes) -> bytes:
-    if len(message) > LONGEST_MESSAGE:
-        raise ValueError(f"a message of {len(message):,} bytes cannot be sent: the limit is {LONGEST_MESSAGE:,}")
-    return _LENGTH.pack(len(message))
+def _head(length: int) -> bytes:
+    if length > LONGEST_MESSAGE:
+        raise ValueError(f"a message of {length:,} bytes cannot be sent: the limit is {LONGEST_MESSAGE:,}")
+    return _LENGTH.pack(length)
 
 
 class Frames:
-    """Takes bytes as they arrive and gives back whole messages, in order."""
+    """Makes whole messages, in order, of bytes as they arrive: put some into `space`, then say how many they were.
+
+    A long message arrives where it stays: it is handed on as a view, without having been copied.
+    """
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._missing = 0
-        """Bytes without which no message is complete."""
+        self._place = self._short = memoryview(bytearray(_LONG + 4))
+        """What is being filled: the place for short frames, or that of the one long message."""
+        self._filled = 0
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The messages that `data` completes.
+    def space(self) -> memoryview:
+        """Where the next bytes belong; never empty."""
+        return self._place[self._filled :]
+
+    def arrived(self, count: int) -> list[Message]:
+        """The messages that `count` more bytes complete.
 
         Raises:
             ValueError: these are no frames.
         """
-        if self._parts:
-            self._parts.append(data)
-            if len(data) < self._missing:
-                self._missing -= len(data)
-                return []
-            data = b"".join(self._parts)
-        messages, start, end = [], 0, len(data)
-        stop = 4
-        while stop <= end:
-            (length,) = _LENGTH.unpack_from(data, start)
-            stop += length
-            if stop > end:
-                if length > LONGEST_MESSAGE:
-                    raise ValueError(f"{length:,} bytes are announced: this is no frame")
+        self._filled += count
+        if self._place is self._short:
+            return self._short_messages()
+        if self._filled < len(self._place):
+            return []
+        whole, self._place, self._filled = self._place, self._short, 0
+        return [whole]
+
+    def _short_messages(self) -> list[Message]:
+        place, start, end = self._short, 0, self._filled
+        messages: list[Message] = []
+        length = 0
+        while end - start >= 4:
+            (length,) = _LENGTH.unpack_from(place, start)
+            if end - start - 4 < length:
                 break
-            messages.append(data[start + 4 : stop])
-            start, stop = stop, stop + 4
-        self._parts, self._missing = [data[start:]] if start < end else [], stop - end
+            messages.append(bytes(place[start + 4 : start + 4 + length]))
+            start += 4 + length
+            length = 0
+        if length > LONGEST_MESSAGE:
+            raise ValueError(f"{length:,} bytes are announced: this is no frame")
+        if length > _LONG:
+            self._place, start = memoryview(bytearray(length)), start + 4
+        self._filled = end - start
+        if 0 < start < end:
+            self._place[: self._filled] = bytes(place[start:end])
         return messages
 
 
@@ -107,26 +125,27 @@ class BlockingChannel:
         self._socket.close()
 
 
-class AsyncChannel(asyncio.Protocol):
+class AsyncChannel(asyncio.BufferedProtocol):
     """An end on an event loop. The messages of one turn of the loop are written together, when the turn ends.
 
     `on_messages` gets every batch of whole messages that arrived; `on_close` is called once, when the channel ends.
     What is sent faster than the other end reads is kept: those who send bound how much that can be.
     """
 
-    def __init__(self, on_messages: Callable[[list[bytes]], None], on_close: Callable[[], None]) -> None:
+    def __init__(self, on_messages: Callable[[list[Message]], None], on_close: Callable[[], None]) -> None:
         self._on_messages, self._on_close = on_messages, on_close
         self._frames = Frames()
-        self._waiting: list[bytes] = []
+        self._waiting: list[Message] = []
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
 
     @classmethod
     async def connect(
-        cls, channel: socket.socket, on_messages: Callable[[list[bytes]], None], on_close: Callable[[], None]
+        cls, channel: socket.socket, on_messages: Callable[[list[Message]], None], on_close: Callable[[], None]
     ) -> AsyncChannel:
         """Puts the socket on the running loop."""
         channel.setblocking(False)
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         loop = asyncio.get_running_loop()
         _, protocol = await loop.create_connection(lambda: cls(on_messages, on_close), sock=channel)
         return protocol
@@ -134,9 +153,12 @@ class AsyncChannel(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._frames.space()
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            messages = self._frames.feed(data)
+            messages = self._frames.arrived(nbytes)
         except ValueError:
             self._abort()
             return
@@ -147,8 +169,10 @@ class AsyncChannel(asyncio.Protocol):
         self._transport = None
         self._on_close()
 
-    def send(self, message: bytes) -> None:
-        """Writes a message soon; dropped when the channel has ended (then `on_close` has been called, or will be).
+    def send(self, *parts: Message) -> None:
+        """Writes a message, of one part or several, soon.
+
+        Dropped when the channel has ended (then `on_close` has been called, or will be).
 
         Raises:
             ValueError: the message is too long.
@@ -158,8 +182,8 @@ class AsyncChannel(asyncio.Protocol):
         if not self._waiting:
             # Written at once, it would wake the other end for this message alone.
             self._loop.call_soon(self._write_waiting)
-        self._waiting.append(_head(message))
-        self._waiting.append(message)
+        self._waiting.append(_head(sum(map(len, parts))))
+        self._waiting += parts
 
     def close(self) -> None:
         """Writes what waits, and closes."""
@@ -177,7 +201,7 @@ class AsyncChannel(asyncio.Protocol):
         waiting, self._waiting = self._waiting, []
         if not waiting or self._transport is None:
             return
-        if sum(map(len, waiting)) < _COPIED:
+        if sum(map(len, waiting)) < _LONG:
             self._transport.write(b"".join(waiting))
         else:
             self._transport.writelines(waiting)

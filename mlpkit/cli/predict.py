@@ -98,6 +98,6 @@ async def _predicted(
     await host.start()
     try:
         await result(Load(1, algorithm, model_id, model_path, b"null", None, "-"))
-        return await result(Predict(2, model_id, [Item(features, params, None, "-")]))
+        return await result(Predict(2, model_id, [Item(params=params, uuid=None, log_uuid="-", features=features)]))
     finally:
         await host.stop()

@@ -6,7 +6,7 @@ Every request has an `id` that its `Answer` repeats; several are in flight at th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -43,13 +43,20 @@ class Unload(msgspec.Struct, array_like=True, tag=2):
     log_uuid: str
 
 
-class Item(msgspec.Struct, array_like=True):
+if TYPE_CHECKING:
+    Json = bytes | memoryview
+else:
+    Json = memoryview
+"""JSON that is encoded from anything that holds bytes, and decoded to a view of the message: it may be long."""
+
+
+class Item(msgspec.Struct, array_like=True, kw_only=True):
     """One request of a batch; `features` and `params` are JSON."""
 
-    features: bytes
     params: bytes
     uuid: str | None
     log_uuid: str
+    features: Json
 
 
 class Predict(msgspec.Struct, array_like=True, tag=3):
@@ -130,17 +137,33 @@ Report = Answer | Ready | Broken | Log
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
+_LONG = 1 << 16
+_BIN32 = b"\xc6"
+"""How msgpack begins bytes with a length of 32 bits."""
+
+
+def parts_of(work: Load | Unload | Predict | RunHook) -> tuple[bytes | memoryview, ...]:
+    """The message of a request in parts: the `features` of a lone item, where they are long, uncopied as the last."""
+    if type(work) is not Predict or len(work.items) > 1 or len(work.items[0].features) < _LONG:
+        return (encode(work),)
+    (item,) = work.items
+    empty = Item(params=item.params, uuid=item.uuid, log_uuid=item.log_uuid, features=b"")
+    head = encode(Predict(work.id, work.model_id, [empty]))
+    # The last two bytes of it are those of the empty `features`.
+    return (head[:-2] + _BIN32 + len(item.features).to_bytes(4, "big"), item.features)
+
+
 _requests = msgspec.msgpack.Decoder(Request)
 _reports = msgspec.msgpack.Decoder(Report)
 
 
-def decode_request(message: bytes) -> Request:
+def decode_request(message: bytes | memoryview) -> Request:
     """A message of the server."""
     request: Any = _requests.decode(message)
     return request  # type: ignore[no-any-return]
 
 
-def decode_report(message: bytes) -> Report:
+def decode_report(message: bytes | memoryview) -> Report:
     """A message of a worker."""
     report: Any = _reports.decode(message)
     return report  # type: ignore[no-any-return]

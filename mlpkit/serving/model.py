@@ -120,10 +120,12 @@ class Model:
             self.dispatch()
         return len(self.waiting) < most
 
-    def predict(self, features: bytes, params: bytes, uuid: str | None) -> asyncio.Future[bytes]:
+    def predict(self, features: bytes | memoryview, params: bytes, uuid: str | None) -> asyncio.Future[bytes]:
         """A future of the answer as JSON; it fails with an error of the tree."""
         future: asyncio.Future[bytes] = self._loop.create_future()
-        self.waiting.append(Waiting(future, Item(features, params, uuid, request_uuid.get())))
+        self.waiting.append(
+            Waiting(future, Item(params=params, uuid=uuid, log_uuid=request_uuid.get(), features=features))
+        )
         if not self._scheduled and not self._lingering:
             self._scheduled = True
             self._loop.call_soon(self._dispatch_turn)

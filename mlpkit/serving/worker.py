@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from mlpkit.app import App
-from mlpkit.channel import AsyncChannel
+from mlpkit.channel import AsyncChannel, Message
 from mlpkit.errors import ArgumentError, MlpkitError, TimeLimitExceeded, WorkerLost
 from mlpkit.log import LogOutput, LogRecord, capture_streams, configure_child
 from mlpkit.process import Child, channel_of_child, start_child
@@ -37,6 +37,7 @@ from mlpkit.serving.messages import (
     decode_report,
     decode_request,
     encode,
+    parts_of,
 )
 from mlpkit.settings import Settings, decode_settings, encode_settings
 
@@ -153,7 +154,7 @@ class ProcessWorker:
             return
         self._held[work.id] = _Held(work, limit, answered, at_once)
         try:
-            self._channel.send(encode(work))
+            self._channel.send(*parts_of(work))
         except ValueError as error:
             del self._held[work.id]
             answered(ArgumentError(f"the request is too large for a worker: {error}"))
@@ -175,7 +176,7 @@ class ProcessWorker:
             self.kill(f"was ended because a {what}")
             return
 
-    def _on_messages(self, messages: list[bytes]) -> None:
+    def _on_messages(self, messages: list[Message]) -> None:
         for message in messages:
             report = decode_report(message)
             if type(report) is Answer:
@@ -323,10 +324,10 @@ def main() -> None:
 
 async def _serve() -> None:
     stopped = asyncio.Event()
-    requests: asyncio.Queue[bytes] = asyncio.Queue()
+    requests: asyncio.Queue[Message] = asyncio.Queue()
     take: list[Callable[[Any], None]] = []
 
-    def on_messages(messages: list[bytes]) -> None:
+    def on_messages(messages: list[Message]) -> None:
         for message in messages:
             if take:
                 take[0](decode_request(message))

@@ -23,7 +23,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from mlpkit.channel import AsyncChannel, BlockingChannel
+from mlpkit.channel import AsyncChannel, BlockingChannel, Message
 from mlpkit.errors import MlpkitError
 from mlpkit.log import LogRecord, capture_streams, configure_child, printable, uuid_bound
 from mlpkit.options import TrainOptions
@@ -197,7 +197,7 @@ class Trainer:
         )
         child.kill()
 
-    def _on_messages(self, messages: list[bytes]) -> None:
+    def _on_messages(self, messages: list[Message]) -> None:
         for each in messages:
             match _decoder.decode(each):
                 case Line(record):

@@ -1,4 +1,9 @@
-"""uvicorn's connection, with a short way for predictions (`web/express.py`); all else takes uvicorn's own."""
+"""uvicorn's connection, with a short way for predictions (`web/express.py`); all else takes uvicorn's own.
+
+A prediction whose head has been read is held until its body is there too, without the pauses and copies that handing on
+its parts would need. It goes uvicorn's way after all where the body is too long, or late, or the client wants to be
+asked for it first: there are the answers to that.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from mlpkit.web.body import ClientGone
+from mlpkit.web.body import BODY_SECONDS, ClientGone
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -25,45 +30,74 @@ class Connection(HttpToolsProtocol):
     def __init__(self, express: Express, **of_uvicorn: Any) -> None:
         super().__init__(**of_uvicorn)
         self._express = express
-        self._begun: RequestResponseCycle | None = None
-        """A prediction of which the head has been read, until the end of the same read."""
+        self._held: RequestResponseCycle | None = None
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._deadline: asyncio.TimerHandle | None = None
         self._prediction: asyncio.Future[bytes] | None = None
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._begun is not None:
-            # Its body comes in several reads: the ASGI way has the limits of time and size for that.
-            cycle, self._begun = self._begun, None
-            super()._start_asgi_task(cycle, self.app)
+        if self._held is not None and self._deadline is None:
+            self._deadline = self.loop.call_later(BODY_SECONDS, self._let_go)
+
+    def on_body(self, body: bytes) -> None:
+        if self._held is None:
+            super().on_body(body)
+            return
+        self._parts.append(body)
+        self._size += len(body)
+        if self._size > self._express.limit:
+            self._let_go()
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        if self._begun is not None:
-            cycle, self._begun = self._begun, None
-            self._predict(cycle)
+        if self._held is not None:
+            cycle, body = self._taken()
+            self._predict(cycle, body)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._let_go()
         if self._prediction is not None and not self._prediction.done():
             self._prediction.set_exception(ClientGone())
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         scope = cycle.scope
-        if app is not self.app or scope["method"] != "POST" or scope["path"] != self._express.path:
+        if scope["method"] != "POST" or scope["path"] != self._express.path or cycle.waiting_for_100_continue:
             super()._start_asgi_task(cycle, app)
         elif cycle.more_body:
-            self._begun = cycle
+            self._held, self._parts, self._size = cycle, [bytes(cycle.body)], len(cycle.body)
         else:
-            self._predict(cycle)
+            self._predict(cycle, bytes(cycle.body))
 
-    def _predict(self, cycle: RequestResponseCycle) -> None:
+    def _taken(self) -> tuple[RequestResponseCycle, bytes]:
+        """What was held, with all that has arrived of its body."""
+        cycle, body = self._held, b"".join(self._parts)
+        assert cycle is not None
+        self._held, self._parts = None, []
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        return cycle, body
+
+    def _let_go(self) -> None:
+        """Gives a prediction to uvicorn, if one is held."""
+        if self._held is not None:
+            cycle, body = self._taken()
+            cycle.body += body
+            cycle.message_event.set()
+            super()._start_asgi_task(cycle, self.app)
+
+    def _predict(self, cycle: RequestResponseCycle, body: bytes) -> None:
         self._prediction = None
         if not cycle.flow.write_paused:
             # uvicorn and Starlette have their own types for the same things.
             scope: Any = cycle.scope
             send: Any = cycle.send
-            self._prediction = self._express.begin(scope, cycle.body, partial(_answer, cycle), send)
+            self._prediction = self._express.begin(scope, body, partial(_answer, cycle), send)
         if self._prediction is None:
+            cycle.body = bytearray(body)
             super()._start_asgi_task(cycle, self.app)
 
 

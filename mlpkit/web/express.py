@@ -30,9 +30,9 @@ class Express:
     def __init__(self, edge: Edge) -> None:
         self._edge, self._predict = edge, edge.predict
         self._tasks: set[asyncio.Task[None]] = set()
-        self.path = edge.predict_path
+        self.path, self.limit = edge.predict_path, edge.predict.limit
 
-    def begin(self, scope: Scope, body: bytearray, answer: Answered, send: Send) -> asyncio.Future[bytes] | None:
+    def begin(self, scope: Scope, body: bytes, answer: Answered, send: Send) -> asyncio.Future[bytes] | None:
         """Begins a prediction that `answer`, or `send` where it fails, will answer; None where the ASGI way must.
 
         The caller gives up by failing the future with ClientGone.

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _HEAD, _TAIL = b'{"status": "success", "data": {"predictions": ', b"}}"
 _OBJECT = ord("{")
 _LONGEST_ID = 64
+_LONG = 1 << 16
+"""Bytes from which on a body is not copied."""
+_FEW = 32
 
 
 class Envelope(msgspec.Struct):
@@ -52,7 +55,7 @@ class Predict:
     """Answers a prediction: the envelope in, the worker's bytes out."""
 
     def __init__(self, parts: Parts) -> None:
-        self._predict, self._limit = parts.models.predict, parts.settings.max_body
+        self._predict, self.limit = parts.models.predict, parts.settings.max_body
         self._callers = Callers()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,24 +65,24 @@ class Predict:
             answer = Answer(enclosed(await self._predictions(scope, receive, exchange)))
         await exchange.send(answer, send)
 
-    def begin_plain(self, exchange: Exchange, body: bytes | bytearray) -> asyncio.Future[bytes] | None:
+    def begin_plain(self, exchange: Exchange, body: bytes) -> asyncio.Future[bytes] | None:
         """A future of the predictions as JSON; None where the request has another than the usual shape.
 
         Raises:
             ArgumentError: a null in `features`.
             MlpkitError: what `Models.predict` refuses at once.
         """
-        if len(body) > self._limit or exchange.scope["query_string"] or not is_json(exchange.content_type):
+        if len(body) > self.limit or exchange.scope["query_string"] or not is_json(exchange.content_type):
             return None
         request = _plain(body)
         return None if request is None else self._begin(exchange, request, body)
 
     async def _predictions(self, scope: Scope, receive: Receive, exchange: Exchange) -> bytes:
         if scope["query_string"] or not is_json(exchange.content_type):
-            request = _general(await read_values(scope, receive, exchange.content_type, self._limit), exchange)
+            request = _general(await read_values(scope, receive, exchange.content_type, self.limit), exchange)
             future = self._begin(exchange, request)
         else:
-            body = await read_body(receive, self._limit)
+            body = await read_body(receive, self.limit)
             future = self.begin_plain(exchange, body) or self._begin(exchange, _general(json_values(body), exchange))
         self._callers.enter(future, receive)
         try:
@@ -87,11 +90,13 @@ class Predict:
         finally:
             self._callers.leave(future)
 
-    def _begin(self, exchange: Exchange, request: Envelope, body: bytes | bytearray = b"") -> asyncio.Future[bytes]:
+    def _begin(self, exchange: Exchange, request: Envelope, body: bytes = b"") -> asyncio.Future[bytes]:
         exchange.adopt(request.uuid)
-        if b"null" in body and request.features != NULL:
+        if _holds_null(body) and request.features != NULL:
             check_no_null("features", request.features)
-        return self._predict(request.model_id, bytes(request.features), bytes(request.params), exchange.caller_uuid)
+        features = memoryview(request.features)
+        held = features if len(features) > _LONG else bytes(features)
+        return self._predict(request.model_id, held, bytes(request.params), exchange.caller_uuid)
 
 
 def enclosed(predictions: bytes) -> bytes:
@@ -99,7 +104,7 @@ def enclosed(predictions: bytes) -> bytes:
     return b"".join((_HEAD, predictions, _TAIL))
 
 
-def _plain(body: bytes | bytearray) -> Envelope | None:
+def _plain(body: bytes) -> Envelope | None:
     """The envelope of a request of the usual shape, else None."""
     try:
         request = _envelope.decode(body)
@@ -109,6 +114,18 @@ def _plain(body: bytes | bytearray) -> Envelope | None:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return request if request.is_plain() else None
+
+
+def _holds_null(body: bytes) -> bool:
+    """Whether the word stands anywhere; much faster than a plain search where a long body has few letters `n`."""
+    if len(body) <= _LONG:
+        return b"null" in body
+    place = -1
+    for _ in range(_FEW):
+        place = body.find(b"n", place + 1)
+        if place < 0 or body.startswith(b"null", place):
+            return place >= 0
+    return body.find(b"null", place) >= 0
 
 
 def _general(values: Mapping[str, Value], exchange: Exchange) -> Envelope:

@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 from mlpkit import channel as channel_module
-from mlpkit.channel import AsyncChannel, BlockingChannel, Frames, frame
+from mlpkit.channel import AsyncChannel, BlockingChannel, Frames, Message, frame
 
 BIG = 8 << 20
 MESSAGES = [b"", b"a", b"hello", bytes(range(256)) * 3, b"\x00" * 10]
@@ -35,11 +35,11 @@ class Received:
     """What arrived at an end on a loop."""
 
     def __init__(self) -> None:
-        self.messages: list[bytes] = []
+        self.messages: list[Message] = []
         self.closed = 0
         self._news = asyncio.Event()
 
-    def take(self, messages: list[bytes]) -> None:
+    def take(self, messages: list[Message]) -> None:
         self.messages += messages
         self._news.set()
 
@@ -53,19 +53,30 @@ class Received:
             await asyncio.wait_for(self._news.wait(), 20)
 
 
+def feed(frames: Frames, data: bytes) -> list[Message]:
+    """The messages that `data` completes, put in as it fits."""
+    found: list[Message] = []
+    while data:
+        space = frames.space()
+        count = min(len(space), len(data))
+        space[:count], data = data[:count], data[count:]
+        found += frames.arrived(count)
+    return found
+
+
 def test_frames_may_be_split_at_every_byte() -> None:
     whole = b"".join(map(frame, MESSAGES))
 
     for cut in range(len(whole) + 1):
         frames = Frames()
-        assert frames.feed(whole[:cut]) + frames.feed(whole[cut:]) == MESSAGES
+        assert feed(frames, whole[:cut]) + feed(frames, whole[cut:]) == MESSAGES
 
 
 def test_frames_may_come_byte_by_byte() -> None:
     frames = Frames()
     whole = b"".join(map(frame, MESSAGES))
 
-    assert [message for byte in whole for message in frames.feed(bytes([byte]))] == MESSAGES
+    assert [message for byte in whole for message in feed(frames, bytes([byte]))] == MESSAGES
 
 
 def test_a_big_message_may_come_in_pieces_with_small_ones_around_it() -> None:
@@ -73,14 +84,41 @@ def test_a_big_message_may_come_in_pieces_with_small_ones_around_it() -> None:
     whole = frame(b"before") + frame(big) + frame(b"after")
     frames, found = Frames(), []
     for start in range(0, len(whole), 65_536):
-        found += frames.feed(whole[start : start + 65_536])
+        found += feed(frames, whole[start : start + 65_536])
 
     assert found == [b"before", big, b"after"]
 
 
+@pytest.mark.parametrize("length", [65_531, 65_535, 65_536, 65_537, 65_540, 131_072])
+def test_messages_about_as_long_as_the_space_for_short_ones_come_whole(length: int) -> None:
+    sent = [b"s", bytes(length), b"t" * (length - 9), b"u", bytes(length)]
+    whole = b"".join(map(frame, sent))
+    for step in (1000, 65_536, 65_540, len(whole)):
+        frames, found = Frames(), []
+        for start in range(0, len(whole), step):
+            found += feed(frames, whole[start : start + step])
+        assert found == sent
+
+
+def test_a_message_may_be_sent_in_parts(loop: asyncio.AbstractEventLoop) -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        here = Received()
+        one = await AsyncChannel.connect(ours, lambda messages: None, lambda: None)
+        two = await AsyncChannel.connect(theirs, here.take, here.close)
+        one.send(b"a", memoryview(b"b" * BIG), b"c")
+        await here.until(lambda: len(here.messages) == 1)
+        assert here.messages == [b"a" + b"b" * BIG + b"c"]
+        one.close()
+        two.close()
+        await here.until(lambda: here.closed == 1)
+
+    loop.run_until_complete(main())
+
+
 def test_bytes_that_are_no_frame_are_refused() -> None:
     with pytest.raises(ValueError, match="this is no frame"):
-        Frames().feed(struct.pack(">I", 2**31) + b"x")
+        feed(Frames(), struct.pack(">I", 2**31) + b"x")
 
 
 def test_a_message_over_the_limit_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
