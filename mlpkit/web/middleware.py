@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlpkit.web.parts import Parts
     from mlpkit.web.predict import Predict
 
+_READ = frozenset((b"content-type", b"x-request-id", b"authorization", b"origin"))
 _CLIENT_CLOSED = 499
 _PREFLIGHT = (
     (b"access-control-allow-methods", b"*"),
@@ -94,23 +95,17 @@ class Edge:
             Unauthorized, ServiceStopping, Overloaded: the request may not enter.
         """
         scope = exchange.scope
-        authorization = origin = b""
-        for name, value in scope["headers"]:
-            if name == b"content-type":
-                exchange.content_type = value.decode("latin-1")
-            elif name == b"x-request-id":
-                exchange.adopt(value.decode("latin-1").strip() or None)
-            elif name == b"authorization":
-                authorization = value
-            elif name == b"origin":
-                origin = value
+        headers = {name: value for name, value in scope["headers"] if name in _READ}
+        exchange.content_type = headers.get(b"content-type", b"").decode("latin-1")
+        if b"x-request-id" in headers:
+            exchange.adopt(headers[b"x-request-id"].decode("latin-1").strip() or None)
         if not exchange.uuid:
             exchange.uuid = f"{getrandbits(128):032x}"
             request_uuid.set(exchange.uuid)
         if self._origins:
-            self._allow_origin(scope, origin, exchange)
+            self._allow_origin(scope, headers.get(b"origin", b""), exchange)
         if self._token:
-            self._check_token(scope, authorization)
+            self._check_token(scope, headers.get(b"authorization", b""))
         if self._state.phase != "ready":
             if self._state.phase == "draining":
                 # The next request on this connection would meet a closed one.
