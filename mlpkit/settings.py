@@ -181,6 +181,13 @@ class Settings:
     cache_offline: bool = _setting(
         "MLPKIT_CACHE_OFFLINE", False, boolean, "Serve a cached copy when the store cannot be reached, and log it."
     )
+    cache_trust: float = _setting(
+        "MLPKIT_CACHE_TRUST",
+        0.0,
+        seconds,
+        "Time for which a cached copy is served without asking the store whether it changed; 0 asks every time.",
+        shown="0",
+    )
 
     max_body: int = _setting("MLPKIT_MAX_BODY", 64 << 20, size, "Largest request body in bytes.", shown="64MiB")
     max_waiting: int = _setting(

@@ -2,10 +2,12 @@
 
     entries/<entry>/meta.json    what it holds, with sizes and digests; its time of change is the time of the last use
     entries/<entry>/files/...    the copies
-    entries/<entry>.lock         held while the entry is made, checked or removed
+    locks/<entry>                held while the entry is made, checked or removed
     newest/<subject>             the entry that was asked for last under that subject: for work without the store
     users/<user>                 what each living user holds (see `leases.py`)
     making/<user>-<number>/      half-made entries, and those on their way out
+    usage, oldest                how much there is, and what goes first (see `room.py`)
+    changes                      what was saved lately (see `trust.py`)
 
 An entry is made once, under its lock, in `making`, and renamed into its place; it never changes after that.
 """
@@ -17,35 +19,35 @@ import hashlib
 import itertools
 import os
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 from loguru import logger
 
 from mlpkit.errors import StorageError, StorageUnavailable
+from mlpkit.storage.digests import digest_of
 from mlpkit.storage.disk import is_full
 from mlpkit.storage.leases import Leases
+from mlpkit.storage.locks import locked
+from mlpkit.storage.room import Room
 
 _LONGEST_WAIT = 3600.0
-_Fingerprint = tuple[tuple[int, int, int, int], ...]
+_NOTICEABLE = 0.05
+_MOST_KNOWN = 1000
+_Fingerprint = tuple[tuple[str, int, int, int, int], ...]
+"""Name, inode, size and times of each file."""
+Make = Callable[[Path], Mapping[str, str]]
+"""Fills a folder; the digests that it knows of files in it, by their names."""
 
 
 class Meta(msgspec.Struct, frozen=True):
-    """What an entry holds: each file's size in bytes and BLAKE2b digest, and (for people) where it came from."""
+    """What an entry holds: each file's size in bytes and digest, and (for people) where it came from."""
 
     source: str
     subject: str
     files: dict[str, tuple[int, str]]
-
-
-@dataclass(frozen=True)
-class _Entry:
-    name: str
-    used: float
-    inodes: dict[int, int]
 
 
 class FileCache:
@@ -57,21 +59,22 @@ class FileCache:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self._folder, self._limit = folder.absolute(), limit
-        self._entries, self._newest, self._making, users = (
-            self._folder / name for name in ("entries", "newest", "making", "users")
+        self._entries, self._newest, self._making, self._locks, users = (
+            self._folder / name for name in ("entries", "newest", "making", "locks", "users")
         )
         try:
-            for each in (self._entries, self._newest, self._making, users):
+            for each in (self._entries, self._newest, self._making, self._locks, users):
                 each.mkdir(parents=True, exist_ok=True)
             self._leases = Leases(users)
+            self._room = Room(self._folder, self._entries)
             self._clean()
         except OSError as error:
             raise StorageError(f"the file cache cannot be used ({error}): check MLPKIT_CACHE_DIR") from error
         self._numbers = itertools.count()
         self._intact: dict[str, _Fingerprint] = {}
-        self._room = 0
+        self._full_until = 0.0
 
-    def obtain(self, name: str, *, subject: str, source: str, make: Callable[[Path], None]) -> Path:
+    def obtain(self, name: str, *, subject: str, source: str, make: Make) -> Path:
         """The folder with the entry's files, held until `release`; `make` fills it where there is no intact one.
 
         However many threads and processes ask, one of them makes the entry and the others wait for it. Where the disk
@@ -83,6 +86,10 @@ class FileCache:
             Exception: whatever else `make` raises; nothing is left behind then.
         """
         entry, subject = _digest(name), _digest(subject)
+        if self._is_held_again(entry):
+            with self._translated(source):
+                self._point(subject, entry)
+            return self._files_of(entry)
         with self._translated(source), self._locked(entry):
             # Held before it is looked at: from here on nobody removes it.
             self._leases.hold(entry)
@@ -92,35 +99,39 @@ class FileCache:
             except BaseException:
                 self._leases.release(entry)
                 raise
-        return self._entries / entry / "files"
+        return self._files_of(entry)
+
+    def held(self, copy: Path) -> Path | None:
+        """The folder of an earlier `obtain`, held until `release`; None where it is gone or damaged."""
+        with self._translated(str(copy)):
+            return self._held(copy.parent.name)
+
+    def digests(self, copy: Path) -> dict[str, str]:
+        """The digests of the files in a folder that was obtained, by their names."""
+        return {name: digest for name, (_, digest) in self._meta(copy.parent.name).files.items()}
 
     def newest(self, subject: str) -> Path | None:
         """The folder of the entry obtained last under the subject, held until `release`; None where it is gone."""
         with self._translated(subject.replace("\n", ": ")):
-            try:
-                entry = (self._newest / _digest(subject)).read_text()
-            except FileNotFoundError:
-                return None
-            with self._locked(entry):
-                self._leases.hold(entry)
-                if self._is_intact(entry):
-                    return self._entries / entry / "files"
-                self._leases.release(entry)
-        return None
+            entry = _text_of(f"{self._newest}/{_digest(subject)}")
+            return self._held(entry) if entry else None
 
     def release(self, path: Path) -> None:
         """Takes one `obtain` of the entry back that holds this file or folder; any other path is no error."""
-        with contextlib.suppress(ValueError):
-            self._leases.release(path.absolute().relative_to(self._entries).parts[0])
+        start = f"{self._entries}{os.sep}"
+        found = os.path.abspath(path)
+        if found.startswith(start):
+            self._leases.release(found[len(start) :].partition(os.sep)[0])
 
     def keep_limit(self) -> None:
         """Removes entries that nobody holds, the least recently used first, until the limit is kept.
 
-        Cheap where little was added since the last time. Call it after `obtain`, and not from inside of `make`.
+        Cheap where it is kept. Call it after `obtain`, and not from inside of `make`.
         """
-        if self._room > 0:
-            return
         try:
+            total = self._room.total()
+            if (total is not None and total <= self._limit) or time.monotonic() < self._full_until:
+                return
             with self._locked("eviction", timeout=0):
                 self._clean()
                 self._evict(lambda total: self._limit)
@@ -132,6 +143,26 @@ class FileCache:
     def close(self) -> None:
         """Releases everything that was obtained."""
         self._leases.close()
+
+    def _held(self, entry: str) -> Path | None:
+        if self._is_held_again(entry):
+            return self._files_of(entry)
+        with self._locked(entry):
+            self._leases.hold(entry)
+            if self._is_intact(entry):
+                return self._files_of(entry)
+            self._leases.release(entry)
+        return None
+
+    def _is_held_again(self, entry: str) -> bool:
+        """Holds an intact entry once more that this user holds already: nobody removes it, so it needs no lock."""
+        if not self._leases.again(entry):
+            return False
+        with contextlib.suppress(OSError):
+            if self._is_known(entry):
+                return True
+        self._leases.release(entry)
+        return False
 
     @contextlib.contextmanager
     def _translated(self, source: str) -> Iterator[None]:
@@ -146,27 +177,15 @@ class FileCache:
 
     @contextlib.contextmanager
     def _locked(self, entry: str, timeout: float = _LONGEST_WAIT) -> Iterator[None]:
-        # Imported here because it takes as long as the rest of mlpkit.storage.
-        import filelock
-
-        lock = filelock.FileLock(self._entries / f"{entry}.lock", timeout=timeout)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise StorageUnavailable(
-                f"the file cache: another process has held {lock.lock_file} for {timeout:.0f} s: is it stuck?"
-            ) from None
-        try:
+        with locked(f"{self._locks}/{entry}", timeout):
             yield
-        finally:
-            lock.release()
 
-    def _is_there(self, entry: str, subject: str, source: str, make: Callable[[Path], None]) -> bool:
+    def _is_there(self, entry: str, subject: str, source: str, make: Make) -> bool:
         """Makes the entry where there is no intact one; False where the disk was full, and has some room now."""
         try:
             if not self._is_intact(entry):
                 self._make(entry, subject, source, make)
-            self._touch(entry, subject)
+            self._point(subject, entry)
         except OSError as error:
             if is_full(error) and self._halve():
                 return False
@@ -182,50 +201,69 @@ class FileCache:
             logger.warning("the disk of the file cache {} is full: {} entries were removed", self._folder, removed)
         return removed > 0
 
-    def _make(self, entry: str, subject: str, source: str, make: Callable[[Path], None]) -> None:
+    def _make(self, entry: str, subject: str, source: str, make: Make) -> None:
         with self._scratch() as scratch:
             files = scratch / "files"
             files.mkdir()
-            make(files)
-            held = {}
+            known = make(files)
+            held, added = {}, 0
             for file in _files_below(files):
                 file.chmod(0o444)
-                held[file.relative_to(files).as_posix()] = (file.stat().st_size, _digest_of(file))
+                found = file.stat()
+                name = file.relative_to(files).as_posix()
+                held[name] = (found.st_size, known.get(name) or digest_of(file))
+                # What is shared with another entry is counted there.
+                added += found.st_size if found.st_nlink == 1 else 0
             (scratch / "meta.json").write_bytes(msgspec.json.encode(Meta(source, subject, held)))
-            self._discard(entry)
-            scratch.rename(self._entries / entry)
-            self._intact[entry] = _fingerprint(self._entries / entry / "files", held)
-            self._room -= sum(size for size, _ in held.values())
+            if (self._entries / entry).exists():
+                self._discard(entry)
+            with self._room.changing(added):
+                scratch.rename(self._entries / entry)
+            self._remember(entry, _fingerprint(self._files_of(entry), held))
 
     def _is_intact(self, entry: str) -> bool:
         """Whether every file has the size and digest that it had when the entry was made.
 
         Digests are computed at the first use in a process, and again when a file's inode, size or times have changed.
         """
-        folder = self._entries / entry
         try:
-            meta = msgspec.json.decode((folder / "meta.json").read_bytes(), type=Meta)
-            found = _fingerprint(folder / "files", meta.files)
-            if self._intact.get(entry) == found:
+            if self._is_known(entry):
                 return True
+            meta, folder = self._meta(entry), self._files_of(entry)
+            found = _fingerprint(folder, meta.files)
             for name, (size, digest) in meta.files.items():
-                file = folder / "files" / name
-                if file.stat().st_size != size or _digest_of(file) != digest:
+                if (folder / name).stat().st_size != size or digest_of(folder / name) != digest:
                     logger.warning("the file cache's copy of {} is damaged: it is fetched again", meta.source)
                     return False
         except FileNotFoundError:
             return False
         except (OSError, msgspec.DecodeError) as error:
-            logger.warning("the file cache's entry {} cannot be read, and is made again: {}", folder, error)
+            logger.warning("the file cache's entry {} cannot be read, and is made again: {}", entry, error)
             return False
-        self._intact[entry] = found
+        self._remember(entry, found)
         return True
 
-    def _touch(self, entry: str, subject: str) -> None:
+    def _is_known(self, entry: str) -> bool:
+        """Marks the entry as used now; whether it is as this process has seen it intact."""
         with contextlib.suppress(PermissionError):
-            os.utime(self._entries / entry / "meta.json")
-        pointer = self._newest / subject
-        if not pointer.exists() or pointer.read_text() != entry:
+            os.utime(f"{self._entries}/{entry}/meta.json")
+        before = self._intact.get(entry)
+        return before is not None and before == _fingerprint(self._files_of(entry), [each[0] for each in before])
+
+    def _remember(self, entry: str, found: _Fingerprint) -> None:
+        if len(self._intact) >= _MOST_KNOWN:
+            self._intact.clear()
+        self._intact[entry] = found
+
+    def _meta(self, entry: str) -> Meta:
+        return msgspec.json.decode((self._entries / entry / "meta.json").read_bytes(), type=Meta)
+
+    def _files_of(self, entry: str) -> Path:
+        return self._entries / entry / "files"
+
+    def _point(self, subject: str, entry: str) -> None:
+        pointer = f"{self._newest}/{subject}"
+        if _text_of(pointer) != entry:
             with self._scratch() as scratch:
                 (scratch / "newest").write_text(entry)
                 (scratch / "newest").rename(pointer)
@@ -241,29 +279,31 @@ class FileCache:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _discard(self, entry: str) -> None:
-        with self._scratch() as scratch, contextlib.suppress(FileNotFoundError):
+        freed = self._room.freed_by(entry)
+        with self._scratch() as scratch, contextlib.suppress(FileNotFoundError), self._room.changing(-freed):
             (self._entries / entry).rename(scratch / "gone")
 
     def _clean(self) -> None:
         """Removes what users that were killed have left half-made."""
         for user in self._leases.bury():
             for folder in self._making.glob(f"{user}-*"):
+                if set(os.listdir(folder)) not in ({"files"}, {"newest"}):
+                    # It was killed while an entry came or went: who knows whether that is counted.
+                    self._room.forget()
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _evict(self, wanted: Callable[[int], int]) -> int:
         """Removes entries until no more than the wanted number of bytes is left of the total; how many it removed."""
-        entries = sorted(self._scan(), key=lambda each: each.used)
-        sizes = {inode: size for each in entries for inode, size in each.inodes.items()}
-        links = Counter(inode for each in entries for inode in each.inodes)
-        total = sum(sizes.values())
-        held, limit, removed = self._leases.everybodys(), wanted(total), 0
-        for each in entries:
-            if total <= limit:
-                break
-            if each.name not in held and self._remove_unless_held(each.name):
-                removed += 1
-                links.subtract(each.inodes.keys())
-                total -= sum(sizes[inode] for inode in each.inodes if links[inode] == 0)
+        began = time.monotonic()
+        known = self._room.total()
+        total = self._room.count() if known is None else known
+        limit, removed = wanted(total), 0
+        held, oldest = self._leases.everybodys(), self._room.oldest()
+        while total > limit and (entry := next(oldest, None)) is not None:
+            removed += entry not in held and self._remove_unless_held(entry)
+            total = self._room.total() or 0
+        if total > limit:
+            total = self._room.count()
         if total > self._limit:
             logger.warning(
                 "the file cache {} holds {} bytes, more than MLPKIT_CACHE_SIZE ({}): all of it is in use",
@@ -271,17 +311,10 @@ class FileCache:
                 total,
                 self._limit,
             )
-        # Others add too: so look again long before the room that was seen can be full.
-        self._room = (self._limit - total) // 16
+            # A look at a hundred thousand entries in vain is not taken again with every fetch.
+            taken = time.monotonic() - began
+            self._full_until = time.monotonic() + 20 * taken if taken > _NOTICEABLE else 0.0
         return removed
-
-    def _scan(self) -> Iterator[_Entry]:
-        for folder in self._entries.iterdir():
-            # Entries may be removed meanwhile, by their own user.
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                used = (folder / "meta.json").stat().st_mtime
-                found = [file.stat() for file in _files_below(folder / "files")]
-                yield _Entry(folder.name, used, {each.st_ino: each.st_size for each in found})
 
     def _remove_unless_held(self, entry: str) -> bool:
         try:
@@ -296,12 +329,12 @@ class FileCache:
 
     def _forget(self, entry: str) -> None:
         with contextlib.suppress(OSError, msgspec.DecodeError):
-            meta = msgspec.json.decode((self._entries / entry / "meta.json").read_bytes(), type=Meta)
-            if (self._newest / meta.subject).read_text() == entry:
-                (self._newest / meta.subject).unlink()
+            pointer = self._newest / self._meta(entry).subject
+            if pointer.read_text() == entry:
+                pointer.unlink()
         self._intact.pop(entry, None)
         self._discard(entry)
-        (self._entries / f"{entry}.lock").unlink(missing_ok=True)
+        (self._locks / entry).unlink(missing_ok=True)
 
 
 def link_or_copy(file: Path, target: Path) -> None:
@@ -319,18 +352,22 @@ def _files_below(folder: Path) -> Iterator[Path]:
             yield Path(path, name)
 
 
-def _fingerprint(folder: Path, files: dict[str, tuple[int, str]]) -> _Fingerprint:
-    found = [(folder / name).stat() for name in files]
-    return tuple((each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in found)
+def _fingerprint(folder: Path, names: Iterable[str]) -> _Fingerprint:
+    found = ((name, os.stat(f"{folder}/{name}")) for name in names)
+    return tuple((name, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for name, each in found)
+
+
+def _text_of(file: str) -> str:
+    """The file's text, which is short; empty where there is no such file."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return ""
+    try:
+        return os.read(descriptor, 256).decode()
+    finally:
+        os.close(descriptor)
 
 
 def _digest(name: str) -> str:
     return hashlib.blake2b(name.encode(), digest_size=20).hexdigest()
-
-
-def _digest_of(file: Path) -> str:
-    digest = hashlib.blake2b(digest_size=20)
-    with file.open("rb") as content:
-        while chunk := content.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

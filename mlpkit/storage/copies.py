@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from loguru import logger
@@ -12,6 +12,7 @@ from mlpkit.storage.cache import FileCache, link_or_copy
 from mlpkit.storage.paths import ObjectStat, checked_key
 from mlpkit.storage.store import ObjectChanged, Store
 from mlpkit.storage.threads import Threads
+from mlpkit.storage.trust import Trust
 
 _ATTEMPTS = 10
 
@@ -22,19 +23,31 @@ class Copies:
     A folder is an entry of its own in the cache, whose files are hard links to those of its objects.
     """
 
-    def __init__(self, store: Store, cache: FileCache, threads: Threads, *, offline: bool) -> None:
+    def __init__(self, store: Store, cache: FileCache, threads: Threads, trust: Trust, *, offline: bool) -> None:
         self._store, self._cache, self._threads, self._offline = store, cache, threads, offline
+        self._trust = trust
 
-    def of_object(self, bucket: str, key: str) -> Path:
-        """The copy of one object, under its own name, held until `release`."""
-        subject = self._subject(f"{bucket}/{key}")
-        folder = self._or_known(subject, lambda fresh: self._object(self._store.stat(bucket, key)))
+    def of_object(self, bucket: str, key: str, *, ask: bool) -> Path:
+        """The copy of one object, under its own name, held until `release`; with `ask` the store is always asked."""
+        path = f"{bucket}/{key}"
+        subject = self._subject(path)
+        folder = None if ask else self._trusted(subject)
+        if folder is None:
+            folder = self._or_known(subject, path, lambda fresh: self._object(self._store.stat(bucket, key)))
         return folder / _name(key)
 
-    def of_folder(self, bucket: str, start: str, only: Collection[str] | None) -> Path:
+    def of_folder(self, bucket: str, start: str, only: Collection[str] | None, *, ask: bool) -> Path:
         """A folder of copies of what is below `start` (it ends with a slash), or `only` those; held until `release`."""
-        subject = self._subject(f"{bucket}/{start}", *([] if only is None else ["only", *sorted(only)]))
-        return self._or_known(subject, lambda fresh: self._folder(bucket, start, only, subject, fresh))
+        path = f"{bucket}/{start}"
+        subject = self._subject(path, *([] if only is None else ["only", *sorted(only)]))
+        folder = None if ask else self._trusted(subject)
+        if folder is None:
+            folder = self._or_known(subject, path, lambda fresh: self._folder(bucket, start, only, subject, fresh))
+        return folder
+
+    def changed(self, bucket: str, keys: Iterable[str]) -> None:
+        """The objects were saved or deleted, or may have been: nobody takes earlier copies for the newest."""
+        self._trust.changed(f"{bucket}/{key}" for key in keys)
 
     def release(self, path: Path) -> None:
         """The copy is not used any more."""
@@ -44,7 +57,12 @@ class Copies:
         """Releases all copies."""
         self._cache.close()
 
-    def _or_known(self, subject: str, obtain: Callable[[bool], Path]) -> Path:
+    def _trusted(self, subject: str) -> Path | None:
+        known = self._trust.known(subject)
+        return None if known is None else self._cache.held(known)
+
+    def _or_known(self, subject: str, path: str, obtain: Callable[[bool], Path]) -> Path:
+        question = self._trust.asking(subject, path)
         try:
             folder = self._newest(obtain)
         except StorageUnavailable as error:
@@ -53,6 +71,7 @@ class Copies:
                 raise
             logger.warning("{}; the last known copy is used (MLPKIT_CACHE_OFFLINE)", error)
             return known
+        self._trust.answered(question, folder)
         self._cache.keep_limit()
         return folder
 
@@ -65,12 +84,12 @@ class Copies:
         return obtain(True)
 
     def _object(self, stat: ObjectStat) -> Path:
-        subject = self._subject(stat.path)
+        subject, name = self._subject(stat.path), _name(stat.key)
         return self._cache.obtain(
             f"{subject}\n{_version(stat)}",
             subject=subject,
             source=f"{self._store.place}: {stat.path}",
-            make=lambda folder: self._store.download(stat, folder / _name(stat.key), self._threads),
+            make=lambda folder: {name: self._store.download(stat, folder / name, self._threads)},
         )
 
     def _folder(self, bucket: str, start: str, only: Collection[str] | None, subject: str, fresh: bool) -> Path:
@@ -80,12 +99,14 @@ class Copies:
             found = self._threads.each(lambda each: self._store.stat(bucket, each.key), stats.values())
             stats = dict(zip(stats, found, strict=True))
 
-        def make(folder: Path) -> None:
-            self._threads.transfer(
-                list(stats.items()),
-                size=lambda each: each[1].size,
-                move=lambda each: self._link(each[1], folder / each[0]),
-            )
+        def make(folder: Path) -> dict[str, str]:
+            digests: dict[str, str] = {}
+
+            def link(each: tuple[str, ObjectStat]) -> None:
+                digests[each[0]] = self._link(each[1], folder / each[0])
+
+            self._threads.transfer(list(stats.items()), size=lambda each: each[1].size, move=link)
+            return digests
 
         return self._cache.obtain(
             "\n".join([subject, *(f"{name}\n{_version(each)}" for name, each in stats.items())]),
@@ -94,10 +115,14 @@ class Copies:
             make=make,
         )
 
-    def _link(self, stat: ObjectStat, target: Path) -> None:
-        copy = self._object(stat)
-        link_or_copy(copy / _name(stat.key), target)
-        self._cache.release(copy)
+    def _link(self, stat: ObjectStat, target: Path) -> str:
+        """Puts a copy of the object there; its digest."""
+        copy, name = self._object(stat), _name(stat.key)
+        try:
+            link_or_copy(copy / name, target)
+            return self._cache.digests(copy)[name]
+        finally:
+            self._cache.release(copy)
 
     def _chosen(self, bucket: str, start: str, only: Collection[str] | None) -> dict[str, ObjectStat]:
         """What is below `start`, by safe relative names; exactly `only` where that is given."""

@@ -11,7 +11,7 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def write_at(file: int, data: bytes, offset: int) -> None:
+def write_at(file: int, data: bytes | memoryview, offset: int) -> None:
     """Writes all of the data at the offset of an open file.
 
     Raises:

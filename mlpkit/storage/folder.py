@@ -15,11 +15,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mlpkit.errors import ObjectNotFound, StorageDenied, StorageError, UnsafePath
+from mlpkit.storage.digests import BlockDigest, combined
 from mlpkit.storage.disk import is_full
 from mlpkit.storage.paths import ObjectStat
 from mlpkit.storage.store import ObjectChanged
 from mlpkit.storage.threads import Threads
 
+_CHUNK = 256 << 10
 _HALF_WRITTEN = ".writing"
 _ABANDONED_SECONDS = 24 * 3600
 """A half-written file that was not written to for so long was left by a process that was killed."""
@@ -43,11 +45,14 @@ class FolderStore:
             raise self._missing(bucket, key)
         return _described(bucket, key, found)
 
-    def download(self, stat: ObjectStat, target: Path, threads: Threads) -> None:
+    def download(self, stat: ObjectStat, target: Path, threads: Threads) -> str:
+        digest = BlockDigest()
         with target.open("wb") as copy:
             # The target is not of this store: what is wrong with its disk is not translated here.
             for chunk in self._content(stat):
+                digest.update(chunk)
                 copy.write(chunk)
+        return combined(digest.blocks)
 
     def upload(self, source: Path, bucket: str, key: str) -> None:
         with self._translated(bucket, key):
@@ -104,7 +109,7 @@ class FolderStore:
             # Of the open file, not of its name: a save in between replaces the name only.
             if _described(bucket, key, os.fstat(source.fileno())).etag != stat.etag:
                 raise ObjectChanged(f"{self.place}: {stat.path} was replaced while it was read: try again")
-            while chunk := source.read(1 << 20):
+            while chunk := source.read(_CHUNK):
                 yield chunk
             if _described(bucket, key, os.fstat(source.fileno())).etag != stat.etag:
                 raise ObjectChanged(f"{self.place}: {stat.path} was edited while it was read: try again")

@@ -55,6 +55,14 @@ class Leases:
                 del self._blank[-1:]
             self._held[entry] += 1
 
+    def again(self, entry: str) -> bool:
+        """Holds once more what this user holds already, which needs no lock; False where it does not hold it."""
+        with self._lock:
+            if not (self._open and self._held.get(entry)):
+                return False
+            self._held[entry] += 1
+            return True
+
     def release(self, entry: str) -> None:
         """Takes one `hold` back; an entry that is not held is no error."""
         with self._lock:

@@ -113,6 +113,7 @@ def open_model(storage: Storage, settings: Settings, model_id: str, model_path: 
     """The model's files, local and complete. `model_path` (`bucket/key`) may be any prefix, or one object.
 
     Without a path the model is `<model bucket>/<model_id>/`, and has a manifest. One object is a folder with one file.
+    The store is always asked for it, whatever `MLPKIT_CACHE_TRUST` says.
 
     Raises:
         ObjectNotFound: there is nothing at that place.
@@ -143,7 +144,7 @@ def _fetched(storage: Storage, settings: Settings, path: str) -> Path | None:
     """The copy of an object; None where there is none, or none is known while the store cannot be reached."""
     absent = (ObjectNotFound, StorageUnavailable) if settings.cache_offline else (ObjectNotFound,)
     with contextlib.suppress(*absent):
-        return storage.fetch(path)
+        return storage.fetch(path, ask=True)
     return None
 
 
@@ -164,7 +165,7 @@ def _open_files(
 ) -> ModelDir | None:
     """The model with exactly the manifest's files; None where it was replaced since the manifest was read."""
     try:
-        folder = storage.fetch_dir(prefix, only=[MANIFEST, *manifest.files])
+        folder = storage.fetch_dir(prefix, only=[MANIFEST, *manifest.files], ask=True)
     except ObjectNotFound as error:
         if _manifest_of(storage, settings, prefix) != manifest:
             return None
@@ -185,7 +186,7 @@ def _open_foreign(storage: Storage, settings: Settings, prefix: str, model_id: s
     single = _fetched(storage, settings, prefix)
     if single is not None:
         return ModelDir(single.parent, model_id)
-    folder = storage.fetch_dir(prefix)
+    folder = storage.fetch_dir(prefix, ask=True)
     if (folder / INCOMPLETE).exists():
         storage.release(folder)
         _refuse(storage, prefix)
@@ -206,7 +207,7 @@ def _names_of_earlier(storage: Storage, prefix: str) -> set[str]:
 
 def _read(storage: Storage, path: str, wanted: type[T]) -> T | None:
     try:
-        local = storage.fetch(path)
+        local = storage.fetch(path, ask=True)
     except ObjectNotFound:
         return None
     try:

@@ -22,6 +22,7 @@ from mlpkit.storage.copies import Copies, objects_below
 from mlpkit.storage.paths import ObjectStat, checked_key, checked_path, checked_prefix, endpoint_of
 from mlpkit.storage.store import Store
 from mlpkit.storage.threads import Threads
+from mlpkit.storage.trust import Trust
 
 _TRANSFERS_AT_A_TIME = 8
 _LARGE_UPLOAD = 16 << 20
@@ -55,16 +56,17 @@ class Storage:
         self._lock = threading.Lock()
         self._made: _Parts | None = None
 
-    def fetch(self, path: str) -> Path:
+    def fetch(self, path: str, *, ask: bool = False) -> Path:
         """A local, read-only copy of the object, under its own name; fetched only where the newest is not there yet.
 
         The copy stays until `release`, `close` or the end of the process. With `MLPKIT_CACHE_OFFLINE` it is the last
-        known copy when the store cannot be reached.
+        known copy when the store cannot be reached. With `MLPKIT_CACHE_TRUST` the store is not asked again for so many
+        seconds, except with `ask`.
         """
         bucket, key = checked_path(path)
-        return self._parts().copies.of_object(bucket, key)
+        return self._parts().copies.of_object(bucket, key, ask=ask)
 
-    def fetch_dir(self, prefix: str, *, only: Collection[str] | None = None) -> Path:
+    def fetch_dir(self, prefix: str, *, only: Collection[str] | None = None, ask: bool = False) -> Path:
         """A local, read-only folder with the objects below the prefix (or `only` those, by their names below it).
 
         All of them are there, or an error is raised. Objects that are in the cache are not fetched again. The folder
@@ -74,7 +76,7 @@ class Storage:
             ObjectNotFound: there is nothing below the prefix, or one of `only` is missing; the message names it.
         """
         bucket, start = checked_prefix(prefix)
-        return self._parts().copies.of_folder(bucket, start, only)
+        return self._parts().copies.of_folder(bucket, start, only, ask=ask)
 
     def save(self, local: str | os.PathLike[str], path: str) -> None:
         """Stores a local file; readers see the old object or the new one, never a part.
@@ -146,7 +148,10 @@ class Storage:
             except ObjectNotFound:
                 return 0
         if keys:
-            store.delete(bucket, keys)
+            try:
+                store.delete(bucket, keys)
+            finally:
+                self._parts().copies.changed(bucket, keys)
         return len(keys)
 
     def presign(self, path: str, expires: int = 3600) -> str:
@@ -184,7 +189,8 @@ class Storage:
             if self._made is None or self._made.process != os.getpid():
                 store, threads = _store_of(self._settings), Threads(_TRANSFERS_AT_A_TIME)
                 cache = FileCache(self._settings.cache_path, self._settings.cache_size)
-                copies = Copies(store, cache, threads, offline=self._settings.cache_offline)
+                trust = Trust(self._settings.cache_path / "changes", store.place, self._settings.cache_trust)
+                copies = Copies(store, cache, threads, trust, offline=self._settings.cache_offline)
                 self._made = _Parts(store, copies, threads, os.getpid())
             return self._made
 
@@ -197,6 +203,9 @@ class Storage:
                 raise
             store.make_bucket(bucket)
             store.upload(source, bucket, key)
+        finally:
+            # Also where it failed: the store may have it all the same.
+            self._parts().copies.changed(bucket, [key])
 
 
 def open_storage(settings: Settings) -> Storage:

@@ -26,8 +26,11 @@ class Store(Protocol):
     def stat(self, bucket: str, key: str) -> ObjectStat:
         """What the store says of the object. Raises ObjectNotFound."""
 
-    def download(self, stat: ObjectStat, target: Path, threads: Threads) -> None:
-        """Writes the whole object into a new file. Raises ObjectNotFound, or ObjectChanged when its etag is another."""
+    def download(self, stat: ObjectStat, target: Path, threads: Threads) -> str:
+        """Writes the whole object into a new file; the digest of what it wrote (see `digests.py`).
+
+        Raises ObjectNotFound, or ObjectChanged when its etag is another.
+        """
 
     def upload(self, source: Path, bucket: str, key: str) -> None:
         """Stores the file under the key at once: readers see the old object or the new one, never a part."""

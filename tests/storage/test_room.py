@@ -1,0 +1,189 @@
+"""What the cache holds is known without a look at every entry, and is right whatever happens."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlpkit.settings import Settings, encode_settings
+from mlpkit.storage.cache import FileCache
+from mlpkit.storage.digests import BLOCK, BlockDigest, combined, digest_of
+from mlpkit.storage.room import Room
+from tests.storage.conftest import OpenStorage
+
+KIB = 1 << 10
+
+_LOOKS = """
+import sys
+from pathlib import Path
+
+looks = []
+sys.addaudithook(lambda event, args: looks.append(str(args[0])) if event in ("os.listdir", "os.scandir") else None)
+
+from mlpkit.settings import decode_settings
+from mlpkit.storage import open_storage
+
+settings = decode_settings(Path(sys.argv[1]).read_bytes())
+storage = open_storage(settings)
+for path in sys.argv[2:]:
+    storage.release(storage.fetch(path))
+storage.close()
+print(sum(each == str((settings.cache_path / "entries").absolute()) for each in looks))
+"""
+
+
+@pytest.fixture
+def looks(tmp_path: Path) -> Callable[..., int]:
+    """How often a new process looks at the list of all entries while it fetches these."""
+
+    def count(settings: Settings, *paths: str) -> int:
+        (tmp_path / "settings.json").write_bytes(encode_settings(settings))
+        command = [sys.executable, "-c", _LOOKS, str(tmp_path / "settings.json"), *paths]
+        return int(subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout)
+
+    return count
+
+
+@pytest.fixture
+def filled(folder_settings: Settings, opened: OpenStorage, tmp_path: Path) -> Settings:
+    """Settings of a folder store with 200 objects of 1 KiB, and a cache of 100 KiB."""
+    (tmp_path / "tree").mkdir()
+    for number in range(200):
+        (tmp_path / "tree" / f"{number}").write_bytes(number.to_bytes(1, "big") * KIB)
+    settings = folder_settings.with_options(cache_size=100 * KIB)
+    opened(settings).save_dir(tmp_path / "tree", settings.data_bucket)
+    return settings
+
+
+def _paths(settings: Settings, numbers: range) -> list[str]:
+    return [f"{settings.data_bucket}/{number}" for number in numbers]
+
+
+def _held(settings: Settings) -> int:
+    files = [each.stat() for each in (settings.cache_path / "entries").glob("*/files/**/*") if each.is_file()]
+    return sum({each.st_ino: each.st_size for each in files}.values())
+
+
+def _room(settings: Settings) -> Room:
+    return Room(settings.cache_path, settings.cache_path / "entries")
+
+
+def test_neither_the_start_nor_a_fetch_looks_at_all_entries(filled: Settings, looks: Callable[..., int]) -> None:
+    looks(filled, *_paths(filled, range(90)))
+
+    assert looks(filled, *_paths(filled, range(100))) == 0
+
+
+def test_eviction_looks_at_all_entries_once_in_many_times(filled: Settings, looks: Callable[..., int]) -> None:
+    assert looks(filled, *_paths(filled, range(100))) == 1, "a new cache is counted once"
+
+    assert looks(filled, *_paths(filled, range(100, 180))) == 1
+    assert looks(filled, *_paths(filled, range(180, 200))) == 0, "what the last look found serves other processes too"
+    assert _held(filled) == 100 * KIB
+    kept = {each.name for each in (filled.cache_path / "entries").glob("*/files/*")}
+    assert kept == {str(number) for number in range(100, 200)}
+
+
+def test_what_is_used_after_the_look_is_not_evicted_by_it(filled: Settings, looks: Callable[..., int]) -> None:
+    looks(filled, *_paths(filled, range(101)))
+    looks(filled, *_paths(filled, range(1, 11)))
+
+    looks(filled, *_paths(filled, range(110, 120)))
+
+    kept = {each.name for each in (filled.cache_path / "entries").glob("*/files/*")}
+    assert kept >= {str(number) for number in range(1, 11)}
+    assert not kept & {str(number) for number in range(11, 21)}
+
+
+def test_the_account_is_exact_with_folders_that_share_files(filled: Settings, opened: OpenStorage) -> None:
+    storage = opened(filled)
+    for number in range(0, 200, 10):
+        only = [str(each) for each in range(number, number + 10)]
+        storage.release(storage.fetch_dir(filled.data_bucket, only=only))
+        storage.release(storage.fetch(f"{filled.data_bucket}/{number}"))
+        assert _room(filled).total() == _held(filled) <= 100 * KIB
+
+
+def test_a_process_that_was_killed_while_an_entry_came_or_went_makes_the_cache_count_again(
+    filled: Settings, opened: OpenStorage
+) -> None:
+    storage = opened(filled)
+    for path in _paths(filled, range(50)):
+        storage.release(storage.fetch(path))
+    storage.close()
+    dead = filled.cache_path / "making" / "dead-0"
+    (dead / "gone").mkdir(parents=True)
+    (filled.cache_path / "users" / "dead").touch()
+    with _room(filled).changing(70 * KIB):
+        pass
+
+    storage.fetch(f"{filled.data_bucket}/0")
+
+    assert not dead.exists()
+    assert _room(filled).total() == _held(filled) == 50 * KIB
+
+
+def test_a_change_that_fails_is_not_counted(tmp_path: Path) -> None:
+    (tmp_path / "entries").mkdir()
+    room = Room(tmp_path, tmp_path / "entries")
+    room.count()
+    with room.changing(10):
+        pass
+    with pytest.raises(OSError, match="no such place"), room.changing(5):
+        raise OSError("no such place")
+    assert room.total() == 10
+
+
+def test_an_account_and_an_order_that_are_nonsense_are_made_again(filled: Settings, opened: OpenStorage) -> None:
+    cache = filled.cache_path
+    storage = opened(filled)
+    for path in _paths(filled, range(120)):
+        storage.release(storage.fetch(path))
+    (cache / "usage").write_bytes(b"?" * 20)
+    (cache / "oldest").write_bytes(os.urandom(1000))
+
+    for path in _paths(filled, range(120, 200)):
+        storage.release(storage.fetch(path))
+
+    assert _room(filled).total() == _held(filled) == 100 * KIB
+
+
+def test_a_cache_whose_entries_are_all_in_use_is_not_looked_through_with_every_fetch(tmp_path: Path) -> None:
+    cache = FileCache(tmp_path / "cache", limit=1)
+    cache.obtain("a", subject="a", source="a", make=_one_file)
+    cache.keep_limit()
+    cache._full_until = float("inf")
+    (tmp_path / "cache" / "oldest").unlink()
+
+    cache.keep_limit()
+
+    assert not (tmp_path / "cache" / "oldest").exists()
+    cache.close()
+
+
+def _one_file(folder: Path) -> dict[str, str]:
+    (folder / "file").write_bytes(b"content")
+    return {}
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 5])
+def test_a_digest_is_the_same_in_whatever_pieces_the_content_comes(tmp_path: Path, size: int) -> None:
+    content = os.urandom(1 << 10) * (size // (1 << 10)) + os.urandom(size % (1 << 10))
+    (tmp_path / "file").write_bytes(content)
+    pieces, ranges = BlockDigest(), []
+    for start in range(0, size, 3_000_001):
+        pieces.update(content[start : start + 3_000_001])
+    for start in range(0, size, BLOCK):
+        ranges.append(BlockDigest())
+        ranges[-1].update(content[start : start + BLOCK])
+
+    assert combined(pieces.blocks) == digest_of(tmp_path / "file")
+    assert combined(block for each in ranges for block in each.blocks) == digest_of(tmp_path / "file")
+    if size:
+        (tmp_path / "file").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert combined(pieces.blocks) != digest_of(tmp_path / "file")
