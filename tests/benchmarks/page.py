@@ -195,7 +195,8 @@ def _tails(tails: Tails | None) -> str:
     half, neighbours = tails.half, tails.neighbours
     return (
         f"- One model, one worker, {half.rate:.0f} requests/s, which is half of the most that it takes: p50 "
-        f"{half.p50:.2f} ms, p99 {half.p99:.2f} ms, {half.p99 / half.p50:.1f} times p50 (goal: below {HALF_GOAL:g}).\n"
+        f"{half.p50:.2f} ms, p99 {half.p99:.2f} ms, {half.spread:.1f} times p50 (goal: below {HALF_GOAL:g}). Bare ASGI "
+        f"at that rate: p50 {half.bare_p50:.2f} ms, p99 {half.bare_p99:.2f} ms, {half.bare_spread:.1f} times p50.\n"
         f"- Sixteen models on two workers, {FAST_RATE:.0f} requests/s to the {OTHERS} quick ones: p99 "
         f"{statistics.median(neighbours.alone):.2f} ms. With four requests a second to the sixteenth, which takes "
         f"200 ms and lets go of the interpreter meanwhile: {statistics.median(neighbours.beside):.2f} ms, "

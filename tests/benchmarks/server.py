@@ -76,6 +76,20 @@ def pinned(cpu: str) -> list[str]:
 
 
 @contextlib.contextmanager
+def on_cpu(cpu: str) -> Iterator[None]:
+    """Keeps this process to one CPU meanwhile, where that can be."""
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if len(before) < 2:
+        yield
+        return
+    os.sched_setaffinity(0, {int(cpu)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
 def serve(peer: Peer, workload: str, python: Path, folder: Path) -> Iterator[Server]:
     """A server that has answered once; on one CPU, W4 with two workers on all.
 

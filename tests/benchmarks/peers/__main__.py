@@ -36,20 +36,24 @@ def main() -> None:
         require_wrk()
         CACHE.mkdir(exist_ok=True)
         _measure(found, options)
-        FOUND.write_bytes(msgspec.json.encode(found))
     page.PAGE.write_text(page.text(found))
     print(f"{page.PAGE} is written")
 
 
 def _measure(found: page.Found, options: argparse.Namespace) -> None:
+    """Adds to what was found, and keeps it after every workload: half an hour is not lost by an accident at its end."""
     peers, cases = _chosen(options.peers), chosen_cases(options.only)
-    measuring = Measuring(_installer(found), options.rounds, options.seconds)
-    measuring.measure(peers, cases, check)
-    _merge(found.figures, measuring.figures, peers)
     found.machine = page.this_machine(options.rounds, options.seconds)
+    for workload in dict.fromkeys(name for name, _ in cases):
+        measuring = Measuring(_installer(found), options.rounds, options.seconds)
+        measuring.measure(peers, [case for case in cases if case[0] == workload], check)
+        _merge(found.figures, measuring.figures, peers)
+        FOUND.write_bytes(msgspec.json.encode(found))
+        print(f"{workload} is measured", flush=True)
     if not options.only and MLPKIT in peers:
         found.tails = tails.measure(options.rounds, options.seconds)
         found.limit = limit.measure(options.rounds, options.seconds)
+        FOUND.write_bytes(msgspec.json.encode(found))
 
 
 def _chosen(names: str) -> list[Peer]:
@@ -69,14 +73,16 @@ def _installer(found: page.Found) -> Callable[[Peer], Path]:
     return python_of
 
 
-def _merge(all_figures: Figures, new: Figures, peers: list[Peer]) -> None:
-    for peer in peers:
-        all_figures.absent.pop(peer.name, None)
-    all_figures.absent |= new.absent
-    all_figures.idle |= new.idle
-    all_figures.bare |= new.bare
+def _merge(figures: Figures, new: Figures, peers: list[Peer]) -> None:
+    figures.bare |= new.bare
+    figures.idle |= new.idle
     for case, samples in new.samples.items():
-        all_figures.samples.setdefault(case, {}).update(samples)
+        others = figures.samples.setdefault(case, {})
+        for peer in peers:
+            others.pop(peer.name, None)
+            figures.absent.pop(peer.name, None)
+        others |= samples
+    figures.absent |= new.absent
 
 
 if __name__ == "__main__":
