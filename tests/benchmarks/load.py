@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from tests.benchmarks.peer import Peer
-from tests.benchmarks.server import CLIENT_CPU, Server, pinned
+from tests.benchmarks.server import CLIENT_CPU, Server, Unavailable, pinned
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -49,14 +49,19 @@ def write_script(peer: Peer, workload: str, folder: Path) -> Path:
 
 
 def load(server: Server, path: str, script: Path, connections: int, seconds: int) -> Run:
-    """Keeps a server busy for some seconds."""
+    """Keeps a server busy for some seconds.
+
+    Raises:
+        Unavailable: it takes no connections any more.
+    """
     wrk = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "20s", "--latency", "-s", str(script)]
     command = [*pinned(CLIENT_CPU), *wrk, f"http://127.0.0.1:{server.port}{path}"]
     before = server.cpu_seconds()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
     used = server.cpu_seconds() - before
     found = re.search(r"FIGURES (\d+) (\d+) ([\d.]+) ([\d.]+) (\d+)", done.stdout)
-    assert found is not None, done.stdout
+    if found is None:
+        raise Unavailable(f"wrk failed with {connections} connections: {done.stdout} {done.stderr}")
     requests, microseconds = int(found[1]), int(found[2])
     return Run(
         rate=requests / microseconds * 1e6,

@@ -23,6 +23,7 @@ from tests.benchmarks.server import Server, Unavailable, serve
 
 NOISE = 0.25
 SETTLE_SECONDS = 0.5
+STARTED_WITH = "W1"
 Case = tuple[str, int]
 CASES: tuple[Case, ...] = (
     ("W1", 1),
@@ -69,7 +70,7 @@ class Idle(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct):
-    """All that was found. `samples` by case (`W1@16`) and peer, `idle` by peer, `absent` with the reason."""
+    """All that was found: `samples` by case (`W1@16`) and peer, `idle` by peer, `absent` by peer and workload."""
 
     samples: dict[str, dict[str, list[Sample]]] = {}
     bare: dict[str, list[Run]] = {}
@@ -94,10 +95,11 @@ def kept(samples: Sequence[Sample]) -> list[Sample]:
 
 
 class Measuring:
-    """Runs peers against the bare callable. `python_of` gives the interpreter of a peer's environment."""
+    """Runs peers against the bare callable. `python_of` gives the interpreter of a peer's environment; `starts` is
+    how often each peer is started for the figures of its start."""
 
-    def __init__(self, python_of: Callable[[Peer], Path], rounds: int, seconds: int) -> None:
-        self._python_of, self._rounds, self._seconds = python_of, rounds, seconds
+    def __init__(self, python_of: Callable[[Peer], Path], rounds: int, seconds: int, starts: int = 0) -> None:
+        self._python_of, self._rounds, self._seconds, self._starts = python_of, rounds, seconds, starts
         self.figures = Figures()
 
     def measure(self, peers: Sequence[Peer], cases: Sequence[Case], check: Callable[[Peer, Server], None]) -> None:
@@ -131,18 +133,15 @@ class Measuring:
     def _started(self, peer: Peer, workload: str, folder: Path, stack: contextlib.ExitStack) -> Server | None:
         try:
             python = self._python_of(peer)
-            server = stack.enter_context(serve(peer, workload, python, folder / peer.folder))
+            for number in range(self._starts if workload == STARTED_WITH else 0):
+                with serve(peer, workload, python, folder / f"{peer.folder}-{number}") as server:
+                    time.sleep(SETTLE_SECONDS)
+                    found = Idle(server.first_answer, server.memory(), len(server.processes()))
+                    self.figures.idle.setdefault(peer.name, []).append(found)
+            return stack.enter_context(serve(peer, workload, python, folder / peer.folder))
         except Unavailable as reason:
-            if peer is BARE:
-                raise
-            self.figures.absent[peer.name] = str(reason)
-            print(f"{peer.name} is left out: {reason}", flush=True)
+            self._leave_out(peer, workload, reason)
             return None
-        time.sleep(SETTLE_SECONDS)
-        if workload in ("W1", "W5"):
-            found = Idle(server.first_answer, server.memory(), len(server.processes()))
-            self.figures.idle.setdefault(peer.name, []).append(found)
-        return server
 
     def _round(self, servers: dict[Peer, Server], scripts: dict[Peer, Path], workload: str, connections: int) -> None:
         case = f"{workload}@{connections}"
@@ -153,11 +152,21 @@ class Measuring:
         bare_runs.append(before)
         peers = [peer for peer in servers if peer is not BARE]
         for pair in (peers[start : start + 2] for start in range(0, len(peers), 2)):
-            runs = {
-                peer.name: load(servers[peer], peer.path, scripts[peer], connections, self._seconds) for peer in pair
-            }
+            runs: dict[str, Run] = {}
+            for peer in pair:
+                try:
+                    runs[peer.name] = load(servers[peer], peer.path, scripts[peer], connections, self._seconds)
+                except Unavailable as reason:
+                    self._leave_out(peer, workload, reason)
+                    del servers[peer]
             after = load(servers[BARE], BARE.path, scripts[BARE], connections, bare_seconds)
             for name, run in runs.items():
                 samples.setdefault(name, []).append(Sample(run, before, after))
             bare_runs.append(after)
             before = after
+
+    def _leave_out(self, peer: Peer, workload: str, reason: Unavailable) -> None:
+        if peer is BARE:
+            raise reason
+        self.figures.absent[f"{peer.name} in {workload}"] = str(reason)
+        print(f"{peer.name} is left out of {workload}: {reason}", flush=True)

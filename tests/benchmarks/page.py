@@ -234,9 +234,11 @@ def _versioned(name: str, pip: Sequence[str]) -> str:
 
 def _absent(figures: Figures) -> str:
     if not figures.absent:
-        return "All of them could be installed and started."
+        return "All of them could be installed and started, and none ended before its time."
     reasons = (f"- {name}: `{reason.splitlines()[0]}`" for name, reason in figures.absent.items())
-    return "\n".join(("Left out, because they could not be installed or started:", "", *reasons))
+    return "\n".join(
+        ("Left out, because they could not be installed or started, or ended before their time:", "", *reasons)
+    )
 
 
 def _details(figures: Figures) -> Iterator[str]:

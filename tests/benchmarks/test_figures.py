@@ -67,11 +67,11 @@ def test_goals_of_measured_cases_are_judged() -> None:
 def test_page_names_who_is_ahead_and_who_is_absent() -> None:
     rival = next(peer for peer in PEERS if peer.isolated)
     samples = {MLPKIT.name: [sample(rate=500.0)], rival.name: [sample(rate=900.0)]}
-    figures = Figures(samples={"W1@16": samples}, bare={"W1@16": [run()]}, absent={"Other": "no wheel"})
+    figures = Figures(samples={"W1@16": samples}, bare={"W1@16": [run()]}, absent={"Other in W1": "no wheel"})
     text = page.text(page.Found(figures, machine={"CPU": "one"}))
     assert f"- W1@16: mlpkit 0.50; {rival.name} 0.90." in text
     assert f"- W1@16, a model that does nothing: mlpkit 0.50, {rival.name} 0.90." in text
-    assert "- Other: `no wheel`" in text
+    assert "- Other in W1: `no wheel`" in text
 
 
 async def paced(answer: bytes, rate: float) -> Stream:

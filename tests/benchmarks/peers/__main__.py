@@ -45,9 +45,9 @@ def _measure(found: page.Found, options: argparse.Namespace) -> None:
     peers, cases = _chosen(options.peers), chosen_cases(options.only)
     found.machine = page.this_machine(options.rounds, options.seconds)
     for workload in dict.fromkeys(name for name, _ in cases):
-        measuring = Measuring(_installer(found), options.rounds, options.seconds)
+        measuring = Measuring(_installer(found), options.rounds, options.seconds, starts=3)
         measuring.measure(peers, [case for case in cases if case[0] == workload], check)
-        _merge(found.figures, measuring.figures, peers)
+        _merge(found.figures, measuring.figures, peers, workload)
         FOUND.write_bytes(msgspec.json.encode(found))
         print(f"{workload} is measured", flush=True)
     if not options.only and MLPKIT in peers:
@@ -73,14 +73,15 @@ def _installer(found: page.Found) -> Callable[[Peer], Path]:
     return python_of
 
 
-def _merge(figures: Figures, new: Figures, peers: list[Peer]) -> None:
+def _merge(figures: Figures, new: Figures, peers: list[Peer], workload: str) -> None:
+    for peer in peers:
+        figures.absent.pop(f"{peer.name} in {workload}", None)
     figures.bare |= new.bare
     figures.idle |= new.idle
     for case, samples in new.samples.items():
         others = figures.samples.setdefault(case, {})
         for peer in peers:
             others.pop(peer.name, None)
-            figures.absent.pop(peer.name, None)
         others |= samples
     figures.absent |= new.absent
 
