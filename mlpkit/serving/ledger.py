@@ -52,6 +52,9 @@ class Ledger:
 
     async def add(self, entry: Entry) -> None:
         """Remembers a model that was loaded; it is on disk when this returns."""
+        if self._entries.get(entry.model_id) == entry and not self._problem:
+            # Loaded again after a restart: a thousand models would write the list a thousand times.
+            return
         self._entries[entry.model_id] = entry
         await self._write()
 
