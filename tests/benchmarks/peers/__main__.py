@@ -7,6 +7,7 @@ later run replaces what it measures again, case by case and peer by peer.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,7 +69,8 @@ def _chosen(names: str) -> list[Peer]:
 def _installer(found: page.Found) -> Callable[[Peer], Path]:
     def python_of(peer: Peer) -> Path:
         python, found.installed[peer.name] = environment(peer)
-        return python
+        # What is measured is this working tree; the environment only says how large mlpkit is.
+        return Path(sys.executable) if peer is MLPKIT else python
 
     return python_of
 
