@@ -1,8 +1,9 @@
 """Runs everything at once against one service for some minutes: `python -m tests.soak --minutes 10`.
 
 Users predict, load, unload, train, cancel and delete; meanwhile workers are killed, the store hangs or is gone, and, in
-the first quarter and at the end, the server is killed. Then the accounts must add up, and between the second and the
-last quarter neither memory nor descriptors may have grown. Exit code 1, and what is wrong, where that is not so.
+the first quarter, the nursery and the server are killed, the server at the end too. Then the accounts must add up, and
+between the second and the last quarter neither memory nor descriptors may have grown. Exit code 1, and what is wrong,
+where that is not so.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ Plan = list[tuple[float, Callable[[], None]]]
 
 
 def plan(scene: Scene, seconds: float) -> Plan:
-    """When which trouble is made, in seconds from the start; the seed decides. After the first quarter, the eldest
-    worker is spared, as the server is: their memory is compared."""
+    """When which trouble is made, in seconds from the start; the seed decides.
+
+    After the first quarter the eldest worker is spared, as the server is: their memory is compared.
+    """
     chance = random.Random(f"{scene.seed} troubles")
     quarter = seconds / 4
-    times = [(chance.uniform(0.2, 0.7) * quarter, scene.kill_server)]
+    times = [(chance.uniform(0.2, 0.7) * quarter, each) for each in (scene.kill_server, scene.kill_nursery)]
     times += [(chance.uniform(0.1, 0.7) * quarter, scene.kill_server) for _ in range(int(quarter / SERVER_KILLS))]
     for _ in range(max(1, int(seconds / WORKER_KILLS))):
         at = chance.uniform(0, seconds)
@@ -130,8 +133,8 @@ def main() -> None:
             store.stop()
     used = resource.getrusage(resource.RUSAGE_SELF)
     print(f"\nthe users took {used.ru_utime + used.ru_stime:.0f} s of CPU, on {psutil.cpu_count()} CPUs")
-    for sentence in record.wrong:
-        print(f"wrong: {sentence}")
+    if record.wrong:
+        print("\n".join(["", *record.wrong, ""]))
     print("nothing is wrong" if not record.wrong else f"{len(record.wrong)} things are wrong")
     sys.exit(bool(record.wrong))
 

@@ -32,7 +32,7 @@ _ENDS = {
     "exit": r"the training process exited with code 3 ",
     "kill": r"the training process was killed by SIGKILL",
 }
-_INTERRUPTED = "the service ended while it ran"
+_INTERRUPTED = re.compile("the service ended while it ran|the process that had started it has ended")
 _ALL_END_WITHIN = 240.0
 
 
@@ -116,7 +116,7 @@ def _check_jobs(scene: Scene, jobs: dict[str, Job]) -> None:
         is_right = job.state == ("completed" if training.do == "finish" else "error")
         is_right = is_right and re.match(_ENDS[training.do], job.message) is not None
         was_cancelled = training.cancelled and job.message == "cancelled"
-        had_trouble = _INTERRUPTED in job.message or record.excused(job.created, job.ended, "store")
+        had_trouble = _INTERRUPTED.search(job.message) or record.excused(job.created, job.ended, "store")
         if not (is_right or was_cancelled or had_trouble):
             record.blame(f"job {model_id} was to {training.do} and is {job.state}: {job.message}")
     for twice in scene.folder.glob("*.twice"):

@@ -89,10 +89,11 @@ class Record:
         return f"soak-{next(self._numbers)}"
 
     def blame(self, sentence: str) -> None:
-        """Notes what is wrong; the first fifty sentences are kept."""
+        """Notes and prints what is wrong; the first fifty sentences are kept."""
         with self._lock:
             if len(self.wrong) < _MOST_BLAMES:
                 self.wrong.append(f"{time.strftime('%H:%M:%S')} {sentence}"[:1000])
+                print(f"wrong: {self.wrong[-1]}", flush=True)
 
     @contextmanager
     def trouble(self, kind: Kind, what: str) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -131,13 +132,14 @@ class Scene:
     def kill_worker(self, chance: random.Random, *, spare_the_eldest: bool) -> None:
         """SIGKILL for one worker, and back to ready."""
         with self.record.trouble("worker", "kill -9 of a worker"):
-            try:
-                victim = chance.choice(self.workers()[1 if spare_the_eldest else 0 :])
-                victim.kill()
-            except psutil.Error:
-                return  # An isolated model was unloaded at this moment.
-            wait_until(lambda: gone(victim), "the killed worker is gone")
-            self._recover()
+            self._kill(chance.choice(self.workers()[1 if spare_the_eldest else 0 :]))
+
+    def kill_nursery(self) -> None:
+        """SIGKILL for the process of which workers and jobs are forked: all of them end with it."""
+        nurseries = [each for each in self.service.family() if "mlpkit.nursery" in each.cmdline()]
+        if nurseries:
+            with self.record.trouble("worker", "kill -9 of the nursery"):
+                self._kill(min(nurseries, key=lambda each: each.create_time()))
 
     def stop_store(self, chance: random.Random) -> None:
         """The store hangs, or is gone, for a few seconds."""
@@ -147,6 +149,18 @@ class Scene:
             time.sleep(seconds)
             (self.store.thaw if hangs else self.store.start)()
             self._recover()
+
+    def _kill(self, process: psutil.Process) -> None:
+        before = self._restarts()
+        # A worker that unloads its only model at this moment is gone, or is not started again.
+        with contextlib.suppress(psutil.NoSuchProcess, TimeoutError):
+            process.kill()
+            wait_until(lambda: self._restarts() > before, "the service has noticed", 5)
+        self._recover()
+
+    def _restarts(self) -> float:
+        metrics = self.client.request("GET", "/metrics").body.decode()
+        return float(metrics.partition("\nmlpkit_worker_restarts_total ")[2].partition("\n")[0])
 
     def _recover(self) -> None:
         try:
