@@ -297,7 +297,8 @@ class Models:
 
     async def _unload(self, model: Model) -> None:
         limit = self._load_limit(model)
-        if not await model.idle(limit):
+        # Where no worker has it at the moment, nobody would ever answer what waits: it is not loaded again.
+        if not any(replica.ready for replica in model.replicas) or not await model.idle(limit):
             model.fail_waiting(ModelNotLoaded(model.model_id))
         await self._forget(model)
         await self._ledger.remove(model.model_id)

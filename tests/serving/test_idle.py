@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 
 import pytest
 
 from mlpkit import App
+from mlpkit.errors import ModelNotLoaded
 from mlpkit.serving.model import Model
 from tests.serving.conftest import OpenModels
 
 pytestmark = pytest.mark.anyio
 
 SLOW = """
-import time
+import os, time
 app = App("slow")
 
 @app.load
@@ -24,7 +27,7 @@ def load(model_id):
 @app.predict
 def predict(model, features):
     time.sleep(features["seconds"])
-    return "done"
+    return os.getpid()
 """
 
 
@@ -52,3 +55,16 @@ async def test_unload_ends_when_all_callers_have_gone(open_models: OpenModels) -
         await asyncio.wait_for(unloading, 10)
         assert time.monotonic() - began < 5
         assert models.placement() == {}
+
+
+async def test_unload_of_a_model_whose_worker_has_just_died_fails_what_waits_for_it(open_models: OpenModels) -> None:
+    async with open_models(SLOW) as models:
+        await models.load("slow", "m")
+        pid = int(await models.predict("m", b'{"seconds": 0}', b"null", None))
+        os.kill(pid, signal.SIGKILL)
+        while not models.problems():  # noqa: ASYNC110 - no event tells it
+            await asyncio.sleep(0.001)
+        waits = models.predict("m", b'{"seconds": 0}', b"null", None)
+        await asyncio.wait_for(models.unload("m"), 10)
+        with pytest.raises(ModelNotLoaded):
+            await waits
