@@ -218,6 +218,7 @@ async def _serve(app: App, settings: Settings, log: LogOutput, host: str, port: 
             host=host,
             port=port,
             http=connections(service.web),  # type: ignore[arg-type]
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -23,7 +23,7 @@ def run_again_on_change(target: str) -> None:
     try:
         from watchfiles import watch
     except ImportError:
-        raise ArgumentError("--reload needs the package watchfiles: pip install 'uvicorn[standard]'") from None
+        raise ArgumentError("--reload needs the package watchfiles: pip install watchfiles") from None
 
     folder = _folder(target)
     signal.signal(signal.SIGTERM, _interrupt)

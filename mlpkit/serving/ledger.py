@@ -35,6 +35,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._entries: dict[str, Entry] = {}
+        self._given_up: dict[str, Entry] = {}
         self._disk = anyio.CapacityLimiter(1)
         self._problem = ""
 
@@ -47,7 +48,8 @@ class Ledger:
         except (OSError, msgspec.DecodeError) as error:
             logger.error("the list of loaded models {} cannot be read, none is loaded again: {}", self._path, error)
             return []
-        self._entries = {entry.model_id: entry for entry in entries}
+        for entry in entries:
+            self._put(entry)
         return [entry for entry in entries if not entry.given_up]
 
     async def add(self, entry: Entry) -> None:
@@ -55,17 +57,18 @@ class Ledger:
         if self._entries.get(entry.model_id) == entry and not self._problem:
             # Loaded again after a restart: a thousand models would write the list a thousand times.
             return
-        self._entries[entry.model_id] = entry
+        self._put(entry)
         await self._write()
 
     async def remove(self, model_id: str) -> None:
         """Forgets a model that was unloaded."""
+        self._given_up.pop(model_id, None)
         if self._entries.pop(model_id, None) is not None:
             await self._write()
 
     async def give_up(self, entry: Entry, why: str) -> None:
         """Remembers that the model is not to be loaded again, until somebody asks for it."""
-        self._entries[entry.model_id] = msgspec.structs.replace(entry, given_up=why)
+        self._put(msgspec.structs.replace(entry, given_up=why))
         await self._write()
 
     async def keep(self) -> None:
@@ -79,10 +82,15 @@ class Ledger:
         """What somebody should know, a sentence each: models that were given up, and a file that cannot be written."""
         given_up = [
             f"model [{entry.model_id}] was given up ({entry.given_up}): load it again, or unload it"
-            for entry in self._entries.values()
-            if entry.given_up
+            for entry in self._given_up.values()
         ]
         return given_up + ([self._problem] if self._problem else [])
+
+    def _put(self, entry: Entry) -> None:
+        self._entries[entry.model_id] = entry
+        self._given_up.pop(entry.model_id, None)
+        if entry.given_up:
+            self._given_up[entry.model_id] = entry
 
     async def _write(self) -> None:
         content = msgspec.json.encode(list(self._entries.values()))

@@ -1,4 +1,7 @@
-"""How much memory a service takes before it holds a model, and how soon it is there."""
+"""How much memory a service takes before it holds a model, and how soon it, and a job of it, is there.
+
+`make bench-footprint` shows the figures and their goals on a quiet machine; the bounds here are for busy ones.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,10 @@ pytestmark = pytest.mark.slow
 
 SLACK = 3
 """What takes some time on a quiet machine may take so many times longer on a busy one, the best of several attempts."""
+ROOM = 1.4
+"""Interpreters differ in what they take."""
+TINY = Path(__file__).parents[1] / "benchmarks" / "tiny.py"
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a process's part of shared memory")
 
 
 def pss(process: psutil.Process) -> float:
@@ -32,33 +39,55 @@ def pss(process: psutil.Process) -> float:
     return int(found[1]) / 1024
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a process's part of shared memory")
-def test_server_and_worker_without_a_model_are_small(start: Start, report: Report) -> None:
-    service = start("mood")
-    server, worker = pss(psutil.Process(service.pid)), pss(service.worker())
-    report(f"PSS {server + worker:.1f} MiB: server {server:.1f}, worker {worker:.1f} (limit 90)")
-    assert server + worker < 90
+@linux_only
+def test_server_and_workers_without_a_model_are_small(start: Start, tmp_path: Path, report: Report) -> None:
+    sizes = {}
+    for workers in (1, 4):
+        service = start(TINY, {"MLP_CLIENT_WORKER": str(workers)}, home=tmp_path / f"home-{workers}")
+        wait_until(lambda: len(service.workers()) == workers, "all workers run")  # noqa: B023
+        sizes[workers] = [pss(each) for each in service.family()]
+        assert service.terminate()[0] == 0
+
+    server, further = sizes[1][0], (sum(sizes[4]) - sum(sizes[1])) / 3
+    report(
+        f"PSS: server {server:.1f} MiB (aim: 40), all with one worker {sum(sizes[1]):.1f}, "
+        f"each further worker {further:.1f} (aim: 15)"
+    )
+    assert server < 40 * ROOM
+    assert further < 15
 
 
-def test_service_is_live_within_a_second(start: Start, tmp_path: Path, report: Report) -> None:
-    times = [seconds_until_live(start, tmp_path / f"home-{number}") for number in range(3)]
-    best, median = min(times), statistics.median(times)
-    report(f"first 200 from /health/live: {best:.2f} s at best, median {median:.2f} s (aim: 1 s)")
-    assert best < 1.0 * SLACK
+def test_service_is_live_and_ready_at_once(start: Start, tmp_path: Path, report: Report) -> None:
+    for path in ("live", "ready"):
+        times = [seconds_until(path, start, tmp_path / f"{path}-{number}") for number in range(3)]
+        best, median = min(times), statistics.median(times)
+        report(f"first 200 from /health/{path}: {best:.2f} s at best, median {median:.2f} s (aim: 0.6 s)")
+        assert best < 0.6 * SLACK
+
+
+def test_job_starts_at_once(start: Start, tmp_path: Path, report: Report) -> None:
+    service = start(TINY)
+    times = []
+    for number in range(3):
+        file, began = tmp_path / f"began-{number}", time.time()
+        service.client.train("tiny", parameters={"began": str(file)}).wait(30)
+        times.append(float(file.read_text()) - began)
+    report(f"from POST /train to the first line of train: {min(times):.3f} s at best (aim: 0.5 s)")
+    assert min(times) < 0.5
 
 
 def test_import_is_quick(report: Report) -> None:
     code = "import time; began = time.perf_counter(); import mlpkit; print(time.perf_counter() - began)"
     times = [float(subprocess.check_output([sys.executable, "-c", code], timeout=60)) for _ in range(7)]
     best, median = min(times) * 1e3, statistics.median(times) * 1e3
-    report(f"import mlpkit: {best:.0f} ms at best, median {median:.0f} ms (aim: 150 ms)")
-    assert min(times) < 0.150 * SLACK
+    report(f"import mlpkit: {best:.0f} ms at best, median {median:.0f} ms (aim: 100 ms)")
+    assert min(times) < 0.100 * SLACK
 
 
-def seconds_until_live(start: Start, home: Path) -> float:
+def seconds_until(path: str, start: Start, home: Path) -> float:
     began = time.monotonic()
-    service = start("mood", home=home, ready=False)
-    wait_until(lambda: answers(f"{service.client.url}/health/live"), "the service is live")
+    service = start(TINY, {"MLP_CLIENT_WORKER": "2"}, home=home, ready=False)
+    wait_until(lambda: answers(f"{service.client.url}/health/{path}"), f"the service is {path}")
     taken = time.monotonic() - began
     assert service.terminate()[0] == 0
     return taken
