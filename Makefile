@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test slow bench soak lint types docs docs-serve check format clean
+.PHONY: help demo serve test slow bench bench-footprint soak lint types docs docs-serve check format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ bench: $(VENV)/.mlpkit-dev ## mlpkit beside a bare ASGI callable and Starlette: 
 
 bench-peers: $(VENV)/.mlpkit-dev ## installs the peers into .bench/, measures all, writes docs/benchmarks.md
 	$(BIN)/python -m tests.benchmarks.peers
+
+bench-footprint: $(VENV)/.mlpkit-dev ## start, memory and job start, empty and with 1,000 models and 10,000 jobs
+	$(BIN)/python -m tests.benchmarks.footprint
 
 bench-tails: $(VENV)/.mlpkit-dev ## p99 at a constant rate, and how far one web process goes (needs wrk)
 	$(BIN)/python -m tests.benchmarks.tails
