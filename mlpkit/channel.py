@@ -128,7 +128,8 @@ class BlockingChannel:
 class AsyncChannel(asyncio.BufferedProtocol):
     """An end on an event loop. The messages of one turn of the loop are written together, when the turn ends.
 
-    `on_messages` gets every batch of whole messages that arrived; `on_close` is called once, when the channel ends.
+    `on_messages` gets every batch of whole messages that arrived, and what it sends is written together, at once;
+    `on_close` is called once, when the channel ends.
     What is sent faster than the other end reads is kept: those who send bound how much that can be.
     """
 
@@ -136,6 +137,7 @@ class AsyncChannel(asyncio.BufferedProtocol):
         self._on_messages, self._on_close = on_messages, on_close
         self._frames = Frames()
         self._waiting: list[Message] = []
+        self._holds = 0
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -163,7 +165,11 @@ class AsyncChannel(asyncio.BufferedProtocol):
             self._abort()
             return
         if messages:
-            self._on_messages(messages)
+            self.hold()
+            try:
+                self._on_messages(messages)
+            finally:
+                self.release()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
@@ -179,15 +185,25 @@ class AsyncChannel(asyncio.BufferedProtocol):
         """
         if self._transport is None:
             return
-        if not self._waiting:
+        if not self._waiting and not self._holds:
             # Written at once, it would wake the other end for this message alone.
-            self._loop.call_soon(self._write_waiting)
+            self._loop.call_soon(self._write)
         self._waiting.append(_head(sum(map(len, parts))))
         self._waiting += parts
 
+    def hold(self) -> None:
+        """Keeps what is sent until `release`, which must follow in the same turn of the loop; may be nested."""
+        self._holds += 1
+
+    def release(self) -> None:
+        """Writes what was kept, at once: for whoever knows that nothing more comes in this turn."""
+        self._holds -= 1
+        if not self._holds:
+            self._write()
+
     def close(self) -> None:
         """Writes what waits, and closes."""
-        self._write_waiting()
+        self._write()
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.close()
@@ -197,7 +213,7 @@ class AsyncChannel(asyncio.BufferedProtocol):
         if transport is not None:
             transport.abort()
 
-    def _write_waiting(self) -> None:
+    def _write(self) -> None:
         waiting, self._waiting = self._waiting, []
         if not waiting or self._transport is None:
             return

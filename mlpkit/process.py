@@ -35,7 +35,7 @@ while read -r sign group; do
 done
 for each in $groups; do kill -s KILL -- "-$each" 2>/dev/null; done
 """
-_FRAMEWORK = ("mlpkit.serving.worker", "mlpkit.training.trainer", "mlpkit.script", "uvloop")
+_FRAMEWORK = ("mlpkit.serving.main", "mlpkit.training.trainer", "mlpkit.script", "uvloop")
 """What the nursery imports: all that a worker or a job needs before it imports the script."""
 _DRAIN_SECONDS = 2.0
 """How long output is still read after a child's end, where somebody else holds its pipe."""

@@ -8,9 +8,17 @@ from mlpkit.lazy import front_door
 
 if TYPE_CHECKING:
     from mlpkit.serving.models import Models
+    from mlpkit.serving.prediction import Outcome, Prediction, Settle, future_of
     from mlpkit.serving.view import ModelView
 
-__all__ = ["ModelView", "Models"]
+__all__ = ["ModelView", "Models", "Outcome", "Prediction", "Settle", "future_of"]
 
 # A worker, which is `python -m mlpkit.serving`, needs none of them.
-__getattr__ = front_door(__name__, {"ModelView": "mlpkit.serving.view", "Models": "mlpkit.serving.models"})
+__getattr__ = front_door(
+    __name__,
+    {
+        "ModelView": "mlpkit.serving.view",
+        "Models": "mlpkit.serving.models",
+        **dict.fromkeys(("Outcome", "Prediction", "Settle", "future_of"), "mlpkit.serving.prediction"),
+    },
+)

@@ -17,9 +17,9 @@ from typing import Literal
 
 from mlpkit.app import Algorithm
 from mlpkit.errors import AnswerError, MlpkitError, PredictFailed, TimeLimitExceeded, UserCodeError
-from mlpkit.log import request_uuid
 from mlpkit.serving.messages import Answer, Failure, Item, Predict, Result
 from mlpkit.serving.pool import Slot
+from mlpkit.serving.prediction import Prediction, Settle
 from mlpkit.serving.worker import request_ids
 
 State = Literal["loading", "loaded", "unloading"]
@@ -45,15 +45,6 @@ class Replica:
     slot: Slot
     ready: bool = False
     busy: int = 0
-
-
-class Waiting:
-    """A prediction that nobody has begun yet, or that a worker holds."""
-
-    __slots__ = ("future", "item", "since")
-
-    def __init__(self, future: asyncio.Future[bytes], item: Item) -> None:
-        self.future, self.item, self.since = future, item, time.monotonic()
 
 
 @dataclass
@@ -93,7 +84,7 @@ class Model:
     problem: str = ""
     returning: bool = False
     replicas: list[Replica] = field(default_factory=list)
-    waiting: deque[Waiting] = field(default_factory=deque)
+    waiting: deque[Prediction] = field(default_factory=deque)
     counts: Counts = field(default_factory=Counts)
     deaths: int = 0
 
@@ -120,16 +111,14 @@ class Model:
             self.dispatch()
         return len(self.waiting) < most
 
-    def predict(self, features: bytes | memoryview, params: bytes, uuid: str | None) -> asyncio.Future[bytes]:
-        """A future of the answer as JSON; it fails with an error of the tree."""
-        future: asyncio.Future[bytes] = self._loop.create_future()
-        self.waiting.append(
-            Waiting(future, Item(params=params, uuid=uuid, log_uuid=request_uuid.get(), features=features))
-        )
+    def begin(self, item: Item, settle: Settle) -> Prediction:
+        """Accepts a prediction; it is dispatched at the end of this turn of the loop."""
+        prediction = Prediction(item, settle)
+        self.waiting.append(prediction)
         if not self._scheduled and not self._lingering:
             self._scheduled = True
             self._loop.call_soon(self._dispatch_turn)
-        return future
+        return prediction
 
     def _dispatch_turn(self) -> None:
         if self._scheduled:
@@ -138,6 +127,18 @@ class Model:
     def dispatch(self) -> None:
         """Sends what waits to the replicas that can take it."""
         self._scheduled = False
+        if not self.waiting:
+            return
+        workers = [replica.slot.worker for replica in self.replicas if replica.slot.worker is not None]
+        for worker in workers:
+            worker.hold()
+        try:
+            self._send_waiting()
+        finally:
+            for worker in workers:
+                worker.release()
+
+    def _send_waiting(self) -> None:
         while self.waiting:
             replica = self._free_replica()
             if replica is None:
@@ -151,19 +152,15 @@ class Model:
         for each in self.waiting:
             if now - each.since <= self.patience:
                 break
-            if not each.future.done():
-                error = TimeLimitExceeded(f"the request waited {self.patience:g} s for a free worker")
-                each.future.set_exception(error)
-        if any(each.future.done() for each in self.waiting):
-            self.waiting = deque(each for each in self.waiting if not each.future.done())
+            each.settle(TimeLimitExceeded(f"the request waited {self.patience:g} s for a free worker"))
+        if any(each.over for each in self.waiting):
+            self.waiting = deque(each for each in self.waiting if not each.over)
         self._notice_idle()
 
     def fail_waiting(self, error: MlpkitError) -> None:
         """Fails everything that waits."""
         while self.waiting:
-            waiting = self.waiting.popleft()
-            if not waiting.future.done():
-                waiting.future.set_exception(error)
+            self.waiting.popleft().settle(error)
         self._notice_idle()
 
     async def idle(self, limit: float) -> bool:
@@ -212,18 +209,18 @@ class Model:
             self._lingering = 0.0
         self.dispatch()
 
-    def _next_batch(self, most: int, largest: int) -> list[Waiting]:
+    def _next_batch(self, most: int, largest: int) -> list[Prediction]:
         """What waits longest: at most so many, and no more once they have so many bytes."""
-        batch: list[Waiting] = []
+        batch: list[Prediction] = []
         size = 0
         while self.waiting and len(batch) < most and size < largest:
             waiting = self.waiting.popleft()
-            if not waiting.future.done():
+            if not waiting.over:
                 batch.append(waiting)
                 size += len(waiting.item.features)
         return batch
 
-    def _next_group(self, room: int) -> list[Waiting]:
+    def _next_group(self, room: int) -> list[Prediction]:
         """Items that a replica with so much room gets in one message, and works off one after the other."""
         most = 1
         if self._at_once == 1 and self._usual > 0.0:
@@ -250,7 +247,7 @@ class Model:
         answered = partial(self._answered, replica, batch)
         worker.begin(request, self.limit, answered, self._at_once)
 
-    def _answered(self, replica: Replica, batch: list[Waiting], answer: Answer | MlpkitError) -> None:
+    def _answered(self, replica: Replica, batch: list[Prediction], answer: Answer | MlpkitError) -> None:
         calls = 1 if self._batches else len(batch)
         replica.busy -= calls
         counts = self.counts
@@ -259,30 +256,27 @@ class Model:
             self._usual = 0.8 * self._usual + 0.2 * seconds if self._usual else seconds
             counts.seconds += answer.seconds
             counts.batches += calls
-            for waiting, result in zip(batch, answer.results, strict=True):
-                self._settle(waiting.future, result)
+            for prediction, result in zip(batch, answer.results, strict=True):
+                self._settle(prediction, result)
         else:
             counts.predictions += len(batch)
             counts.failures += len(batch)
-            for waiting in batch:
-                if not waiting.future.done():
-                    waiting.future.set_exception(answer)
+            for prediction in batch:
+                prediction.settle(answer)
         if self.waiting:
             if not self._lingering:
                 self.dispatch()
         elif self._idle is not None:
             self._notice_idle()
 
-    def _settle(self, future: asyncio.Future[bytes], result: Result) -> None:
+    def _settle(self, prediction: Prediction, result: Result) -> None:
         self.counts.predictions += 1
-        if future.done():
-            return
         if type(result) is bytes:
-            future.set_result(result)
+            prediction.settle(result)
         else:
-            self.counts.failures += 1
             assert isinstance(result, Failure)
-            future.set_exception(_predict_error(result))
+            self.counts.failures += 1
+            prediction.settle(_predict_error(result))
 
     def _notice_idle(self) -> None:
         if self._idle is not None and not self.waiting and not any(replica.busy for replica in self.replicas):

@@ -32,13 +32,14 @@ from mlpkit.errors import (
 from mlpkit.injection import NULL
 from mlpkit.log import LogOutput, request_uuid, uuid_bound
 from mlpkit.serving.ledger import Entry, Ledger
-from mlpkit.serving.messages import Load, RunHook, Unload
+from mlpkit.serving.messages import Item, Json, Load, RunHook, Unload
 from mlpkit.serving.model import Counts, Model, Replica
 from mlpkit.serving.pool import Pool, Slot
+from mlpkit.serving.prediction import Prediction, Settle, future_of
 from mlpkit.serving.reloads import Reloads
 from mlpkit.serving.room import Room
 from mlpkit.serving.view import ModelView, view_of
-from mlpkit.serving.worker import LocalWorker, ProcessWorker, Worker, ask, request_ids
+from mlpkit.serving.worker import ProcessWorker, Worker, ask, request_ids
 from mlpkit.settings import Settings
 
 _WATCH = 0.1
@@ -133,23 +134,28 @@ class Models:
         if self._models.get(model_id) is model:
             await _settled(model)
 
-    def predict(
-        self, model_id: str, features: bytes | memoryview, params: bytes, uuid: str | None
-    ) -> asyncio.Future[bytes]:
+    def predict(self, model_id: str, features: Json, params: bytes, uuid: str | None) -> asyncio.Future[bytes]:
         """A future of the answer's `predictions` as JSON.
 
         Raises:
-            ModelNotLoaded: the model is not loaded (at once).
-            ServiceStopping: the service takes no more work (at once).
-            Overloaded: too many predictions wait for this model already (at once).
-            PredictFailed, ArgumentError, WorkerLost, TimeLimitExceeded: through the future.
+            MlpkitError: what `begin` refuses, at once; PredictFailed, WorkerLost and so on through the future.
+        """
+        return future_of(lambda settle: self.begin(model_id, features, params, uuid, settle))
+
+    def begin(self, model_id: str, features: Json, params: bytes, uuid: str | None, settle: Settle) -> Prediction:
+        """Accepts a prediction, whose outcome `settle` is told.
+
+        Raises:
+            ModelNotLoaded, ServiceStopping: the model is not loaded; the service takes no more work.
+            Overloaded: too many predictions wait for this model already.
         """
         model = self._models.get(model_id)
         if model is None or model.state != "loaded":
             raise ServiceStopping(_STOPPING) if self._closing else ModelNotLoaded(model_id)
         if not model.has_room(self._settings.max_waiting):
             raise Overloaded(f"{len(model.waiting)} predictions wait for model [{model_id}] already: try again later")
-        return model.predict(features, params, uuid)
+        item = Item(params=params, uuid=uuid, log_uuid=request_uuid.get(), features=features)
+        return model.begin(item, settle)
 
     async def call(self, algorithm: str, hook: str, fields: Mapping[str, object]) -> Any:
         """What the user's `status`, `model_id` or `delete` answers, run in a worker.
@@ -326,6 +332,8 @@ class Models:
 
     def _make_worker(self, slot: Slot) -> Worker:
         if self._settings.workers == 0:
+            from mlpkit.serving.local import LocalWorker
+
             return LocalWorker(slot.index, self._app, self._settings)
         return ProcessWorker(slot.index, self._target, self._settings, self._log, name=f"worker-{slot.index}")
 

@@ -1,4 +1,4 @@
-"""Both ends of a worker: the server's `Worker`, and `main`, which runs in the process `python -m mlpkit.serving`.
+"""The server's end of a worker; `serving/main.py` is the other, the process `python -m mlpkit.serving`.
 
 The channel carries several requests at a time; an `Answer` finds its request by id. A worker that ends, however it
 ends, closes the channel: then every request that it held fails at once, with how the process ended.
@@ -9,19 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
-from mlpkit.app import App
 from mlpkit.channel import AsyncChannel, Message
 from mlpkit.errors import ArgumentError, MlpkitError, TimeLimitExceeded, WorkerLost
-from mlpkit.log import LogOutput, LogRecord, capture_streams, configure_child
-from mlpkit.process import Child, channel_of_child, start_child
-from mlpkit.serving.host import Host
+from mlpkit.log import LogOutput, LogRecord
+from mlpkit.process import Child, start_child
 from mlpkit.serving.messages import (
     Answer,
     Broken,
@@ -35,17 +31,14 @@ from mlpkit.serving.messages import (
     Stop,
     Unload,
     decode_report,
-    decode_request,
     encode,
     parts_of,
 )
-from mlpkit.settings import Settings, decode_settings, encode_settings
+from mlpkit.settings import Settings, encode_settings
 
 Work = Load | Unload | Predict | RunHook
 Answered = Callable[["Answer | MlpkitError"], None]
 
-_STOP_SECONDS = 5.0
-"""How long a worker gets to close its models after it was asked to stop."""
 _MOST_OVERDUE = 4
 """Hooks that outlive their limit keep their threads, and would leave none for loads: so many end the worker."""
 
@@ -71,11 +64,17 @@ class Worker(Protocol):
         `limit` is in seconds, and does not count while the worker is busy with `at_once` predictions of the same model.
         """
 
+    def hold(self) -> None:
+        """Keeps what is begun until `release`, which sends it together."""
+
+    def release(self) -> None:
+        """Sends what was kept."""
+
     def watch(self, now: float) -> None:
         """Ends what has taken longer than its limit."""
 
 
-class _Held:
+class Held:
     """A request that a worker has, and who waits for it. `began` is when its time began, in monotonic seconds."""
 
     __slots__ = ("answered", "at_once", "began", "limit", "work")
@@ -98,7 +97,7 @@ class ProcessWorker:
         self.index, self.name = index, name
         self.ready = False
         self._target, self._settings, self._log = target, settings, log
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, Held] = {}
         self._child: Child | None = None
         self._channel: AsyncChannel | None = None
         self._started: asyncio.Future[None] | None = None
@@ -152,15 +151,23 @@ class ProcessWorker:
         if self._channel is None or not self.ready:
             answered(WorkerLost(f"{self.name} is not running"))
             return
-        self._held[work.id] = _Held(work, limit, answered, at_once)
+        self._held[work.id] = Held(work, limit, answered, at_once)
         try:
             self._channel.send(*parts_of(work))
         except ValueError as error:
             del self._held[work.id]
             answered(ArgumentError(f"the request is too large for a worker: {error}"))
 
+    def hold(self) -> None:
+        if self._channel is not None:
+            self._channel.hold()
+
+    def release(self) -> None:
+        if self._channel is not None:
+            self._channel.release()
+
     def watch(self, now: float) -> None:
-        for held in _running(self._held.values()):
+        for held in running(self._held.values()):
             if not held.is_late(now):
                 continue
             what = f"{type(held.work).__name__.lower()} took longer than {held.limit:g} s"
@@ -224,56 +231,9 @@ class ProcessWorker:
         self._log.write(LogRecord(time.time(), "INFO", line, "-", self.name, "output"))
 
 
-class LocalWorker:
-    """Models in the server process (`--workers 0`): for debugging, where a breakpoint in a handler must work."""
-
-    def __init__(self, index: int, app: App, settings: Settings) -> None:
-        self.index, self.name, self.ready = index, "server", False
-        self._app, self._settings = app, settings
-        self._held: dict[int, _Held] = {}
-        self._host: Host | None = None
-        self._ended: asyncio.Future[str] | None = None
-
-    async def start(self) -> None:
-        self._ended = asyncio.get_running_loop().create_future()
-        self._host = Host(self._app, self._settings, self._answer, inline=False)
-        await self._host.start()
-        self.ready = True
-
-    async def ended(self) -> str:
-        assert self._ended is not None
-        return await self._ended
-
-    async def stop(self, grace: float) -> None:
-        self.ready = False
-        if self._host is not None:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._host.stop(), max(grace, 0.1))
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result("was stopped")
-
-    def begin(self, work: Work, limit: float, answered: Answered, at_once: int = 1) -> None:
-        if self._host is None or not self.ready:
-            answered(WorkerLost("the server's own worker is not running"))
-            return
-        self._held[work.id] = _Held(work, limit, answered, at_once)
-        self._host.take(work)
-
-    def watch(self, now: float) -> None:
-        for held in _running(self._held.values()):
-            if held.is_late(now):
-                del self._held[held.work.id]
-                held.answered(TimeLimitExceeded(f"{type(held.work).__name__} took longer than {held.limit:g} s"))
-
-    def _answer(self, answer: Answer) -> None:
-        held = self._held.pop(answer.id, None)
-        if held is not None:
-            held.answered(answer)
-
-
-def _running(held: Iterable[_Held]) -> list[_Held]:
+def running(held: Iterable[Held]) -> list[Held]:
     """Those that the worker can have begun: of one model it runs `at_once` predictions, first come, first served."""
-    found: list[_Held] = []
+    found: list[Held] = []
     counts: dict[str, int] = {}
     for each in held:
         if isinstance(each.work, Predict):
@@ -308,80 +268,3 @@ async def ask(worker: Worker, work: Work, limit: float) -> bytes:
 
     worker.begin(work, limit, answered)
     return await future
-
-
-def main() -> None:
-    """Runs a worker process until it is told to stop, or the server is gone."""
-    # Ctrl-C goes to the whole terminal; the server decides when its workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(_serve())
-    else:
-        uvloop.run(_serve())
-
-
-async def _serve() -> None:
-    stopped = asyncio.Event()
-    requests: asyncio.Queue[Message] = asyncio.Queue()
-    take: list[Callable[[Any], None]] = []
-
-    def on_messages(messages: list[Message]) -> None:
-        for message in messages:
-            if take:
-                take[0](decode_request(message))
-            else:
-                requests.put_nowait(message)
-
-    def on_close() -> None:
-        stopped.set()
-
-    channel = await AsyncChannel.connect(channel_of_child(), on_messages, on_close)
-    start = decode_request(await requests.get())
-    assert isinstance(start, Start)
-    loop = asyncio.get_running_loop()
-
-    def send_record(record: LogRecord) -> None:
-        # Handlers log from threads too; the channel belongs to the loop.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(channel.send, encode(Log(record)))
-
-    settings = decode_settings(start.settings)
-    configure_child(send_record, process=start.name, level=settings.log_level)
-    capture_streams()
-    sys.path[:] = start.sys_path
-    host = await _host(start, settings, channel)
-    if host is None:
-        return
-
-    def take_request(request: Any) -> None:
-        if isinstance(request, Stop):
-            stopped.set()
-        else:
-            host.take(request)
-
-    while not requests.empty():
-        take_request(decode_request(requests.get_nowait()))
-    take.append(take_request)
-    channel.send(encode(Ready()))
-    await stopped.wait()
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(host.stop(), _STOP_SECONDS)
-    channel.close()
-    # Threads of handlers that never return must not keep the process.
-    await asyncio.sleep(0)
-    os._exit(0)
-
-
-async def _host(start: Start, settings: Settings, channel: AsyncChannel) -> Host | None:
-    from mlpkit.script import import_app
-
-    try:
-        host = Host(import_app(start.target), settings, lambda answer: channel.send(encode(answer)))
-        await host.start()
-    except MlpkitError as error:
-        channel.send(encode(Broken(str(error))))
-        channel.close()
-        return None
-    return host

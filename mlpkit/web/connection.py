@@ -7,19 +7,20 @@ asked for it first: there are the answers to that.
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from mlpkit.web.body import BODY_SECONDS, ClientGone
+from mlpkit.web.body import BODY_SECONDS
 
 if TYPE_CHECKING:
+    from asyncio import TimerHandle
+
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from mlpkit.web.exchange import Header
-    from mlpkit.web.express import Express
+    from mlpkit.web.express import Express, GiveUp
 
 _OK = STATUS_LINE[200]
 
@@ -33,8 +34,8 @@ class Connection(HttpToolsProtocol):
         self._held: RequestResponseCycle | None = None
         self._parts: list[bytes] = []
         self._size = 0
-        self._deadline: asyncio.TimerHandle | None = None
-        self._prediction: asyncio.Future[bytes] | None = None
+        self._deadline: TimerHandle | None = None
+        self._give_up: GiveUp | None = None
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -59,8 +60,8 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._let_go()
-        if self._prediction is not None and not self._prediction.done():
-            self._prediction.set_exception(ClientGone())
+        if self._give_up is not None:
+            self._give_up()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         scope = cycle.scope
@@ -90,13 +91,13 @@ class Connection(HttpToolsProtocol):
             super()._start_asgi_task(cycle, self.app)
 
     def _predict(self, cycle: RequestResponseCycle, body: bytes) -> None:
-        self._prediction = None
+        self._give_up = None
         if not cycle.flow.write_paused:
             # uvicorn and Starlette have their own types for the same things.
             scope: Any = cycle.scope
             send: Any = cycle.send
-            self._prediction = self._express.begin(scope, body, partial(_answer, cycle), send)
-        if self._prediction is None:
+            self._give_up = self._express.begin(scope, body, partial(_answer, cycle), send)
+        if self._give_up is None:
             cycle.body = bytearray(body)
             super()._start_asgi_task(cycle, self.app)
 

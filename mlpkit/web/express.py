@@ -11,60 +11,70 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from mlpkit.errors import MlpkitError
 from mlpkit.log import request_uuid, uuid_bound
+from mlpkit.web.body import ClientGone
 from mlpkit.web.exchange import Exchange, Header
 from mlpkit.web.predict import enclosed
 
 if TYPE_CHECKING:
     from starlette.types import Scope, Send
 
+    from mlpkit.serving import Outcome
     from mlpkit.web.middleware import Edge
 
-Answered = Callable[[list[Header], bytes], None]
+Answer = Callable[[list[Header], bytes], None]
 """Sends an answer of status 200: its headers, its body."""
+GiveUp = Callable[[], None]
+"""Says that the caller has gone; nothing happens where it has been answered."""
 
 
 class Express:
-    """Begins predictions for a server's connections."""
+    """Begins predictions for a server's connections. `limit` is the largest body in bytes."""
 
     def __init__(self, edge: Edge) -> None:
         self._edge, self._predict = edge, edge.predict
         self._tasks: set[asyncio.Task[None]] = set()
         self.path, self.limit = edge.predict_path, edge.predict.limit
 
-    def begin(self, scope: Scope, body: bytes, answer: Answered, send: Send) -> asyncio.Future[bytes] | None:
-        """Begins a prediction that `answer`, or `send` where it fails, will answer; None where the ASGI way must.
-
-        The caller gives up by failing the future with ClientGone.
-        """
+    def begin(self, scope: Scope, body: bytes, answer: Answer, send: Send) -> GiveUp | None:
+        """Begins a prediction that `answer`, or `send` where it fails, will answer; None where the ASGI way must."""
         exchange = Exchange(scope)
         exchange.route = "predict"
+
+        def settle(outcome: Outcome) -> None:
+            if isinstance(outcome, bytes):
+                whole = enclosed(outcome)
+                exchange.status, exchange.sent = 200, len(whole)
+                answer(exchange.head(b"application/json", len(whole)), whole)
+                self._edge.note(exchange)
+            else:
+                self._fail_soon(exchange, outcome, send)
+
+        def give_up() -> None:
+            if prediction.give_up():
+                self._fail_soon(exchange, ClientGone(), send)
+
         reset = request_uuid.set("-")
         try:
             self._edge.admit(exchange)
-            future = self._predict.begin_plain(exchange, body)
+            request = self._predict.plain(exchange, body)
+            if request is None:
+                return None
+            prediction = self._predict.begin(exchange, request, settle)
         except Exception:
             # It happens again on the ASGI way, which knows how to say so.
             return None
         finally:
             request_uuid.reset(reset)
-        if future is not None:
-            future.add_done_callback(lambda done: self._end(exchange, done, answer, send))
-        return future
+        return give_up
 
-    def _end(self, exchange: Exchange, done: asyncio.Future[bytes], answer: Answered, send: Send) -> None:
-        error = done.exception()
-        if error is None:
-            body = enclosed(done.result())
-            exchange.status, exchange.sent = 200, len(body)
-            answer(exchange.head(b"application/json", len(body)), body)
-            self._edge.note(exchange)
-        else:
-            task = asyncio.ensure_future(self._fail(exchange, error, send))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _fail_soon(self, exchange: Exchange, error: MlpkitError | ClientGone, send: Send) -> None:
+        task = asyncio.ensure_future(self._fail(exchange, error, send))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _fail(self, exchange: Exchange, error: BaseException, send: Send) -> None:
+    async def _fail(self, exchange: Exchange, error: MlpkitError | ClientGone, send: Send) -> None:
         with uuid_bound(exchange.uuid):
             await self._edge.answer_failure(exchange, error, send)
             self._edge.note(exchange)

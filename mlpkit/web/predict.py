@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mlpkit.injection import NULL
+from mlpkit.serving import future_of
 from mlpkit.web.answers import Answer, other_method
 from mlpkit.web.body import read_body
 from mlpkit.web.callers import Callers
 from mlpkit.web.protocol import PREDICT, caller_uuid, check, check_no_null, is_json, json_values, read_values
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Mapping
 
     from starlette.types import Receive, Scope, Send
 
+    from mlpkit.serving import Prediction, Settle
     from mlpkit.web.exchange import Exchange
     from mlpkit.web.parts import Parts
     from mlpkit.web.protocol import Value
@@ -55,7 +56,7 @@ class Predict:
     """Answers a prediction: the envelope in, the worker's bytes out."""
 
     def __init__(self, parts: Parts) -> None:
-        self._predict, self.limit = parts.models.predict, parts.settings.max_body
+        self._models, self.limit = parts.models, parts.settings.max_body
         self._callers = Callers()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,38 +66,43 @@ class Predict:
             answer = Answer(enclosed(await self._predictions(scope, receive, exchange)))
         await exchange.send(answer, send)
 
-    def begin_plain(self, exchange: Exchange, body: bytes) -> asyncio.Future[bytes] | None:
-        """A future of the predictions as JSON; None where the request has another than the usual shape.
+    def plain(self, exchange: Exchange, body: bytes) -> Envelope | None:
+        """The envelope of a request of the usual shape, fully checked; None where it has another.
 
         Raises:
             ArgumentError: a null in `features`.
-            MlpkitError: what `Models.predict` refuses at once.
         """
         if len(body) > self.limit or exchange.scope["query_string"] or not is_json(exchange.content_type):
             return None
         request = _plain(body)
-        return None if request is None else self._begin(exchange, request, body)
+        if request is not None:
+            exchange.adopt(request.uuid)
+            if _holds_null(body) and request.features != NULL:
+                check_no_null("features", request.features)
+        return request
+
+    def begin(self, exchange: Exchange, request: Envelope, settle: Settle) -> Prediction:
+        """Begins a prediction, whose outcome `settle` is told.
+
+        Raises:
+            MlpkitError: what `Models.begin` refuses.
+        """
+        features = memoryview(request.features)
+        held = features if len(features) > _LONG else bytes(features)
+        return self._models.begin(request.model_id, held, bytes(request.params), exchange.caller_uuid, settle)
 
     async def _predictions(self, scope: Scope, receive: Receive, exchange: Exchange) -> bytes:
         if scope["query_string"] or not is_json(exchange.content_type):
             request = _general(await read_values(scope, receive, exchange.content_type, self.limit), exchange)
-            future = self._begin(exchange, request)
         else:
             body = await read_body(receive, self.limit)
-            future = self.begin_plain(exchange, body) or self._begin(exchange, _general(json_values(body), exchange))
+            request = self.plain(exchange, body) or _general(json_values(body), exchange)
+        future = future_of(lambda settle: self.begin(exchange, request, settle))
         self._callers.enter(future, receive)
         try:
             return await future
         finally:
             self._callers.leave(future)
-
-    def _begin(self, exchange: Exchange, request: Envelope, body: bytes = b"") -> asyncio.Future[bytes]:
-        exchange.adopt(request.uuid)
-        if _holds_null(body) and request.features != NULL:
-            check_no_null("features", request.features)
-        features = memoryview(request.features)
-        held = features if len(features) > _LONG else bytes(features)
-        return self._predict(request.model_id, held, bytes(request.params), exchange.caller_uuid)
 
 
 def enclosed(predictions: bytes) -> bytes:

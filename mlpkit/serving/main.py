@@ -1,0 +1,99 @@
+"""What runs in the process of a worker, `python -m mlpkit.serving`; `serving/worker.py` is the server's end of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mlpkit.channel import AsyncChannel, Message
+from mlpkit.errors import MlpkitError
+from mlpkit.log import LogRecord, capture_streams, configure_child
+from mlpkit.process import channel_of_child
+from mlpkit.serving.host import Host
+from mlpkit.serving.messages import Broken, Log, Ready, Start, Stop, decode_request, encode
+from mlpkit.settings import Settings, decode_settings
+
+_STOP_SECONDS = 5.0
+"""How long a worker gets to close its models after it was asked to stop."""
+
+
+def main() -> None:
+    """Runs a worker process until it is told to stop, or the server is gone."""
+    # Ctrl-C goes to the whole terminal; the server decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(_serve())
+    else:
+        uvloop.run(_serve())
+
+
+async def _serve() -> None:
+    stopped = asyncio.Event()
+    requests: asyncio.Queue[Message] = asyncio.Queue()
+    take: list[Callable[[Any], None]] = []
+
+    def on_messages(messages: list[Message]) -> None:
+        for message in messages:
+            if take:
+                take[0](decode_request(message))
+            else:
+                requests.put_nowait(message)
+
+    def on_close() -> None:
+        stopped.set()
+
+    channel = await AsyncChannel.connect(channel_of_child(), on_messages, on_close)
+    start = decode_request(await requests.get())
+    assert isinstance(start, Start)
+    loop = asyncio.get_running_loop()
+
+    def send_record(record: LogRecord) -> None:
+        # Handlers log from threads too; the channel belongs to the loop.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(channel.send, encode(Log(record)))
+
+    settings = decode_settings(start.settings)
+    configure_child(send_record, process=start.name, level=settings.log_level)
+    capture_streams()
+    sys.path[:] = start.sys_path
+    host = await _host(start, settings, channel)
+    if host is None:
+        return
+
+    def take_request(request: Any) -> None:
+        if isinstance(request, Stop):
+            stopped.set()
+        else:
+            host.take(request)
+
+    while not requests.empty():
+        take_request(decode_request(requests.get_nowait()))
+    take.append(take_request)
+    channel.send(encode(Ready()))
+    await stopped.wait()
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(host.stop(), _STOP_SECONDS)
+    channel.close()
+    # Threads of handlers that never return must not keep the process.
+    await asyncio.sleep(0)
+    os._exit(0)
+
+
+async def _host(start: Start, settings: Settings, channel: AsyncChannel) -> Host | None:
+    from mlpkit.script import import_app
+
+    try:
+        host = Host(import_app(start.target), settings, lambda answer: channel.send(encode(answer)))
+        await host.start()
+    except MlpkitError as error:
+        channel.send(encode(Broken(str(error))))
+        channel.close()
+        return None
+    return host
