@@ -24,8 +24,9 @@ from mlpkit.log import request_uuid, uuid_bound
 from mlpkit.serving.memory import Growth
 from mlpkit.serving.messages import Answer, Failure, Load, Predict, Result, RunHook, Unload
 from mlpkit.serving.predictor import Predictor, Surroundings, error_text
+from mlpkit.serving.stores import Stores
 from mlpkit.settings import Settings
-from mlpkit.storage import ModelDir, Storage, open_model, open_storage, settings_for
+from mlpkit.storage import ModelDir, Storage, open_model
 
 T = TypeVar("T")
 Close = Callable[[], Awaitable[None]]
@@ -33,7 +34,8 @@ _AT_ONCE = 8
 """How many loads, unloads and hooks run at the same time in one process."""
 
 
-_Files = tuple[Storage, ModelDir]
+_Files = tuple[Storage, ModelDir | None]
+"""A storage that was borrowed, or files that it holds."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Host:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="mlpkit-hook")
         self._tasks: set[asyncio.Task[None]] = set()
-        self._storages: dict[str, Storage] = {}
+        self._stores = Stores(settings)
         scope = ProcessScope(self._service, app.overrides())
         self._around = Surroundings(settings, self._service, scope)
 
@@ -84,8 +86,7 @@ class Host:
                 logger.error("on_stop failed: {}", error_text(error))
         await self._cleaned_up(lambda: self._in_thread(self._around.scope.close))
         self._threads.shutdown(wait=False)
-        for storage in self._storages.values():
-            storage.close()
+        self._stores.close()
 
     def take(self, request: Load | Unload | Predict | RunHook) -> None:
         """Begins with a request; its answer goes to `send`."""
@@ -143,7 +144,8 @@ class Host:
         def service(wanted: type) -> object:
             if wanted not in (Storage, ModelDir):
                 return self._service(wanted)
-            storage = self._opened_storage(request.extend)
+            storage = self._stores.borrow(request.extend)
+            files.append((storage, None))
             if wanted is Storage:
                 return storage
             found = open_model(storage, self._settings, request.model_id, request.model_path)
@@ -223,8 +225,11 @@ class Host:
 
     def _release(self, files: list[_Files]) -> None:
         """Lets the cache have the files of a model that is gone."""
-        for storage, each in files:
-            storage.release(each)
+        for storage, each in reversed(files):
+            if each is None:
+                self._stores.give_back(storage)
+            else:
+                storage.release(each)
 
     async def _run_hook(self, request: RunHook) -> bytes:
         plan = self._algorithms[request.algorithm].plan(request.hook)
@@ -276,13 +281,7 @@ class Host:
             logger.error("the clean-up failed: {}", error_text(error))
 
     def _service(self, wanted: type) -> object:
-        return self._opened_storage() if wanted is Storage else wanted()
-
-    def _opened_storage(self, extend: bytes = b"null") -> Storage:
-        settings = settings_for(self._settings, extend)
-        if settings.minio_host not in self._storages:
-            self._storages[settings.minio_host] = open_storage(settings)
-        return self._storages[settings.minio_host]
+        return self._stores.own() if wanted is Storage else wanted()
 
 
 _END = object()
