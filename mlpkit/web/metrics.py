@@ -83,8 +83,9 @@ class MetricsRoute:
         seconds = CounterMetricFamily("mlpkit_predict_seconds", "Time in the users' predict.", labels=("algorithm",))
         batches = CounterMetricFamily("mlpkit_batches", "Calls of the users' predict.", labels=("algorithm",))
         models = self._parts.models
+        views = models.listed()
         for name in self._parts.algorithms:
-            present = [view for view in models.listed() if view.algorithm == name]
+            present = [view for view in views if view.algorithm == name]
             loaded.add_metric((name,), sum(view.state == "loaded" for view in present))
             waiting.add_metric((name,), sum(view.waiting for view in present))
             flying.add_metric((name,), sum(view.in_flight for view in present))
