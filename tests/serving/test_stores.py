@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import secrets
+import sys
 import weakref
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from mlpkit.errors import ArgumentError
 from mlpkit.serving.stores import Stores
 from mlpkit.settings import Settings
 from mlpkit.storage import Storage
+from tests.servers import Relay, S3Server
 
 
 @pytest.fixture
@@ -56,6 +59,33 @@ def test_a_thousand_callers_whose_models_are_gone_leave_nothing(stores: Stores) 
     del storage
     gc.collect()
     assert len(seen) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8 as addresses")
+def test_the_last_user_of_a_callers_store_takes_its_copies_back(s3: S3Server, tmp_path: Path) -> None:
+    port = int(s3.endpoint.rpartition(":")[2])
+    bucket = f"data-{secrets.token_hex(6)}"
+    settings = Settings(
+        home=tmp_path,
+        minio_host=s3.endpoint,
+        minio_access_key=s3.access_key,
+        minio_secret_key=s3.secret_key,
+        data_bucket=bucket,
+        remote_storage=True,
+        remote_allow=("127.0.0.2/32",),
+    )
+    stores = Stores(settings)
+    with Relay(s3.endpoint, port, "127.0.0.2"):
+        storage = stores.borrow(_from("127.0.0.2"))
+        (tmp_path / "local").write_bytes(b"content")
+        storage.save(tmp_path / "local", f"{bucket}/k")
+        storage.fetch(f"{bucket}/k")
+        assert len(list((settings.cache_path / "users").iterdir())) == 1
+
+        stores.give_back(storage)
+
+    assert list((settings.cache_path / "users").iterdir()) == []
+    stores.close()
 
 
 def test_the_services_own_store_stays(stores: Stores) -> None:

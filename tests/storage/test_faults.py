@@ -196,6 +196,8 @@ def test_a_large_object_comes_and_goes_in_parallel_parts_and_survives_broken_con
     assert relay.count("GET", "/large") == 5 + 2
     assert (storage.fetch_dir(s3_settings.data_bucket) / "large").stat().st_size == 72 * MIB
     assert relay.count("GET", "/large") == 5 + 2
+    opened(_through(relay, s3_settings)).fetch(f"{s3_settings.data_bucket}/large")
+    assert relay.count("GET", "/large") == 5 + 2, "the digest that was taken of the parts is that of the copy"
 
 
 def test_a_connection_that_breaks_every_time_is_given_up(
