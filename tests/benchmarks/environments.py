@@ -64,7 +64,10 @@ def _run(*command: str) -> None:
 
 
 def _size(folder: Path) -> int:
-    """Bytes on disk below a folder."""
+    """Bytes of the files below a folder, without the bytecode that Python adds."""
     return sum(
-        os.lstat(os.path.join(place, name)).st_blocks * 512 for place, _, names in os.walk(folder) for name in names
+        os.lstat(os.path.join(place, name)).st_size
+        for place, _, names in os.walk(folder)
+        for name in names
+        if not name.endswith(".pyc")
     )
