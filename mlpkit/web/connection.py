@@ -1,8 +1,8 @@
 """uvicorn's connection, with a short way for predictions (`web/express.py`); all else takes uvicorn's own.
 
-A prediction whose head has been read is held until its body is there too, without the pauses and copies that handing on
-its parts would need. It goes uvicorn's way after all where the body is too long, or late, or the client wants to be
-asked for it first: there are the answers to that.
+A prediction whose head has been read is held until its body is there too, without the pauses, copies and objects that
+handing on its parts would need. It goes uvicorn's way after all where the body is too long, or late, or anything about
+it is not plain: there are the answers to that.
 """
 
 from __future__ import annotations
@@ -17,21 +17,34 @@ from mlpkit.web.body import BODY_SECONDS
 if TYPE_CHECKING:
     from asyncio import TimerHandle
 
-    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-
     from mlpkit.web.exchange import Header
     from mlpkit.web.express import Express, GiveUp
 
-_OK = STATUS_LINE[200]
+
+class _Turn:
+    """A prediction's place in the order of answers: what uvicorn asks the present request of a connection."""
+
+    __slots__ = ("disconnected", "keep_alive", "message_event", "more_body", "response_complete")
+
+    def __init__(self, keep_alive: bool) -> None:
+        self.keep_alive, self.more_body = keep_alive, True
+        self.disconnected = self.response_complete = False
+        self.message_event = self
+
+    def set(self) -> None:
+        """Nobody waits for its parts."""
 
 
 class Connection(HttpToolsProtocol):
     """An HTTP/1.1 connection, for `uvicorn.Config(http=partial(Connection, express))`."""
 
+    cycle: Any
+
     def __init__(self, express: Express, **of_uvicorn: Any) -> None:
         super().__init__(**of_uvicorn)
         self._express = express
-        self._held: RequestResponseCycle | None = None
+        self._raw_path = express.path.encode()
+        self._held: _Turn | None = None
         self._parts: list[bytes] = []
         self._size = 0
         self._deadline: TimerHandle | None = None
@@ -41,6 +54,24 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         if self._held is not None and self._deadline is None:
             self._deadline = self.loop.call_later(BODY_SECONDS, self._let_go)
+
+    def on_headers_complete(self) -> None:
+        if self._is_short():
+            self._held = turn = _Turn(self.parser.should_keep_alive())
+            self.cycle, self._size = turn, 0
+        else:
+            super().on_headers_complete()
+
+    def _is_short(self) -> bool:
+        """Whether this is the head of a prediction for which nothing else must be waited for."""
+        return (
+            self.url == self._raw_path
+            and (self.cycle is None or self.cycle.response_complete)
+            and self.parser.get_method() == b"POST"
+            and self.parser.get_http_version() == "1.1"
+            and not self.expect_100_continue
+            and not self.flow.write_paused
+        )
 
     def on_body(self, body: bytes) -> None:
         if self._held is None:
@@ -52,66 +83,54 @@ class Connection(HttpToolsProtocol):
             self._let_go()
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
-        if self._held is not None:
-            cycle, body = self._taken()
-            self._predict(cycle, body)
+        if self._held is None or not self._predict(self._held):
+            self._let_go()
+            super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
         self._let_go()
+        super().connection_lost(exc)
         if self._give_up is not None:
             self._give_up()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        scope = cycle.scope
-        if scope["method"] != "POST" or scope["path"] != self._express.path or cycle.waiting_for_100_continue:
-            super()._start_asgi_task(cycle, app)
-        elif cycle.more_body:
-            self._held, self._parts, self._size = cycle, [bytes(cycle.body)], len(cycle.body)
-        else:
-            self._predict(cycle, bytes(cycle.body))
+    def _predict(self, turn: _Turn) -> bool:
+        """Whether the prediction that is held has begun."""
+        scope: Any = self.scope
+        scope["method"], scope["path"], scope["raw_path"] = "POST", self._express.path, self._raw_path
+        scope["query_string"] = b""
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._give_up = self._express.begin(scope, body, partial(self._send, turn))
+        if self._give_up is None:
+            return False
+        self._forget()
+        return True
 
-    def _taken(self) -> tuple[RequestResponseCycle, bytes]:
-        """What was held, with all that has arrived of its body."""
-        cycle, body = self._held, b"".join(self._parts)
-        assert cycle is not None
+    def _let_go(self) -> None:
+        """Gives a prediction to uvicorn, if one is held, with what has arrived of its body."""
+        if self._held is not None:
+            parts = self._parts
+            self._forget()
+            self.cycle = None
+            super().on_headers_complete()
+            for each in parts:
+                super().on_body(each)
+
+    def _forget(self) -> None:
         self._held, self._parts = None, []
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-        return cycle, body
 
-    def _let_go(self) -> None:
-        """Gives a prediction to uvicorn, if one is held."""
-        if self._held is not None:
-            cycle, body = self._taken()
-            cycle.body += body
-            cycle.message_event.set()
-            super()._start_asgi_task(cycle, self.app)
-
-    def _predict(self, cycle: RequestResponseCycle, body: bytes) -> None:
-        self._give_up = None
-        if not cycle.flow.write_paused:
-            # uvicorn and Starlette have their own types for the same things.
-            scope: Any = cycle.scope
-            send: Any = cycle.send
-            self._give_up = self._express.begin(scope, body, partial(_answer, cycle), send)
-        if self._give_up is None:
-            cycle.body = bytearray(body)
-            super()._start_asgi_task(cycle, self.app)
-
-
-def _answer(cycle: RequestResponseCycle, headers: list[Header], body: bytes) -> None:
-    """Ends a cycle with a whole answer, as its `send` does in two steps."""
-    if cycle.disconnected:
-        return
-    parts = [_OK]
-    for name, value in (*cycle.default_headers, *headers):
-        parts += (name, b": ", value, b"\r\n")
-    parts += (b"\r\n", body) if cycle.keep_alive else (b"connection: close\r\n\r\n", body)
-    cycle.response_started = cycle.response_complete = True
-    cycle.transport.write(b"".join(parts))
-    if not cycle.keep_alive:
-        cycle.transport.close()
-    cycle.on_response()
+    def _send(self, turn: _Turn, status: int, headers: list[Header], body: bytes) -> None:
+        """Sends a whole answer, and lets the next request have its turn."""
+        if turn.disconnected:
+            return
+        parts = [STATUS_LINE[status]]
+        for name, value in (*self.server_state.default_headers, *headers):
+            parts += (name, b": ", value, b"\r\n")
+        parts += (b"\r\n", body) if turn.keep_alive else (b"connection: close\r\n\r\n", body)
+        turn.response_complete = True
+        self.transport.write(b"".join(parts))
+        if not turn.keep_alive:
+            self.transport.close()
+        self.on_response_complete()

@@ -60,12 +60,14 @@ class Exchange:
             *self.headers,
         ]
 
-    async def send(self, answer: Answer, send: Send) -> None:
-        """Sends an answer over ASGI, and notes for the log what it was."""
+    def answered(self, answer: Answer) -> list[Header]:
+        """Notes for the log what the answer is; gives all its headers."""
         self.word = "" if answer.word == "success" else answer.word
-        headers = self.head(answer.content_type, len(answer.body))
-        headers += answer.headers
-        self.status = answer.status
+        self.status, self.sent = answer.status, len(answer.body)
+        return [*self.head(answer.content_type, len(answer.body)), *answer.headers]
+
+    async def send(self, answer: Answer, send: Send) -> None:
+        """Sends an answer over ASGI, and notes it."""
+        headers = self.answered(answer)
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": answer.body})
-        self.sent = len(answer.body)

@@ -7,7 +7,6 @@ Whatever is not plain (a broken body, a form, a full queue) is left to the ASGI 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -18,13 +17,13 @@ from mlpkit.web.exchange import Exchange, Header
 from mlpkit.web.predict import enclosed
 
 if TYPE_CHECKING:
-    from starlette.types import Scope, Send
+    from starlette.types import Scope
 
     from mlpkit.serving import Outcome
     from mlpkit.web.middleware import Edge
 
-Answer = Callable[[list[Header], bytes], None]
-"""Sends an answer of status 200: its headers, its body."""
+Send = Callable[[int, list[Header], bytes], None]
+"""Sends a whole answer: its status, its headers, its body."""
 GiveUp = Callable[[], None]
 """Says that the caller has gone; nothing happens where it has been answered."""
 
@@ -34,11 +33,10 @@ class Express:
 
     def __init__(self, edge: Edge) -> None:
         self._edge, self._predict = edge, edge.predict
-        self._tasks: set[asyncio.Task[None]] = set()
         self.path, self.limit = edge.predict_path, edge.predict.limit
 
-    def begin(self, scope: Scope, body: bytes, answer: Answer, send: Send) -> GiveUp | None:
-        """Begins a prediction that `answer`, or `send` where it fails, will answer; None where the ASGI way must."""
+    def begin(self, scope: Scope, body: bytes, send: Send) -> GiveUp | None:
+        """Begins a prediction, which `send` answers; None where the ASGI way must."""
         exchange = Exchange(scope)
         exchange.route = "predict"
 
@@ -46,14 +44,14 @@ class Express:
             if isinstance(outcome, bytes):
                 whole = enclosed(outcome)
                 exchange.status, exchange.sent = 200, len(whole)
-                answer(exchange.head(b"application/json", len(whole)), whole)
+                send(200, exchange.head(b"application/json", len(whole)), whole)
                 self._edge.note(exchange)
             else:
-                self._fail_soon(exchange, outcome, send)
+                self._fail(exchange, outcome, send)
 
         def give_up() -> None:
             if prediction.give_up():
-                self._fail_soon(exchange, ClientGone(), send)
+                self._fail(exchange, ClientGone(), send)
 
         reset = request_uuid.set("-")
         try:
@@ -69,12 +67,9 @@ class Express:
             request_uuid.reset(reset)
         return give_up
 
-    def _fail_soon(self, exchange: Exchange, error: MlpkitError | ClientGone, send: Send) -> None:
-        task = asyncio.ensure_future(self._fail(exchange, error, send))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _fail(self, exchange: Exchange, error: MlpkitError | ClientGone, send: Send) -> None:
+    def _fail(self, exchange: Exchange, error: MlpkitError | ClientGone, send: Send) -> None:
         with uuid_bound(exchange.uuid):
-            await self._edge.answer_failure(exchange, error, send)
+            answer = self._edge.answer_to(exchange, error)
+            if answer is not None:
+                send(answer.status, exchange.answered(answer), answer.body)
             self._edge.note(exchange)

@@ -19,6 +19,7 @@ from mlpkit.web.exchange import Exchange
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from mlpkit.web.answers import Answer
     from mlpkit.web.metrics import RequestCounts
     from mlpkit.web.parts import Parts
     from mlpkit.web.predict import Predict
@@ -60,21 +61,22 @@ class Edge:
             else:
                 await self._router(scope, receive, send)
         except Exception as error:
-            await self.answer_failure(exchange, error, send)
+            answer = self.answer_to(exchange, error)
+            if answer is not None:
+                await exchange.send(answer, send)
         finally:
             self.note(exchange)
             request_uuid.reset(reset)
 
-    async def answer_failure(self, exchange: Exchange, error: BaseException, send: Send) -> None:
-        """Answers a request that failed, where nothing has been sent yet and somebody is left."""
+    def answer_to(self, exchange: Exchange, error: BaseException) -> Answer | None:
+        """The answer to a request that failed; None where one is under way already, or nobody is left to get it."""
         if isinstance(error, ClientGone):
             exchange.status = _CLIENT_CLOSED
-            return
+            return None
         if not isinstance(error, MlpkitError):
             shown = f"{exchange.scope['method']} {_shown_path(exchange.scope)}"
             logger.opt(exception=error).error("{} failed inside mlpkit", shown)
-        if exchange.status == 0:
-            await exchange.send(failure(error, self._settings), send)
+        return failure(error, self._settings) if exchange.status == 0 else None
 
     def note(self, exchange: Exchange) -> None:
         """Counts a request that has been answered, and writes its line of the access log."""
