@@ -53,7 +53,7 @@ class Frames:
 
     def space(self) -> memoryview:
         """Where the next bytes belong; never empty."""
-        return self._place[self._filled :]
+        return self._place[self._filled :] if self._filled else self._place
 
     def arrived(self, count: int) -> list[Message]:
         """The messages that `count` more bytes complete.

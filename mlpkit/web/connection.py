@@ -125,12 +125,11 @@ class Connection(HttpToolsProtocol):
         """Sends a whole answer, and lets the next request have its turn."""
         if turn.disconnected:
             return
-        parts = [STATUS_LINE[status]]
-        for name, value in (*self.server_state.default_headers, *headers):
-            parts += (name, b": ", value, b"\r\n")
-        parts += (b"\r\n", body) if turn.keep_alive else (b"connection: close\r\n\r\n", body)
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        lines += [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
+        end = b"\r\n" if turn.keep_alive else b"connection: close\r\n\r\n"
         turn.response_complete = True
-        self.transport.write(b"".join(parts))
+        self.transport.write(b"".join((STATUS_LINE[status], *lines, end, body)))
         if not turn.keep_alive:
             self.transport.close()
         self.on_response_complete()
