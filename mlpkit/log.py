@@ -32,7 +32,7 @@ request_uuid: ContextVar[str] = ContextVar("request_uuid", default="-")
 _LEVELS = {"trace": 5, "debug": 10, "info": 20, "success": 25, "warning": 30, "error": 40, "critical": 50}
 _LONGEST_UUID = 128
 _LONGEST_LINE = 64 * 1024
-_MOST_WAITING = 256
+_MOST_WAITING = 64
 _LINE_END = re.compile("\r\n|\n|\r(?=[^\n])")
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
@@ -121,7 +121,7 @@ class LogOutput:
             self._flush()
 
     def write_soon(self, record: LogRecord) -> None:
-        """Keeps a line until the next `write` or `flush` (or until 256 wait): for the access log's many lines."""
+        """Keeps a line until the next `write` or `flush` (or until 64 wait): for the access log's many lines."""
         if self._least <= _LEVELS["info"]:
             with self._lock:
                 self._waiting.append(record)
