@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test slow bench bench-footprint soak lint types docs docs-serve check format clean
+.PHONY: help demo serve test slow bench bench-peers bench-storage bench-footprint bench-tails soak lint types docs docs-serve check format clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.mlpkit-run ## trains examples/sentiment.py over HTTP, loads it, asks it three sentences, stops
 	@$(BIN)/python examples/demo.py

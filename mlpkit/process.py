@@ -37,16 +37,18 @@ for each in $groups; do kill -s KILL -- "-$each" 2>/dev/null; done
 """
 _FRAMEWORK = ("mlpkit.serving.main", "mlpkit.training.trainer", "mlpkit.script", "uvloop")
 """What the nursery imports: all that a worker or a job needs before it imports the script."""
+_LOST = "was killed: the process that had started it has ended"
 _DRAIN_SECONDS = 2.0
 """How long output is still read after a child's end, where somebody else holds its pipe."""
 
 
 @dataclass(frozen=True)
 class Exit:
-    """How a process ended. `asked` is why the service ended it, where it did."""
+    """How a process ended. `asked` is why the service ended it, where it did; `lost` is for no fault of its own."""
 
     code: int
     asked: str = ""
+    lost: bool = False
 
     @property
     def words(self) -> str:
@@ -119,12 +121,11 @@ class Child:
             _guard.forget(self.pid)
             if isinstance(self._process, Forked):
                 self._process.close()
-                if self._process.lost:
-                    self._asked = self._asked or "was killed: the process that had started it has ended"
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._output.ended.wait(), _DRAIN_SECONDS)
         self._output.close()
-        return Exit(code, self._asked)
+        lost = isinstance(self._process, Forked) and self._process.lost and not self._asked
+        return Exit(code, _LOST if lost else self._asked, lost)
 
 
 async def start_child(

@@ -260,6 +260,10 @@ class TrainingQueue:
                     place.answered.set()
                     problem = self._why_not_again(place.job)
                     outcome = Outcome("error", problem) if problem else await self._take_turn(place)
+                    while outcome is not None and outcome.lost and not self._why_not_again(place.job):
+                        place.job = place.job.moved("init", started=None, progress=None)
+                        await self._write(place.job)
+                        outcome = await self._take_turn(place)
                     await self._finish(place, outcome)
         finally:
             del self._places[place.job.model_id]

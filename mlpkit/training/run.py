@@ -37,11 +37,15 @@ _WELL_KNOWN = frozenset(
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended. `message` is for people; `trace` is the user's traceback, for the log only."""
+    """How a training ended. `message` is for people; `trace` is the user's traceback, for the log only.
+
+    `lost`: its process was killed for no fault of its own, so it may run again.
+    """
 
     state: Literal["completed", "error"]
     message: str = ""
     trace: str = ""
+    lost: bool = False
 
 
 def run_train(

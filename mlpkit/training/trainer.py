@@ -162,7 +162,7 @@ class Trainer:
         if self._ended is not None:
             return Outcome(self._ended.state, self._ended.message, self._ended.trace)
         if exit.asked:
-            return Outcome("error", exit.asked)
+            return Outcome("error", f"the training process {exit.asked}" if exit.lost else exit.asked, lost=exit.lost)
         return Outcome("error", f"the training process {exit.words} before train returned")
 
     async def _limit_time(self, child: Child) -> None:

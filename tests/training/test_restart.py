@@ -218,3 +218,27 @@ def test_journal_killed_at_any_moment_is_readable_and_true(tmp_path: Path) -> No
         said.update(found)
     assert max(said) > 50
     assert os.stat(home / "jobs.db").st_mode & 0o077 == 0
+
+
+@pytest.mark.anyio
+async def test_job_whose_process_was_lost_with_the_nursery_runs_again_while_attempts_are_left(
+    open_queue: OpenQueue, tmp_path: Path
+) -> None:
+    def starts(model_id: str) -> int:
+        file = tmp_path / f"{model_id}.pids"
+        return file.read_text().count("\n") if file.exists() else 0
+
+    async with open_queue(SCRIPT, train_task_num=2) as queue:
+        await queue.submit(job("once", "it", folder=str(tmp_path)))
+        await queue.submit(job("more", "again", folder=str(tmp_path)))
+        await until(lambda: starts("once") == starts("more") == 1)
+        (nursery,) = [each for each in psutil.Process().children() if "mlpkit.nursery" in each.cmdline()]
+        nursery.kill()
+
+        once = await end_of(queue, "once")
+        expected = "the training process was killed: the process that had started it has ended"
+        assert (once.state, once.attempt, once.message) == ("error", 1, expected)
+        await until(lambda: starts("more") == 2)
+        (tmp_path / "go").touch()
+        more = await end_of(queue, "more")
+        assert (more.state, more.attempt) == ("completed", 2)
