@@ -31,7 +31,9 @@ def hold(model_id, parameters):
     with open(folder / "started", "a") as started:
         print(model_id, file=started)
     names = ["CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS"]
-    (folder / f"{model_id}.env").write_text(json.dumps({name: os.environ.get(name) for name in names}))
+    written = folder / f"{model_id}.part"
+    written.write_text(json.dumps({name: os.environ.get(name) for name in names}))
+    written.rename(folder / f"{model_id}.env")
     while not (folder / "go").exists() and not (folder / f"go {model_id}").exists():
         time.sleep(0.01)
 
