@@ -13,6 +13,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from typing import Literal
 
 from mlpkit.app import Algorithm
@@ -149,9 +150,7 @@ class Model:
 
     def expire(self, now: float) -> None:
         """Fails the predictions that have waited longer than their time limit; those that nobody awaits leave too."""
-        for each in self.waiting:
-            if now - each.since <= self.patience:
-                break
+        for each in list(takewhile(lambda each: now - each.since > self.patience, self.waiting)):
             each.settle(TimeLimitExceeded(f"the request waited {self.patience:g} s for a free worker"))
         if any(each.over for each in self.waiting):
             self.waiting = deque(each for each in self.waiting if not each.over)

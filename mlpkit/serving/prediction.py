@@ -51,6 +51,8 @@ def future_of(begin: Callable[[Settle], Prediction]) -> asyncio.Future[bytes]:
     future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     def settle(outcome: Outcome) -> None:
+        if future.done():
+            return
         if isinstance(outcome, MlpkitError):
             future.set_exception(outcome)
         else:

@@ -12,7 +12,7 @@ from mlpkit.errors import BodyTooLarge, MalformedBody
 if TYPE_CHECKING:
     from starlette.types import Message, Receive
 
-BODY_SECONDS = 60.0
+_BODY_SECONDS = 60.0
 """How long the body of a request may take to arrive."""
 _MOST_DROPPED = 16 << 20
 
@@ -48,7 +48,7 @@ async def read_body(receive: Receive, limit: int) -> bytes:
 async def _first(receiving: Coroutine[Any, Any, Message], waits_for: object) -> Message:
     """The first message of a `receive` that has begun to wait."""
     try:
-        with anyio.fail_after(BODY_SECONDS):
+        with anyio.fail_after(_BODY_SECONDS):
             return await _Begun(receiving, waits_for)
     except TimeoutError:
         raise _late() from None
@@ -78,7 +78,7 @@ class _Begun:
 async def _read_on(message: Message, receive: Receive, limit: int) -> bytes:
     chunks, size = [], 0
     try:
-        with anyio.fail_after(BODY_SECONDS):
+        with anyio.fail_after(_BODY_SECONDS):
             while True:
                 if message["type"] == "http.disconnect":
                     raise ClientGone
@@ -98,4 +98,4 @@ async def _read_on(message: Message, receive: Receive, limit: int) -> bytes:
 
 
 def _late() -> MalformedBody:
-    return MalformedBody(f"the body did not arrive within {BODY_SECONDS:g} s")
+    return MalformedBody(f"the body did not arrive within {_BODY_SECONDS:g} s")

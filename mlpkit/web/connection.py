@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from mlpkit.web.body import BODY_SECONDS
-
 if TYPE_CHECKING:
     from asyncio import TimerHandle
 
     from mlpkit.web.exchange import Header
     from mlpkit.web.express import Express, GiveUp
+
+_HELD_SECONDS = 1.0
+"""For so long a body is waited for here; then it is read with uvicorn's flow control and a limit of time."""
 
 
 class _Turn:
@@ -53,7 +54,7 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self._held is not None and self._deadline is None:
-            self._deadline = self.loop.call_later(BODY_SECONDS, self._let_go)
+            self._deadline = self.loop.call_later(_HELD_SECONDS, self._let_go)
 
     def on_headers_complete(self) -> None:
         if self._is_short():

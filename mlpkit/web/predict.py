@@ -32,6 +32,7 @@ _LONGEST_ID = 64
 _LONG = 1 << 16
 """Bytes from which on a body is not copied."""
 _FEW = 32
+"""So many letters are looked at one by one: beyond, the plain search is as fast."""
 
 
 class Envelope(msgspec.Struct):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -73,6 +74,18 @@ def test_a_prediction_in_pieces_is_answered_like_a_whole_one(connected: socket.s
         connected.sendall(request[:cut])
         connected.sendall(request[cut:])
         assert labels(connected.recv(1 << 16)) == ["in pieces"]
+
+
+def test_a_prediction_whose_body_pauses_is_read_to_its_end_all_the_same(connected: socket.socket) -> None:
+    request = prediction("after a pause")
+    connected.sendall(request[:-20])
+    # Longer than the connection holds it for the short way.
+    time.sleep(1.3)
+    connected.sendall(request[-20:])
+    received = connected.recv(1 << 16)
+    while b"}}" not in received:
+        received += connected.recv(1 << 16)
+    assert labels(received) == ["after a pause"]
 
 
 @pytest.mark.parametrize(
