@@ -35,6 +35,8 @@ from mlpkit.storage.room import Room
 
 _LONGEST_WAIT = 3600.0
 _NOTICEABLE = 0.05
+_REST = 20.0
+"""How many times as long as a look in vain took there is no other."""
 _MOST_KNOWN = 1000
 _Fingerprint = tuple[tuple[str, int, int, int, int], ...]
 """Name, inode, size and times of each file."""
@@ -65,9 +67,13 @@ class FileCache:
         try:
             for each in (self._entries, self._newest, self._making, self._locks, users):
                 each.mkdir(parents=True, exist_ok=True)
-            self._leases = Leases(users)
             self._room = Room(self._folder, self._entries)
-            self._clean()
+            self._leases = Leases(users)
+            try:
+                self._clean()
+            except BaseException:
+                self._leases.close()
+                raise
         except OSError as error:
             raise StorageError(f"the file cache cannot be used ({error}): check MLPKIT_CACHE_DIR") from error
         self._numbers = itertools.count()
@@ -87,18 +93,15 @@ class FileCache:
         """
         entry, subject = _digest(name), _digest(subject)
         if self._is_held_again(entry):
-            with self._translated(source):
+            with self._translated(source), self._released_by_failure(entry):
                 self._point(subject, entry)
             return self._files_of(entry)
         with self._translated(source), self._locked(entry):
             # Held before it is looked at: from here on nobody removes it.
             self._leases.hold(entry)
-            try:
+            with self._released_by_failure(entry):
                 while not self._is_there(entry, subject, source, make):
                     pass
-            except BaseException:
-                self._leases.release(entry)
-                raise
         return self._files_of(entry)
 
     def held(self, copy: Path) -> Path | None:
@@ -165,6 +168,14 @@ class FileCache:
         return False
 
     @contextlib.contextmanager
+    def _released_by_failure(self, entry: str) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._leases.release(entry)
+            raise
+
+    @contextlib.contextmanager
     def _translated(self, source: str) -> Iterator[None]:
         try:
             yield
@@ -194,7 +205,12 @@ class FileCache:
 
     def _halve(self) -> bool:
         """Removes entries that nobody holds until half of the cache is gone; False where there are none."""
+        before = self._room.total()
         with self._locked("eviction"):
+            now = self._room.total()
+            if before is not None and now is not None and now < before:
+                # Of all that find the disk full at the same moment, one makes place.
+                return True
             self._clean()
             removed = self._evict(lambda total: total // 2)
         if removed:
@@ -271,26 +287,36 @@ class FileCache:
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[Path]:
         """A new folder beside the entries, gone after the block unless it was renamed."""
-        folder = self._making / f"{self._leases.user}-{next(self._numbers)}"
+        folder = self._unused()
         folder.mkdir()
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def _unused(self) -> Path:
+        return self._making / f"{self._leases.user}-{next(self._numbers)}"
+
     def _discard(self, entry: str) -> None:
-        freed = self._room.freed_by(entry)
-        with self._scratch() as scratch, contextlib.suppress(FileNotFoundError), self._room.changing(-freed):
-            (self._entries / entry).rename(scratch / "gone")
+        # Renamed, and not into a new folder: a full disk may have no room for that.
+        freed, gone = self._room.freed_by(entry), self._unused()
+        try:
+            with contextlib.suppress(FileNotFoundError), self._room.changing(-freed):
+                (self._entries / entry).rename(gone)
+        finally:
+            shutil.rmtree(gone, ignore_errors=True)
 
     def _clean(self) -> None:
-        """Removes what users that were killed have left half-made."""
-        for user in self._leases.bury():
+        """Removes what users that were killed have left half-made; others may be at it too."""
+        for user in self._leases.dead():
             for folder in self._making.glob(f"{user}-*"):
-                if set(os.listdir(folder)) not in ({"files"}, {"newest"}):
-                    # It was killed while an entry came or went: who knows whether that is counted.
-                    self._room.forget()
-                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(FileNotFoundError):
+                    if set(os.listdir(folder)) not in ({"files"}, {"newest"}):
+                        # It was killed while an entry came or went: who knows whether that is counted.
+                        self._room.forget()
+                    shutil.rmtree(folder, ignore_errors=True)
+            # Last: without its user's file, a folder would be nobody's.
+            self._leases.bury(user)
 
     def _evict(self, wanted: Callable[[int], int]) -> int:
         """Removes entries until no more than the wanted number of bytes is left of the total; how many it removed."""
@@ -303,7 +329,7 @@ class FileCache:
             removed += entry not in held and self._remove_unless_held(entry)
             total = self._room.total() or 0
         if total > limit:
-            total = self._room.count()
+            total = self._room.total() or 0
         if total > self._limit:
             logger.warning(
                 "the file cache {} holds {} bytes, more than MLPKIT_CACHE_SIZE ({}): all of it is in use",
@@ -313,7 +339,7 @@ class FileCache:
             )
             # A look at a hundred thousand entries in vain is not taken again with every fetch.
             taken = time.monotonic() - began
-            self._full_until = time.monotonic() + 20 * taken if taken > _NOTICEABLE else 0.0
+            self._full_until = time.monotonic() + _REST * taken if taken > _NOTICEABLE else 0.0
         return removed
 
     def _remove_unless_held(self, entry: str) -> bool:

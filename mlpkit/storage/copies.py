@@ -99,30 +99,31 @@ class Copies:
             found = self._threads.each(lambda each: self._store.stat(bucket, each.key), stats.values())
             stats = dict(zip(stats, found, strict=True))
 
+        # Held until the folder is an entry: the files of an object that goes before that would be counted twice.
+        copies: list[Path] = []
+
         def make(folder: Path) -> dict[str, str]:
             digests: dict[str, str] = {}
 
             def link(each: tuple[str, ObjectStat]) -> None:
-                digests[each[0]] = self._link(each[1], folder / each[0])
+                copy, name = self._object(each[1]), _name(each[1].key)
+                copies.append(copy)
+                link_or_copy(copy / name, folder / each[0])
+                digests[each[0]] = self._cache.digests(copy)[name]
 
             self._threads.transfer(list(stats.items()), size=lambda each: each[1].size, move=link)
             return digests
 
-        return self._cache.obtain(
-            "\n".join([subject, *(f"{name}\n{_version(each)}" for name, each in stats.items())]),
-            subject=subject,
-            source=f"{self._store.place}: {bucket}/{start}",
-            make=make,
-        )
-
-    def _link(self, stat: ObjectStat, target: Path) -> str:
-        """Puts a copy of the object there; its digest."""
-        copy, name = self._object(stat), _name(stat.key)
         try:
-            link_or_copy(copy / name, target)
-            return self._cache.digests(copy)[name]
+            return self._cache.obtain(
+                "\n".join([subject, *(f"{name}\n{_version(each)}" for name, each in stats.items())]),
+                subject=subject,
+                source=f"{self._store.place}: {bucket}/{start}",
+                make=make,
+            )
         finally:
-            self._cache.release(copy)
+            for copy in copies:
+                self._cache.release(copy)
 
     def _chosen(self, bucket: str, start: str, only: Collection[str] | None) -> dict[str, ObjectStat]:
         """What is below `start`, by safe relative names; exactly `only` where that is given."""

@@ -35,8 +35,13 @@ class Leases:
         # It gets its name once it is locked: before that, everybody would take it for a dead user's.
         unlocked = folder / f".{self.user}"
         self._file = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        unlocked.rename(folder / self.user)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            unlocked.rename(folder / self.user)
+        except BaseException:
+            os.close(self._file)
+            unlocked.unlink(missing_ok=True)
+            raise
 
     def hold(self, entry: str) -> None:
         """The entry is in use from now on; call it under the entry's lock. Each `hold` needs a `release`.
@@ -83,12 +88,13 @@ class Leases:
                 held |= _entries_of(file)
         return held
 
-    def bury(self) -> list[str]:
-        """Removes the files of dead users; their names."""
-        dead = [file for file in self._files() if file.name != self.user and _is_dead(file)]
-        for file in dead:
-            file.unlink(missing_ok=True)
-        return [file.name for file in dead]
+    def dead(self) -> list[str]:
+        """The names of the users that are dead and not buried."""
+        return [file.name for file in self._files() if file.name != self.user and _is_dead(file)]
+
+    def bury(self, user: str) -> None:
+        """Removes the file of a dead user; others may have done so."""
+        (self._folder / user).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Releases everything."""

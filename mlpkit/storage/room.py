@@ -45,13 +45,17 @@ class Room:
         """The block moves an entry of so many bytes in, or of so many less than none out: both happen, or neither."""
         with locked(f"{self._usage}.lock", _LONGEST_WAIT):
             total = self.total()
-            if total is not None:
-                self._write(max(0, total + count))
+            changed = None if total is None else max(0, total + count)
+            # Before an entry comes and after one has gone: a scratch folder holds it as long as the account is wrong.
+            if count > 0:
+                self._write(changed)
             try:
                 yield
             except BaseException:
                 self._write(total)
                 raise
+            if count < 0:
+                self._write(changed)
 
     def forget(self) -> None:
         """Makes the next who asks count."""
@@ -60,30 +64,22 @@ class Room:
 
     def count(self) -> int:
         """Looks at every file of every entry: the bytes of all entries."""
-        sizes: dict[int, int] = {}
-        with locked(f"{self._usage}.lock", _LONGEST_WAIT):
-            for entry in os.scandir(self._entries):
-                # Entries may go meanwhile; and where a folder cannot be read, the others still can.
-                with contextlib.suppress(OSError):
-                    sizes.update((each.st_ino, each.st_size) for each in _files_below(f"{entry.path}/files"))
-            total = sum(sizes.values())
-            self._write(total)
-        return total
+        return self._look()[0]
 
     def oldest(self) -> Iterator[str]:
         """The entries' names, the least recently used first, each once; one that is taken is not given again soon.
 
-        They come from the file `oldest` as long as that has any, then from a look at all entries. Only one process at
-        a time may ask.
+        They come from the file `oldest` as long as that has any, then from a look at all entries, which also counts
+        them. Only one process at a time may ask.
         """
         yield from self._popped()
-        found = self._in_order()
+        found = self._look()[1]
         few = found[: max(_FEWEST, len(found) // 4)]
         if not self._push(few):
             few = []
         yield from self._popped()
         if len(few) < len(found):
-            yield from (name for _, name in self._in_order())
+            yield from (name for _, name in self._look()[1])
 
     def freed_by(self, entry: str) -> int:
         """The bytes that are free once the entry is gone: those of files that no other entry shares."""
@@ -93,13 +89,20 @@ class Room:
             return 0
         return sum(each.st_size for each in files if each.st_nlink == 1)
 
-    def _in_order(self) -> list[tuple[int, str]]:
-        """All entries' last uses in ns and names, the least recently used first."""
-        found = []
-        for name in os.listdir(self._entries):
-            with contextlib.suppress(OSError):
-                found.append((os.stat(f"{self._entries}/{name}/meta.json").st_mtime_ns, name))
-        return sorted(found)
+    def _look(self) -> tuple[int, list[tuple[int, str]]]:
+        """The bytes of all entries; their last uses in ns and names, the least recently used first."""
+        sizes: dict[int, int] = {}
+        uses: list[tuple[int, str]] = []
+        with locked(f"{self._usage}.lock", _LONGEST_WAIT):
+            for entry in os.scandir(self._entries):
+                # Entries may be damaged; and where a folder cannot be read, the others still can.
+                with contextlib.suppress(OSError):
+                    sizes.update((each.st_ino, each.st_size) for each in _files_below(f"{entry.path}/files"))
+                with contextlib.suppress(OSError):
+                    uses.append((os.stat(f"{entry.path}/meta.json").st_mtime_ns, entry.name))
+            total = sum(sizes.values())
+            self._write(total)
+        return total, sorted(uses)
 
     def _write(self, total: int | None) -> None:
         with _opened(self._usage) as file:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from mlpkit.errors import ArgumentError, ObjectNotFound, SettingsError
+from mlpkit.errors import ArgumentError, ObjectNotFound, SettingsError, StorageError
 from mlpkit.injection import service
 from mlpkit.settings import Settings
 from mlpkit.storage.cache import FileCache
@@ -140,18 +140,18 @@ class Storage:
     def delete(self, path: str, recursive: bool = False) -> int:
         """Removes the object, and with `recursive` everything below it; how many there were (none is no error)."""
         bucket, key = checked_path(path.removesuffix("/") if recursive else path)
-        store = self._parts().store
+        parts = self._parts()
         keys = [key] if self.exists(f"{bucket}/{key}") else []
         if recursive:
             try:
-                keys += [each.key for each in store.list(bucket, f"{key}/")]
+                keys += [each.key for each in parts.store.list(bucket, f"{key}/")]
             except ObjectNotFound:
                 return 0
         if keys:
             try:
-                store.delete(bucket, keys)
+                parts.store.delete(bucket, keys)
             finally:
-                self._parts().copies.changed(bucket, keys)
+                parts.copies.changed(bucket, keys)
         return len(keys)
 
     def presign(self, path: str, expires: int = 3600) -> str:
@@ -189,23 +189,28 @@ class Storage:
             if self._made is None or self._made.process != os.getpid():
                 store, threads = _store_of(self._settings), Threads(_TRANSFERS_AT_A_TIME)
                 cache = FileCache(self._settings.cache_path, self._settings.cache_size)
-                trust = Trust(self._settings.cache_path / "changes", store.place, self._settings.cache_trust)
+                try:
+                    trust = Trust(self._settings.cache_path / "changes", store.place, self._settings.cache_trust)
+                except OSError as error:
+                    cache.close()
+                    raise StorageError(f"the file cache cannot be used ({error}): check MLPKIT_CACHE_DIR") from error
                 copies = Copies(store, cache, threads, trust, offline=self._settings.cache_offline)
                 self._made = _Parts(store, copies, threads, os.getpid())
             return self._made
 
     def _save(self, source: Path, bucket: str, key: str) -> None:
-        store = self._parts().store
+        # Asked for once: a storage that is closed meanwhile is not opened again.
+        parts = self._parts()
         try:
-            store.upload(source, bucket, key)
+            parts.store.upload(source, bucket, key)
         except ObjectNotFound:
             if bucket not in (self._settings.model_bucket, self._settings.data_bucket):
                 raise
-            store.make_bucket(bucket)
-            store.upload(source, bucket, key)
+            parts.store.make_bucket(bucket)
+            parts.store.upload(source, bucket, key)
         finally:
             # Also where it failed: the store may have it all the same.
-            self._parts().copies.changed(bucket, [key])
+            parts.copies.changed(bucket, [key])
 
 
 def open_storage(settings: Settings) -> Storage:

@@ -86,8 +86,12 @@ class Trust:
             logger.warning("{} is out of date until MLPKIT_CACHE_TRUST is over ({})", self._file, error)
 
     def _stamp(self, place: int) -> bytes:
-        with self._opened() as changes:
-            return os.pread(changes, _STAMP, place * _STAMP)
+        try:
+            with self._opened() as changes:
+                return os.pread(changes, _STAMP, place * _STAMP)
+        except OSError:
+            # Equal to none: the store is asked, and the cache says in its own words what is wrong with the disk.
+            return os.urandom(_STAMP)
 
     def _place(self, path: str) -> int:
         return zlib.crc32(f"{self._store}\n{path}".encode()) % _STAMPS

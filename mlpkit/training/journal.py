@@ -147,7 +147,7 @@ class Journal:
         try:
             yield
         except (sqlite3.Error, OSError, ValueError) as error:
-            full = "full" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
+            full = "disk is full" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
             advice = ": free some space on that disk" if full else ""
             raise JournalError(f"the journal {self.path} cannot be {what}: {error}{advice}") from error
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -123,6 +123,18 @@ def test_cache_without_room_for_one_more_name_says_so(tmp_path: Path, mounted: E
     assert [ask(service.client, name) for name in ("old", "m")] == [
         {f"{name}.bin": digest(b"content")} for name in ("old", "m")
     ]
+
+
+def test_cache_without_room_for_one_more_folder_makes_place(tmp_path: Path, mounted: ExitStack) -> None:
+    paths = [put(tmp_path / "home", f"{number}.bin", b"content") for number in range(6)]
+    disk = mounted.enter_context(small_disk(tmp_path / "cache", "8m,nr_inodes=80"))
+    with closing(open_storage(Settings(home=tmp_path / "home", cache_dir=disk.folder))) as storage:
+        for path in paths[:-1]:
+            storage.release(storage.fetch(path))
+        locks_of_the_entry_and_of_eviction = 2
+        for number in range(os.statvfs(disk.folder).f_favail - locks_of_the_entry_and_of_eviction):
+            (disk.folder / f"filler-{number}").touch()
+        assert storage.fetch(paths[-1]).read_bytes() == b"content"
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mlpkit.settings import Settings, encode_settings
 from mlpkit.storage.cache import FileCache
 from mlpkit.storage.digests import BLOCK, BlockDigest, combined, digest_of
 from mlpkit.storage.room import Room
+from tests.servers import Relay, wait_until
 from tests.storage.conftest import OpenStorage
 
 KIB = 1 << 10
@@ -118,7 +120,8 @@ def test_a_process_that_was_killed_while_an_entry_came_or_went_makes_the_cache_c
         storage.release(storage.fetch(path))
     storage.close()
     dead = filled.cache_path / "making" / "dead-0"
-    (dead / "gone").mkdir(parents=True)
+    (dead / "files").mkdir(parents=True)
+    (dead / "meta.json").touch()
     (filled.cache_path / "users" / "dead").touch()
     with _room(filled).changing(70 * KIB):
         pass
@@ -127,6 +130,56 @@ def test_a_process_that_was_killed_while_an_entry_came_or_went_makes_the_cache_c
 
     assert not dead.exists()
     assert _room(filled).total() == _held(filled) == 50 * KIB
+
+
+@pytest.mark.parametrize("drift", [70 * KIB, -50 * KIB])
+def test_an_account_that_is_wrong_is_right_after_the_next_look_at_all_entries(
+    filled: Settings, opened: OpenStorage, drift: int
+) -> None:
+    storage = opened(filled)
+    for path in _paths(filled, range(90)):
+        storage.release(storage.fetch(path))
+    with _room(filled).changing(drift):
+        pass
+
+    for path in _paths(filled, range(90, 200)):
+        storage.release(storage.fetch(path))
+
+    assert _room(filled).total() == _held(filled) == 100 * KIB
+
+
+def test_objects_of_a_folder_that_others_evict_while_it_is_fetched_are_not_counted_twice(
+    relay: Relay, s3_settings: Settings, opened: OpenStorage, tmp_path: Path
+) -> None:
+    (tmp_path / "tree").mkdir()
+    for name in ("early", "late"):
+        (tmp_path / "tree" / name).write_bytes(os.urandom(KIB))
+    settings = s3_settings.with_options(minio_host=relay.endpoint)
+    storage, hungry = opened(settings), opened(settings.with_options(cache_size=1))
+    storage.save_dir(tmp_path / "tree", f"{settings.data_bucket}/d")
+    storage.save(tmp_path / "tree" / "early", f"{settings.data_bucket}/other")
+    fetching = threading.Thread(target=lambda: storage.fetch_dir(f"{settings.data_bucket}/d"))
+
+    with relay.held("/d/late"):
+        fetching.start()
+        early = "*/files/early"
+        making, entries = settings.cache_path / "making", settings.cache_path / "entries"
+        wait_until(lambda: any(entries.glob(early)) and any(making.glob(early)), "one object is there, and linked")
+        hungry.release(hungry.fetch(f"{settings.data_bucket}/other"))
+    fetching.join(30)
+
+    assert _room(settings).total() == _held(settings)
+
+
+def test_an_entry_is_counted_before_it_comes_and_until_it_has_gone(tmp_path: Path) -> None:
+    (tmp_path / "entries").mkdir()
+    room = Room(tmp_path, tmp_path / "entries")
+    room.count()
+    with room.changing(10):
+        assert room.total() == 10
+    with room.changing(-10):
+        assert room.total() == 10
+    assert room.total() == 0
 
 
 def test_a_change_that_fails_is_not_counted(tmp_path: Path) -> None:
@@ -154,11 +207,14 @@ def test_an_account_and_an_order_that_are_nonsense_are_made_again(filled: Settin
     assert _room(filled).total() == _held(filled) == 100 * KIB
 
 
-def test_a_cache_whose_entries_are_all_in_use_is_not_looked_through_with_every_fetch(tmp_path: Path) -> None:
+def test_a_cache_whose_entries_are_all_in_use_is_not_looked_through_with_every_fetch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlpkit.storage.cache._NOTICEABLE", 0.0)
+    monkeypatch.setattr("mlpkit.storage.cache._REST", 1e9)
     cache = FileCache(tmp_path / "cache", limit=1)
     cache.obtain("a", subject="a", source="a", make=_one_file)
     cache.keep_limit()
-    cache._full_until = float("inf")
     (tmp_path / "cache" / "oldest").unlink()
 
     cache.keep_limit()

@@ -138,6 +138,22 @@ def test_a_save_while_the_store_is_asked_leaves_no_trust(tmp_path: Path) -> None
     assert trust.known("subject") == tmp_path
 
 
+def test_without_the_file_of_stamps_nothing_is_trusted_and_nothing_fails(
+    folder_settings: Settings, opened: OpenStorage, tmp_path: Path
+) -> None:
+    trusting, path = folder_settings.with_options(cache_trust=3600.0), f"{folder_settings.data_bucket}/k"
+    storage, elsewhere = opened(trusting), opened(trusting.with_options(cache_dir=tmp_path / "another cache"))
+    seen = []
+    for version in (b"first", b"second", b"third"):
+        (tmp_path / "local").write_bytes(version)
+        elsewhere.save(tmp_path / "local", path)
+        seen.append(storage.fetch(path).read_bytes())
+        if version == b"first":
+            (trusting.cache_path / "changes").unlink()
+            (trusting.cache_path / "changes").mkdir()
+    assert seen == [b"first", b"second", b"third"]
+
+
 def test_loading_a_model_always_asks(
     storage: Storage, trusting: Settings, data: str, tmp_path: Path, opened: OpenStorage
 ) -> None:

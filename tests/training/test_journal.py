@@ -76,6 +76,13 @@ def test_file_that_is_no_journal_is_an_error_that_names_it(tmp_path: Path) -> No
         Journal(tmp_path)
 
 
+def test_only_a_full_disk_is_advised_to_be_freed(tmp_path: Path) -> None:
+    (tmp_path / "fuller").write_text("no folder")
+    with pytest.raises(JournalError, match="fuller") as caught:
+        Journal(tmp_path / "fuller" / "home")
+    assert "free some space" not in str(caught.value)
+
+
 def test_home_is_private(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "home")
     assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
