@@ -126,15 +126,16 @@ def test_cache_without_room_for_one_more_name_says_so(tmp_path: Path, mounted: E
 
 
 def test_cache_without_room_for_one_more_folder_makes_place(tmp_path: Path, mounted: ExitStack) -> None:
-    paths = [put(tmp_path / "home", f"{number}.bin", b"content") for number in range(6)]
     disk = mounted.enter_context(small_disk(tmp_path / "cache", "8m,nr_inodes=80"))
     with closing(open_storage(Settings(home=tmp_path / "home", cache_dir=disk.folder))) as storage:
-        for path in paths[:-1]:
-            storage.release(storage.fetch(path))
+        # Of one object, so that no entry but the last has a pointer that would make place by going first.
+        for number in range(1, 6):
+            storage.release(storage.fetch(put(tmp_path / "home", "old.bin", b"." * number)))
         locks_of_the_entry_and_of_eviction = 2
         for number in range(os.statvfs(disk.folder).f_favail - locks_of_the_entry_and_of_eviction):
             (disk.folder / f"filler-{number}").touch()
-        assert storage.fetch(paths[-1]).read_bytes() == b"content"
+        assert storage.fetch(put(tmp_path / "home", "new.bin", b"content")).read_bytes() == b"content"
+    assert half_made(disk.folder) == []
 
 
 @pytest.fixture

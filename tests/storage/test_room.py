@@ -110,6 +110,7 @@ def test_the_account_is_exact_with_folders_that_share_files(filled: Settings, op
         storage.release(storage.fetch_dir(filled.data_bucket, only=only))
         storage.release(storage.fetch(f"{filled.data_bucket}/{number}"))
         assert _room(filled).total() == _held(filled) <= 100 * KIB
+    assert list((filled.cache_path / "making").iterdir()) == []
 
 
 def test_a_process_that_was_killed_while_an_entry_came_or_went_makes_the_cache_count_again(
