@@ -135,8 +135,8 @@ class LogOutput:
                 self._flush()
 
     def _flush(self) -> None:
-        text = "".join(map(self._format, self._waiting))
-        self._waiting.clear()
+        waiting, self._waiting = self._waiting, []
+        text = "".join(map(self._format, waiting))
         with contextlib.suppress(OSError, ValueError):
             try:
                 self._stream.write(text)

@@ -245,28 +245,32 @@ class _Process:
                     os.read(self._ends, 4096)
                     self._tell_ends()
                 elif descriptor == self._requests.fileno():
-                    birth = self._take()
+                    birth = self._take(waiting)
                     if birth is not None:
                         return birth
-                    newest = next(reversed(self._lines.values()))
-                    waiting.register(newest.fileno(), 0)
                 else:
                     waiting.unregister(descriptor)
                     self._let_go(descriptor)
 
-    def _take(self) -> Birth | None:
+    def _take(self, waiting: select.poll) -> Birth | None:
         """Forks for the next request: what the child is, in the child."""
         message, descriptors, _, _ = socket.recv_fds(self._requests, _LARGEST_REQUEST, 3)
         if not message:
             os._exit(0)
-        line = socket.socket(fileno=descriptors[0])
-        pid = os.fork()
+        try:
+            # Where the machine has no room for a process, or for its descriptors, the server hears that its line has
+            # ended, and a fresh interpreter will say why it cannot be.
+            pid = os.fork() if len(descriptors) == 3 else -1
+        except OSError:
+            pid = -1
         if pid:
-            self._lines[pid] = line
-            for each in descriptors[1:]:
+            for each in descriptors if pid < 0 else descriptors[1:]:
                 os.close(each)
+            if pid > 0:
+                self._lines[pid] = socket.socket(fileno=descriptors[0])
+                waiting.register(descriptors[0], 0)
             return None
-        self._leave(line, *descriptors[1:])
+        self._leave(socket.socket(fileno=descriptors[0]), *descriptors[1:])
         return msgspec.msgpack.decode(message, type=Birth)
 
     def _leave(self, line: socket.socket, channel: int, output: int) -> None:

@@ -160,12 +160,18 @@ async def start_child(
 def prepare() -> None:
     """Does now what the first `start_child` would wait for, where this system lets it; returns at once."""
     before = _nursery.pid
-    with contextlib.suppress(NurseryGone):
-        if _nursery.start():
-            if before is not None:
-                _guard.forget(before)
-            assert _nursery.pid is not None
-            _guard.watch(_nursery.pid)
+    try:
+        started = _nursery.start()
+    except NurseryGone:
+        started = False
+    else:
+        if not started:
+            return
+    if before is not None:
+        _guard.forget(before)
+    if started:
+        assert _nursery.pid is not None
+        _guard.watch(_nursery.pid)
 
 
 async def _started(

@@ -155,9 +155,10 @@ class Host:
 
         try:
             value, close = await self._open(plan, fields, service)
-        except MlpkitError as error:
-            logger.error("load of model {!r} failed: {}", request.model_id, error_text(error))
+        except BaseException as error:
             self._release(files)
+            if isinstance(error, MlpkitError):
+                logger.error("load of model {!r} failed: {}", request.model_id, error_text(error))
             raise
         predictor = Predictor(algorithm, request.model_id, value, self._around, self._send, inline=self._inline)
         self._models[request.model_id] = _Hosted(predictor, close, files)

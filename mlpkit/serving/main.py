@@ -59,9 +59,14 @@ async def _serve() -> None:
 
     def on_close() -> None:
         stopped.set()
+        requests.put_nowait(b"")
 
     channel = await AsyncChannel.connect(channel_of_child(), on_messages, on_close)
-    start = decode_request(await requests.get())
+    first = await requests.get()
+    if not first:
+        # The server is gone already.
+        return
+    start = decode_request(first)
     assert isinstance(start, Start)
     loop = asyncio.get_running_loop()
 
@@ -84,8 +89,8 @@ async def _serve() -> None:
         else:
             host.take(request)
 
-    while not requests.empty():
-        take_request(decode_request(requests.get_nowait()))
+    while not requests.empty() and (message := requests.get_nowait()):
+        take_request(decode_request(message))
     take.append(take_request)
     channel.send(encode(Ready()))
     await stopped.wait()

@@ -33,6 +33,8 @@ _TOGETHER = 64
 _LARGEST_BATCH = 64 << 20
 """Bytes of `features` from which on a batch gets no more items: it crosses the channel as one message."""
 _LARGEST_GROUP = 1 << 16
+_LARGEST_NUMBER = 8
+"""Items of a group: one that hangs, or all that become slow at once, are held against one limit of time."""
 _GROUP_SECONDS = 0.0005
 """What a group may take: nobody's answer waits longer for those of the others in it."""
 _SPIN = 0.0015
@@ -143,6 +145,8 @@ class Model:
         while self.waiting:
             replica = self._free_replica()
             if replica is None:
+                # Whoever becomes free dispatches; nobody lingers for a replica that is gone.
+                self._lingering = 0.0
                 return
             if self._batches and len(self.waiting) < min(self._company, self._largest) and self._wait_for_company():
                 return
@@ -223,7 +227,7 @@ class Model:
         """Items that a replica with so much room gets in one message, and works off one after the other."""
         most = 1
         if self._at_once == 1 and self._usual > 0.0:
-            most = max(1, min(room, int(_GROUP_SECONDS / self._usual)))
+            most = max(1, min(room, _LARGEST_NUMBER, int(_GROUP_SECONDS / self._usual)))
         return self._next_batch(most, _LARGEST_GROUP)
 
     def _send(self, replica: Replica) -> None:

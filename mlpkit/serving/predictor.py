@@ -35,6 +35,8 @@ _SLOW = 0.02
 """Seconds from which on a synchronous handler runs in a thread: handing it over costs a thousandth of that."""
 _TURN = 0.001
 """Seconds for which quick handlers may run before the loop gets to write their answers."""
+_PAUSE = 0.0001
+"""Requests that come sooner after each other than so many seconds are of the same turn of the loop."""
 _TOGETHER = 64
 """How many `async def` predictions of one model run at the same time."""
 _NULL = b"null"
@@ -78,12 +80,13 @@ class Predictor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: deque[Predict] = deque()
         self._running, self._scheduled, self._usual = 0, False, 0.0
+        self._turn_began = self._turn_ended = 0.0
 
     def take(self, request: Predict) -> None:
         """Begins with a request, or keeps it until the ones before it are done."""
         self._waiting.append(request)
         if not self._scheduled:
-            self._go_on()
+            self._work()
 
     def close(self) -> None:
         """Lets go of the model."""
@@ -93,6 +96,10 @@ class Predictor:
 
     def _go_on(self) -> None:
         self._scheduled = False
+        self._turn_began = 0.0
+        self._work()
+
+    def _work(self) -> None:
         # The first call runs in a thread too: nobody knows how long it takes.
         if self._inline and 0.0 < self._usual < _SLOW and self._running == 0:
             self._take_turn()
@@ -102,16 +109,15 @@ class Predictor:
             self._begin(self._waiting.popleft())
 
     def _take_turn(self) -> None:
-        end = time.perf_counter() + _TURN
-        while self._waiting:
-            request = self._waiting.popleft()
-            answer = self._answer(request)
-            self._send(answer)
-            if time.perf_counter() > end:
-                break
-        if self._waiting:
-            self._scheduled = True
-            self._loop.call_soon(self._go_on)
+        now = time.perf_counter()
+        if now - self._turn_ended > _PAUSE or not self._turn_began:
+            self._turn_began = now
+        while self._waiting and not self._scheduled:
+            self._send(self._answer(self._waiting.popleft()))
+            self._turn_ended = time.perf_counter()
+            if self._turn_ended - self._turn_began > _TURN:
+                self._scheduled = True
+                self._loop.call_soon(self._go_on)
 
     def _begin(self, request: Predict) -> None:
         if self._is_async:
@@ -133,7 +139,7 @@ class Predictor:
         self._running -= 1
         self._send(answer)
         if not self._scheduled:
-            self._go_on()
+            self._work()
 
     def _answer(self, request: Predict) -> Answer:
         started = time.perf_counter()

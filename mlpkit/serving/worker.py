@@ -202,7 +202,7 @@ class ProcessWorker:
 
     def _on_close(self) -> None:
         self.ready = False
-        if self._held or not self._is_started():
+        if not self._asked:
             # The exit code is a moment away; what the callers are told should hold it.
             self._closing = asyncio.get_running_loop().create_task(self._say_why())
 

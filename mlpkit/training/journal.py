@@ -33,6 +33,8 @@ CREATE TABLE job (
 CREATE INDEX job_by_state ON job (state, number);
 CREATE INDEX job_by_algorithm ON job (algorithm, number);
 """
+_CLAIM_SECONDS = 2.0
+"""How long the home may still be held: a service that was just killed may have been starting a process."""
 _LONGEST_WAIT = 10.0
 _decoder = msgspec.json.Decoder(Job)
 
@@ -48,7 +50,7 @@ class Journal:
     def __init__(self, home: Path) -> None:
         self.path = home / "jobs.db"
         self._writing, self._reading = threading.Lock(), threading.Lock()
-        self._lock = filelock.FileLock(home / "service.lock", timeout=0, thread_local=False)
+        self._lock = filelock.FileLock(home / "service.lock", timeout=_CLAIM_SECONDS, thread_local=False)
         with self._translated("opened"):
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._claim(home)

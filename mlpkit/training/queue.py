@@ -261,6 +261,9 @@ class TrainingQueue:
                     problem = self._why_not_again(place.job)
                     outcome = Outcome("error", problem) if problem else await self._take_turn(place)
                     while outcome is not None and outcome.lost and not self._why_not_again(place.job):
+                        if self._closing.is_set():
+                            outcome = None
+                            break
                         place.job = place.job.moved("init", started=None, progress=None)
                         await self._write(place.job)
                         outcome = await self._take_turn(place)
@@ -363,7 +366,7 @@ class TrainingQueue:
         keep = self._settings.jobs_keep
         while keep and not self._closing.is_set():
             try:
-                while await self._on_disk(lambda: self._remove_some(time.time() - keep)):
+                while await self._on_disk(lambda: self._remove_some(time.time() - keep)) and not self._closing.is_set():
                     pass
             except (MlpkitError, OSError) as error:
                 logger.error("old jobs cannot be removed: {}", error)

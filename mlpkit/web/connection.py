@@ -25,10 +25,10 @@ _HELD_SECONDS = 1.0
 class _Turn:
     """A prediction's place in the order of answers: what uvicorn asks the present request of a connection."""
 
-    __slots__ = ("disconnected", "keep_alive", "message_event", "more_body", "response_complete")
+    __slots__ = ("disconnected", "keep_alive", "message_event", "response_complete")
 
     def __init__(self, keep_alive: bool) -> None:
-        self.keep_alive, self.more_body = keep_alive, True
+        self.keep_alive = keep_alive
         self.disconnected = self.response_complete = False
         self.message_event = self
 
@@ -72,7 +72,15 @@ class Connection(HttpToolsProtocol):
             and self.parser.get_http_version() == "1.1"
             and not self.expect_100_continue
             and not self.flow.write_paused
+            and self._express.lets_in(self._named_scope())
         )
+
+    def _named_scope(self) -> Any:
+        """The scope as far as uvicorn has filled it, with what it would add for this request."""
+        scope: Any = self.scope
+        scope["method"], scope["path"], scope["raw_path"] = "POST", self._express.path, self._raw_path
+        scope["query_string"] = b""
+        return scope
 
     def on_body(self, body: bytes) -> None:
         if self._held is None:
@@ -91,16 +99,14 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._let_go()
         super().connection_lost(exc)
-        if self._give_up is not None:
-            self._give_up()
+        give_up, self._give_up = self._give_up, None
+        if give_up is not None:
+            give_up()
 
     def _predict(self, turn: _Turn) -> bool:
         """Whether the prediction that is held has begun."""
-        scope: Any = self.scope
-        scope["method"], scope["path"], scope["raw_path"] = "POST", self._express.path, self._raw_path
-        scope["query_string"] = b""
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._give_up = self._express.begin(scope, body, partial(self._send, turn))
+        self._give_up = self._express.begin(self._named_scope(), body, partial(self._send, turn))
         if self._give_up is None:
             return False
         self._forget()
@@ -109,10 +115,11 @@ class Connection(HttpToolsProtocol):
     def _let_go(self) -> None:
         """Gives a prediction to uvicorn, if one is held, with what has arrived of its body."""
         if self._held is not None:
-            parts = self._parts
+            turn, parts = self._held, self._parts
             self._forget()
             self.cycle = None
             super().on_headers_complete()
+            self.cycle.keep_alive &= turn.keep_alive
             for each in parts:
                 super().on_body(each)
 
@@ -124,6 +131,8 @@ class Connection(HttpToolsProtocol):
 
     def _send(self, turn: _Turn, status: int, headers: list[Header], body: bytes) -> None:
         """Sends a whole answer, and lets the next request have its turn."""
+        # It holds the request, which may be long, and would keep it for as long as the connection is idle.
+        self._give_up = None
         if turn.disconnected:
             return
         lines = [b"%b: %b\r\n" % header for header in headers]

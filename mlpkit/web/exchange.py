@@ -16,7 +16,7 @@ Header = tuple[bytes, bytes]
 
 
 class Exchange:
-    """What is known of a request, and what became of it; in `scope["exchange"]` too.
+    """What is known of a request, and what became of it; under ASGI it is in `scope["exchange"]`.
 
     `caller_uuid` is the uuid that the caller sent, or None; `uuid` the one in the log, which is never missing once the
     request was admitted. `started` is in seconds of `perf_counter`, `sent` in bytes.
@@ -36,7 +36,6 @@ class Exchange:
     )
 
     def __init__(self, scope: Scope) -> None:
-        scope["exchange"] = self
         self.scope, self.started = scope, perf_counter()
         self.headers: list[Header] = []
         self.caller_uuid: str | None = None

@@ -2,7 +2,7 @@
 
 An ASGI server makes a task, an event, a queue of messages and a handful of coroutines for every request. A prediction
 that has arrived whole needs none of them: what `Edge` and `Predict` do for it never waits, but for the model itself.
-Whatever is not plain (a broken body, a form, a full queue) is left to the ASGI way, which begins anew.
+Whatever is not plain (a broken body, a form, a wrong token) is left to the ASGI way, which begins anew.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from mlpkit.serving import Outcome
     from mlpkit.web.middleware import Edge
+    from mlpkit.web.predict import Envelope
 
 Send = Callable[[int, list[Header], bytes], None]
 """Sends a whole answer: its status, its headers, its body."""
@@ -34,6 +35,19 @@ class Express:
     def __init__(self, edge: Edge) -> None:
         self._edge, self._predict = edge, edge.predict
         self.path, self.limit = edge.predict_path, edge.predict.limit
+
+    def lets_in(self, scope: Scope) -> bool:
+        """Whether the head of a request gives no reason to refuse it before its body is there."""
+        if self._edge.is_open:
+            return True
+        reset = request_uuid.set("-")
+        try:
+            self._edge.admit(Exchange(scope))
+        except MlpkitError:
+            return False
+        finally:
+            request_uuid.reset(reset)
+        return True
 
     def begin(self, scope: Scope, body: bytes, send: Send) -> GiveUp | None:
         """Begins a prediction, which `send` answers; None where the ASGI way must."""
@@ -55,17 +69,25 @@ class Express:
 
         reset = request_uuid.set("-")
         try:
-            self._edge.admit(exchange)
-            request = self._predict.plain(exchange, body)
+            request = self._read(exchange, body)
             if request is None:
                 return None
             prediction = self._predict.begin(exchange, request, settle)
-        except Exception:
-            # It happens again on the ASGI way, which knows how to say so.
-            return None
+        except MlpkitError as error:
+            self._fail(exchange, error, send)
+            return _nothing
         finally:
             request_uuid.reset(reset)
         return give_up
+
+    def _read(self, exchange: Exchange, body: bytes) -> Envelope | None:
+        """The request, admitted and checked; None where the ASGI way must refuse it, or read it in another way."""
+        try:
+            self._edge.admit(exchange)
+            return self._predict.plain(exchange, body)
+        except Exception:
+            # It happens again there.
+            return None
 
     def _fail(self, exchange: Exchange, error: MlpkitError | ClientGone, send: Send) -> None:
         with uuid_bound(exchange.uuid):
@@ -73,3 +95,7 @@ class Express:
             if answer is not None:
                 send(answer.status, exchange.answered(answer), answer.body)
             self._edge.note(exchange)
+
+
+def _nothing() -> None:
+    """Gives up what has been answered."""

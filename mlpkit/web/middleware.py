@@ -51,7 +51,7 @@ class Edge:
         if scope["type"] != "http":
             await _refuse_other(scope, receive, send)
             return
-        exchange = Exchange(scope)
+        exchange = scope["exchange"] = Exchange(scope)
         reset = request_uuid.set("-")
         try:
             self.admit(exchange)
@@ -67,6 +67,11 @@ class Edge:
         finally:
             self.note(exchange)
             request_uuid.reset(reset)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether every request may enter."""
+        return not self._token and self._state.phase == "ready"
 
     def answer_to(self, exchange: Exchange, error: BaseException) -> Answer | None:
         """The answer to a request that failed; None where one is under way already, or nobody is left to get it."""

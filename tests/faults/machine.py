@@ -142,6 +142,9 @@ def _is_empty(group: MemoryGroup, parent: Path) -> bool:
 
 
 def _mount(*arguments: str) -> None:
-    done = subprocess.run(["mount", *arguments], capture_output=True, text=True)
+    try:
+        done = subprocess.run(["mount", *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        impossible("there is no program to mount with")
     if done.returncode:
         impossible(f"nothing can be mounted: {done.stderr.strip()}")

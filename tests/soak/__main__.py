@@ -80,11 +80,15 @@ def make(scene: Scene, trouble: Callable[[], None]) -> None:
 
 def progress(scene: Scene, gauge: Gauge, now: float) -> str:
     """One line about a soak that goes on."""
-    record, last = scene.record, gauge.samples[-1]
-    return (
+    record = scene.record
+    text = (
         f"{now:5.0f} s: {len(record.asks)} requests, {len(record.trainings)} jobs, {len(record.troubles)} troubles, "
-        f"{len(record.wrong)} wrong; server {last.server_memory:.0f} MiB, eldest worker {last.worker_memory:.0f} MiB"
+        f"{len(record.wrong)} wrong"
     )
+    if gauge.samples:
+        last = gauge.samples[-1]
+        text += f"; server {last.server_memory:.0f} MiB, eldest worker {last.worker_memory:.0f} MiB"
+    return text
 
 
 def report(scene: Scene, gauge: Gauge, jobs: Counter[str], seconds: float) -> None:

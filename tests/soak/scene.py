@@ -139,7 +139,10 @@ class Scene:
         nurseries = [each for each in self.service.family() if "mlpkit.nursery" in each.cmdline()]
         if nurseries:
             with self.record.trouble("worker", "kill -9 of the nursery"):
-                self._kill(min(nurseries, key=lambda each: each.create_time()))
+                before = self._restarts()
+                min(nurseries, key=lambda each: each.create_time()).kill()
+                wait_until(lambda: self._restarts() > before, "the service has noticed", 5)
+                self._recover()
 
     def stop_store(self, chance: random.Random) -> None:
         """The store hangs, or is gone, for a few seconds."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -47,7 +49,7 @@ class Home:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
-    nursery = Nursery("mlpkit.channel")
+    nursery = Nursery("mlpkit.channel", "random")
     monkeypatch.setattr("mlpkit.process._nursery", nursery)
     monkeypatch.syspath_prepend(tmp_path)
     yield Home(tmp_path, nursery)
@@ -91,9 +93,30 @@ def test_a_child_begins_where_the_server_stands_now(
 
 def test_children_draw_different_random_numbers(home: Home) -> None:
     async def main() -> None:
-        text = "import random, uuid; print(random.random(), uuid.uuid4())"
+        text = "import random; print(random.random())"
         drawn = [(await home.printed(text))[0] for _ in range(3)]
         assert len(set(drawn)) == 3
+
+    asyncio.run(main())
+
+
+def test_a_nursery_that_cannot_fork_keeps_its_children_and_a_fresh_interpreter_does(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(home.folder))
+
+    async def main() -> None:
+        child = await home.start("import time; time.sleep(120)")
+        first = home.nursery.pid
+        assert first is not None
+        limits = resource.prlimit(first, resource.RLIMIT_NOFILE)
+        resource.prlimit(first, resource.RLIMIT_NOFILE, (psutil.Process(first).num_fds() + 1, limits[1]))
+        assert await home.printed("print('fresh')") == ["fresh"]
+        assert (child.running, home.nursery.pid) == (True, first)
+        resource.prlimit(first, resource.RLIMIT_NOFILE, limits)
+        assert await home.printed("print('forked')") == ["forked"]
+        child.kill()
+        await child.wait()
 
     asyncio.run(main())
 
@@ -183,6 +206,10 @@ def test_where_nothing_can_be_forked_children_are_fresh_interpreters(
         text = f"import os; print(os.getppid() == {os.getpid()})"
         for _ in range(2):
             assert await home.printed(text) == ["True"]
+        assert nursery.pid is not None
+        # Its interpreter may still be ending.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            await asyncio.to_thread(psutil.Process(nursery.pid).wait, WAIT)
         with pytest.raises(NurseryGone):
             nursery.start()
 

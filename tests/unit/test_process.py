@@ -16,7 +16,7 @@ import psutil
 import pytest
 import uvloop
 
-from mlpkit.channel import AsyncChannel
+from mlpkit.channel import AsyncChannel, Message
 from mlpkit.nursery import Nursery, NurseryGone
 from mlpkit.process import Child, Exit, start_child
 
@@ -247,7 +247,7 @@ def test_the_channel_leads_to_the_child_and_ends_with_it(modules: Modules) -> No
             channel = BlockingChannel(channel_of_child())
             channel.send(channel.receive() * 2)
         """)
-        answers: list[bytes] = []
+        answers: list[Message] = []
         closed = asyncio.Event()
         channel = await AsyncChannel.connect(child.channel, answers.extend, closed.set)
         channel.send(b"x" * (1 << 20))

@@ -62,7 +62,9 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         size(text)
 
 
-@pytest.mark.parametrize(("text", "expected"), [("1.5", 1.5), ("30s", 30), ("5m", 300), ("2H", 7200), ("30d", 2_592_000)])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("1.5", 1.5), ("30s", 30), ("5m", 300), ("2H", 7200), ("30d", 2_592_000)]
+)
 def test_times_are_seconds(text: str, expected: float) -> None:
     assert seconds(text.lower()) == expected
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
 import time
 from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
 
 from tests.web.test_uuid_and_log import the_line
@@ -100,6 +102,22 @@ def test_a_connection_is_closed_after_the_answer_where_the_caller_asks_for_it(
     received = everything(connected)
     assert b"connection: close\r\n" in received
     assert labels(received) == ["last"]
+
+
+def test_an_idle_connection_keeps_nothing_of_its_last_prediction(echo: Service) -> None:
+    server, size, count = psutil.Process(echo.pid), 16 << 20, 8
+    features = {"sentence": "x", "more": "y" * size}
+    whole = json.dumps({"model_id": "e", "features": features}).encode()
+    request = prediction("x").partition(b"Content-Length")[0] + b"Content-Length: %d\r\n\r\n" % len(whole) + whole
+    before = server.memory_info().rss
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", echo.port), timeout=20))
+            connection.sendall(request)
+            assert labels(connection.recv(1 << 16)) == ["x"]
+        grown = server.memory_info().rss - before
+    # Half of it, and what the allocator keeps for the next.
+    assert grown < count * size * 0.6
 
 
 @pytest.mark.parametrize(("old", "new"), [(b'"e"', b'"f"'), (b"features", b"featurex"), (b'"x"', b"null")])

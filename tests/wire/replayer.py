@@ -112,6 +112,11 @@ class Service:
             self.stop()
             raise
 
+    @property
+    def pid(self) -> int:
+        """The process id of the server."""
+        return self._process.pid
+
     def terminate(self) -> None:
         """Sends SIGTERM, and does not wait."""
         self._process.terminate()
