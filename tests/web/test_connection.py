@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
+from tests.web.conftest import ORIGIN, TOKEN
 from tests.web.test_uuid_and_log import the_line
 from tests.wire.replayer import Service
 
@@ -76,6 +77,30 @@ def test_a_prediction_in_pieces_is_answered_like_a_whole_one(connected: socket.s
         connected.sendall(request[:cut])
         connected.sendall(request[cut:])
         assert labels(connected.recv(1 << 16)) == ["in pieces"]
+
+
+def test_a_prediction_in_chunks_is_answered_like_one_of_known_length(connected: socket.socket) -> None:
+    head, _, body = prediction("in chunks").partition(b"\r\n\r\n")
+    head = re.sub(rb"Content-Length: \d+", b"Transfer-Encoding: chunked", head)
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:7], body[7:]))
+    connected.sendall(head + b"\r\n\r\n" + chunks + b"0\r\n\r\n")
+    assert labels(connected.recv(1 << 16)) == ["in chunks"]
+
+
+def test_token_origin_and_limit_hold_on_the_short_way_too(strict: Service) -> None:
+    token, origin = b"Authorization: Bearer %b\r\n" % TOKEN.encode(), b"Origin: %b\r\n" % ORIGIN.encode()
+    strict.post("/load", '{"algorithm": "echo", "model_id": "e"}', Authorization=f"Bearer {TOKEN}")
+    for more, sentence, line in [
+        (token + origin, "x", b"HTTP/1.1 200 OK\r\n"),
+        (b"", "x", b"HTTP/1.1 401 Unauthorized\r\n"),
+        (b"Authorization: Bearer no\r\n", "x", b"HTTP/1.1 401 Unauthorized\r\n"),
+        (token, "x" * 11_000, b"HTTP/1.1 413 "),
+    ]:
+        with socket.create_connection(("127.0.0.1", strict.port), timeout=10) as connection:
+            connection.sendall(prediction(sentence, more + CLOSE))
+            received = everything(connection)
+        assert received.startswith(line)
+        assert (b"access-control-allow-origin: %b\r\n" % ORIGIN.encode() in received) == (origin in more)
 
 
 def test_a_prediction_whose_body_pauses_is_read_to_its_end_all_the_same(connected: socket.socket) -> None:
