@@ -217,7 +217,9 @@ class _Line(asyncio.Protocol):
 
     def close(self) -> None:
         if self._transport is not None:
-            self._transport.close()
+            # The loop may have ended before its children: then the socket goes with it.
+            with contextlib.suppress(RuntimeError):
+                self._transport.close()
 
 
 class _Process:
