@@ -8,10 +8,10 @@ from mlpkit.lazy import front_door
 
 if TYPE_CHECKING:
     from mlpkit.serving.models import Models
-    from mlpkit.serving.prediction import Outcome, Prediction, Settle, future_of
+    from mlpkit.serving.prediction import Outcome, Prediction, Settle
     from mlpkit.serving.view import ModelView
 
-__all__ = ["ModelView", "Models", "Outcome", "Prediction", "Settle", "future_of"]
+__all__ = ["ModelView", "Models", "Outcome", "Prediction", "Settle"]
 
 # A worker, which is `python -m mlpkit.serving`, needs none of them.
 __getattr__ = front_door(
@@ -19,6 +19,6 @@ __getattr__ = front_door(
     {
         "ModelView": "mlpkit.serving.view",
         "Models": "mlpkit.serving.models",
-        **dict.fromkeys(("Outcome", "Prediction", "Settle", "future_of"), "mlpkit.serving.prediction"),
+        **dict.fromkeys(("Outcome", "Prediction", "Settle"), "mlpkit.serving.prediction"),
     },
 )

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mlpkit.injection import NULL
-from mlpkit.serving import future_of
 from mlpkit.web.answers import Answer, other_method
 from mlpkit.web.body import read_body
 from mlpkit.web.callers import Callers
@@ -48,6 +47,12 @@ class Envelope(msgspec.Struct):
         return (
             len(self.model_id) <= _LONGEST_ID and _is_object_or_null(self.features) and _is_object_or_null(self.params)
         )
+
+    def to_ask(self) -> tuple[str, bytes | memoryview, bytes]:
+        """What a model is asked: its id, `features` and `params` as JSON; long `features` keep the body alive."""
+        features = memoryview(self.features)
+        held = features if len(features) > _LONG else bytes(features)
+        return self.model_id, held, bytes(self.params)
 
 
 _envelope = msgspec.json.Decoder(Envelope)
@@ -88,9 +93,7 @@ class Predict:
         Raises:
             MlpkitError: what `Models.begin` refuses.
         """
-        features = memoryview(request.features)
-        held = features if len(features) > _LONG else bytes(features)
-        return self._models.begin(request.model_id, held, bytes(request.params), exchange.caller_uuid, settle)
+        return self._models.begin(*request.to_ask(), exchange.caller_uuid, settle)
 
     async def _predictions(self, scope: Scope, receive: Receive, exchange: Exchange) -> bytes:
         if scope["query_string"] or not is_json(exchange.content_type):
@@ -98,7 +101,7 @@ class Predict:
         else:
             body = await read_body(receive, self.limit)
             request = self.plain(exchange, body) or _general(json_values(body), exchange)
-        future = future_of(lambda settle: self.begin(exchange, request, settle))
+        future = self._models.predict(*request.to_ask(), exchange.caller_uuid)
         self._callers.enter(future, receive)
         try:
             return await future
