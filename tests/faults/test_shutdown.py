@@ -86,6 +86,7 @@ def test_service_under_load_stops_without_dropping_anything(
     accepted = callers.submit(client.load, "faulty", "slow")
     deleted = callers.submit(client.delete, "faulty", "nobody")
     wait_until(lambda: "slow" in [each.model_id for each in client.models()], "the load has begun")
+    wait_until(lambda: bool(notes(folder / "deletes")), "the delete has begun")
 
     began = time.monotonic()
     service.process.send_signal(signal.SIGTERM)
@@ -155,7 +156,9 @@ def test_prediction_past_the_grace_is_told_so_and_questions_are_answered_meanwhi
     service.client.load("queued", "m")
     service.client.predict("m", order(seconds=0.1))
     asked = [callers.submit(service.client.predict, "m", order(seconds=30)) for _ in range(4)]
-    wait_until(lambda: sum(each.waiting for each in service.client.models()) == 2, "some wait")
+    wait_until(
+        lambda: [(each.waiting, each.in_flight) for each in service.client.models()] == [(2, 2)], "two run and two wait"
+    )
     service.process.send_signal(signal.SIGTERM)
     until_draining(service)
     time.sleep(0.3)
