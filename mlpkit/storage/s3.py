@@ -38,6 +38,7 @@ _CHUNK = 256 << 10
 """Bytes read at a time: larger buffers go back to the system each time, which costs twice as much time."""
 _CONNECT_TIMEOUT = 5.0
 _CHECK_TIMEOUT = 3.0
+_SENT_AT_ONCE = 256 << 10
 _CLEAN_UP_TIMEOUT = 1.0
 _KEYS_A_DELETE = 100
 _WORTH_RETRYING = (ConnectTimeoutError, ReadTimeoutError, ProtocolError)
@@ -196,6 +197,11 @@ class _Pool(urllib3.PoolManager):
             # The clean-up after an upload that has failed: the caller has waited for its whole time already.
             patience = Patience(min(_CLEAN_UP_TIMEOUT, patience.timeout), retries=0)
         send = super().urlopen
+
+        # A socket's time limit holds for all that is sent at once, however well it gets on: so for a piece each.
+        if isinstance(body := options.get("body"), bytes):
+            pieces = range(0, len(body), _SENT_AT_ONCE)
+            options["body"] = [memoryview(body)[start : start + _SENT_AT_ONCE] for start in pieces] or None
 
         def attempt(left: float) -> urllib3.BaseHTTPResponse:
             timeout = urllib3.Timeout(connect=min(_CONNECT_TIMEOUT, left), read=left)

@@ -6,15 +6,19 @@ import contextlib
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 _REQUEST = re.compile(rb"^(GET|HEAD|PUT|POST|DELETE) (\S+) HTTP/1\.1\r\n")
+
+_SMALL = 64 << 10
 
 
 class Relay:
     """Listens on a port of `host` (a free one unless it is given) and passes everything on to `target` (host:port).
 
-    `requests` holds `METHOD path?query` of every request. Use it as a context manager.
+    `requests` holds `METHOD path?query` of every request, `answered` counts the bytes of answers that have passed. Use
+    it as a context manager.
     """
 
     def __init__(self, target: str, port: int = 0, host: str = "127.0.0.1") -> None:
@@ -28,6 +32,8 @@ class Relay:
         self.endpoint = f"{host}:{self._listener.getsockname()[1]}"
         self.requests: list[str] = []
         self._cuts, self._after, self._methods = 0, 0, ("GET",)
+        self._rate = 0
+        self.answered = 0
 
     def count(self, method: str, part: str = "") -> int:
         """How many requests with this method and this part in their path have passed."""
@@ -46,6 +52,15 @@ class Relay:
             yield
         finally:
             self._flowing.set()
+
+    @contextlib.contextmanager
+    def slowed(self, rate: int) -> Iterator[None]:
+        """Lets every connection pass so many bytes a second in each direction inside the block."""
+        self._rate = rate
+        try:
+            yield
+        finally:
+            self._rate = 0
 
     def close(self) -> None:
         """Ends all connections; new ones are refused."""
@@ -74,6 +89,9 @@ class Relay:
     def _serve(self, client: socket.socket) -> None:
         with contextlib.suppress(OSError), client, socket.create_connection(self._target, timeout=10) as server:
             server.settimeout(None)
+            if self._rate:
+                # Else the system takes megabytes at once, however slowly they are read.
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL)
             with self._registered(client, server):
                 answers = threading.Thread(target=self._pass_requests, args=(client, server), daemon=True)
                 answers.start()
@@ -86,6 +104,7 @@ class Relay:
                     self.requests.append(f"{found[1].decode()} {found[2].decode()}")
                     if found[1] == b"GET" and self._held in found[2]:
                         self._flowing.wait(60)
+                self._take_time(data)
                 server.sendall(data)
             server.shutdown(socket.SHUT_WR)
 
@@ -100,7 +119,13 @@ class Relay:
                     each.shutdown(socket.SHUT_RDWR)
                 return
             passed += len(data)
+            self._take_time(data)
             client.sendall(data)
+            self.answered += len(data)
+
+    def _take_time(self, data: bytes) -> None:
+        if self._rate:
+            time.sleep(len(data) / self._rate)
 
     @contextlib.contextmanager
     def _registered(self, *sockets: socket.socket) -> Iterator[None]:

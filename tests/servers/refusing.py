@@ -1,0 +1,45 @@
+"""A server that gives every request the same short answer, whatever was asked: one in trouble, or one that sends on."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Refusing:
+    """What such a server got: `METHOD path?query` of every request; `endpoint` is its host:port."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.requests: list[str] = []
+
+
+@contextlib.contextmanager
+def refusing(
+    status: int, headers: Mapping[str, str] = {}, *, host: str = "127.0.0.1", port: int = 0
+) -> Iterator[Refusing]:
+    """Answers on a port of `host` (a free one unless it is given) inside the block."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            found.requests.append(f"{self.command} {self.path}")
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": "0"}.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer
+
+        def log_message(self, *words: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer((host, port), Handler) as server:
+        found = Refusing(f"{host}:{server.server_port}")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield found
+        finally:
+            server.shutdown()
