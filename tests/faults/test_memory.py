@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from mlpkit import Client
-from mlpkit.errors import LoadFailed, MlpkitError, ModelNotLoaded, PredictFailed, WorkerLost
+from mlpkit.errors import LoadFailed, MlpkitError, ModelNotLoaded, PredictFailed, TrainFailed, WorkerLost
 from tests.acceptance.service import RunningService
 from tests.conftest import Report
 from tests.faults.conftest import SLACK, Start, notes, order, pid_of, wait_in_flight
@@ -226,3 +226,21 @@ def test_load_that_the_kernel_kills_for_its_memory_fails_alone(start: Start, fol
     report(f"killed by the kernel in a load: told after {told:.2f} s, the other model back after {back:.2f} s")
     assert told < TOLD * SLACK
     assert [each.model_id for each in client.models()] == ["old"]
+
+
+def test_training_that_the_kernel_kills_for_its_memory_says_so_and_nobody_else_notices(start: Start) -> None:
+    service = start()
+    client = service.client
+    client.load("faulty", "m")
+    (nursery,) = (each for each in psutil.Process(service.pid).children() if "mlpkit.nursery" in each.cmdline())
+    with memory_group() as group:
+        # What it forks is in its group: the jobs, and no worker that is there already.
+        group.add(nursery.pid)
+        group.leave(100 << 20)
+        job = client.train("faulty", parameters={"do": "allocate"})
+        reason = r"the training process was killed by SIGKILL \(most likely because the machine ran out of memory\)"
+        with pytest.raises(TrainFailed, match=reason):
+            job.wait(30)
+    assert nursery.is_running()
+    assert client.predict("m", order())["model_id"] == "m"
+    client.train("faulty", parameters={"do": "nothing"}).wait(30)

@@ -40,11 +40,11 @@ def head_of(target: str, body: bytes, length: int | None = None) -> bytes:
 
 
 @contextmanager
-def asking(port: int, model_id: str, **ordered: object) -> Iterator[socket]:
+def asking(port: int, target: str, model_id: str, **ordered: object) -> Iterator[socket]:
     """A caller who has asked for a prediction, and hangs up at the end."""
     body = json.dumps({"model_id": model_id, "features": {"do": "", "seconds": 0.0, "say": "", **ordered}}).encode()
     with create_connection(("127.0.0.1", port), timeout=30) as connection:
-        connection.sendall(head_of("/predict", body))
+        connection.sendall(head_of(target, body))
         yield connection
 
 
@@ -52,8 +52,9 @@ def waiting(client: Client) -> int:
     return sum(each.waiting for each in client.models())
 
 
+@pytest.mark.parametrize("target", ["/predict", "/predict?with=a-query"], ids=["the short way", "the general way"])
 def test_caller_who_goes_away_gives_the_place_free(
-    start: Start, folder: Path, callers: ThreadPoolExecutor, report: Report
+    start: Start, folder: Path, callers: ThreadPoolExecutor, report: Report, target: str
 ) -> None:
     service = start({"MLPKIT_MAX_WAITING": "3"})
     client = service.client
@@ -61,7 +62,7 @@ def test_caller_who_goes_away_gives_the_place_free(
     client.predict("m", order(seconds=0.1))
     running = [callers.submit(client.predict, "m", order(seconds=2.0, say=f"running-{n}")) for n in range(2)]
     wait_until(lambda: sum(each.in_flight for each in client.models()) == 2, "the worker has what it takes")
-    with asking(service.port, "m", say="gone"), asking(service.port, "m", say="gone"):
+    with asking(service.port, target, "m", say="gone"), asking(service.port, target, "m", say="gone"):
         staying = callers.submit(client.predict, "m", order(say="staying"))
         wait_until(lambda: waiting(client) == 3, "the room is full")
         with pytest.raises(Overloaded, match="3 predictions wait for model"):

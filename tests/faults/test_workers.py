@@ -8,8 +8,9 @@ import re
 import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -152,6 +153,31 @@ def test_worker_that_dies_in_a_batch_fails_the_batch_and_not_what_waits(
     assert lost == set(batch)
     assert 0 < len(lost) <= 4
     assert all(each.result()["say"] == say for say, each in others.items() if say not in lost)
+
+
+def test_callers_of_a_killed_replica_are_told_and_all_others_get_the_answer_of_the_other_one(
+    start: Start, folder: Path, callers: ThreadPoolExecutor
+) -> None:
+    client = start().client
+    client.load("twins", "m")
+    (folder / "load m").write_text(" 5")
+
+    def both(seconds: float) -> list[Future[dict[str, Any]]]:
+        asked = [callers.submit(client.predict, "m", order(seconds=seconds)) for _ in range(2)]
+        wait_in_flight(client, "m", 2)
+        return asked
+
+    killed, other = (each.result(10)["pid"] for each in both(0.5))
+    assert killed != other
+    held = both(2.0)
+    began = time.monotonic()
+    os.kill(killed, signal.SIGKILL)
+    (first,) = wait(held, TOLD * SLACK, FIRST_COMPLETED).done
+    assert isinstance(first.exception(), WorkerLost)
+    after = [callers.submit(client.predict, "m", order()) for _ in range(8)]
+    assert {each.result(10)["pid"] for each in after} == {other}
+    assert [each.result(10)["pid"] for each in held if each is not first] == [other]
+    assert time.monotonic() - began < 5, "the killed one is not back yet"
 
 
 def test_worker_that_dies_at_every_start_is_given_up_with_a_reason_and_without_a_busy_loop(
