@@ -1,0 +1,84 @@
+"""Cancel at the very end of a job, just before and just after: one outcome, and never a part of a model."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from mlpkit.errors import LoadFailed, TrainFailed
+from tests.acceptance.service import RunningService
+from tests.faults.conftest import Start, notes
+from tests.servers import Relay, S3Server, wait_until
+
+SCRIPT = Path(__file__).parent / "scripts" / "storing.py"
+MIB = 1 << 20
+
+
+@pytest.fixture
+def relay(s3: S3Server) -> Iterator[Relay]:
+    """A relay in front of the S3 server."""
+    if "://" in s3.endpoint:
+        pytest.skip("the relay speaks no TLS and takes host:port only")
+    with Relay(s3.endpoint) as running:
+        yield running
+
+
+@pytest.fixture
+def on_s3(s3: S3Server, relay: Relay, tmp_path: Path) -> Iterator[RunningService]:
+    """A service of the storing script, whose store is reached through the relay."""
+    bucket = f"cancel-{secrets.token_hex(6)}"
+    values = {**s3.environment, "MINIO_HOST": relay.endpoint, "MLPKIT_MODEL_BUCKET": bucket}
+    service = RunningService(f"{SCRIPT}:app", tmp_path / "home", values)
+    try:
+        service.wait_ready()
+        yield service
+    finally:
+        service.stop()
+
+
+def test_job_that_is_cancelled_while_its_model_is_stored_leaves_no_model(on_s3: RunningService, relay: Relay) -> None:
+    client = on_s3.client
+    client.train("storing").wait(30)
+    with relay.slowed(MIB // 2):
+        job = client.train("storing", parameters={"size": 4 * MIB})
+        wait_until(lambda: relay.count("PUT", f"/{job.model_id}/") > 0, "its files are sent")
+        job.cancel()
+        with pytest.raises(TrainFailed, match=r"^cancelled$"):
+            job.wait(10)
+    with pytest.raises(LoadFailed, match=r"there is no model|upload never finished"):
+        client.load("storing", job.model_id)
+    again = client.train("storing", parameters={"size": MIB})
+    again.wait(30)
+    client.load("storing", again.model_id)
+
+
+def test_job_that_is_cancelled_when_it_has_ended_and_that_is_not_written_yet_stays_as_it_ended(
+    start: Start, folder: Path
+) -> None:
+    service = start()
+    client = service.client
+    job = client.train("faulty")
+    wait_until(lambda: bool(notes(folder / f"train {job.model_id}")), "it runs")
+    with ExitStack() as exits:
+        # Whoever else writes into the file holds up the service.
+        journal = exits.enter_context(closing(sqlite3.connect(service.home / "jobs.db", isolation_level=None)))
+        journal.execute("BEGIN IMMEDIATE")
+        (folder / "go").touch()
+        wait_until(lambda: not list((service.home / "work").iterdir()), "it has ended, and its folder is gone")
+        caller = exits.enter_context(closing(HTTPConnection("127.0.0.1", service.port, timeout=30)))
+        fields = json.dumps({"algorithm": "faulty", "model_id": job.model_id})
+        caller.request("POST", "/cancel", fields, {"Content-Type": "application/json"})
+        # The service has read the one by the time that it has answered the others.
+        assert all(client.live() for _ in range(3))
+        assert job.status().status == "training"
+        journal.execute("ROLLBACK")
+        assert json.loads(caller.getresponse().read())["data"]["status"] == "completed"
+    assert client.job_view(job.model_id).state == "completed"
+    assert service.log.count(f"job [{job.model_id}] of faulty ended") == 1
