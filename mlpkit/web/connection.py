@@ -1,8 +1,8 @@
 """uvicorn's connection, with a short way for predictions (`web/express.py`); all else takes uvicorn's own.
 
 A prediction whose head has been read is held until its body is there too, without the pauses, copies and objects that
-handing on its parts would need. It goes uvicorn's way after all where the body is too long, or late, or anything about
-it is not plain: there are the answers to that.
+handing on its parts would need; one whose head was read before is not parsed at all (`web/heads.py`). It goes uvicorn's
+way after all where the body is too long, or late, or anything about it is not plain: there are the answers to that.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from mlpkit.web.exchange import lines_of
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
@@ -50,11 +52,26 @@ class Connection(HttpToolsProtocol):
         self._size = 0
         self._deadline: TimerHandle | None = None
         self._give_up: GiveUp | None = None
+        self._between = True
+        """Whether the parser has read every request to its end."""
+        self._piece = b""
+        """What is being parsed, where it begins with a request."""
+        self._dates: list[Header] = []
+        self._date_lines = b""
 
     def data_received(self, data: bytes) -> None:
+        if self._between:
+            if self._predict_known(data):
+                return
+            self._piece = data
         super().data_received(data)
+        self._piece = b""
         if self._held is not None and self._deadline is None:
             self._deadline = self.loop.call_later(_HELD_SECONDS, self._let_go)
+
+    def on_message_begin(self) -> None:
+        self._between = False
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         if self._is_short():
@@ -67,13 +84,16 @@ class Connection(HttpToolsProtocol):
         """Whether this is the head of a prediction for which nothing else must be waited for."""
         return (
             self.url == self._raw_path
-            and (self.cycle is None or self.cycle.response_complete)
+            and self._is_free()
             and self.parser.get_method() == b"POST"
             and self.parser.get_http_version() == "1.1"
             and not self.expect_100_continue
-            and not self.flow.write_paused
             and self._express.lets_in(self._named_scope())
         )
+
+    def _is_free(self) -> bool:
+        """Whether a request that begins now can be answered as soon as its answer is there."""
+        return (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
 
     def _named_scope(self) -> Any:
         """The scope as far as uvicorn has filled it, with what it would add for this request."""
@@ -92,6 +112,7 @@ class Connection(HttpToolsProtocol):
             self._let_go()
 
     def on_message_complete(self) -> None:
+        self._between = True
         if self._held is None or not self._predict(self._held):
             self._let_go()
             super().on_message_complete()
@@ -106,10 +127,27 @@ class Connection(HttpToolsProtocol):
     def _predict(self, turn: _Turn) -> bool:
         """Whether the prediction that is held has begun."""
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._give_up = self._express.begin(self._named_scope(), body, partial(self._send, turn))
+        scope = self._named_scope()
+        self._give_up = self._express.begin(scope, body, partial(self._send, turn))
         if self._give_up is None:
             return False
+        if self._piece and turn.keep_alive:
+            self._express.heads.learn(self._piece, self._size, scope)
         self._forget()
+        return True
+
+    def _predict_known(self, data: bytes) -> bool:
+        """Whether this is a whole prediction with a head that is known, and it has begun."""
+        head = self._express.heads.find(data)
+        if head is None or not self._is_free():
+            return False
+        last, turn = self.cycle, _Turn(keep_alive=True)
+        self.cycle = turn
+        self._give_up = self._express.begin(head.scope, data[len(data) - head.length :], partial(self._send, turn))
+        if self._give_up is None:
+            self.cycle = last
+            return False
+        self._unset_keepalive_if_required()
         return True
 
     def _let_go(self) -> None:
@@ -129,17 +167,18 @@ class Connection(HttpToolsProtocol):
             self._deadline.cancel()
             self._deadline = None
 
-    def _send(self, turn: _Turn, status: int, headers: list[Header], body: bytes) -> None:
+    def _send(self, turn: _Turn, status: int, lines: bytes, body: bytes) -> None:
         """Sends a whole answer, and lets the next request have its turn."""
         # It holds the request, which may be long, and would keep it for as long as the connection is idle.
         self._give_up = None
         if turn.disconnected:
             return
-        lines = [b"%b: %b\r\n" % header for header in headers]
-        lines += [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
+        if self.server_state.default_headers is not self._dates:
+            self._dates = self.server_state.default_headers
+            self._date_lines = lines_of(self._dates)
         end = b"\r\n" if turn.keep_alive else b"connection: close\r\n\r\n"
         turn.response_complete = True
-        self.transport.write(b"".join((STATUS_LINE[status], *lines, end, body)))
+        self.transport.write(b"".join((STATUS_LINE[status], lines, self._date_lines, end, body)))
         if not turn.keep_alive:
             self.transport.close()
         self.on_response_complete()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mlpkit.web.answers import Answer
 
 Header = tuple[bytes, bytes]
+_SUCCESS = b"content-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
 
 
 class Exchange:
@@ -65,8 +66,18 @@ class Exchange:
         self.status, self.sent = answer.status, len(answer.body)
         return [*self.head(answer.content_type, len(answer.body)), *answer.headers]
 
+    def success_lines(self, size: int) -> bytes:
+        """The header lines of an answer of `size` bytes that is a success, ready to be sent."""
+        lines = _SUCCESS % (size, self.uuid.encode("ascii", "replace"))
+        return lines + lines_of(self.headers) if self.headers else lines
+
     async def send(self, answer: Answer, send: Send) -> None:
         """Sends an answer over ASGI, and notes it."""
         headers = self.answered(answer)
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": answer.body})
+
+
+def lines_of(headers: list[Header]) -> bytes:
+    """Headers as they stand in an answer, each line with its end."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])

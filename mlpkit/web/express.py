@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from mlpkit.errors import MlpkitError
 from mlpkit.log import request_uuid, uuid_bound
 from mlpkit.web.body import ClientGone
-from mlpkit.web.exchange import Exchange, Header
+from mlpkit.web.exchange import Exchange, lines_of
+from mlpkit.web.heads import Heads
 from mlpkit.web.predict import enclosed
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from mlpkit.web.middleware import Edge
     from mlpkit.web.predict import Envelope
 
-Send = Callable[[int, list[Header], bytes], None]
-"""Sends a whole answer: its status, its headers, its body."""
+Send = Callable[[int, bytes, bytes], None]
+"""Sends a whole answer: its status, its header lines, its body."""
 GiveUp = Callable[[], None]
 """Says that the caller has gone; nothing happens where it has been answered."""
 
@@ -35,6 +36,7 @@ class Express:
     def __init__(self, edge: Edge) -> None:
         self._edge, self._predict = edge, edge.predict
         self.path, self.limit = edge.predict_path, edge.predict.limit
+        self.heads = Heads()
 
     def lets_in(self, scope: Scope) -> bool:
         """Whether the head of a request gives no reason to refuse it before its body is there."""
@@ -58,8 +60,8 @@ class Express:
             if isinstance(outcome, bytes):
                 whole = enclosed(outcome)
                 exchange.status, exchange.sent = 200, len(whole)
-                send(200, exchange.head(b"application/json", len(whole)), whole)
-                self._edge.note(exchange)
+                send(200, exchange.success_lines(len(whole)), whole)
+                self._edge.note_soon(exchange)
             else:
                 self._fail(exchange, outcome, send)
 
@@ -93,7 +95,7 @@ class Express:
         with uuid_bound(exchange.uuid):
             answer = self._edge.answer_to(exchange, error)
             if answer is not None:
-                send(answer.status, exchange.answered(answer), answer.body)
+                send(answer.status, lines_of(exchange.answered(answer)), answer.body)
             self._edge.note(exchange)
 
 

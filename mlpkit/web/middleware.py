@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from functools import lru_cache
 from random import getrandbits
@@ -45,6 +46,7 @@ class Edge:
         self._cancel_paths = ("/cancel", settings.api_prefix + "cancel")
         self._token = settings.token.encode()
         self._any_origin = "*" in settings.cors_origins
+        self._unnoted: list[tuple[Exchange, float]] = []
         self._origins = frozenset(origin.rstrip("/").encode() for origin in settings.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,7 +87,20 @@ class Edge:
 
     def note(self, exchange: Exchange) -> None:
         """Counts a request that has been answered, and writes its line of the access log."""
-        seconds = perf_counter() - exchange.started
+        self._note(exchange, perf_counter() - exchange.started)
+
+    def note_soon(self, exchange: Exchange) -> None:
+        """The same once the answer is out: event loops write at the end of their turn."""
+        if not self._unnoted:
+            asyncio.get_running_loop().call_soon(self._note_all)
+        self._unnoted.append((exchange, perf_counter() - exchange.started))
+
+    def _note_all(self) -> None:
+        unnoted, self._unnoted = self._unnoted, []
+        for exchange, seconds in unnoted:
+            self._note(exchange, seconds)
+
+    def _note(self, exchange: Exchange, seconds: float) -> None:
         self._counts.add(exchange.route, exchange.word or "success", seconds)
         if self._access_log:
             scope, word = exchange.scope, f" {exchange.word}" if exchange.word else ""

@@ -179,3 +179,40 @@ def test_a_caller_who_hangs_up_is_noted_at_once(echo: Service) -> None:
         slow = prediction("x", uuid="hung-up").replace(b'"model_id": "e"', b'"model_id": "s"')
         connection.sendall(slow.replace(b'{"sentence": "x"}', b'{"seconds": 1  } '))
     assert " 499 " in the_line(echo, "hung-up")
+
+
+def test_a_head_that_was_seen_before_serves_whole_requests_only(connected: socket.socket) -> None:
+    known = prediction("known")
+    head, _, body = known.partition(b"\r\n\r\n")
+    for _ in range(2):
+        connected.sendall(known)
+        assert labels(connected.recv(1 << 16)) == ["known"]
+    # The same head: with its body later, with a byte of the next request, with two more requests, with lines before it.
+    connected.sendall(head + b"\r\n\r\n")
+    connected.sendall(body + known[:1])
+    assert labels(connected.recv(1 << 16)) == ["known"]
+    connected.sendall(known[1:] + known + b"\r\n" + prediction("last", CLOSE))
+    assert labels(everything(connected)) == ["known", "known", "last"]
+
+
+def test_a_head_is_not_taken_for_one_that_differs_by_a_byte(echo: Service, connected: socket.socket) -> None:
+    body = b'{"model_id": "e", "features": {"sentence": "x"}}'
+    for head, expected in [
+        (b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n", b"200 OK"),
+        (b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n", b"200 OK"),
+        (b"POST /predicu HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n", b"404 Not Found:"),
+        (b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain000000\r\n", b"arg_error"),
+        (b"PUT  /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n", b"405 "),
+    ]:
+        with socket.create_connection(("127.0.0.1", echo.port), timeout=10) as connection:
+            connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            assert expected in connection.recv(1 << 16)
+
+
+def test_the_token_is_asked_for_with_a_known_head_too(strict: Service) -> None:
+    token = b"Authorization: Bearer %b\r\n" % TOKEN.encode()
+    strict.post("/load", '{"algorithm": "echo", "model_id": "e"}', Authorization=f"Bearer {TOKEN}")
+    for more in (token, token, token[:-3] + b"\r\n", token):
+        with socket.create_connection(("127.0.0.1", strict.port), timeout=10) as connection:
+            connection.sendall(prediction("x", more))
+            assert (b" 200 OK" in connection.recv(1 << 16)) == (more == token)
