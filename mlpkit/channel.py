@@ -16,6 +16,7 @@ from typing import cast
 
 Message = bytes | memoryview
 _LENGTH = struct.Struct(">I")
+_pack, _unpack = _LENGTH.pack, _LENGTH.unpack_from
 LONGEST_MESSAGE = 1 << 30
 """Bytes; no request and no answer is longer. A length above it means that somebody else wrote into the socket."""
 
@@ -51,8 +52,8 @@ class Frames:
         """What is being filled: the place for short frames, or that of the one long message."""
         self._filled = 0
 
-    def space(self) -> memoryview:
-        """Where the next bytes belong; never empty."""
+    def space(self, sizehint: int = -1) -> memoryview:
+        """Where the next bytes belong; never empty, whatever size an event loop may think of."""
         return self._place[self._filled :] if self._filled else self._place
 
     def arrived(self, count: int) -> list[Message]:
@@ -61,33 +62,37 @@ class Frames:
         Raises:
             ValueError: these are no frames.
         """
-        self._filled += count
-        if self._place is self._short:
-            return self._short_messages()
-        if self._filled < len(self._place):
-            return []
-        whole, self._place, self._filled = self._place, self._short, 0
-        return [whole]
-
-    def _short_messages(self) -> list[Message]:
-        place, start, end = self._short, 0, self._filled
+        place, end = self._place, self._filled + count
+        if place is not self._short:
+            self._filled = end
+            return self._long_message() if end == len(place) else []
         messages: list[Message] = []
-        length = 0
+        start = length = 0
         while end - start >= 4:
-            (length,) = _LENGTH.unpack_from(place, start)
+            (length,) = _unpack(place, start)
             if end - start - 4 < length:
                 break
             messages.append(bytes(place[start + 4 : start + 4 + length]))
             start += 4 + length
             length = 0
+        self._filled = end - start
+        if self._filled:
+            self._keep(start, end, length)
+        return messages
+
+    def _long_message(self) -> list[Message]:
+        whole, self._place, self._filled = self._place, self._short, 0
+        return [whole]
+
+    def _keep(self, start: int, end: int, length: int) -> None:
+        """Keeps what is there of a message whose rest is to come; its length is 0 while it is not known."""
+        begun = bytes(self._place[start:end])
         if length > LONGEST_MESSAGE:
             raise ValueError(f"{length:,} bytes are announced: this is no frame")
         if length > _LONG:
-            self._place, start = memoryview(bytearray(length)), start + 4
-        self._filled = end - start
-        if 0 < start < end:
-            self._place[: self._filled] = bytes(place[start:end])
-        return messages
+            self._place, begun = memoryview(bytearray(length)), begun[4:]
+        self._filled = len(begun)
+        self._place[: self._filled] = begun
 
 
 class BlockingChannel:
@@ -125,7 +130,7 @@ class BlockingChannel:
         self._socket.close()
 
 
-class AsyncChannel(asyncio.BufferedProtocol):
+class AsyncChannel(Frames, asyncio.BufferedProtocol):
     """An end on an event loop. The messages of one turn of the loop are written together, when the turn ends.
 
     `on_messages` gets every batch of whole messages that arrived, and what it sends is written together, at once;
@@ -134,8 +139,8 @@ class AsyncChannel(asyncio.BufferedProtocol):
     """
 
     def __init__(self, on_messages: Callable[[list[Message]], None], on_close: Callable[[], None]) -> None:
+        super().__init__()
         self._on_messages, self._on_close = on_messages, on_close
-        self._frames = Frames()
         self._waiting: list[Message] = []
         self._holds = 0
         self._transport: asyncio.Transport | None = None
@@ -155,17 +160,16 @@ class AsyncChannel(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._frames.space()
+    get_buffer = Frames.space
 
     def buffer_updated(self, nbytes: int) -> None:
         try:
-            messages = self._frames.arrived(nbytes)
+            messages = self.arrived(nbytes)
         except ValueError:
             self._abort()
             return
         if messages:
-            self.hold()
+            self._holds += 1
             try:
                 self._on_messages(messages)
             finally:
@@ -185,11 +189,12 @@ class AsyncChannel(asyncio.BufferedProtocol):
         """
         if self._transport is None:
             return
-        if not self._waiting and not self._holds:
+        waiting = self._waiting
+        if not waiting and not self._holds:
             # Written at once, it would wake the other end for this message alone.
             self._loop.call_soon(self._write)
-        self._waiting.append(_head(sum(map(len, parts))))
-        self._waiting += parts
+        waiting.append(_head(len(parts[0]) if len(parts) == 1 else sum(map(len, parts))))
+        waiting += parts
 
     def hold(self) -> None:
         """Keeps what is sent until `release`, which must follow in the same turn of the loop; may be nested."""
@@ -214,9 +219,10 @@ class AsyncChannel(asyncio.BufferedProtocol):
             transport.abort()
 
     def _write(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting = self._waiting
         if not waiting or self._transport is None:
             return
+        self._waiting = []
         if sum(map(len, waiting)) < _LONG:
             self._transport.write(b"".join(waiting))
         else:

@@ -23,7 +23,7 @@ Overrides = Mapping[Factory, Factory]
 class FieldParameter:
     """A parameter filled with a field of the request. `type` is what one request's value becomes.
 
-    `batched`: the handler gets a list of them, one per request.
+    `batched`: the handler gets a list of them, one per request. `decode` is None where the value is handed on as it is.
     """
 
     name: str
@@ -31,7 +31,7 @@ class FieldParameter:
     type: Any
     has_default: bool
     batched: bool
-    decode: Callable[[object], object]
+    decode: Callable[[object], object] | None
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Plan:
             value = fields.get(each.field)
             if each.has_default and (value is None or value == NULL):
                 continue
-            arguments[each.name] = each.decode(value)
+            arguments[each.name] = value if each.decode is None else each.decode(value)
         return arguments
 
     def complete(

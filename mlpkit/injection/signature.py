@@ -107,7 +107,7 @@ class _Compiler:
             annotation = _item_type(function, name, annotation)
         has_default = parameter.default is not parameter.empty and not batched
         if field in AS_THEY_ARE:
-            return FieldParameter(name, field, annotation, has_default, batched, _unchanged)
+            return FieldParameter(name, field, annotation, has_default, batched, None)
         try:
             decode = make_decoder(annotation, WIRE_NAMES.get(field, field))
         except TypeError as error:
@@ -194,7 +194,3 @@ def _item_type(function: Function, name: str, annotation: Any) -> Any:
         f"{where(function)}: max_batch_size is more than 1, so {name!r} is a list with one item a request: "
         f"annotate it as list[{shown}], not {shown}"
     )
-
-
-def _unchanged(value: object) -> object:
-    return value

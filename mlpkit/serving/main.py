@@ -7,8 +7,6 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from mlpkit.channel import AsyncChannel, Message
 from mlpkit.errors import MlpkitError
@@ -48,14 +46,18 @@ def _keep_freed_memory() -> None:
 async def _serve() -> None:
     stopped = asyncio.Event()
     requests: asyncio.Queue[Message] = asyncio.Queue()
-    take: list[Callable[[Any], None]] = []
+    host: Host | None = None
 
     def on_messages(messages: list[Message]) -> None:
         for message in messages:
-            if take:
-                take[0](decode_request(message))
-            else:
+            if host is None:
                 requests.put_nowait(message)
+                continue
+            request = decode_request(message)
+            if isinstance(request, Stop):
+                stopped.set()
+            elif not isinstance(request, Start):
+                host.take(request)
 
     def on_close() -> None:
         stopped.set()
@@ -82,16 +84,8 @@ async def _serve() -> None:
     host = await _host(start, settings, channel)
     if host is None:
         return
-
-    def take_request(request: Any) -> None:
-        if isinstance(request, Stop):
-            stopped.set()
-        else:
-            host.take(request)
-
     while not requests.empty() and (message := requests.get_nowait()):
-        take_request(decode_request(message))
-    take.append(take_request)
+        on_messages([message])
     channel.send(encode(Ready()))
     await stopped.wait()
     with contextlib.suppress(asyncio.TimeoutError):

@@ -6,7 +6,8 @@ Every request has an `id` that its `Answer` repeats; several are in flight at th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -153,17 +154,7 @@ def parts_of(work: Load | Unload | Predict | RunHook) -> tuple[bytes | memoryvie
     return (head[:-2] + _BIN32 + len(item.features).to_bytes(4, "big"), item.features)
 
 
-_requests = msgspec.msgpack.Decoder(Request)
-_reports = msgspec.msgpack.Decoder(Report)
-
-
-def decode_request(message: bytes | memoryview) -> Request:
-    """A message of the server."""
-    request: Any = _requests.decode(message)
-    return request  # type: ignore[no-any-return]
-
-
-def decode_report(message: bytes | memoryview) -> Report:
-    """A message of a worker."""
-    report: Any = _reports.decode(message)
-    return report  # type: ignore[no-any-return]
+decode_request: Callable[[bytes | memoryview], Request] = msgspec.msgpack.Decoder(Request).decode
+"""A message of the server."""
+decode_report: Callable[[bytes | memoryview], Report] = msgspec.msgpack.Decoder(Report).decode
+"""A message of a worker."""

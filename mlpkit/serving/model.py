@@ -18,10 +18,10 @@ from typing import Literal
 
 from mlpkit.app import Algorithm
 from mlpkit.errors import AnswerError, MlpkitError, PredictFailed, TimeLimitExceeded, UserCodeError
-from mlpkit.serving.messages import Answer, Failure, Item, Predict, Result
+from mlpkit.serving.messages import Answer, Failure, Item, Predict
 from mlpkit.serving.pool import Slot
 from mlpkit.serving.prediction import Prediction, Settle
-from mlpkit.serving.worker import request_ids
+from mlpkit.serving.worker import Worker, request_ids
 
 State = Literal["loading", "loaded", "unloading"]
 
@@ -107,9 +107,9 @@ class Model:
         self._lingering = 0.0
         self._idle: asyncio.Event | None = None
 
-    def has_room(self, most: int) -> bool:
-        """Whether fewer than `most` predictions wait."""
-        if len(self.waiting) >= most and self._scheduled:
+    def make_room(self, most: int) -> bool:
+        """Whether fewer than `most` predictions wait, after what can be dispatched at once was."""
+        if self._scheduled:
             # A burst of one turn of the loop waits for nothing but the turn's end.
             self.dispatch()
         return len(self.waiting) < most
@@ -130,27 +130,21 @@ class Model:
     def dispatch(self) -> None:
         """Sends what waits to the replicas that can take it."""
         self._scheduled = False
-        if not self.waiting:
-            return
-        workers = [replica.slot.worker for replica in self.replicas if replica.slot.worker is not None]
-        for worker in workers:
-            worker.hold()
+        used: list[Worker] = []
         try:
-            self._send_waiting()
+            while self.waiting:
+                window = self._window()
+                replica = self._free_replica(window)
+                if replica is None:
+                    # Whoever becomes free dispatches; nobody lingers for a replica that is gone.
+                    self._lingering = 0.0
+                    return
+                if self._batches and len(self.waiting) < min(self._company, self._largest) and self._wait_for_company():
+                    return
+                self._send(replica, window, used)
         finally:
-            for worker in workers:
+            for worker in used:
                 worker.release()
-
-    def _send_waiting(self) -> None:
-        while self.waiting:
-            replica = self._free_replica()
-            if replica is None:
-                # Whoever becomes free dispatches; nobody lingers for a replica that is gone.
-                self._lingering = 0.0
-                return
-            if self._batches and len(self.waiting) < min(self._company, self._largest) and self._wait_for_company():
-                return
-            self._send(replica)
 
     def expire(self, now: float) -> None:
         """Fails the predictions that have waited longer than their time limit; those that nobody awaits leave too."""
@@ -178,8 +172,7 @@ class Model:
             return False
         return True
 
-    def _free_replica(self) -> Replica | None:
-        window = self._window()
+    def _free_replica(self, window: int) -> Replica | None:
         free = None
         for replica in self.replicas:
             if replica.ready and replica.busy < window and (free is None or replica.busy < free.busy):
@@ -230,12 +223,13 @@ class Model:
             most = max(1, min(room, _LARGEST_NUMBER, int(_GROUP_SECONDS / self._usual)))
         return self._next_batch(most, _LARGEST_GROUP)
 
-    def _send(self, replica: Replica) -> None:
+    def _send(self, replica: Replica, window: int, used: list[Worker]) -> None:
+        """Sends what a replica gets next; its worker, which keeps that until it is released, becomes one of `used`."""
         self._lingering = 0.0
         if self._batches:
             batch = self._next_batch(self._largest, _LARGEST_BATCH)
         else:
-            batch = self._next_group(self._window() - replica.busy)
+            batch = self._next_group(window - replica.busy)
         worker = replica.slot.worker
         if not batch:
             return
@@ -244,6 +238,9 @@ class Model:
             replica.ready = False
             self.waiting.extendleft(reversed(batch))
             return
+        if worker not in used:
+            worker.hold()
+            used.append(worker)
         replica.busy += 1 if self._batches else len(batch)
         self._company = len(batch)
         request = Predict(next(request_ids), self.model_id, [waiting.item for waiting in batch])
@@ -254,15 +251,19 @@ class Model:
         calls = 1 if self._batches else len(batch)
         replica.busy -= calls
         counts = self.counts
+        counts.predictions += len(batch)
         if isinstance(answer, Answer):
             seconds = answer.seconds / calls
             self._usual = 0.8 * self._usual + 0.2 * seconds if self._usual else seconds
             counts.seconds += answer.seconds
             counts.batches += calls
             for prediction, result in zip(batch, answer.results, strict=True):
-                self._settle(prediction, result)
+                if isinstance(result, Failure):
+                    counts.failures += 1
+                    prediction.settle(_predict_error(result))
+                else:
+                    prediction.settle(result)
         else:
-            counts.predictions += len(batch)
             counts.failures += len(batch)
             for prediction in batch:
                 prediction.settle(answer)
@@ -271,15 +272,6 @@ class Model:
                 self.dispatch()
         elif self._idle is not None:
             self._notice_idle()
-
-    def _settle(self, prediction: Prediction, result: Result) -> None:
-        self.counts.predictions += 1
-        if type(result) is bytes:
-            prediction.settle(result)
-        else:
-            assert isinstance(result, Failure)
-            self.counts.failures += 1
-            prediction.settle(_predict_error(result))
 
     def _notice_idle(self) -> None:
         if self._idle is not None and not self.waiting and not any(replica.busy for replica in self.replicas):

@@ -152,7 +152,7 @@ class Models:
         model = self._models.get(model_id)
         if model is None or model.state != "loaded":
             raise ServiceStopping(_STOPPING) if self._closing else ModelNotLoaded(model_id)
-        if not model.has_room(self._settings.max_waiting):
+        if len(model.waiting) >= self._settings.max_waiting and not model.make_room(self._settings.max_waiting):
             raise Overloaded(f"{len(model.waiting)} predictions wait for model [{model_id}] already: try again later")
         item = Item(params=params, uuid=uuid, log_uuid=request_uuid.get(), features=features)
         return model.begin(item, settle)

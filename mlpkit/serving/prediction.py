@@ -18,31 +18,29 @@ Settle = Callable[[Outcome], None]
 
 
 class Prediction:
-    """What was asked, and who is to be told. `since` is in seconds of `time.monotonic`."""
+    """What was asked, and who is to be told. `since` is in seconds of `time.monotonic`.
 
-    __slots__ = ("_settle", "item", "since")
+    `over`: nobody waits for it any more.
+    """
+
+    __slots__ = ("_settle", "item", "over", "since")
 
     def __init__(self, item: Item, settle: Settle) -> None:
-        self.item, self.since = item, time.monotonic()
-        self._settle: Settle | None = settle
-
-    @property
-    def over(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return self._settle is None
+        self.item, self.since, self.over = item, time.monotonic(), False
+        self._settle = settle
 
     def settle(self, outcome: Outcome) -> None:
         """Tells the outcome, where it is not over already; never raises."""
-        settle, self._settle = self._settle, None
-        if settle is not None:
+        if not self.over:
+            self.over = True
             try:
-                settle(outcome)
+                self._settle(outcome)
             except Exception:
                 logger.exception("the outcome of a prediction could not be told")
 
     def give_up(self) -> bool:
         """Says that nobody waits for it any more; False where it is over already. A worker may still work on it."""
-        waited, self._settle = self._settle is not None, None
+        waited, self.over = not self.over, True
         return waited
 
 

@@ -72,6 +72,7 @@ class Predictor:
         self._plan = algorithm.plan("predict")
         self._batches = self._plan is not None and self._plan.batch
         self._is_async = self._plan is not None and self._plan.is_async
+        self._checks = surroundings.settings.check_answers and algorithm.kind != "text_custom"
         threads = algorithm.predict_options.threads
         self._inline = inline and threads == 1 and not self._is_async
         self._at_once = max(threads, _TOGETHER) if self._is_async else threads
@@ -101,14 +102,9 @@ class Predictor:
 
     def _work(self) -> None:
         # The first call runs in a thread too: nobody knows how long it takes.
-        if self._inline and 0.0 < self._usual < _SLOW and self._running == 0:
-            self._take_turn()
+        if not (self._inline and 0.0 < self._usual < _SLOW and self._running == 0):
+            self._begin_waiting()
             return
-        while self._waiting and self._running < self._at_once:
-            self._running += 1
-            self._begin(self._waiting.popleft())
-
-    def _take_turn(self) -> None:
         now = time.perf_counter()
         if now - self._turn_ended > _PAUSE or not self._turn_began:
             self._turn_began = now
@@ -118,6 +114,11 @@ class Predictor:
             if self._turn_ended - self._turn_began > _TURN:
                 self._scheduled = True
                 self._loop.call_soon(self._go_on)
+
+    def _begin_waiting(self) -> None:
+        while self._waiting and self._running < self._at_once:
+            self._running += 1
+            self._begin(self._waiting.popleft())
 
     def _begin(self, request: Predict) -> None:
         if self._is_async:
@@ -262,7 +263,7 @@ class Predictor:
         kind = self.algorithm.kind
         if kind == "text_classification" and item.params != _NULL and not plan.takes("params"):
             answer = formats.limited(answer, msgspec.json.decode(item.params))
-        if self._around.settings.check_answers:
+        if self._checks:
             formats.check_answer(kind, answer)
         try:
             return formats.to_json(answer)

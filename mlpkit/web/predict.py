@@ -44,8 +44,11 @@ class Envelope(msgspec.Struct):
 
     def is_plain(self) -> bool:
         """Whether nothing is left to be checked but nulls inside `features`."""
+        features, params = self.features, self.params
         return (
-            len(self.model_id) <= _LONGEST_ID and _is_object_or_null(self.features) and _is_object_or_null(self.params)
+            len(self.model_id) <= _LONGEST_ID
+            and (features == NULL or memoryview(features)[0] == _OBJECT)
+            and (params == NULL or memoryview(params)[0] == _OBJECT)
         )
 
     def to_ask(self) -> tuple[str, bytes | memoryview, bytes]:
@@ -82,8 +85,9 @@ class Predict:
             return None
         request = _plain(body)
         if request is not None:
-            exchange.adopt(request.uuid)
-            if _holds_null(body) and request.features != NULL:
+            if request.uuid is not None:
+                exchange.adopt(request.uuid)
+            if (b"null" in body if len(body) <= _LONG else _holds_null(body)) and request.features != NULL:
                 check_no_null("features", request.features)
         return request
 
@@ -127,9 +131,7 @@ def _plain(body: bytes) -> Envelope | None:
 
 
 def _holds_null(body: bytes) -> bool:
-    """Whether the word stands anywhere; much faster than a plain search where a long body has few letters `n`."""
-    if len(body) <= _LONG:
-        return b"null" in body
+    """Whether the word stands anywhere in a long body: much faster than a plain search where it has few letters `n`."""
     place = -1
     for _ in range(_FEW):
         place = body.find(b"n", place + 1)
@@ -142,7 +144,3 @@ def _general(values: Mapping[str, Value], exchange: Exchange) -> Envelope:
     exchange.adopt(caller_uuid(values))
     arguments = check(PREDICT, values)
     return Envelope(arguments.text("model_id"), arguments.object("features"), arguments.object("params"))
-
-
-def _is_object_or_null(value: msgspec.Raw) -> bool:
-    return value == NULL or memoryview(value)[0] == _OBJECT
