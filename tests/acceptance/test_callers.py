@@ -14,7 +14,7 @@ import pytest
 from mlpkit.settings import Settings
 from mlpkit.storage import Storage, open_storage
 from tests.acceptance.conftest import Start
-from tests.servers import Relay, S3Server, s3_server, wait_until
+from tests.servers import Relay, S3Server, refusing, s3_server, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -53,13 +53,17 @@ def stores(s3: S3Server, tmp_path: Path) -> Iterator[dict[str, Storage]]:
 
 @pytest.fixture
 def ask(start: Start) -> Ask:
-    """Sends a request from an address to a service that serves the platforms of 127.0.0.1 and 127.0.0.2."""
+    """Sends a request from an address to a service that serves the platforms of 127.0.0.1 and 127.0.0.2.
+
+    Without fields it is a question.
+    """
     service = start("copying", {"MLPKIT_REMOTE_STORAGE": "on", "MLPKIT_REMOTE_ALLOW": "127.0.0.1,127.0.0.2/32"})
 
     def send(source: str, path: str, fields: dict[str, Any]) -> Any:
         connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30, source_address=(source, 0))
         try:
-            connection.request("POST", path, json.dumps(fields), {"Content-Type": "application/json"})
+            method, body = ("POST", json.dumps(fields)) if fields else ("GET", None)
+            connection.request(method, path, body, {"Content-Type": "application/json"})
             return json.loads(connection.getresponse().read())
         finally:
             connection.close()
@@ -103,3 +107,20 @@ def test_a_caller_who_is_not_allowed_is_refused_before_anything_is_sent_to_him(
         for answer in (refused, loaded):
             assert "the store of 127.0.0.3 may not be used: it is not among MLPKIT_REMOTE_ALLOW" in answer["message"]
         assert third.requests == []
+
+
+def test_a_store_of_a_caller_that_sends_on_to_another_place_leads_nowhere(ask: Ask, s3: S3Server) -> None:
+    port = int(s3.endpoint.rpartition(":")[2])
+    with (
+        refusing(200) as inside,
+        refusing(307, {"Location": f"http://{inside.endpoint}/"}, host="127.0.0.2", port=port) as store,
+    ):
+        model_id = train(ask, "127.0.0.2")["data"]["model_id"]
+        asked = f"/status?algorithm=copying&model_id={model_id}"
+        wait_until(lambda: ask("127.0.0.1", asked, {})["data"]["status"] == "error", "the training has failed")
+        loaded = ask("127.0.0.2", "/load", {"algorithm": "copying", "model_id": "m", "extend": {}})
+
+        for message in (ask("127.0.0.1", asked, {})["data"]["message"], loaded["message"]):
+            assert f"http://127.0.0.2:{port}: ml-platform-" in message
+        assert store.requests
+        assert inside.requests == []

@@ -109,3 +109,38 @@ def test_store_that_hangs_is_an_error_in_time_and_works_afterwards(
         service.client.load("mood", trained.model_id)
         answer = service.client.predict(trained.model_id, {"sentence": "good day"})
         assert [label["label"] for label in answer] == ["good"]
+
+
+def test_store_that_is_away_at_the_start_is_stood_in_for_by_the_cache_where_that_is_wanted(
+    start: Start, s3: S3Server, upload: Upload, data: Path
+) -> None:
+    if s3.folder is None:
+        pytest.skip("the store of MLPKIT_TEST_S3 is not ours to stop")
+    offline = {**IMPATIENT, "MLPKIT_CACHE_OFFLINE": "on"}
+    with proxy_of(s3) as (entrance, proxy):
+        service = start("mood", {**entrance.environment, **offline})
+        job = service.client.train("mood", upload(data))
+        job.wait(30)
+        service.client.load("mood", job.model_id)
+        service.kill()
+        proxy.kill()
+        proxy.wait()
+
+        strict = start("mood", {**entrance.environment, **IMPATIENT}, ready=False)
+        wait_until(
+            lambda: f"model '{job.model_id}' could not be loaded at the start" in strict.log, "it is refused", 60
+        )
+        assert strict.client.monitor().load == {}
+        assert "the last known copy is used" not in strict.log
+        strict.kill()
+
+        service = start("mood", {**entrance.environment, **offline}, ready=False)
+        service.wait_live()
+        wait_until(lambda: job.model_id in service.client.monitor().load, "the model is loaded of the cache", 60)
+        answer = service.client.predict(job.model_id, {"sentence": "good day"})
+        assert [label["label"] for label in answer] == ["good"]
+        said = f"http://{entrance.endpoint}: ml-platform-model/{job.model_id}/mlpkit.json: the store cannot be reached"
+        (line, *_) = (each for each in service.log.splitlines() if "the last known copy is used" in each)
+        assert said in line
+        assert "(MLPKIT_CACHE_OFFLINE)" in line
+        assert entrance.endpoint in str(service.client.ready().reasons)
