@@ -43,6 +43,10 @@ class Exchange:
         self.uuid = self.content_type = self.word = ""
         self.route, self.status, self.sent = "other", 0, 0
 
+    def age(self) -> float:
+        """Seconds since it began."""
+        return perf_counter() - self.started
+
     def adopt(self, uuid: str | None) -> None:
         """Makes the uuid of the request's body, where it has one, the uuid of the request."""
         if uuid is not None:

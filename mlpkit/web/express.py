@@ -7,6 +7,7 @@ Whatever is not plain (a broken body, a form, a wrong token) is left to the ASGI
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -31,12 +32,14 @@ GiveUp = Callable[[], None]
 
 
 class Express:
-    """Begins predictions for a server's connections. `limit` is the largest body in bytes."""
+    """Begins predictions for a server's connections, on the running loop. `limit` is the largest body in bytes."""
 
     def __init__(self, edge: Edge) -> None:
         self._edge, self._predict = edge, edge.predict
         self.path, self.limit = edge.predict_path, edge.predict.limit
         self.heads = Heads()
+        self._loop = asyncio.get_running_loop()
+        self._unnoted: list[tuple[Exchange, float]] = []
 
     def lets_in(self, scope: Scope) -> bool:
         """Whether the head of a request gives no reason to refuse it before its body is there."""
@@ -61,7 +64,7 @@ class Express:
                 whole = enclosed(outcome)
                 exchange.status, exchange.sent = 200, len(whole)
                 send(200, exchange.success_lines(len(whole)), whole)
-                self._edge.note_soon(exchange)
+                self._note_soon(exchange)
             else:
                 self._fail(exchange, outcome, send)
 
@@ -96,7 +99,18 @@ class Express:
             answer = self._edge.answer_to(exchange, error)
             if answer is not None:
                 send(answer.status, lines_of(exchange.answered(answer)), answer.body)
-            self._edge.note(exchange)
+            self._edge.note(exchange, exchange.age())
+
+    def _note_soon(self, exchange: Exchange) -> None:
+        """Counts and logs a request once its answer is out: event loops write at the end of their turn."""
+        if not self._unnoted:
+            self._loop.call_soon(self._note_all)
+        self._unnoted.append((exchange, exchange.age()))
+
+    def _note_all(self) -> None:
+        unnoted, self._unnoted = self._unnoted, []
+        for exchange, seconds in unnoted:
+            self._edge.note(exchange, seconds)
 
 
 def _nothing() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 from functools import lru_cache
 from random import getrandbits
-from time import perf_counter, time
+from time import time
 from typing import TYPE_CHECKING
 
 from loguru import logger
@@ -46,7 +45,6 @@ class Edge:
         self._cancel_paths = ("/cancel", settings.api_prefix + "cancel")
         self._token = settings.token.encode()
         self._any_origin = "*" in settings.cors_origins
-        self._unnoted: list[tuple[Exchange, float]] = []
         self._origins = frozenset(origin.rstrip("/").encode() for origin in settings.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,7 +65,7 @@ class Edge:
             if answer is not None:
                 await exchange.send(answer, send)
         finally:
-            self.note(exchange)
+            self.note(exchange, exchange.age())
             request_uuid.reset(reset)
 
     @property
@@ -85,22 +83,8 @@ class Edge:
             logger.opt(exception=error).error("{} failed inside mlpkit", shown)
         return failure(error, self._settings) if exchange.status == 0 else None
 
-    def note(self, exchange: Exchange) -> None:
-        """Counts a request that has been answered, and writes its line of the access log."""
-        self._note(exchange, perf_counter() - exchange.started)
-
-    def note_soon(self, exchange: Exchange) -> None:
-        """The same once the answer is out: event loops write at the end of their turn."""
-        if not self._unnoted:
-            asyncio.get_running_loop().call_soon(self._note_all)
-        self._unnoted.append((exchange, perf_counter() - exchange.started))
-
-    def _note_all(self) -> None:
-        unnoted, self._unnoted = self._unnoted, []
-        for exchange, seconds in unnoted:
-            self._note(exchange, seconds)
-
-    def _note(self, exchange: Exchange, seconds: float) -> None:
+    def note(self, exchange: Exchange, seconds: float) -> None:
+        """Counts a request that was answered after so long, and writes its line of the access log."""
         self._counts.add(exchange.route, exchange.word or "success", seconds)
         if self._access_log:
             scope, word = exchange.scope, f" {exchange.word}" if exchange.word else ""
