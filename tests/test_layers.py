@@ -85,6 +85,9 @@ HEAVY = (
 )
 """What `import mlpkit` must not import: it is done by every script, every test and every `--help`."""
 
+CODE = ("pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "multiprocessing", "eval", "exec", "compile")
+"""What runs what it reads, or lets others do so."""
+
 PACKAGE = Path(mlpkit.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROW = {name: row for row, (_, names) in enumerate(LAYERS) for name in names}
@@ -178,6 +181,23 @@ def test_the_exceptions_are_used() -> None:
 
 def _past_the_front_door() -> list[Import]:
     return [each for each in IMPORTS if len(each.imported) > 1 and each.imported[0] != each.importer[0]]
+
+
+def test_nothing_that_comes_from_outside_can_become_code() -> None:
+    found = [f"{file.name}:{line}: {name}" for file in FILES for line, name in names_used(file) if name in CODE]
+    assert found == []
+
+
+def names_used(file: Path) -> Iterator[tuple[int, str]]:
+    """The modules that a file imports, and the built-in functions that it calls, with their lines."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Import(names):
+                yield from ((node.lineno, alias.name.partition(".")[0]) for alias in names)
+            case ast.ImportFrom(module):
+                yield node.lineno, (module or "").partition(".")[0]
+            case ast.Call(ast.Name(name)):
+                yield node.lineno, name
 
 
 def test_no_file_is_too_long_to_be_read() -> None:

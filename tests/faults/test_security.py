@@ -173,6 +173,27 @@ def test_home_is_private_also_where_it_was_made_by_others(
         assert stat.S_IMODE(home.stat().st_mode) == 0o700
 
 
+@pytest.mark.parametrize("debug", ["off", "on"])
+def test_tracebacks_are_in_answers_only_where_debug_is_on(start: Start, folder: Path, debug: str) -> None:
+    service = start({"MLPKIT_DEBUG": debug})
+    client = service.client
+    client.load("faulty", "m")
+    (folder / "load n").write_text("raise")
+    for route, fields in (
+        ("predict", {"model_id": "m", "features": {"do": "raise"}}),
+        ("load", {"algorithm": "faulty", "model_id": "n"}),
+    ):
+        answer = client.request("POST", f"/{route}", json.dumps(fields).encode()).body.decode()
+        assert "as it was ordered" in answer
+        assert ("Traceback" in answer, "faulty.py" in answer) == ((debug == "on"),) * 2, answer
+    job = client.train("faulty", parameters={"do": "raise"})
+    with pytest.raises(TrainFailed, match="as it was ordered"):
+        job.wait(30)
+    for target in (f"jobs/{job.model_id}", f"status?algorithm=faulty&model_id={job.model_id}", "jobs", "models"):
+        assert "Traceback" not in got(service.port, f"/{target}", "")
+    assert service.log.count("in obey") == 3
+
+
 def test_body_that_is_too_large_is_refused_before_it_has_come(start: Start) -> None:
     service = start({"MLPKIT_MAX_BODY": "100k"})
     chunk = b"x" * 65536

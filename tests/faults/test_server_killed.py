@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -12,7 +15,7 @@ import pytest
 
 from mlpkit import Client
 from mlpkit.client import JobHandle
-from mlpkit.errors import TrainFailed
+from mlpkit.errors import MlpkitError, TrainFailed
 from tests.acceptance.service import gone
 from tests.conftest import Report
 from tests.faults.conftest import Start, notes, order
@@ -20,6 +23,7 @@ from tests.servers import wait_until
 
 WAITING = 20
 ORPHANS_GONE = 2.0
+KILLS = 20
 
 
 def pids(folder: Path, model_id: str) -> list[int]:
@@ -74,6 +78,51 @@ def test_killed_server_leaves_no_process_and_loses_no_job_and_no_model(
     os.kill(pids(folder, stuck)[2], signal.SIGKILL)
     with pytest.raises(TrainFailed, match="SIGKILL"):
         JobHandle(client, "again", stuck).wait(10)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_server_killed_again_and_again_under_load_keeps_every_accepted_job_and_runs_none_twice_at_a_time(
+    start: Start, folder: Path, callers: ThreadPoolExecutor, report: Report
+) -> None:
+    chance = random.Random(2026)
+    accepted: list[str] = []
+
+    def submit(client: Client, algorithm: str) -> None:
+        """Submits a job whenever the last one has begun, until the service is gone."""
+        with contextlib.suppress(MlpkitError):
+            while True:
+                model_id = train(client, algorithm, "count")
+                accepted.append(model_id)
+                while client.status(algorithm, model_id).status == "init":
+                    time.sleep(0.01)
+
+    for _ in range(KILLS):
+        service = start({"MLP_TRAIN_TASK_NUM": "3"})
+        submitting = [callers.submit(submit, service.client, each) for each in ("faulty", "again")]
+        before = len(accepted)
+        wait_until(lambda before=before: len(accepted) > before, "jobs are accepted", 30)  # type: ignore[misc]
+        time.sleep(chance.uniform(0, 1.0))
+        service.kill()
+        for each in submitting:
+            each.result(40)
+
+    client = start({"MLP_TRAIN_TASK_NUM": "3"}).client
+    wait_until(lambda: all(each.ended is not None for each in client.jobs()), "all have ended", 120)
+    jobs = {each.model_id: each for each in client.jobs()}
+    lost = [each for each in jobs.values() if each.state == "error"]
+    report(f"{KILLS} kills: {len(accepted)} jobs accepted, {len(jobs)} known, {len(lost)} ran when the service ended")
+    assert set(accepted) <= set(jobs)
+    assert notes(folder / "twice") == []
+    assert lost
+    for job in jobs.values():
+        runs = len(notes(folder / f"runs {job.model_id}"))
+        most = {"faulty": 1, "again": 2}[job.algorithm]
+        assert runs <= job.attempt <= most, job
+        if job.state == "error":
+            assert job.message == f"the service ended while it ran (attempt {most} of {most}, max_attempts=)"
+        else:
+            assert (job.state, runs > 0) == ("completed", True), job
 
 
 def gone_pid(pid: int) -> bool:

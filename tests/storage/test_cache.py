@@ -15,6 +15,7 @@ import pytest
 from mlpkit.errors import ObjectNotFound, StorageUnavailable
 from mlpkit.settings import Settings, encode_settings
 from mlpkit.storage import Storage
+from mlpkit.storage.s3 import PART
 from tests.servers import Relay, wait_until
 from tests.storage.conftest import OpenStorage
 
@@ -67,11 +68,12 @@ def _cached(settings: Settings) -> int:
     return sum({each.st_ino: each.st_size for each in files}.values())
 
 
+@pytest.mark.parametrize("size", [8 << 20, pytest.param(200 << 20, marks=pytest.mark.slow)])
 def test_eight_processes_fetch_an_object_once(
-    relay: Relay, s3_settings: Settings, opened: OpenStorage, tmp_path: Path, fetcher: Fetcher
+    relay: Relay, s3_settings: Settings, opened: OpenStorage, tmp_path: Path, fetcher: Fetcher, size: int
 ) -> None:
     settings = s3_settings.with_options(minio_host=relay.endpoint)
-    (tmp_path / "local").write_bytes(os.urandom(8 << 20))
+    (tmp_path / "local").write_bytes(os.urandom(1 << 20) * (size >> 20))
     opened(settings).save(tmp_path / "local", f"{settings.data_bucket}/model.bin")
 
     with relay.held():
@@ -82,7 +84,9 @@ def test_eight_processes_fetch_an_object_once(
     assert [each.wait(30) for each in processes] == [0] * 8
     assert len(copies) == 1
     assert copies.pop().read_bytes() == (tmp_path / "local").read_bytes()
-    assert relay.count("GET", "/model.bin") == 1
+    parts = -(-size // PART) if size > PART else 1
+    assert relay.count("GET", "/model.bin") == parts
+    assert size <= relay.answered < size + (1 << 20)
 
 
 def test_many_threads_fetch_an_object_once_alone_and_in_its_folder(
