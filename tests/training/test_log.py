@@ -12,10 +12,12 @@ import pytest
 
 from mlpkit.channel import BlockingChannel
 from mlpkit.log import LogRecord
+from mlpkit.settings import Settings
 from mlpkit.training import Outcome
 from mlpkit.training.trainer import Dropped, Ended, Line, Report
 from mlpkit.training.trainer import _decoder as decoder
-from tests.training.conftest import OpenQueue, end_of, job, reached, train
+from tests.conftest import Report as Show
+from tests.training.conftest import OpenQueue, end_of, job, reached, train, until
 
 SCRIPT = """
 import ctypes, logging, multiprocessing, os, subprocess, sys, threading, time, warnings
@@ -153,7 +155,14 @@ async def test_endless_line_is_cut(open_queue: OpenQueue) -> None:
     assert len(text) < 100_000
 
 
-async def test_flood_of_output_neither_grows_memory_nor_blocks_the_loop(open_queue: OpenQueue) -> None:
+@pytest.mark.parametrize(
+    ("logged", "raw"),
+    [(0, 200_000), pytest.param(500_000, 500_000, marks=[pytest.mark.slow, pytest.mark.timeout(300)])],
+    ids=["200 MB", "1 GB"],
+)
+async def test_flood_of_output_neither_grows_memory_nor_blocks_the_loop(
+    open_queue: OpenQueue, report: Show, logged: int, raw: int
+) -> None:
     slowest = 0.0
 
     async def watch() -> None:
@@ -167,12 +176,22 @@ async def test_flood_of_output_neither_grows_memory_nor_blocks_the_loop(open_que
         memory = psutil.Process().memory_info().rss
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch)
-            await queue.submit(job("m", "loud", lines=0, raw=200_000, size=1000))
-            ended = await end_of(queue, "m")
+            began = anyio.current_time()
+            await queue.submit(job("m", "loud", lines=logged, raw=raw, size=1000))
+            await until(lambda: (found := queue.job("m")) is not None and found.has_ended, 240)
+            took = anyio.current_time() - began
             tasks.cancel_scope.cancel()
+        ended, size = queue.job("m"), queue.log_path("m").stat().st_size
 
+    grown = psutil.Process().memory_info().rss - memory
+    report(
+        f"{(logged + raw) // 1000:,} MB of output in {took:.1f} s: {size / 2**20:.1f} MiB kept, the loop stood still "
+        f"for at most {slowest * 1e3:.0f} ms, the server grew by {grown / 2**20:.1f} MiB"
+    )
+    assert ended is not None
     assert ended.message == "ValueError: after all that"
-    assert psutil.Process().memory_info().rss - memory < 100 << 20
+    assert size < Settings().job_log_size + 10_000
+    assert grown < 100 << 20
     assert slowest < 1.0
 
 
