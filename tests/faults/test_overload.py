@@ -60,7 +60,7 @@ def test_caller_who_goes_away_gives_the_place_free(
     client = service.client
     client.load("queued", "m")
     client.predict("m", order(seconds=0.1))
-    running = [callers.submit(client.predict, "m", order(seconds=2.0, say=f"running-{n}")) for n in range(2)]
+    running = [callers.submit(client.predict, "m", order(seconds=3.0, say=f"running-{n}")) for n in range(2)]
     wait_until(lambda: sum(each.in_flight for each in client.models()) == 2, "the worker has what it takes")
     with asking(service.port, target, "m", say="gone"), asking(service.port, target, "m", say="gone"):
         staying = callers.submit(client.predict, "m", order(say="staying"))

@@ -25,6 +25,8 @@ from tests.servers import wait_until
 pytestmark = pytest.mark.slow
 
 CALLERS = 8
+GRACE = 6
+"""Seconds: long enough that all that may end in it does so on a busy machine too."""
 
 
 @dataclass
@@ -72,7 +74,7 @@ def until_draining(service: RunningService) -> None:
 def test_service_under_load_stops_without_dropping_anything(
     start: Start, folder: Path, callers: ThreadPoolExecutor, report: Report
 ) -> None:
-    service = start({"MLPKIT_SHUTDOWN_GRACE": "4", "MLP_CLIENT_WORKER": "2"})
+    service = start({"MLPKIT_SHUTDOWN_GRACE": str(GRACE), "MLP_CLIENT_WORKER": "2"})
     client = service.client
     client.load("faulty", "m")
     quick, long = running_job(client, folder), running_job(client, folder)
@@ -102,9 +104,9 @@ def test_service_under_load_stops_without_dropping_anything(
     assert service.process.wait(20) == 0
     took = time.monotonic() - began
 
-    report(f"SIGTERM: {dict(load.outcomes)}, ended after {took:.1f} s (grace 4 s)")
+    report(f"SIGTERM: {dict(load.outcomes)}, ended after {took:.1f} s (grace {GRACE} s)")
     assert set(load.outcomes) == {"answered", "refused"}
-    assert 4 <= took < 4 + 2 * SLACK
+    assert GRACE <= took < GRACE + 2 * SLACK
     client = start().client
     assert client.job_view(quick.model_id).state == "completed"
     wait_until(lambda: len(notes(folder / f"train {long.model_id}")) == 2, "the long job runs again")
@@ -152,7 +154,7 @@ def test_request_that_is_neither_prediction_nor_training_gets_the_grace_too(
 def test_prediction_past_the_grace_is_told_so_and_questions_are_answered_meanwhile(
     start: Start, callers: ThreadPoolExecutor
 ) -> None:
-    service = start({"MLPKIT_SHUTDOWN_GRACE": "1"})
+    service = start({"MLPKIT_SHUTDOWN_GRACE": "2"})
     service.client.load("queued", "m")
     service.client.predict("m", order(seconds=0.1))
     asked = [callers.submit(service.client.predict, "m", order(seconds=30)) for _ in range(4)]
