@@ -88,6 +88,19 @@ def test_store_that_refuses_the_secret_is_named_with_bucket_and_key(
     assert_tells_no_secret(service, model_id, train, load)
 
 
+def test_bucket_that_is_missing_is_named_with_its_store_and_the_key(start: Start, s3: S3Server) -> None:
+    service = start("mood", {"MLPKIT_DATA_BUCKET": "no-such-data", "MLPKIT_MODEL_BUCKET": "no-such-models"})
+
+    _, train, load = failures(service, "folder/train.tsv")
+
+    for error, bucket, key in (
+        (train, "no-such-data", "folder/train.tsv"),
+        (load, "no-such-models", "model-1/"),
+    ):
+        assert f"{s3.endpoint}: bucket '{bucket}' does not exist (asked for {bucket}/{key})" in str(error)
+    assert service.client.ready().ready
+
+
 def test_store_that_hangs_is_an_error_in_time_and_works_afterwards(
     start: Start, s3: S3Server, upload: Upload, data: Path
 ) -> None:
