@@ -58,12 +58,13 @@ def time_until_back(client: Client, model_id: str) -> float:
 
 
 @pytest.mark.slow
-def test_isolated_model_leaves_no_memory_behind(start: Start, report: Report) -> None:
+def test_isolated_model_leaves_neither_memory_nor_descriptors_behind(start: Start, report: Report) -> None:
     service = start()
     client = service.client
     client.load("alone", "small")
     client.unload("alone", "small")
-    before, figures = used(service), []
+    server = psutil.Process(service.pid)
+    before, descriptors, figures = used(service), server.num_fds(), []
     for number in range(ROUNDS):
         client.load("alone", f"huge-{number}")
         pid = pid_of(client, f"huge-{number}")
@@ -73,6 +74,7 @@ def test_isolated_model_leaves_no_memory_behind(start: Start, report: Report) ->
         figures.append((used(service) - before) / 2**20)
     report(f"MiB above the beginning after each round: {', '.join(f'{each:.1f}' for each in figures)}")
     assert figures[-1] < 10
+    wait_until(lambda: server.num_fds() <= descriptors, "no descriptor is left behind", 5)
 
 
 @pytest.mark.slow
