@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 from collections.abc import Callable, Iterator
 
@@ -50,14 +51,19 @@ def translated(
         raise StorageUnavailable(
             f"{where}: the store cannot be reached ({reason}): check MINIO_HOST, and that it runs"
         ) from None
-    except TimeoutError:
-        raise StorageUnavailable(
-            f"{where}: the store did not answer in time: check that it is well (MLPKIT_STORAGE_TIMEOUT is the limit)"
-        ) from None
     except HTTPError as error:
-        raise StorageUnavailable(f"{where}: the connection broke ({type(error).__name__}: {error})") from None
+        raise _of_connection(error, where) from None
     except (MinioException, ValueError) as error:
         raise StorageError(f"{where}: {error}") from None
+
+
+def _of_connection(error: HTTPError, where: str) -> StorageUnavailable:
+    # What stands still while it is sent is a ProtocolError around the socket's own.
+    if isinstance(error, TimeoutError) or any(isinstance(each, builtins.TimeoutError) for each in error.args):
+        return StorageUnavailable(
+            f"{where}: the store did not answer in time: check that it is well (MLPKIT_STORAGE_TIMEOUT is the limit)"
+        )
+    return StorageUnavailable(f"{where}: the connection broke ({type(error).__name__}: {error})")
 
 
 def _of_s3(error: S3Error, place: str, bucket: str, key: str, where: str) -> StorageError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -98,6 +99,20 @@ def test_a_store_that_is_slow_and_not_silent_is_waited_for(
         storage.save(local, f"{path} again")
         assert time.monotonic() - began > 6.0
     assert opened(s3_settings).fetch(f"{path} again").read_bytes() == local.read_bytes()
+
+
+def test_a_store_that_stops_reading_in_the_middle_of_an_upload_is_given_up(
+    s3_settings: Settings, opened: OpenStorage, local: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+        endpoint = f"127.0.0.1:{deaf.getsockname()[1]}"
+        storage = opened(s3_settings.with_options(minio_host=endpoint, storage_timeout=1.0, storage_retries=0))
+        began = time.monotonic()
+        where = f"{endpoint}: {s3_settings.data_bucket}/k"
+        with pytest.raises(StorageUnavailable, match=f"{where}: the store did not answer in time"):
+            storage.save(local, f"{s3_settings.data_bucket}/k")
+        assert time.monotonic() - began < 2.5
 
 
 def test_an_object_that_is_replaced_in_the_middle_of_its_download_is_never_a_mixture(

@@ -110,6 +110,7 @@ def test_a_large_upload_to_a_store_that_hangs_is_given_up(
             process.send_signal(signal.SIGCONT)
     assert time.monotonic() - began < 5.5
     assert isinstance(failed[0], StorageUnavailable)
+    assert f"{s3_settings.data_bucket}/large: the store did not answer in time" in str(failed[0])
     assert not opened(s3_settings).exists(f"{s3_settings.data_bucket}/large")
 
 
