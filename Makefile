@@ -70,7 +70,7 @@ clean: ## removes what the other targets made
 
 $(VENV)/.mlpkit-run: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing mlpkit and the packages of the examples into $(VENV)"
-	@$(PIP_INSTALL) --editable '.[examples]'
+	@$(PIP_INSTALL) --editable '.[examples,reload]'
 	@touch $@
 
 $(VENV)/.mlpkit-dev: pyproject.toml constraints.txt | $(BIN)/python

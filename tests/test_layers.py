@@ -66,6 +66,7 @@ LONGEST_FILE = 400
 
 HEAVY = (
     "asyncio",
+    "click",
     "concurrent",
     "loguru",
     "minio",
@@ -80,7 +81,6 @@ HEAVY = (
     "starlette",
     # Python's own `uuid`, which msgspec imports, needs it before 3.11.
     *(["subprocess"] if sys.version_info >= (3, 11) else []),
-    "typer",
     "uvicorn",
 )
 """What `import mlpkit` must not import: it is done by every script, every test and every `--help`."""

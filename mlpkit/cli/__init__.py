@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-import typer
+import click
 
 from mlpkit.cli.check import check
 from mlpkit.cli.data import data
@@ -18,27 +18,33 @@ from mlpkit.cli.train import train
 from mlpkit.cli.version import version
 from mlpkit.errors import ArgumentError, DeclarationError, MlpkitError, SettingsError
 
-commands = typer.Typer(
+
+class _InOrder(click.Group):
+    """Lists its commands as they were added: what a newcomer needs comes first."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+commands = _InOrder(
     help="One script of plain functions becomes a production ML algorithm service.",
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
 )
-for command in (run, new, train, predict, check, jobs, models, version):
-    commands.command()(command)
-commands.add_typer(data, name="data")
-commands.add_typer(db, name="db")
+for command in (run, new, train, predict, check, jobs, models, version, data, db):
+    commands.add_command(command)
 
 
 def main() -> NoReturn:
     """Runs the command of `sys.argv` and exits: 0 all well, 1 the work failed, 2 the command or script is wrong."""
     try:
-        commands()
+        # Not standalone: click would make 1 of Ctrl-C.
+        sys.exit(commands.main(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except MlpkitError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, (DeclarationError, SettingsError, ArgumentError)) else 1)
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
-    sys.exit(0)

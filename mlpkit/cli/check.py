@@ -2,47 +2,65 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
+import click
 import msgspec
-import typer
 
-from mlpkit.cli.options import AlgorithmName, AsJson, Prefix, Token, check_kind, json_value
+from mlpkit.cli.options import FILE, algorithm_name, as_json, check_kind, json_value, prefix, token
 
 if TYPE_CHECKING:
     from mlpkit.check import CheckReport, Course, Subject
 
 
+@click.command()
+@click.argument("target", metavar="TARGET")
+@algorithm_name
+@click.option("--data", type=FILE, metavar="FILE", help="Training data; it is uploaded to the data bucket.")
+@click.option("--parameters", default="{}", metavar="JSON", help="The train request's parameter: JSON, or @FILE.")
+@click.option("--features", metavar="JSON", help="Features to predict: a JSON object, a list of them, or @FILE.")
+@click.option(
+    "--kind", default="text_custom", metavar="KIND", help="Kind of the algorithm, where TARGET is an address."
+)
+@click.option(
+    "--timeout",
+    default=3600.0,
+    type=click.FloatRange(min=1),
+    metavar="SECONDS",
+    help="Seconds that the training may take.",
+)
+@click.option("--junit", type=FILE, metavar="FILE", help="Also write a JUnit XML file.")
+@prefix
+@token
+@as_json
 def check(
-    target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="An app (`module:app`, `file.py`), or the address of a service.")
-    ],
-    algorithm: AlgorithmName = None,
-    data: Annotated[Path | None, typer.Option(help="Training data; it is uploaded to the data bucket.")] = None,
-    parameters: Annotated[str, typer.Option(help="The train request's `parameter`: JSON, or @FILE.")] = "{}",
-    features: Annotated[
-        str | None,
-        typer.Option(help="Features to predict: a JSON object, a list of them, or @FILE.", show_default=False),
-    ] = None,
-    kind: Annotated[str, typer.Option(help="Kind of the algorithm, where TARGET is an address.")] = "text_custom",
-    timeout: Annotated[float, typer.Option(help="Seconds that the training may take.", min=1)] = 3600.0,
-    junit: Annotated[Path | None, typer.Option(help="Also write a JUnit XML file.", show_default=False)] = None,
-    prefix: Prefix = "/",
-    token: Token = None,
-    as_json: AsJson = False,
+    target: str,
+    algorithm: str | None,
+    data: Path | None,
+    parameters: str,
+    features: str | None,
+    kind: str,
+    timeout: float,
+    junit: Path | None,
+    prefix: str,
+    token: str | None,
+    as_json: bool,
 ) -> None:
     """Lead an algorithm through its whole life, as the platform will.
+
+    TARGET is an app (module:app, file.py), or the address of a service.
 
     A script is served by the command itself, on an empty home with the folder store. For a running service, whatever
     made it, the MINIO_* settings of this shell say where its data lies. Exit code 0: all is well, 1: a step failed.
 
+    \b
     Examples:
-
-        mlpkit check sentiment.py --data reviews.tsv
-
-        mlpkit check http://127.0.0.1:8000 --kind text_classification --data reviews.tsv --junit check.xml
+      mlpkit check sentiment.py --data reviews.tsv
+      mlpkit check http://127.0.0.1:8000 --kind text_classification --data reviews.tsv \\
+          --junit check.xml
     """
     from mlpkit.check import Course, to_json, write_junit
 
@@ -56,7 +74,7 @@ def check(
         print(to_json(report))
     if junit is not None:
         write_junit(report, junit)
-    raise typer.Exit(0 if report.passed else 1)
+    sys.exit(0 if report.passed else 1)
 
 
 def _listed(features: str | None) -> list[Any]:

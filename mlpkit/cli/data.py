@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
+import click
 import msgspec
-import typer
 
 from mlpkit.algorithm import KINDS
-from mlpkit.cli.options import AsJson, check_kind
+from mlpkit.cli.options import FILE, as_json, check_kind
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from mlpkit.formats import Report
 
-data = typer.Typer(help="Look at training data.", no_args_is_help=True)
-
 _MOST_SHOWN = 50
 _MOST_LABELS = 30
 
 
-@data.callback()
-def _data() -> None:
+@click.group(no_args_is_help=True)
+def data() -> None:
     """Look at training data."""
 
 
 @data.command("check")
-def check_data(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file, a row a line.")],
-    kind: Annotated[str, typer.Option("--kind", "-k", help=f"Kind of the algorithm: {', '.join(KINDS)}.")],
-    as_json: AsJson = False,
-) -> None:
-    """Find what is wrong with training data: broken rows, contradictions, labels that look alike, class balance.
+@click.argument("file", metavar="FILE", type=FILE)
+@click.option("--kind", "-k", required=True, metavar="KIND", help=f"Kind of the algorithm: {', '.join(KINDS)}.")
+@as_json
+def check_data(file: Path, kind: str, as_json: bool) -> None:
+    """Find what is wrong with training data.
+
+    It looks for broken rows, contradictions, labels that look alike, and at the class balance of FILE, which has a
+    row a line.
 
     Exit code 0: it can be trained on (there may be warnings), 1: it cannot.
 
-    Example: `mlpkit data check reviews.tsv --kind text_classification`
+    \b
+    Example:
+      mlpkit data check reviews.tsv --kind text_classification
     """
     from mlpkit.formats import check_rows
 
@@ -47,7 +50,7 @@ def check_data(
         print(msgspec.json.encode(report).decode())
     else:
         _show(report)
-    raise typer.Exit(1 if report.fatal else 0)
+    sys.exit(1 if report.fatal else 0)
 
 
 def _show(report: Report) -> None:

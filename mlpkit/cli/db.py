@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import typer
+import click
 
 from mlpkit.errors import SettingsError
 from mlpkit.settings import load_settings
 
-db = typer.Typer(help="Prepare the database that replicas share.", no_args_is_help=True)
 
-
-@db.callback()
-def _db() -> None:
+@click.group(no_args_is_help=True)
+def db() -> None:
     """Prepare the database that replicas share."""
 
 
@@ -19,9 +17,11 @@ def _db() -> None:
 def init_db() -> None:
     """Make the tables that replicas share, where they are missing. The database itself must be there.
 
-    The settings say where: `DB_HOST`, `DB_PORT`, `DB_USER`, `DB_PASS`, `ML_CLIENT_MLP_DB_NAME`, `MLP_CLIENT_DB_TYPE`.
+    The settings say where: DB_HOST, DB_PORT, DB_USER, DB_PASS, ML_CLIENT_MLP_DB_NAME, MLP_CLIENT_DB_TYPE.
 
-    Example: `DB_PASS=... mlpkit db init`
+    \b
+    Example:
+      DB_PASS=... mlpkit db init
     """
     settings = load_settings()
     try:

@@ -6,23 +6,27 @@ import keyword
 import re
 from pathlib import Path
 from string import Template
-from typing import Annotated
 
-import typer
+import click
 
+from mlpkit.cli.options import FILE
 from mlpkit.errors import ArgumentError
 
 _TEMPLATE = Path(__file__).with_name("template")
 _LONGEST_NAME = 32
 
 
-def new(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the project and of its algorithm.")],
-    into: Annotated[Path, typer.Option("--into", help="Folder in which the project's folder is made.")] = Path(),
-) -> None:
+@click.command()
+@click.argument("name", metavar="NAME")
+@click.option("--into", default=".", type=FILE, metavar="FOLDER", help="Folder in which the project's folder is made.")
+def new(name: str, into: Path) -> None:
     """Make a working project: script, data, test and Dockerfile.
 
-    Example: `mlpkit new mood && cd mood && mlpkit check mood.py --data data/train.tsv`
+    NAME is the name of the project and of its algorithm.
+
+    \b
+    Example:
+      mlpkit new mood && cd mood && mlpkit check mood.py --data data/train.tsv
     """
     module = name.replace("-", "_").lower()
     if not re.fullmatch(r"[a-z]\w*", module, re.ASCII) or keyword.iskeyword(module) or len(name) > _LONGEST_NAME:

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
+import click
 import msgspec
-import typer
 
 from mlpkit.algorithm import KINDS
 from mlpkit.errors import ArgumentError, did_you_mean
 
-Target = Annotated[
-    str,
-    typer.Argument(metavar="TARGET", help="The app: `module:app`, `file.py:app`, or `file.py` where it has one app."),
-]
-AlgorithmName = Annotated[
-    str | None,
-    typer.Option("--algorithm", "-a", help="Which algorithm, where the app has several.", show_default=False),
-]
-Url = Annotated[str, typer.Option("--url", help="Address of the running service.")]
-Prefix = Annotated[
-    str,
-    typer.Option("--prefix", help="Its path prefix.", envvar="ML_PLATFORM_CLIENT_API_PREFIX"),
-]
-Token = Annotated[
-    str | None,
-    typer.Option("--token", help="Its bearer token.", envvar="MLPKIT_TOKEN", show_default=False),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+FILE = click.Path(path_type=Path)
+"""The type of an option that names a file or folder."""
+
+target = click.argument("target", metavar="TARGET")
+"""The app; click shows no help of arguments, so the docstrings of the commands explain it."""
+
+algorithm_name = click.option("--algorithm", "-a", metavar="NAME", help="Which algorithm, where the app has several.")
+url = click.option("--url", default="http://127.0.0.1:8000", metavar="URL", help="Address of the running service.")
+prefix = click.option(
+    "--prefix",
+    default="/",
+    metavar="PATH",
+    envvar="ML_PLATFORM_CLIENT_API_PREFIX",
+    show_envvar=True,
+    help="Its path prefix.",
+)
+token = click.option("--token", metavar="TOKEN", envvar="MLPKIT_TOKEN", show_envvar=True, help="Its bearer token.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
 def check_kind(kind: str) -> None:

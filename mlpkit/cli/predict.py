@@ -6,11 +6,11 @@ import contextlib
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from mlpkit.cli.options import AlgorithmName, Target, json_value
+from mlpkit.cli.options import algorithm_name, json_value, target
 from mlpkit.cli.stdout import script_prints_to_stderr
 from mlpkit.errors import ArgumentError
 from mlpkit.script import choose_algorithm
@@ -21,22 +21,26 @@ if TYPE_CHECKING:
     from mlpkit.serving.messages import Answer, Load, Predict
 
 
-def predict(
-    target: Target,
-    model: Annotated[str, typer.Option(help="A model's folder, its id in the model bucket, or bucket/prefix.")],
-    features: Annotated[str, typer.Option(help="The request's `features`: JSON, or @FILE.")],
-    params: Annotated[str, typer.Option(help="The request's `params`: JSON, or @FILE.")] = "null",
-    algorithm: AlgorithmName = None,
-) -> None:
-    """Load a model here, in this process, and print its answer as JSON. No service is needed.
+@click.command()
+@target
+@click.option(
+    "--model", required=True, metavar="MODEL", help="A model's folder, its id in the model bucket, or bucket/prefix."
+)
+@click.option("--features", required=True, metavar="JSON", help="The request's features: JSON, or @FILE.")
+@click.option("--params", default="null", metavar="JSON", help="The request's params: JSON, or @FILE.")
+@algorithm_name
+def predict(target: str, model: str, features: str, params: str, algorithm: str | None) -> None:
+    """Load a model in this process and print its answer as JSON. No service is needed.
 
     What the script prints goes to stderr where stdout is no terminal.
 
+    TARGET is the app: module:app, file.py:app, or file.py where it has one app.
+
+    \b
     Examples:
-
-        mlpkit predict sentiment.py --model .mlpkit/storage/ml-platform-model/MODEL_ID --features '{"sentence": "good"}'
-
-        mlpkit predict sentiment:app --model MODEL_ID --features @features.json --params '{"top_n": 1}'
+      mlpkit predict sentiment:app --model MODEL_ID --features @features.json --params '{"top_n": 1}'
+      mlpkit predict sentiment.py --model .mlpkit/storage/ml-platform-model/MODEL_ID \\
+          --features '{"sentence": "good"}'
     """
     import asyncio
 

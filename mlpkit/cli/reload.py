@@ -23,7 +23,7 @@ def run_again_on_change(target: str) -> None:
     try:
         from watchfiles import watch
     except ImportError:
-        raise ArgumentError("--reload needs the package watchfiles: pip install watchfiles") from None
+        raise ArgumentError("--reload needs the package watchfiles: pip install 'mlpkit[reload]'") from None
 
     folder = _folder(target)
     signal.signal(signal.SIGTERM, _interrupt)

@@ -5,20 +5,26 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import click
 import msgspec
 
-from mlpkit.cli.options import AsJson, Prefix, Token, Url
+from mlpkit.cli.options import as_json, prefix, token, url
 
 if TYPE_CHECKING:
     from mlpkit.client import JobView
 
-_DEFAULT = "http://127.0.0.1:8000"
 
-
-def jobs(url: Url = _DEFAULT, prefix: Prefix = "/", token: Token = None, as_json: AsJson = False) -> None:
+@click.command()
+@url
+@prefix
+@token
+@as_json
+def jobs(url: str, prefix: str, token: str | None, as_json: bool) -> None:
     """List the training jobs of a running service, newest first.
 
-    Example: `mlpkit jobs --url http://127.0.0.1:8000`
+    \b
+    Example:
+      mlpkit jobs --url http://127.0.0.1:8000
     """
     from mlpkit.client import Client
 
@@ -34,10 +40,17 @@ def jobs(url: Url = _DEFAULT, prefix: Prefix = "/", token: Token = None, as_json
     _print_table("jobs", ["model", "algorithm", "state", "progress", "seconds", "message"], rows)
 
 
-def models(url: Url = _DEFAULT, prefix: Prefix = "/", token: Token = None, as_json: AsJson = False) -> None:
-    """List the models of a running service, and the workers that hold them.
+@click.command()
+@url
+@prefix
+@token
+@as_json
+def models(url: str, prefix: str, token: str | None, as_json: bool) -> None:
+    """List the models of a running service, and their workers.
 
-    Example: `mlpkit models --url http://127.0.0.1:8000`
+    \b
+    Example:
+      mlpkit models --url http://127.0.0.1:8000
     """
     from mlpkit.client import Client
 

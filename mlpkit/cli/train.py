@@ -9,11 +9,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from mlpkit.cli.options import AlgorithmName, Target, json_value
+from mlpkit.cli.options import FILE, algorithm_name, json_value, target
 from mlpkit.cli.stdout import script_prints_to_stderr
 from mlpkit.errors import ArgumentError, TrainFailed
 from mlpkit.script import choose_algorithm
@@ -26,24 +26,27 @@ if TYPE_CHECKING:
     from mlpkit.training import Job, Outcome
 
 
+@click.command()
+@target
+@algorithm_name
+@click.option("--data", type=FILE, metavar="FILE", help="Training data; without it the request has no location.")
+@click.option("--parameters", default="{}", metavar="JSON", help="The request's parameter: JSON, or @FILE.")
+@click.option("--extend", default="{}", metavar="JSON", help="The request's extend: JSON, or @FILE.")
+@click.option("--model-id", metavar="ID", show_default="a new one", help="Id of the model.")
 def train(
-    target: Target,
-    algorithm: AlgorithmName = None,
-    data: Annotated[Path | None, typer.Option(help="Training data; without it the request has no location.")] = None,
-    parameters: Annotated[str, typer.Option(help="The request's `parameter`: JSON, or @FILE.")] = "{}",
-    extend: Annotated[str, typer.Option(help="The request's `extend`: JSON, or @FILE.")] = "{}",
-    model_id: Annotated[str | None, typer.Option(help="Id of the model.", show_default="a new one")] = None,
+    target: str, algorithm: str | None, data: Path | None, parameters: str, extend: str, model_id: str | None
 ) -> None:
-    """Train here, in this process, with a progress bar; the model is stored as the service would store it.
+    """Train here, in this process, with a progress bar. The model is stored as the service would store it.
 
-    No service is needed. `breakpoint()` works, and so does `python -m pdb -m mlpkit train ...`. Prints where the
-    model is; what the script prints goes to stderr where stdout is no terminal.
+    No service is needed. breakpoint() works, and so does python -m pdb -m mlpkit train. Where the model is goes to
+    stdout, and what the script prints to stderr where stdout is no terminal.
 
+    TARGET is the app: module:app, file.py:app, or file.py where it has one app.
+
+    \b
     Examples:
-
-        mlpkit train sentiment.py --data reviews.tsv --parameters '{"c": 2.0}'
-
-        mlpkit train nlp:app --algorithm ner --data names.txt --parameters @hyper.json
+      mlpkit train sentiment.py --data reviews.tsv --parameters '{"c": 2.0}'
+      mlpkit train nlp:app --algorithm ner --data names.txt --parameters @hyper.json
     """
     from mlpkit.log import configure
     from mlpkit.script import import_app

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import click
 
+
+@click.command()
 def version() -> None:
-    """Print the versions of mlpkit, Python and the packages that it stands on."""
+    """Print the versions of mlpkit, Python and the packages below it.
+
+    \b
+    Example:
+      mlpkit version
+    """
     import platform
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed

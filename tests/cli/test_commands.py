@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 
 from tests.cli.conftest import Run, environment_of
 
+COMMANDS = ("run", "new", "train", "predict", "check", "jobs", "models", "version")
 GOOD = "a good day\tgood\t1\nbad weather\tbad\t1\n"
 TALKATIVE = """
 import subprocess
@@ -43,11 +47,76 @@ def test_the_command_line_loads_nothing_heavy_before_the_command_is_known() -> N
     )
 
 
-def test_every_command_has_help_with_an_example(mlpkit: Run) -> None:
-    shown = mlpkit("--help").stdout
-    for command in ("run", "new", "train", "predict", "check", "jobs", "models", "version", "data"):
-        assert f" {command} " in shown
-    assert "mlpkit run sentiment.py" in mlpkit("run", "--help").stdout
+def test_help_lists_the_commands_in_the_order_in_which_they_are_needed(mlpkit: Run) -> None:
+    shown = mlpkit("--help", COLUMNS="80").stdout
+    listed = [line.split()[0] for line in shown.partition("Commands:\n")[2].splitlines()]
+    assert listed == ["run", "new", "train", "predict", "check", "jobs", "models", "version", "data", "db"]
+    assert "..." not in shown.partition("Commands:")[2], "a sentence is cut off"
+    assert mlpkit("-h").stdout == mlpkit("--help").stdout
+
+
+@pytest.mark.parametrize("command", [[name] for name in COMMANDS] + [["data", "check"], ["db", "init"]], ids=" ".join)
+def test_help_of_a_command_explains_its_arguments_and_shows_an_example(mlpkit: Run, command: list[str]) -> None:
+    shown = mlpkit(*command, "--help")
+    assert shown.returncode == 0
+    usage, _, rest = shown.stdout.partition("\n")
+    text, _, options = rest.partition("\nOptions:\n")
+    assert re.search(rf"^  Examples?:\n    .*mlpkit {' '.join(command)}", text, re.MULTILINE), text
+    assert all(argument in text for argument in re.findall(r"(?<= )[A-Z]+\b", usage)), usage
+    assert "-h, --help" in options
+
+
+def test_no_command_at_all_shows_the_help_and_is_a_mistake(mlpkit: Run) -> None:
+    for group in ([], ["data"], ["db"]):
+        ended = mlpkit(*group)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert ended.stderr == mlpkit(*group, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["trian", "mood.py"], "No such command 'trian'. Did you mean 'train'?"),
+        (["data", "chek"], "No such command 'chek'. Did you mean 'check'?"),
+        (["训练"], "No such command '训练'."),
+        (["run", "mood.py", "--wokers", "2"], "No such option '--wokers'. Did you mean '--workers'?"),
+        (["run"], "Missing argument 'TARGET'."),
+        (["predict", "mood.py"], "Missing option '--model'."),
+        (["run", "mood.py", "--port", "65536"], "Invalid value for '--port': 65536 is not in the range 0<=x<=65535."),
+        (
+            ["check", "mood.py", "--timeout", "soon"],
+            "Invalid value for '--timeout': 'soon' is not a valid float range.",
+        ),
+    ],
+)
+def test_a_wrong_command_line_ends_with_one_message_and_the_help_to_ask_for(
+    mlpkit: Run, arguments: list[str], sentence: str
+) -> None:
+    ended = mlpkit(*arguments)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.endswith(f"Error: {sentence}\n")
+    assert "--help' for help." in ended.stderr
+
+
+def test_reload_without_its_package_says_what_to_install(mlpkit: Run, folder: Path) -> None:
+    (folder / "watchfiles.py").write_text("raise ImportError", encoding="utf-8")
+    ended = mlpkit("run", "mood.py", "--reload")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: --reload needs the package watchfiles: pip install 'mlpkit[reload]'\n"
+
+
+def test_ctrl_c_ends_a_command_with_130(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlpkit", "jobs", "--url", f"http://127.0.0.1:{silent.getsockname()[1]}"],
+            env=environment_of(folder / "home"),
+            stderr=subprocess.PIPE,
+        )
+        with silent.accept()[0]:
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=30)
+    assert (process.returncode, error.strip()) == (130, b"")
 
 
 def test_version_names_python_and_the_packages(mlpkit: Run) -> None:
