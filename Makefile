@@ -46,9 +46,10 @@ bench-tails: $(VENV)/.mlpkit-dev ## p99 at a constant rate, and how far one web 
 soak: $(VENV)/.mlpkit-dev ## everything at once for MINUTES=10, with kills and outages, and then the accounts; SEED= repeats one
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) $(addprefix --seed ,$(SEED))
 
-lint: $(VENV)/.mlpkit-dev ## ruff: rules and format
+lint: $(VENV)/.mlpkit-dev ## ruff: rules and format; bandit over the package
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive mlpkit
 
 types: $(VENV)/.mlpkit-dev ## mypy --strict over package, tests and examples
 	$(BIN)/mypy

@@ -45,13 +45,13 @@ def _keep_freed_memory() -> None:
 
 async def _serve() -> None:
     stopped = asyncio.Event()
-    requests: asyncio.Queue[Message] = asyncio.Queue()
+    early: asyncio.Queue[Message] = asyncio.Queue()
     host: Host | None = None
 
     def on_messages(messages: list[Message]) -> None:
         for message in messages:
             if host is None:
-                requests.put_nowait(message)
+                early.put_nowait(message)
                 continue
             request = decode_request(message)
             if isinstance(request, Stop):
@@ -61,10 +61,10 @@ async def _serve() -> None:
 
     def on_close() -> None:
         stopped.set()
-        requests.put_nowait(b"")
+        early.put_nowait(b"")
 
     channel = await AsyncChannel.connect(channel_of_child(), on_messages, on_close)
-    first = await requests.get()
+    first = await early.get()
     if not first:
         # The server is gone already.
         return
@@ -84,7 +84,7 @@ async def _serve() -> None:
     host = await _host(start, settings, channel)
     if host is None:
         return
-    while not requests.empty() and (message := requests.get_nowait()):
+    while not early.empty() and (message := early.get_nowait()):
         on_messages([message])
     channel.send(encode(Ready()))
     await stopped.wait()

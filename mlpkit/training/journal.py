@@ -117,7 +117,7 @@ class Journal:
 
     def _select(self, clause: str, values: tuple[object, ...]) -> list[Job]:
         with self._reading, self._translated("read"):
-            rows = self._reader.execute(f"SELECT record FROM job {clause}", values).fetchall()  # noqa: S608 - our own text
+            rows = self._reader.execute(f"SELECT record FROM job {clause}", values).fetchall()  # nosec B608  # noqa: S608 - our own text
             return [_decoder.decode(record) for (record,) in rows]
 
     def _claim(self, home: Path) -> None:
