@@ -195,7 +195,7 @@ def test_a_head_that_was_seen_before_serves_whole_requests_only(connected: socke
     assert labels(everything(connected)) == ["known", "known", "last"]
 
 
-def test_a_head_is_not_taken_for_one_that_differs_by_a_byte(echo: Service, connected: socket.socket) -> None:
+def test_a_head_is_not_taken_for_one_that_differs_by_a_byte(echo: Service) -> None:
     body = b'{"model_id": "e", "features": {"sentence": "x"}}'
     for head, expected in [
         (b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n", b"200 OK"),
@@ -206,7 +206,10 @@ def test_a_head_is_not_taken_for_one_that_differs_by_a_byte(echo: Service, conne
     ]:
         with socket.create_connection(("127.0.0.1", echo.port), timeout=10) as connection:
             connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-            assert expected in connection.recv(1 << 16)
+            received = connection.recv(1 << 16)
+            while not received.endswith(b"}"):
+                received += connection.recv(1 << 16)
+        assert expected in received
 
 
 def test_the_token_is_asked_for_with_a_known_head_too(strict: Service) -> None:
