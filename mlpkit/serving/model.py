@@ -107,6 +107,10 @@ class Model:
         self._lingering = 0.0
         self._idle: asyncio.Event | None = None
 
+    def begin_unload(self) -> None:
+        """Takes no more predictions; `settled` is to be done again when the model is gone."""
+        self.state, self.settled = "unloading", self._loop.create_future()
+
     def make_room(self, most: int) -> bool:
         """Whether fewer than `most` predictions wait, after what can be dispatched at once was."""
         if self._scheduled:

@@ -120,19 +120,19 @@ class Models:
 
     async def unload(self, model_id: str) -> None:
         """Returns when the model is gone and its predictions have ended. A model that is not loaded is no error."""
+        self._reloads.forget(model_id)
         model = self._models.get(model_id)
-        if model is None:
-            self._reloads.forget(model_id)
-            await self._ledger.remove(model_id)
-            return
-        if model.state == "loading":
+        if model is not None and model.state == "loading":
             with contextlib.suppress(MlpkitError):
                 await _settled(model)
-        if model.state == "loaded":
-            model.state, model.settled = "unloading", asyncio.get_running_loop().create_future()
+        if model is not None and model.state == "loaded":
+            model.begin_unload()
             self._start(self._unload, model)
-        if self._models.get(model_id) is model:
+        if model is not None and self._models.get(model_id) is model:
             await _settled(model)
+        if model_id not in self._models:
+            # Not loaded, or its load has failed, or it was given up meanwhile: a restart would try it again.
+            await self._ledger.remove(model_id)
 
     def predict(self, model_id: str, features: Json, params: bytes, uuid: str | None) -> asyncio.Future[bytes]:
         """A future of the answer's `predictions` as JSON.
@@ -287,15 +287,8 @@ class Models:
     async def _load_replica(self, model: Model, replica: Replica) -> None:
         limit = self._load_limit(model)
         worker = await replica.slot.wait_ready(min(limit, self._settings.start_timeout))
-        request = Load(
-            next(request_ids),
-            model.algorithm.name,
-            model.model_id,
-            model.model_path,
-            model.extend,
-            model.uuid,
-            request_uuid.get(),
-        )
+        number, name, log_uuid = next(request_ids), model.algorithm.name, request_uuid.get()
+        request = Load(number, name, model.model_id, model.model_path, model.extend, model.uuid, log_uuid)
         growth = msgspec.json.decode(await ask(worker, request, limit), type=int | None)
         replica.ready = True
         if growth is not None:
@@ -357,8 +350,10 @@ class Models:
         if model is not None:
             if model.state != "loaded":
                 return  # Somebody else has begun to load or unload it.
+            model.begin_unload()
             model.fail_waiting(error)
             await self._forget(model)
+            model.settled.set_result(None)
         await self._ledger.give_up(entry, str(error))
 
 

@@ -24,6 +24,7 @@ from mlpkit.serving.pool import Slot
 _MOST_DEATHS = 3
 """A model is given up after its worker died so often while loading it."""
 _LOADED_AT_ONCE = 8
+"""More would wait in the worker for one of its threads, while their time limits run."""
 _FIRST_RETRY, _LONGEST_RETRY = 1.0, 60.0
 
 Load = Callable[[str, str, str | None, msgspec.Raw], Awaitable[None]]
@@ -85,9 +86,15 @@ class Reloads:
             for replica in model.replicas
             if replica.slot is slot and model.state == "loaded"
         ]
+        limiter = anyio.CapacityLimiter(_LOADED_AT_ONCE)
+
+        async def in_turn(model: Model, replica: Replica) -> None:
+            async with limiter:
+                if slot.worker is worker:
+                    await self._reload(model, replica, _FIRST_RETRY)
+
         with uuid_bound("reload"):
-            trusted = [self._reload(*each, _FIRST_RETRY) for each in replicas if not each[0].deaths]
-            await asyncio.gather(*trusted)
+            await asyncio.gather(*(in_turn(*each) for each in replicas if not each[0].deaths))
             for model, replica in sorted(replicas, key=lambda each: each[0].deaths):
                 if model.deaths and slot.worker is worker:
                     await self._reload(model, replica, _FIRST_RETRY)

@@ -179,8 +179,9 @@ class ProcessWorker:
                     self.kill(f"was ended because {self._overdue} hooks took longer than {held.limit:g} s")
                     return
                 continue
-            held.answered(TimeLimitExceeded(f"{what}: {self.name} was ended and is started again"))
+            # Before the answer, which makes place for the next in the queue: that is for the worker's replacement.
             self.kill(f"was ended because a {what}")
+            held.answered(TimeLimitExceeded(f"{what}: {self.name} was ended and is started again"))
             return
 
     def _on_messages(self, messages: list[Message]) -> None:
