@@ -141,13 +141,14 @@ class Connection(HttpToolsProtocol):
         head = self._express.heads.find(data)
         if head is None or not self._is_free():
             return False
+        # Before it begins: one that is refused is over, and its idle connection has its time limit, when that returns.
+        self._unset_keepalive_if_required()
         last, turn = self.cycle, _Turn(keep_alive=True)
         self.cycle = turn
         self._give_up = self._express.begin(head.scope, data[len(data) - head.length :], partial(self._send, turn))
         if self._give_up is None:
             self.cycle = last
             return False
-        self._unset_keepalive_if_required()
         return True
 
     def _let_go(self) -> None:
