@@ -286,11 +286,12 @@ class Models:
 
     async def _load_replica(self, model: Model, replica: Replica) -> None:
         limit = self._load_limit(model)
-        worker = await replica.slot.wait_ready(min(limit, self._settings.start_timeout))
         number, name, log_uuid = next(request_ids), model.algorithm.name, request_uuid.get()
         request = Load(number, name, model.model_id, model.model_path, model.extend, model.uuid, log_uuid)
-        growth = msgspec.json.decode(await ask(worker, request, limit), type=int | None)
-        replica.ready = True
+        async with replica.slot.loads:
+            worker = await replica.slot.wait_ready(min(limit, self._settings.start_timeout))
+            growth = msgspec.json.decode(await ask(worker, request, limit), type=int | None)
+            replica.ready = True
         if growth is not None:
             await self._room.remember(model.model_id, growth)
 

@@ -7,12 +7,15 @@ import contextlib
 import time
 from collections.abc import Callable
 
+import anyio
 from anyio.abc import TaskGroup
 from loguru import logger
 
 from mlpkit.errors import MlpkitError, ServiceStopping, TimeLimitExceeded, WorkerNotReady
 from mlpkit.serving.worker import Worker
 
+LOADED_AT_ONCE = 8
+"""More loads would wait in the worker for one of its threads, while their time limits run."""
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 30.0
 _STEADY = 60.0
@@ -22,7 +25,10 @@ _HOPELESS = 3
 
 
 class Slot:
-    """A place for a worker: stays while the workers in it come and go. `worker` is None while none is ready."""
+    """A place for a worker: stays while the workers in it come and go. `worker` is None while none is ready.
+
+    `loads` is to be held by every load into it.
+    """
 
     def __init__(self, index: int, *, isolated: bool) -> None:
         self.index, self.isolated = index, isolated
@@ -31,6 +37,7 @@ class Slot:
         self.problem = "is starting"
         self.deaths = 0
         self.models = 0
+        self.loads = anyio.CapacityLimiter(LOADED_AT_ONCE)
         self._failed_starts = 0
         self._known = asyncio.Event()
         """Set while nobody need wait: a worker is ready, or none can be expected soon."""

@@ -19,12 +19,10 @@ from mlpkit.errors import ArgumentError, MlpkitError, WorkerLost, WorkerNotReady
 from mlpkit.log import uuid_bound
 from mlpkit.serving.ledger import Entry
 from mlpkit.serving.model import Model, Replica
-from mlpkit.serving.pool import Slot
+from mlpkit.serving.pool import LOADED_AT_ONCE, Slot
 
 _MOST_DEATHS = 3
 """A model is given up after its worker died so often while loading it."""
-_LOADED_AT_ONCE = 8
-"""More would wait in the worker for one of its threads, while their time limits run."""
 _FIRST_RETRY, _LONGEST_RETRY = 1.0, 60.0
 
 Load = Callable[[str, str, str | None, msgspec.Raw], Awaitable[None]]
@@ -65,7 +63,7 @@ class Reloads:
             with contextlib.suppress(MlpkitError):
                 await slot.wait_ready(limit)
         self.problem = f"{len(self._wanted)} models are being loaded" if self._wanted else ""
-        limiter = anyio.CapacityLimiter(_LOADED_AT_ONCE)
+        limiter = anyio.CapacityLimiter(LOADED_AT_ONCE)
 
         async def first_try(entry: Entry) -> None:
             async with limiter:
@@ -86,10 +84,11 @@ class Reloads:
             for replica in model.replicas
             if replica.slot is slot and model.state == "loaded"
         ]
-        limiter = anyio.CapacityLimiter(_LOADED_AT_ONCE)
+        limiter = anyio.CapacityLimiter(LOADED_AT_ONCE)
 
         async def in_turn(model: Model, replica: Replica) -> None:
             async with limiter:
+                # Where it has ended meanwhile, its replacement has a reload of its own.
                 if slot.worker is worker:
                     await self._reload(model, replica, _FIRST_RETRY)
 

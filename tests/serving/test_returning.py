@@ -118,7 +118,9 @@ async def test_unload_of_a_model_that_is_being_given_up_drops_it_once(open_model
         assert models.warnings() == []
 
 
-async def test_many_slow_models_come_back_within_their_limits(open_models: OpenModels, here: Path) -> None:
+async def test_many_slow_models_are_loaded_together_and_come_back_within_their_limits(
+    open_models: OpenModels, here: Path
+) -> None:
     script = """
 import os, time
 app = App("slow")
@@ -134,11 +136,10 @@ def predict(model, features):
     return os.getpid()
 """
     async with open_models(script) as models:
-        for number in range(48):
-            await models.load("slow", f"m{number}")
+        (here / "slow").touch()
+        await asyncio.gather(*(models.load("slow", f"m{number}") for number in range(48)))
         pid = await ask(models, "m0")
         assert isinstance(pid, int)
-        (here / "slow").touch()
         os.kill(pid, signal.SIGKILL)
         await until(lambda: models.problems() != [])
         await until(lambda: models.problems() == [], seconds=30)
