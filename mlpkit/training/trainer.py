@@ -100,7 +100,6 @@ class Trainer:
     """The server's end of one job's process. Make one for every run.
 
     Args:
-        work: a folder in which the run's own temporary folder is made, and removed at its end.
         on_progress: gets every snapshot that arrives.
         devices: the GPUs that the process may see; none leaves its environment as it is.
     """
