@@ -22,7 +22,7 @@ from mlpkit.errors import MlpkitError, ModelNotLoaded, UserCodeError
 from mlpkit.injection import Call, Plan, ProcessScope, async_user_code, user_code, user_error
 from mlpkit.log import request_uuid, uuid_bound
 from mlpkit.serving.memory import Growth
-from mlpkit.serving.messages import Answer, Failure, Load, Predict, Result, RunHook, Unload
+from mlpkit.serving.messages import AT_ONCE, Answer, Failure, Load, Predict, Result, RunHook, Unload
 from mlpkit.serving.predictor import Predictor, Surroundings, error_text
 from mlpkit.serving.stores import Stores
 from mlpkit.settings import Settings
@@ -30,8 +30,6 @@ from mlpkit.storage import ModelDir, Storage, open_model
 
 T = TypeVar("T")
 Close = Callable[[], Awaitable[None]]
-_AT_ONCE = 8
-"""How many loads, unloads and hooks run at the same time in one process."""
 
 
 _Files = tuple[Storage, ModelDir | None]
@@ -60,7 +58,7 @@ class Host:
         self._unloading = 0
         self._growth = Growth()
         self._loop = asyncio.get_running_loop()
-        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="mlpkit-hook")
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="mlpkit-hook")
         self._tasks: set[asyncio.Task[None]] = set()
         self._stores = Stores(settings)
         scope = ProcessScope(self._service, app.overrides())

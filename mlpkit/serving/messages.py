@@ -14,6 +14,9 @@ import msgspec
 from mlpkit import errors
 from mlpkit.log import LogRecord
 
+AT_ONCE = 8
+"""So many loads, unloads and hooks run in a worker at the same time; more would wait there while their limits run."""
+
 
 class Start(msgspec.Struct, array_like=True, tag=0):
     """The first message to a worker: which script to import, from where, with which settings (`encode_settings`)."""

@@ -12,10 +12,9 @@ from anyio.abc import TaskGroup
 from loguru import logger
 
 from mlpkit.errors import MlpkitError, ServiceStopping, TimeLimitExceeded, WorkerNotReady
+from mlpkit.serving.messages import AT_ONCE
 from mlpkit.serving.worker import Worker
 
-LOADED_AT_ONCE = 8
-"""More loads would wait in the worker for one of its threads, while their time limits run."""
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 30.0
 _STEADY = 60.0
@@ -37,7 +36,7 @@ class Slot:
         self.problem = "is starting"
         self.deaths = 0
         self.models = 0
-        self.loads = anyio.CapacityLimiter(LOADED_AT_ONCE)
+        self.loads = anyio.CapacityLimiter(AT_ONCE)
         self._failed_starts = 0
         self._known = asyncio.Event()
         """Set while nobody need wait: a worker is ready, or none can be expected soon."""

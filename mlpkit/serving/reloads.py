@@ -18,8 +18,9 @@ from loguru import logger
 from mlpkit.errors import ArgumentError, MlpkitError, WorkerLost, WorkerNotReady
 from mlpkit.log import uuid_bound
 from mlpkit.serving.ledger import Entry
+from mlpkit.serving.messages import AT_ONCE
 from mlpkit.serving.model import Model, Replica
-from mlpkit.serving.pool import LOADED_AT_ONCE, Slot
+from mlpkit.serving.pool import Slot
 
 _MOST_DEATHS = 3
 """A model is given up after its worker died so often while loading it."""
@@ -63,7 +64,7 @@ class Reloads:
             with contextlib.suppress(MlpkitError):
                 await slot.wait_ready(limit)
         self.problem = f"{len(self._wanted)} models are being loaded" if self._wanted else ""
-        limiter = anyio.CapacityLimiter(LOADED_AT_ONCE)
+        limiter = anyio.CapacityLimiter(AT_ONCE)
 
         async def first_try(entry: Entry) -> None:
             async with limiter:
@@ -84,7 +85,7 @@ class Reloads:
             for replica in model.replicas
             if replica.slot is slot and model.state == "loaded"
         ]
-        limiter = anyio.CapacityLimiter(LOADED_AT_ONCE)
+        limiter = anyio.CapacityLimiter(AT_ONCE)
 
         async def in_turn(model: Model, replica: Replica) -> None:
             async with limiter:
