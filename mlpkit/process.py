@@ -21,6 +21,8 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from loguru import logger
+
 from mlpkit.log import LineStream
 from mlpkit.nursery import Forked, Nursery, NurseryGone
 
@@ -268,18 +270,27 @@ class _Guard:
 
     def _tell(self, line: str) -> None:
         if self._shell is None or self._shell.poll() is not None:
-            self._shell = subprocess.Popen(  # noqa: S603 - the command is a constant
-                ["/bin/sh", "-c", _GUARD],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            try:
+                self._shell = _start_shell()
+            except OSError as error:
+                # Whoever starts or ends a child can do nothing about it; the next one tries again.
+                logger.error("the guard cannot be started, a killed server would leave its children: {}", error)
+                return
             line = "".join(f"+ {each}\n" for each in self._groups)
         assert self._shell.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._shell.stdin.write(line.encode())
             self._shell.stdin.flush()
+
+
+def _start_shell() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - the command is a constant
+        ["/bin/sh", "-c", _GUARD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 _guard = _Guard()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import psutil
 import pytest
 import uvloop
 
+from mlpkit import process
 from mlpkit.channel import AsyncChannel, Message
 from mlpkit.nursery import Nursery, NurseryGone
 from mlpkit.process import Child, Exit, start_child
@@ -301,6 +303,29 @@ def test_thirty_children_leave_no_zombie_and_no_descriptor(modules: Modules) -> 
 
     modules.run(main)
     assert modules.lines == ["hello"] * 31
+
+
+def test_a_child_ends_well_while_its_guard_cannot_be_started_again(modules: Modules) -> None:
+    async def main() -> None:
+        child = await modules.start("import time; time.sleep(120)")
+        guard = process._guard._shell
+        assert guard is not None
+        guard.kill()
+        guard.wait(WAIT)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            assert (await child.stop(WAIT, "was stopped")).words == "was stopped"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        child.channel.close()
+        await (await modules.start("")).wait()
+        again = process._guard._shell
+        assert again is not None
+        assert again is not guard
+        assert again.poll() is None
+
+    modules.run(main)
 
 
 SERVER = """
