@@ -38,6 +38,7 @@ from mlpkit.training.job import Job
 from mlpkit.training.joblog import JobLog, file_name
 from mlpkit.training.journal import Journal
 from mlpkit.training.progress import Snapshot
+from mlpkit.training.retention import Retention
 from mlpkit.training.run import Outcome
 from mlpkit.training.trainer import Trainer
 
@@ -45,7 +46,6 @@ T = TypeVar("T")
 
 _RETRY_FIRST, _RETRY_LONGEST = 0.5, 30.0
 _LONGEST_START = 3.0
-_LOOK_FOR_OLD, _REMOVED_AT_ONCE = 3600.0, 500
 _PATIENCE = 3.0
 """How long a job may wait for a place in a full queue, and how long the running ones may have run that it waits for."""
 
@@ -293,7 +293,9 @@ class TrainingQueue:
 
     async def _take_turn(self, place: _Place) -> Outcome | None:
         """Waits for the job's turn and runs it; None when it was told to stop."""
-        with place.scope:
+        if place.asked:
+            return None
+        with anyio.CancelScope() as place.scope:
             async with self._devices.held(self._options(place.job).gpus) as devices, self._slots:
                 started = place.job.moved("training", attempt=place.job.attempt + 1, started=time.time())
                 await self._write(started)
@@ -362,26 +364,18 @@ class TrainingQueue:
             pause = min(2 * pause, _RETRY_LONGEST)
 
     async def _remove_old(self) -> None:
-        """Removes the jobs, and their logs, that ended longer ago than they are kept; now, and again and again."""
-        keep = self._settings.jobs_keep
-        while keep and not self._closing.is_set():
+        """Removes the jobs that ended longer ago than they are kept; now, and again and again."""
+        if not self._settings.jobs_keep:
+            return
+        retention = Retention(self._journal, self.log_path, self._settings.jobs_keep)
+        while not self._closing.is_set():
             try:
-                while await self._on_disk(lambda: self._remove_some(time.time() - keep)) and not self._closing.is_set():
+                while await self._on_disk(retention.remove_some) and not self._closing.is_set():
                     pass
             except (MlpkitError, OSError) as error:
                 logger.error("old jobs cannot be removed: {}", error)
-            with anyio.move_on_after(min(max(keep / 10, 0.1), _LOOK_FOR_OLD)):
+            with anyio.move_on_after(retention.pause):
                 await self._closing.wait()
-
-    def _remove_some(self, before: float) -> int:
-        jobs = self._journal.oldest_ended(_REMOVED_AT_ONCE)
-        old = [job.model_id for job in jobs if (job.ended or job.created) < before]
-        for model_id in old:
-            # First, so that no log remains that nobody knows of.
-            self.log_path(model_id).unlink(missing_ok=True)
-        if old:
-            self._journal.remove(old)
-        return len(old)
 
     async def _on_disk(self, call: Callable[[], T]) -> T:
         return await anyio.to_thread.run_sync(call, limiter=self._disk)
