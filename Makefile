@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test slow bench bench-peers bench-storage bench-footprint bench-tails soak lint types docs docs-serve check format clean
+.PHONY: help demo serve test slow audit bench bench-peers bench-storage bench-footprint bench-tails soak lint types docs docs-serve check format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,10 @@ lint: $(VENV)/.mlpkit-dev ## ruff: rules and format; bandit over the package
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive mlpkit
+
+audit: $(VENV)/.mlpkit-dev ## known vulnerabilities of the versions in constraints.txt (fails where the advisories cannot be read)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 types: $(VENV)/.mlpkit-dev ## mypy --strict over package, tests and examples
 	$(BIN)/mypy
