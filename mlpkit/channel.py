@@ -16,7 +16,7 @@ from typing import cast
 
 Message = bytes | memoryview
 _LENGTH = struct.Struct(">I")
-_pack, _unpack = _LENGTH.pack, _LENGTH.unpack_from
+_unpack = _LENGTH.unpack_from
 LONGEST_MESSAGE = 1 << 30
 """Bytes; no request and no answer is longer. A length above it means that somebody else wrote into the socket."""
 

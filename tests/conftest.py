@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 
 from tests.secret import files_with_secrets, tells_a_secret
-from tests.servers import S3Server, Unavailable, s3_server
+from tests.servers import Relay, S3Server, Unavailable, s3_server
 
 # How long an example takes says more about what else the machine does than about the code.
 PATIENT = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -56,6 +56,15 @@ def s3(session_folder: Path) -> Iterator[S3Server]:
         if os.environ.get("CI") == "true":
             pytest.fail(str(reason))
         pytest.skip(str(reason))
+
+
+@pytest.fixture
+def relay(s3: S3Server) -> Iterator[Relay]:
+    """A relay in front of the S3 server."""
+    if "://" in s3.endpoint:
+        pytest.skip("the relay speaks no TLS and takes host:port only")
+    with Relay(s3.endpoint) as running:
+        yield running
 
 
 @pytest.fixture

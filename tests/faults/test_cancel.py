@@ -22,15 +22,6 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def relay(s3: S3Server) -> Iterator[Relay]:
-    """A relay in front of the S3 server."""
-    if "://" in s3.endpoint:
-        pytest.skip("the relay speaks no TLS and takes host:port only")
-    with Relay(s3.endpoint) as running:
-        yield running
-
-
-@pytest.fixture
 def on_s3(s3: S3Server, relay: Relay, tmp_path: Path) -> Iterator[RunningService]:
     """A service of the storing script, whose store is reached through the relay."""
     bucket = f"cancel-{secrets.token_hex(6)}"

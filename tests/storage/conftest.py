@@ -10,7 +10,7 @@ import pytest
 
 from mlpkit.settings import Settings
 from mlpkit.storage import Storage, open_storage
-from tests.servers import Relay, S3Server
+from tests.servers import S3Server
 
 OpenStorage = Callable[[Settings], Storage]
 
@@ -59,12 +59,3 @@ def settings(request: pytest.FixtureRequest) -> Settings:
 def storage(settings: Settings, opened: OpenStorage) -> Storage:
     """A storage on each store in turn."""
     return opened(settings)
-
-
-@pytest.fixture
-def relay(s3: S3Server) -> Iterator[Relay]:
-    """A relay in front of the S3 server."""
-    if "://" in s3.endpoint:
-        pytest.skip("the relay speaks no TLS and takes host:port only")
-    with Relay(s3.endpoint) as running:
-        yield running
