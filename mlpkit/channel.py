@@ -42,56 +42,63 @@ def _head(length: int) -> bytes:
 
 
 class Frames:
-    """Makes whole messages, in order, of bytes as they arrive: put some into `space`, then say how many they were.
+    """Makes whole messages, in order, of bytes as they arrive.
 
-    A long message arrives where it stays: it is handed on as a view, without having been copied.
+    A long message is better read straight to where it stays: while `awaits_long`, put its bytes into `space`, and say
+    with `arrived` how many they were. It is handed on as a view, without having been copied.
     """
 
     def __init__(self) -> None:
-        self._place = self._short = memoryview(bytearray(_LONG + 4))
-        """What is being filled: the place for short frames, or that of the one long message."""
+        self._rest = b""
+        self._place: memoryview | None = None
+        """Where the long message that has begun comes to stand."""
         self._filled = 0
 
-    def space(self, sizehint: int = -1) -> memoryview:
-        """Where the next bytes belong; never empty, whatever size an event loop may think of."""
-        return self._place[self._filled :] if self._filled else self._place
-
-    def arrived(self, count: int) -> list[Message]:
-        """The messages that `count` more bytes complete.
+    def take(self, data: bytes) -> list[Message]:
+        """The messages that these bytes complete; not to be called while `awaits_long`.
 
         Raises:
             ValueError: these are no frames.
         """
-        place, end = self._place, self._filled + count
-        if place is not self._short:
-            self._filled = end
-            return self._long_message() if end == len(place) else []
+        if self._rest:
+            data = self._rest + data
         messages: list[Message] = []
-        start = length = 0
+        start, end = 0, len(data)
         while end - start >= 4:
-            (length,) = _unpack(place, start)
+            (length,) = _unpack(data, start)
             if end - start - 4 < length:
+                if length > _LONG:
+                    self._begin_long(length, memoryview(data)[start + 4 :])
+                    start = end
                 break
-            messages.append(bytes(place[start + 4 : start + 4 + length]))
+            messages.append(data[start + 4 : start + 4 + length])
             start += 4 + length
-            length = 0
-        self._filled = end - start
-        if self._filled:
-            self._keep(start, end, length)
+        self._rest = data[start:]
         return messages
 
-    def _long_message(self) -> list[Message]:
-        whole, self._place, self._filled = self._place, self._short, 0
+    @property
+    def awaits_long(self) -> bool:
+        """Whether the next bytes are of a long message that has begun."""
+        return self._place is not None
+
+    def space(self) -> memoryview:
+        """Where the next bytes of the long message belong; never empty."""
+        assert self._place is not None
+        return self._place[self._filled :]
+
+    def arrived(self, count: int) -> list[Message]:
+        """The long message, once `count` more bytes in `space` have completed it."""
+        assert self._place is not None
+        self._filled += count
+        if self._filled < len(self._place):
+            return []
+        whole, self._place = self._place, None
         return [whole]
 
-    def _keep(self, start: int, end: int, length: int) -> None:
-        """Keeps what is there of a message whose rest is to come; its length is 0 while it is not known."""
-        begun = bytes(self._place[start:end])
+    def _begin_long(self, length: int, begun: memoryview) -> None:
         if length > LONGEST_MESSAGE:
             raise ValueError(f"{length:,} bytes are announced: this is no frame")
-        if length > _LONG:
-            self._place, begun = memoryview(bytearray(length)), begun[4:]
-        self._filled = len(begun)
+        self._place, self._filled = memoryview(bytearray(length)), len(begun)
         self._place[: self._filled] = begun
 
 
@@ -130,7 +137,7 @@ class BlockingChannel:
         self._socket.close()
 
 
-class AsyncChannel(Frames, asyncio.BufferedProtocol):
+class AsyncChannel(asyncio.Protocol):
     """An end on an event loop. The messages of one turn of the loop are written together, when the turn ends.
 
     `on_messages` gets every batch of whole messages that arrived, and what it sends is written together, at once;
@@ -139,8 +146,8 @@ class AsyncChannel(Frames, asyncio.BufferedProtocol):
     """
 
     def __init__(self, on_messages: Callable[[list[Message]], None], on_close: Callable[[], None]) -> None:
-        super().__init__()
         self._on_messages, self._on_close = on_messages, on_close
+        self._frames = Frames()
         self._waiting: list[Message] = []
         self._holds = 0
         self._transport: asyncio.Transport | None = None
@@ -160,20 +167,25 @@ class AsyncChannel(Frames, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
-    get_buffer = Frames.space
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def data_received(self, data: bytes) -> None:
+        frames = self._frames
         try:
-            messages = self.arrived(nbytes)
+            messages = frames.take(data)
         except ValueError:
             self._abort()
             return
         if messages:
-            self._holds += 1
-            try:
-                self._on_messages(messages)
-            finally:
-                self.release()
+            self.hand_on(messages)
+        if frames.awaits_long and self._transport is not None:
+            _read_with(self._transport, _LongMessage(self, self._transport, frames))
+
+    def hand_on(self, messages: list[Message]) -> None:
+        """Gives messages that have arrived to whoever takes them."""
+        self._holds += 1
+        try:
+            self._on_messages(messages)
+        finally:
+            self.release()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
@@ -193,7 +205,7 @@ class AsyncChannel(Frames, asyncio.BufferedProtocol):
         if not waiting and not self._holds:
             # Written at once, it would wake the other end for this message alone.
             self._loop.call_soon(self._write)
-        waiting.append(_head(len(parts[0]) if len(parts) == 1 else sum(map(len, parts))))
+        waiting.append(_head(sum(map(len, parts))))
         waiting += parts
 
     def hold(self) -> None:
@@ -227,3 +239,29 @@ class AsyncChannel(Frames, asyncio.BufferedProtocol):
             self._transport.write(b"".join(waiting))
         else:
             self._transport.writelines(waiting)
+
+
+class _LongMessage(asyncio.BufferedProtocol):
+    """Reads the rest of one long message to where it stays; then the channel reads on."""
+
+    def __init__(self, channel: AsyncChannel, transport: asyncio.Transport, frames: Frames) -> None:
+        self._channel, self._transport, self._frames = channel, transport, frames
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._frames.space()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        messages = self._frames.arrived(nbytes)
+        if messages:
+            _read_with(self._transport, self._channel)
+            self._channel.hand_on(messages)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._channel.connection_lost(error)
+
+
+def _read_with(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
+    # uvloop looks at the protocol when it begins to read.
+    transport.pause_reading()
+    transport.set_protocol(protocol)
+    transport.resume_reading()

@@ -54,14 +54,14 @@ class Received:
 
 
 def feed(frames: Frames, data: bytes) -> list[Message]:
-    """The messages that `data` completes, put in as it fits."""
+    """The messages that `data` completes: the bytes of a long one are put where it stays, as they fit."""
     found: list[Message] = []
-    while data:
+    while data and frames.awaits_long:
         space = frames.space()
         count = min(len(space), len(data))
         space[:count], data = data[:count], data[count:]
         found += frames.arrived(count)
-    return found
+    return found + frames.take(data) if data else found
 
 
 def test_frames_may_be_split_at_every_byte() -> None:
