@@ -136,12 +136,15 @@ class Plan:
     batch: bool = False
     is_async: bool = field(init=False)
     is_generator: bool = field(init=False)
+    is_simple: bool = field(init=False)
+    """Whether the decoded fields are all that it takes."""
 
     def __post_init__(self) -> None:
         is_async = inspect.iscoroutinefunction(self.function) or inspect.isasyncgenfunction(self.function)
         object.__setattr__(self, "is_async", is_async)
         is_generator = inspect.isgeneratorfunction(self.function) or inspect.isasyncgenfunction(self.function)
         object.__setattr__(self, "is_generator", is_generator)
+        object.__setattr__(self, "is_simple", not self.services and not self.dependencies)
 
     def takes(self, name: str) -> bool:
         """Whether the handler itself names this field."""

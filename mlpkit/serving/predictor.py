@@ -105,13 +105,15 @@ class Predictor:
         if not (self._inline and 0.0 < self._usual < _SLOW and self._running == 0):
             self._begin_waiting()
             return
-        now = time.perf_counter()
-        if now - self._turn_ended > _PAUSE or not self._turn_began:
-            self._turn_began = now
         while self._waiting and not self._scheduled:
-            self._send(self._answer(self._waiting.popleft()))
-            self._turn_ended = time.perf_counter()
-            if self._turn_ended - self._turn_began > _TURN:
+            request, began = self._waiting.popleft(), time.perf_counter()
+            results = self._results_now(request.items)
+            ended = time.perf_counter()
+            self._send(self._timed(request, results, ended - began))
+            if began - self._turn_ended > _PAUSE or not self._turn_began:
+                self._turn_began = began
+            self._turn_ended = ended
+            if ended - self._turn_began > _TURN:
                 self._scheduled = True
                 self._loop.call_soon(self._go_on)
 
@@ -144,12 +146,15 @@ class Predictor:
 
     def _answer(self, request: Predict) -> Answer:
         started = time.perf_counter()
-        plan, items = self._plan, request.items
-        if plan is None or plan.batch:
-            results = _run_now(self._results(items))
-        else:
-            results = [self._result(plan, item) for item in items]
+        results = self._results_now(request.items)
         return self._timed(request, results, time.perf_counter() - started)
+
+    def _results_now(self, items: list[Item]) -> list[Result]:
+        """The results of a synchronous handler."""
+        plan = self._plan
+        if plan is None or plan.batch:
+            return _run_now(self._results(items))
+        return [self._result(plan, item) for item in items]
 
     async def _answer_async(self, request: Predict) -> None:
         started = time.perf_counter()
@@ -167,7 +172,7 @@ class Predictor:
         try:
             fields = self._fields(item)
             arguments = plan.decode(fields)
-            if not plan.services and not plan.dependencies:
+            if plan.is_simple:
                 return self._written(plan, item, user_code(plan.function, **arguments))
             with plan.complete(arguments, fields, self._around.services, self._around.scope) as call:
                 answer = user_code(plan.function, **call.arguments)
@@ -244,7 +249,7 @@ class Predictor:
                 results[index] = self._failed(error)
 
     async def _called(self, plan: Plan, arguments: dict[str, object], item: Item | None) -> Any:
-        if not plan.services and not plan.dependencies:
+        if plan.is_simple:
             return await _awaited(plan, arguments)
         fields = self._fields(item) if item else {"model": self.model, "model_id": self.model_id}
         with plan.complete(arguments, fields, self._around.services, self._around.scope) as call:
