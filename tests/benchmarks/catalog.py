@@ -93,6 +93,15 @@ STARLETTE = Peer(
     "the same with one route; no log",
     pip=(f"{_UVICORN} msgspec starlette==1.10.0",),
 )
+HOP = Peer(
+    "bare ASGI, worker",
+    lambda start: _uvicorn(f"{_HERE}.peers.hop:asgi", start),
+    "the bare callable with the model in a process of its own, uuid and a log line, and nothing else: the least that "
+    "this way can cost",
+    workloads=("W1",),
+    isolated=True,
+    variant_of="bare ASGI",
+)
 MLPKIT = Peer(
     "mlpkit",
     _mlpkit,

@@ -6,6 +6,8 @@ import platform
 import re
 import statistics
 import subprocess
+import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -15,7 +17,7 @@ from string import Template
 import msgspec
 import psutil
 
-from tests.benchmarks.catalog import BARE, MLPKIT, PEERS, STARLETTE
+from tests.benchmarks.catalog import BARE, HOP, MLPKIT, PEERS, STARLETTE
 from tests.benchmarks.environments import Installed
 from tests.benchmarks.goals import outcomes
 from tests.benchmarks.limit import Limit
@@ -25,7 +27,7 @@ from tests.benchmarks.tails import FAST_RATE, GROWTH_GOAL, HALF_GOAL, OTHERS, Ta
 
 PAGE = Path("docs/benchmarks.md")
 TEXT = Path(__file__).with_name("page.md")
-ALL = (BARE, STARLETTE, MLPKIT, *PEERS)
+ALL = (BARE, STARLETTE, HOP, MLPKIT, *PEERS)
 SHOWN = {
     "W1@16": "a model that does nothing",
     "W2@16": "a model of a fifth of a millisecond",
@@ -58,11 +60,19 @@ def this_machine(rounds: int, seconds: int) -> dict[str, str]:
         "CPU": f"{model[1] if model else platform.processor()}, {psutil.cpu_count()} cores",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "kernel": f"{platform.system()} {platform.release()}",
-        "Python": platform.python_version(),
+        "Python": f"{platform.python_version()}, {_build()}",
         "mlpkit's packages": ", ".join(f"{name} {version(name)}" for name in ours),
         "client": f"wrk {wrk}, one thread",
         "runs": f"{rounds} rounds of {seconds} s for every peer in every case",
     }
+
+
+def _build() -> str:
+    """How this Python was built, which decides how fast it is: some by half faster than others."""
+    if sys.base_prefix == "/usr":
+        return f"the package of {platform.freedesktop_os_release()['PRETTY_NAME']}"
+    optimized = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+    return f"built {'with' if optimized else 'without'} optimizations"
 
 
 def text(found: Found) -> str:
