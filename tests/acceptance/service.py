@@ -80,7 +80,7 @@ class RunningService:
         for each in self.family():
             # One that was just killed may be gone, or not yet be waited for.
             with contextlib.suppress(psutil.Error):
-                # A process of the nursery's has its name only, a fresh interpreter its command line.
+                # A fresh interpreter has its command line only.
                 if "mlpkit.serving" in (each.name(), *each.cmdline()):
                     found.append((each.create_time(), each.pid, each))
         return [each for _, _, each in sorted(found)]

@@ -67,11 +67,12 @@ def test_a_child_has_nothing_of_the_nursery_but_what_it_imported(home: Home) -> 
                 == {0, 1, 2, int(sys.argv[1])},
                 os.getsid(0) == os.getpgid(0) == os.getpid(), signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL,
                 signal.set_wakeup_fd(-1), len(os.listdir("/proc/self/task")), open("/proc/self/comm").read().strip(),
+                *open("/proc/self/cmdline").read().rstrip("\\0").split("\\0")[1:],
             )
         """)
         sleeper.kill()
         await sleeper.wait()
-        assert line == "__main__ module_1.py 2 True True True True -1 1 module_1"
+        assert line == "__main__ module_1.py 2 True True True True -1 1 module_1 -m module_1"
 
     asyncio.run(main())
 
