@@ -1,7 +1,7 @@
 """A child process of the service: spawn it, talk to it, wait for its end, stop it, and say in words how it ended.
 
 What: a Python module run in a process that holds nothing of the server's or of the user's (forked of the nursery, which
-has imported mlpkit only, or a fresh interpreter where there is no nursery), in a session of its own, with a socket to
+has run nothing but mlpkit, or a fresh interpreter where there is no nursery), in a session of its own, with a socket to
 the server as its only channel; its stdout and stderr are read line by line.
 Who ends it: `Child.stop` (SIGTERM, then SIGKILL to the whole process group, grandchildren too), and the end of the
 event loop. When the server itself is killed, the guard does: a shell that holds the groups of the living children and
@@ -159,11 +159,14 @@ async def start_child(
     return Child(process, ours, output)
 
 
-def prepare() -> None:
-    """Does now what the first `start_child` would wait for, where this system lets it; returns at once."""
+def prepare(*, fork: bool = False) -> None:
+    """Does now what the first `start_child` would wait for, where this system lets it; returns at once.
+
+    With `fork`, children may share the memory of this process: for who calls this before he runs code of the user's.
+    """
     before = _nursery.pid
     try:
-        started = _nursery.start()
+        started = _nursery.start(fork=fork)
     except NurseryGone:
         started = False
     else:

@@ -1,4 +1,4 @@
-"""The nursery as a fresh interpreter: `python -m mlpkit.nursery SOCKET MODULE...`, started by `Nursery` only."""
+"""The nursery as a fresh interpreter: `python -m mlpkit.nursery SOCKET MODULE...`, started by `origin.fresh` only."""
 
 from __future__ import annotations
 

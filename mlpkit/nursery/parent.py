@@ -45,6 +45,7 @@ def run(requests: socket.socket) -> NoReturn:
     try:
         birth = _Parent(requests).run()
     except BaseException:
+        # What is registered for the exit is the server's, where this was forked of it.
         traceback.print_exc()
         os._exit(1)
     _become(birth)

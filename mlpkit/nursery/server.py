@@ -7,13 +7,13 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping
 
 import msgspec
 
 from mlpkit.nursery.messages import BORN, NEWS, Birth
+from mlpkit.nursery.origin import Process, forked, fresh
 
 _BIRTH_SECONDS = 30.0
 """How long a child may take to be forked; the first waits for the imports."""
@@ -62,7 +62,7 @@ class Nursery:
 
     def __init__(self, *modules: str) -> None:
         self._modules = modules
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._requests: socket.socket | None = None
         self._proven = False
 
@@ -71,8 +71,10 @@ class Nursery:
         """The process id, once it is started."""
         return self._process.pid if self._process is not None else None
 
-    def start(self) -> bool:
-        """Starts the process where it does not run; whether it did so. Its imports go on meanwhile.
+    def start(self, *, fork: bool = False) -> bool:
+        """Starts the process where it does not run; whether it did so.
+
+        With `fork` it is forked of this one, where that can be: where this has run nothing but mlpkit yet.
 
         Raises:
             NurseryGone: there can be none: not Linux, or the last one ended before it had a child.
@@ -84,16 +86,10 @@ class Nursery:
         if self._requests is not None:
             self._requests.close()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-X", "faulthandler", "-m", "mlpkit.nursery", str(theirs.fileno()), *self._modules]
         with theirs:
             try:
-                self._process = subprocess.Popen(  # noqa: S603 - ourselves
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
-                    start_new_session=True,
-                )
+                process = forked(theirs, ours, self._modules) if fork else None
+                self._process = process or fresh(theirs, self._modules)
             except OSError as error:
                 ours.close()
                 raise NurseryGone from error

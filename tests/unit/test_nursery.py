@@ -231,6 +231,54 @@ def test_a_request_that_is_too_large_for_the_nursery_is_a_fresh_interpreters(hom
     asyncio.run(main())
 
 
+FORKING = """
+import asyncio, sys
+from mlpkit.nursery import at_the_foot
+from mlpkit.process import prepare, start_child
+
+async def child():
+    started = await start_child(sys.argv[1], on_line=lambda line: print("child:", line, flush=True))
+    print("code", (await started.wait()).code, flush=True)
+
+def main():
+    try:
+        prepare(fork=True)
+        asyncio.run(child())
+    except BaseException as error:
+        print("caught", repr(error), flush=True)
+        raise
+    finally:
+        print("left", flush=True)
+    sys.exit(5)
+
+at_the_foot(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "last"),
+    [
+        ("raise ValueError('mine')", 1, "child: ValueError: mine"),
+        ("raise SystemExit(3)", 3, None),
+        ("raise KeyboardInterrupt('mine')", -signal.SIGINT, "child: KeyboardInterrupt: mine"),
+        ("open_for_ever = open('/proc/self/fd/1', 'w'); open_for_ever.write('flushed')", 0, "child: flushed"),
+    ],
+)
+def test_a_child_of_a_forked_nursery_ends_as_a_program_does(
+    tmp_path: Path, text: str, code: int, last: str | None
+) -> None:
+    (tmp_path / "ending.py").write_text(text)
+    (tmp_path / "forking.py").write_text(FORKING)
+    done = subprocess.run(
+        [sys.executable, "forking.py", "ending"], cwd=tmp_path, capture_output=True, text=True, timeout=WAIT
+    )
+    lines = done.stdout.splitlines()
+    assert (done.returncode, f"code {code}" in lines, lines.count("left")) == (5, True, 1), (lines, done.stderr)
+    assert [line for line in lines if "During handling" in line or "caught" in line] == []
+    told = [line for line in lines if line.startswith("child:")]
+    assert (told[-1] if told else None) == last
+
+
 def test_the_services_own_nursery_imports_all_that_it_names() -> None:
     for name in process._FRAMEWORK:
         __import__(name)

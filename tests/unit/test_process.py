@@ -63,7 +63,7 @@ class Modules:
 class NoNursery(Nursery):
     """What a system without one has."""
 
-    def start(self) -> bool:
+    def start(self, *, fork: bool = False) -> bool:
         raise NurseryGone
 
 
