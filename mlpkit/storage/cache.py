@@ -6,7 +6,7 @@
     newest/<subject>             the entry that was asked for last under that subject: for work without the store
     users/<user>                 what each living user holds (see `leases.py`)
     making/<user>-<number>/      half-made entries, and those on their way out
-    usage, oldest                how much there is, and what goes first (see `room.py`)
+    usage, oldest, moves         how much there is, and what goes first (see `room.py`)
     changes                      what was saved lately (see `trust.py`)
 
 An entry is made once, under its lock, in `making`, and renamed into its place; it never changes after that.
@@ -19,7 +19,6 @@ import hashlib
 import itertools
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -29,14 +28,12 @@ from loguru import logger
 from mlpkit.errors import StorageError, StorageUnavailable
 from mlpkit.storage.digests import digest_of
 from mlpkit.storage.disk import is_full
+from mlpkit.storage.eviction import Eviction
 from mlpkit.storage.leases import Leases
 from mlpkit.storage.locks import locked
 from mlpkit.storage.room import Room
 
 _LONGEST_WAIT = 3600.0
-_NOTICEABLE = 0.05
-_REST = 20.0
-"""How many times as long as a look in vain took there is no other."""
 _MOST_KNOWN = 1000
 _Fingerprint = tuple[tuple[str, int, int, int, int], ...]
 """Name, inode, size and times of each file."""
@@ -60,7 +57,7 @@ class FileCache:
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
-        self._folder, self._limit = folder.absolute(), limit
+        self._folder = folder.absolute()
         self._entries, self._newest, self._making, self._locks, users = (
             self._folder / name for name in ("entries", "newest", "making", "locks", "users")
         )
@@ -78,7 +75,14 @@ class FileCache:
             raise StorageError(f"the file cache cannot be used ({error}): check MLPKIT_CACHE_DIR") from error
         self._numbers = itertools.count()
         self._intact: dict[str, _Fingerprint] = {}
-        self._full_until = 0.0
+        self._eviction = Eviction(
+            self._locks / "eviction",
+            limit,
+            self._room,
+            self._leases,
+            clean=self._clean,
+            remove=self._remove_unless_held,
+        )
 
     def obtain(self, name: str, *, subject: str, source: str, make: Make) -> Path:
         """The folder with the entry's files, held until `release`; `make` fills it where there is no intact one.
@@ -129,22 +133,17 @@ class FileCache:
     def keep_limit(self) -> None:
         """Removes entries that nobody holds, the least recently used first, until the limit is kept.
 
-        Cheap where it is kept. Call it after `obtain`, and not from inside of `make`.
+        Cheap where it is kept. In a large cache it happens soon after, in a thread (see `eviction.py`). Call it after
+        `obtain`, and not from inside of `make`.
         """
         try:
-            total = self._room.total()
-            if (total is not None and total <= self._limit) or time.monotonic() < self._full_until:
-                return
-            with self._locked("eviction", timeout=0):
-                self._clean()
-                self._evict(lambda total: self._limit)
-        except StorageUnavailable:
-            pass  # Another process is at it.
+            self._eviction.keep_limit()
         except OSError as error:
             logger.warning("the file cache {} cannot be kept within its limit: {}", self._folder, error)
 
     def close(self) -> None:
         """Releases everything that was obtained."""
+        self._eviction.close()
         self._leases.close()
 
     def _held(self, entry: str) -> Path | None:
@@ -198,24 +197,10 @@ class FileCache:
                 self._make(entry, subject, source, make)
             self._point(subject, entry)
         except OSError as error:
-            if is_full(error) and self._halve():
+            if is_full(error) and self._eviction.halve():
                 return False
             raise
         return True
-
-    def _halve(self) -> bool:
-        """Removes entries that nobody holds until half of the cache is gone; False where there are none."""
-        before = self._room.total()
-        with self._locked("eviction"):
-            now = self._room.total()
-            if before is not None and now is not None and now < before:
-                # Of all that find the disk full at the same moment, one makes place.
-                return True
-            self._clean()
-            removed = self._evict(lambda total: total // 2)
-        if removed:
-            logger.warning("the disk of the file cache {} is full: {} entries were removed", self._folder, removed)
-        return removed > 0
 
     def _make(self, entry: str, subject: str, source: str, make: Make) -> None:
         with self._scratch() as scratch:
@@ -233,7 +218,7 @@ class FileCache:
             (scratch / "meta.json").write_bytes(msgspec.json.encode(Meta(source, subject, held)))
             if (self._entries / entry).exists():
                 self._discard(entry)
-            with self._room.changing(added):
+            with self._room.changing(added, entry):
                 scratch.rename(self._entries / entry)
             self._remember(entry, _fingerprint(self._files_of(entry), held))
 
@@ -301,7 +286,7 @@ class FileCache:
         # Renamed, and not into a new folder: a full disk may have no room for that.
         freed, gone = self._room.freed_by(entry), self._unused()
         try:
-            with contextlib.suppress(FileNotFoundError), self._room.changing(-freed):
+            with contextlib.suppress(FileNotFoundError), self._room.changing(-freed, entry):
                 (self._entries / entry).rename(gone)
         finally:
             shutil.rmtree(gone, ignore_errors=True)
@@ -317,30 +302,6 @@ class FileCache:
                     shutil.rmtree(folder, ignore_errors=True)
             # Last: without its user's file, a folder would be nobody's.
             self._leases.bury(user)
-
-    def _evict(self, wanted: Callable[[int], int]) -> int:
-        """Removes entries until no more than the wanted number of bytes is left of the total; how many it removed."""
-        began = time.monotonic()
-        known = self._room.total()
-        total = self._room.count() if known is None else known
-        limit, removed = wanted(total), 0
-        held, oldest = self._leases.everybodys(), self._room.oldest()
-        while total > limit and (entry := next(oldest, None)) is not None:
-            removed += entry not in held and self._remove_unless_held(entry)
-            total = self._room.total() or 0
-        if total > limit:
-            total = self._room.total() or 0
-        if total > self._limit:
-            logger.warning(
-                "the file cache {} holds {} bytes, more than MLPKIT_CACHE_SIZE ({}): all of it is in use",
-                self._folder,
-                total,
-                self._limit,
-            )
-            # A look at a hundred thousand entries in vain is not taken again with every fetch.
-            taken = time.monotonic() - began
-            self._full_until = time.monotonic() + _REST * taken if taken > _NOTICEABLE else 0.0
-        return removed
 
     def _remove_unless_held(self, entry: str) -> bool:
         try:

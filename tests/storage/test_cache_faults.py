@@ -152,7 +152,7 @@ def test_of_all_that_find_the_disk_full_at_the_same_moment_one_makes_place(tmp_p
     def waiting() -> int:
         stacks = [traceback.walk_stack(frame) for frame in sys._current_frames().values()]
         names = [{frame.f_code.co_name for frame, _ in stack} for stack in stacks]
-        return sum(each >= {"_halve", "_acquired"} for each in names)
+        return sum(each >= {"halve", "_acquired"} for each in names)
 
     def fetch(number: int) -> Callable[[], object]:
         return lambda: cache.obtain(f"new {number}", subject=f"new {number}", source="s", make=fill_when_there_is_room)

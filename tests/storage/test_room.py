@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
+import resource
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from mlpkit.errors import StorageUnavailable
 from mlpkit.settings import Settings, encode_settings
 from mlpkit.storage.cache import FileCache
 from mlpkit.storage.digests import BLOCK, BlockDigest, combined, digest_of
@@ -175,7 +180,7 @@ def test_objects_of_a_folder_that_others_evict_while_it_is_fetched_are_not_count
 def test_an_entry_is_counted_before_it_comes_and_until_it_has_gone(tmp_path: Path) -> None:
     (tmp_path / "entries").mkdir()
     room = Room(tmp_path, tmp_path / "entries")
-    room.count()
+    _looked_through(room)
     with room.changing(10):
         assert room.total() == 10
     with room.changing(-10):
@@ -186,7 +191,7 @@ def test_an_entry_is_counted_before_it_comes_and_until_it_has_gone(tmp_path: Pat
 def test_a_change_that_fails_is_not_counted(tmp_path: Path) -> None:
     (tmp_path / "entries").mkdir()
     room = Room(tmp_path, tmp_path / "entries")
-    room.count()
+    _looked_through(room)
     with room.changing(10):
         pass
     with pytest.raises(OSError, match="no such place"), room.changing(5):
@@ -211,8 +216,8 @@ def test_an_account_and_an_order_that_are_nonsense_are_made_again(filled: Settin
 def test_a_cache_whose_entries_are_all_in_use_is_not_looked_through_with_every_fetch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlpkit.storage.cache._NOTICEABLE", 0.0)
-    monkeypatch.setattr("mlpkit.storage.cache._REST", 1e9)
+    monkeypatch.setattr("mlpkit.storage.eviction._NOTICEABLE", 0.0)
+    monkeypatch.setattr("mlpkit.storage.eviction._REST", 1e9)
     cache = FileCache(tmp_path / "cache", limit=1)
     cache.obtain("a", subject="a", source="a", make=_one_file)
     cache.keep_limit()
@@ -222,6 +227,140 @@ def test_a_cache_whose_entries_are_all_in_use_is_not_looked_through_with_every_f
 
     assert not (tmp_path / "cache" / "oldest").exists()
     cache.close()
+
+
+def test_no_fetch_waits_for_a_look_at_a_large_cache_up_to_a_tenth_above_the_limit(
+    filled: Settings, opened: OpenStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlpkit.storage.eviction._AT_ONCE", 20)
+    monkeypatch.setattr("mlpkit.storage.eviction._STEPS", 20)
+    monkeypatch.setattr("mlpkit.storage.eviction._PAUSE", 1000.0)
+    storage = opened(filled)
+    for path in _paths(filled, range(110)):
+        storage.release(storage.fetch(path))
+    assert _held(filled) == 110 * KIB, "the look stands still, and nobody waits for it"
+
+    storage.release(storage.fetch(_paths(filled, range(110, 111))[0]))
+
+    assert _room(filled).total() == _held(filled) == 100 * KIB
+    kept = {each.name for each in (filled.cache_path / "entries").glob("*/files/*")}
+    assert kept == {str(number) for number in range(11, 111)}
+
+
+def test_a_fetch_removes_a_few_more_than_it_adds_after_a_look(
+    filled: Settings, opened: OpenStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlpkit.storage.eviction._AT_ONCE", 0)
+    monkeypatch.setattr("mlpkit.storage.eviction._A_FEW", 3)
+    roomy, storage = opened(filled.with_options(cache_size=1 << 30)), opened(filled)
+    for path in _paths(filled, range(108)):
+        roomy.release(roomy.fetch(path))
+    wait_until(lambda: _room(filled).total() == 108 * KIB, "it has been counted")
+    (filled.cache_path / "oldest").unlink()
+
+    storage.release(storage.fetch(_paths(filled, range(108, 109))[0]))
+    wait_until(lambda: _room(filled).knows_more(), "it is known what goes first")
+    held = []
+    for path in _paths(filled, range(109, 115)):
+        storage.release(storage.fetch(path))
+        held.append(_held(filled) // KIB)
+
+    assert held == [107, 105, 103, 101, 100, 100]
+
+
+def test_a_storage_that_is_closed_ends_its_look(
+    filled: Settings, opened: OpenStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlpkit.storage.eviction._AT_ONCE", 1)
+    monkeypatch.setattr("mlpkit.storage.eviction._STEPS", 1)
+    monkeypatch.setattr("mlpkit.storage.eviction._PAUSE", 1000.0)
+    storage = opened(filled)
+    storage.release(storage.fetch(_paths(filled, range(1))[0]))
+    with pytest.raises(StorageUnavailable):
+        next(_room(filled).look(()))
+
+    storage.close()
+
+    assert not [each for each in threading.enumerate() if each.name == "mlpkit-cache"]
+    _looked_through(_room(filled))
+    assert _room(filled).total() == KIB
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_comes_and_goes_during_a_look_is_counted_all_the_same(tmp_path: Path, seed: int) -> None:
+    chance, room, names = random.Random(seed), Room(tmp_path, tmp_path / "entries"), []
+    (tmp_path / "entries").mkdir()
+    for number in range(10):
+        names.append(_come(room, tmp_path, f"{number:040}", 10 + number))
+    look, number = room.look(()), 10
+    for _ in look:
+        for _ in range(chance.randrange(3)):
+            if names and chance.random() < 0.5:
+                _go(room, tmp_path, names.pop(chance.randrange(len(names))))
+            elif number < 40:
+                number += 1
+                # One that went may come again.
+                names.append(_come(room, tmp_path, f"{number % 30:040}", 10 + number))
+
+    assert room.total() == sum(each.stat().st_size for each in (tmp_path / "entries").glob("*/files/*"))
+
+
+def test_a_look_after_whose_begin_something_was_lost_count_of_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "entries").mkdir()
+    room = Room(tmp_path, tmp_path / "entries")
+    for number in range(3):
+        _come(room, tmp_path, f"{number:040}", 10)
+    look = room.look(())
+    next(look)
+    room.forget()
+    _looked_through(room, look)
+    assert room.total() is None
+
+    _looked_through(room)
+    assert room.total() == 30
+
+
+def test_a_look_does_not_count_where_the_disk_has_no_room_for_what_moves_meanwhile(tmp_path: Path) -> None:
+    (tmp_path / "entries").mkdir()
+    room = Room(tmp_path, tmp_path / "entries")
+    _come(room, tmp_path, "a" * 40, 10)
+    _looked_through(room)
+    look = room.look(())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Room for the account, and for half a line.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (25, hard))
+    try:
+        next(look)
+        _come(room, tmp_path, "b" * 40, 5)
+        _looked_through(room, look)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert room.total() == 15
+
+
+def _looked_through(room: Room, look: Iterator[None] | None = None) -> None:
+    for _ in look or room.look(()):
+        pass
+
+
+def _come(room: Room, folder: Path, name: str, size: int) -> str:
+    made = folder / "made"
+    (made / "files").mkdir(parents=True)
+    (made / "meta.json").touch()
+    (made / "files" / "file").write_bytes(bytes(size))
+    if (folder / "entries" / name).exists():
+        _go(room, folder, name)
+    with room.changing(size, name):
+        made.rename(folder / "entries" / name)
+    return name
+
+
+def _go(room: Room, folder: Path, name: str) -> None:
+    entry = folder / "entries" / name
+    with contextlib.suppress(FileNotFoundError), room.changing(-room.freed_by(name), name):
+        entry.rename(folder / "gone")
+        shutil.rmtree(folder / "gone")
 
 
 def _one_file(folder: Path) -> dict[str, str]:
