@@ -27,6 +27,7 @@ from minio import Minio
 from mlpkit.settings import Settings, decode_settings, encode_settings
 from mlpkit.storage import Storage, open_storage
 from mlpkit.storage.cache import FileCache
+from mlpkit.storage.room import Room
 from tests.servers import S3Server, free_port, s3_server, wait_until
 from tests.servers.ports import accepts
 
@@ -182,8 +183,8 @@ def _loop(client: Minio, files: list[Path], prefix: str) -> None:
         client.fput_object(bucket_name=BUCKET, object_name=f"{prefix}/{file.name}", file_path=str(file))
 
 
-def fill(folder: Path, count: int) -> int:
-    """Puts so many entries of 1 KiB into a cache; the bytes that it holds then."""
+def fill(folder: Path, count: int) -> Path:
+    """Puts so many entries of 1 KiB into a cache."""
 
     def make(files: Path) -> dict[str, str]:
         (files / "file").write_bytes(b"x" * 1024)
@@ -193,25 +194,32 @@ def fill(folder: Path, count: int) -> int:
     for number in range(count):
         cache.release(cache.obtain(f"entry {number}", subject=f"subject {number}", source="benchmark", make=make))
     cache.close()
-    return count * 1024
+    return folder
 
 
-def with_many(settings: Settings, caches: dict[str, tuple[Path, int]], rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds with each of the caches (a folder, and the bytes in it), in turn: medians, and the longest fetch."""
+def with_many(settings: Settings, caches: dict[str, Path], rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds with each of the caches, in turn: medians, or the longest where it is called so."""
     figures: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in caches}
     for turn in range(rounds):
-        for name, (folder, held) in caches.items():
+        for name, folder in caches.items():
             roomy = settings.with_options(cache_dir=folder, cache_size=1 << 40)
-            taken = figures[name]
-            new = [f"{number}" for number in range(turn * NEW, (turn + 1) * NEW)]
+            room = Room(folder, folder / "entries")
+            taken, new = figures[name], [f"{number}" for number in range(turn * NEW, (turn + 1) * NEW)]
             with contextlib.closing(open_storage(roomy)) as storage:
                 taken["start and first hit"].append(seconds(partial(_fetch, storage, "small")))
+                counting = _hits_until(partial(_is_counted, room), storage)
                 taken["hit"] += [seconds(partial(_fetch, storage, "small")) for _ in range(200)]
                 taken["fetch"] += [seconds(partial(_fetch, storage, key)) for key in new[:100]]
-            with contextlib.closing(open_storage(roomy.with_options(cache_size=held + 100 * 1024))) as storage:
-                several = [seconds(partial(_fetch, storage, key)) for key in new[100:]]
+            # Nothing is known of what goes first, and it is too much from the first fetch on.
+            (folder / "oldest").unlink(missing_ok=True)
+            with contextlib.closing(open_storage(roomy.with_options(cache_size=room.total()))) as storage:
+                taken["start, too much in it"].append(seconds(partial(_fetch, storage, "small")))
+                several = [seconds(partial(_fetch, storage, new[100]))]
+                ordering = _hits_until(room.knows_more, storage)
+                several += [seconds(partial(_fetch, storage, key)) for key in new[101:]]
             taken["fetch and evict"] += several[len(several) // 2 :]
             taken["longest fetch and evict"].append(max(several))
+            taken["longest hit while the cache is looked through"].append(max(counting + ordering))
     return {
         name: {
             what: 1000 * (max(each) if what.startswith("longest") else statistics.median(each))
@@ -219,6 +227,21 @@ def with_many(settings: Settings, caches: dict[str, tuple[Path, int]], rounds: i
         }
         for name, found in figures.items()
     }
+
+
+def _is_counted(room: Room) -> bool:
+    return room.total() is not None
+
+
+def _hits_until(condition: Callable[[], bool], storage: Storage) -> list[float]:
+    """How long each hit took until the condition held."""
+    taken = [seconds(partial(_fetch, storage, "small"))]
+    deadline = time.monotonic() + 120
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the cache has not been looked through within two minutes")
+        taken.append(seconds(partial(_fetch, storage, "small")))
+    return taken
 
 
 def _fetch(storage: Storage, key: str) -> None:
@@ -261,7 +284,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
 def report_many(options: argparse.Namespace, settings: Settings, folder: Path, served: Path) -> None:
     for number in range(options.rounds * NEW):
         (served / BUCKET / f"{number}").write_bytes(b"y" * 1024)
-    caches = {"few": (folder / "few", 0), "many": (folder / "many", fill(folder / "many", options.objects))}
+    caches = {"few": fill(folder / "few", 0), "many": fill(folder / "many", options.objects)}
     figures = with_many(settings, caches, options.rounds)
     for what, few in figures["few"].items():
         many = figures["many"][what]
