@@ -33,7 +33,7 @@ bench: $(VENV)/.mlpkit-dev ## mlpkit beside a bare ASGI callable and Starlette: 
 bench-peers: $(VENV)/.mlpkit-dev ## installs the peers into .bench/, measures all, writes docs/benchmarks.md
 	$(BIN)/python -m tests.benchmarks.peers
 
-bench-storage: $(VENV)/.mlpkit-dev ## cache, download and upload beside curl and a loop of fput_object (needs curl and nginx)
+bench-storage: $(VENV)/.mlpkit-dev ## cache, download and upload beside curl and a loop of fput_object (needs curl, nginx and memcached)
 	$(BIN)/python -m tests.benchmarks.storage
 
 bench-footprint: $(VENV)/.mlpkit-dev ## start, memory and job start, empty and with 1,000 models and 10,000 jobs

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -107,14 +109,60 @@ def write_proxy(folder: Path, name: str) -> int:
     return port
 
 
-def start_server(folder: Path, python: Path, kind: str, name: str) -> subprocess.Popen[bytes]:
-    """Starts `swift-<kind>-server` with the configuration `name`; what it says is in `folder`/<name>.log."""
+def as_operated(folder: Path, memcache: int) -> None:
+    """Makes the configurations those of an operator: a worker for each core, and a memcached, at that port.
+
+    Without memcached the proxy asks for account and container again with every request.
+    """
+    for file in (folder / "etc").glob("*-server.conf"):
+        text = file.read_text().replace("workers = 0", f"workers = {os.cpu_count()}")
+        file.write_text(re.sub(r"(memcache_servers = 127\.0\.0\.1:)\d+", rf"\g<1>{memcache}", text))
+
+
+@contextlib.contextmanager
+def operated() -> Iterator[Path]:
+    """A server as an operator runs it, in a folder that is removed; `port_of(folder, "proxy")` is the S3 interface.
+
+    Raises:
+        NotInstallable: Swift, or memcached, is not there.
+    """
+    folder, port = fast_folder(), free_port()
+    with contextlib.ExitStack() as after:
+        after.callback(shutil.rmtree, folder, ignore_errors=True)
+        if shutil.which("memcached") is None:
+            raise NotInstallable("memcached is needed: apt-get install memcached")
+        command = ["memcached", "-u", _user(), "-l", "127.0.0.1", "-p", str(port), "-t", "1"]
+        cache = after.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+        after.callback(cache.kill)
+        python = installed_python()
+        write_configuration(folder, python)
+        as_operated(folder, port)
+        for kind in (*_KINDS, "proxy"):
+            server = start_server(folder, python, kind, f"{kind}-server", group=True)
+            after.callback(_end_group, server)
+        wait_until(lambda: _all_answer(folder), "Swift answers")
+        yield folder
+
+
+def _end_group(server: subprocess.Popen[bytes]) -> None:
+    """Ends a server and its workers, which would go on without it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def start_server(folder: Path, python: Path, kind: str, name: str, group: bool = False) -> subprocess.Popen[bytes]:
+    """Starts `swift-<kind>-server` with the configuration `name`; what it says is in `folder`/<name>.log.
+
+    With `group` it is in a process group of its own, together with its workers.
+    """
     with (folder / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
             [str(python), str(python.parent / f"swift-{kind}-server"), str(folder / "etc" / f"{name}.conf")],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            start_new_session=group,
         )
 
 
@@ -183,7 +231,7 @@ def main() -> None:
     try:
         with _running(folder) as servers:
             if _all_answer(folder):
-                (folder / "ready.new").write_text(str(_port_of(folder, "proxy")))
+                (folder / "ready.new").write_text(str(port_of(folder, "proxy")))
                 (folder / "ready.new").rename(folder / "ready")
                 _wait_for_the_last_user(folder, servers)
     finally:
@@ -192,10 +240,11 @@ def main() -> None:
 
 def _all_answer(folder: Path) -> bool:
     """Whether the proxy is well and the servers behind it, which it does not look at, can be reached."""
-    return answers(_port_of(folder, "proxy")) and all(accepts(_port_of(folder, kind)) for kind in _KINDS)
+    return answers(port_of(folder, "proxy")) and all(accepts(port_of(folder, kind)) for kind in _KINDS)
 
 
-def _port_of(folder: Path, kind: str) -> int:
+def port_of(folder: Path, kind: str) -> int:
+    """The port that the configuration of the server of that kind names."""
     lines = (folder / "etc" / f"{kind}-server.conf").read_text().splitlines()
     return next(int(line.partition("=")[2]) for line in lines if line.startswith("bind_port"))
 
