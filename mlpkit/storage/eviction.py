@@ -64,21 +64,22 @@ class Eviction:
         Raises:
             OSError: the disk of the cache is broken, or read-only.
         """
-        total = self._room.total()
-        if (total is not None and total <= self._limit) or time.monotonic() < self._full_until:
+        if not self._is_too_much or time.monotonic() < self._full_until:
             return
-        much = total is not None and total > self._limit + self._limit // _MARGIN
+        much = self._is_much
         if self._thread is not None and self._thread.is_alive():
             if not much:
                 return
             self._wait_for_the_thread()
-        with contextlib.suppress(StorageUnavailable), locked(self._lock, 0):  # Another process may be at it.
+        # Another process may be at it: that is waited for where it is much.
+        with contextlib.suppress(StorageUnavailable), locked(self._lock, _LONGEST_WAIT if much else 0):
             self._clean()
             began = time.monotonic()
-            if much:
+            if not self._is_much:
+                if not self._remove_a_few() and not self._look_at_few():
+                    return
+            elif began >= self._full_until:
                 self._remove_until(self._limit, self._all())
-            elif not self._remove_a_few() and not self._look_at_few():
-                return
             self._rest_if_full(began)
 
     def halve(self) -> bool:
@@ -111,6 +112,12 @@ class Eviction:
         total = self._room.total()
         return total is None or total > self._limit
 
+    @property
+    def _is_much(self) -> bool:
+        """Whether it is more than may be too much for a while."""
+        total = self._room.total()
+        return total is not None and total > self._limit + self._limit // _MARGIN
+
     def _remove_a_few(self) -> bool:
         """Removes what is known to go first, but no more than a few; whether that is enough, or more is known."""
         if self._room.total() is None:
@@ -136,7 +143,8 @@ class Eviction:
         try:
             with contextlib.closing(look):
                 while not _ends(look, _STEPS) and not self._closed.is_set():
-                    self._hurry.wait(_PAUSE)
+                    if not self._is_much:
+                        self._hurry.wait(_PAUSE)
             self._rest_if_full(began)
         except (OSError, StorageError) as error:
             logger.warning("the file cache {} cannot be kept within its limit: {}", self._place, error)

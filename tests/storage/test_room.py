@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
-import resource
-import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,9 +15,11 @@ from mlpkit.errors import StorageUnavailable
 from mlpkit.settings import Settings, encode_settings
 from mlpkit.storage.cache import FileCache
 from mlpkit.storage.digests import BLOCK, BlockDigest, combined, digest_of
+from mlpkit.storage.locks import locked
 from mlpkit.storage.room import Room
 from tests.servers import Relay, wait_until
 from tests.storage.conftest import OpenStorage
+from tests.storage.test_look import looked_through
 
 KIB = 1 << 10
 
@@ -180,7 +178,7 @@ def test_objects_of_a_folder_that_others_evict_while_it_is_fetched_are_not_count
 def test_an_entry_is_counted_before_it_comes_and_until_it_has_gone(tmp_path: Path) -> None:
     (tmp_path / "entries").mkdir()
     room = Room(tmp_path, tmp_path / "entries")
-    _looked_through(room)
+    looked_through(room)
     with room.changing(10):
         assert room.total() == 10
     with room.changing(-10):
@@ -191,7 +189,7 @@ def test_an_entry_is_counted_before_it_comes_and_until_it_has_gone(tmp_path: Pat
 def test_a_change_that_fails_is_not_counted(tmp_path: Path) -> None:
     (tmp_path / "entries").mkdir()
     room = Room(tmp_path, tmp_path / "entries")
-    _looked_through(room)
+    looked_through(room)
     with room.changing(10):
         pass
     with pytest.raises(OSError, match="no such place"), room.changing(5):
@@ -247,6 +245,23 @@ def test_no_fetch_waits_for_a_look_at_a_large_cache_up_to_a_tenth_above_the_limi
     assert kept == {str(number) for number in range(11, 111)}
 
 
+def test_a_fetch_waits_for_others_that_evict_above_a_tenth_above_the_limit(
+    filled: Settings, opened: OpenStorage
+) -> None:
+    roomy, storage = opened(filled.with_options(cache_size=1 << 30)), opened(filled)
+    for path in _paths(filled, range(110)):
+        roomy.release(roomy.fetch(path))
+    last = _paths(filled, range(110, 111))[0]
+    fetching = threading.Thread(target=lambda: storage.release(storage.fetch(last)))
+
+    with locked(f"{filled.cache_path}/locks/eviction", 10):
+        fetching.start()
+        wait_until(lambda: _held(filled) == 111 * KIB, "it has been fetched")
+    fetching.join(30)
+
+    assert _held(filled) == 100 * KIB
+
+
 def test_a_fetch_removes_a_few_more_than_it_adds_after_a_look(
     filled: Settings, opened: OpenStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,85 +297,8 @@ def test_a_storage_that_is_closed_ends_its_look(
     storage.close()
 
     assert not [each for each in threading.enumerate() if each.name == "mlpkit-cache"]
-    _looked_through(_room(filled))
+    looked_through(_room(filled))
     assert _room(filled).total() == KIB
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_what_comes_and_goes_during_a_look_is_counted_all_the_same(tmp_path: Path, seed: int) -> None:
-    chance, room, names = random.Random(seed), Room(tmp_path, tmp_path / "entries"), []
-    (tmp_path / "entries").mkdir()
-    for number in range(10):
-        names.append(_come(room, tmp_path, f"{number:040}", 10 + number))
-    look, number = room.look(()), 10
-    for _ in look:
-        for _ in range(chance.randrange(3)):
-            if names and chance.random() < 0.5:
-                _go(room, tmp_path, names.pop(chance.randrange(len(names))))
-            elif number < 40:
-                number += 1
-                # One that went may come again.
-                names.append(_come(room, tmp_path, f"{number % 30:040}", 10 + number))
-
-    assert room.total() == sum(each.stat().st_size for each in (tmp_path / "entries").glob("*/files/*"))
-
-
-def test_a_look_after_whose_begin_something_was_lost_count_of_does_not_count(tmp_path: Path) -> None:
-    (tmp_path / "entries").mkdir()
-    room = Room(tmp_path, tmp_path / "entries")
-    for number in range(3):
-        _come(room, tmp_path, f"{number:040}", 10)
-    look = room.look(())
-    next(look)
-    room.forget()
-    _looked_through(room, look)
-    assert room.total() is None
-
-    _looked_through(room)
-    assert room.total() == 30
-
-
-def test_a_look_does_not_count_where_the_disk_has_no_room_for_what_moves_meanwhile(tmp_path: Path) -> None:
-    (tmp_path / "entries").mkdir()
-    room = Room(tmp_path, tmp_path / "entries")
-    _come(room, tmp_path, "a" * 40, 10)
-    _looked_through(room)
-    look = room.look(())
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Room for the account, and for half a line.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (25, hard))
-    try:
-        next(look)
-        _come(room, tmp_path, "b" * 40, 5)
-        _looked_through(room, look)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    assert room.total() == 15
-
-
-def _looked_through(room: Room, look: Iterator[None] | None = None) -> None:
-    for _ in look or room.look(()):
-        pass
-
-
-def _come(room: Room, folder: Path, name: str, size: int) -> str:
-    made = folder / "made"
-    (made / "files").mkdir(parents=True)
-    (made / "meta.json").touch()
-    (made / "files" / "file").write_bytes(bytes(size))
-    if (folder / "entries" / name).exists():
-        _go(room, folder, name)
-    with room.changing(size, name):
-        made.rename(folder / "entries" / name)
-    return name
-
-
-def _go(room: Room, folder: Path, name: str) -> None:
-    entry = folder / "entries" / name
-    with contextlib.suppress(FileNotFoundError), room.changing(-room.freed_by(name), name):
-        entry.rename(folder / "gone")
-        shutil.rmtree(folder / "gone")
 
 
 def _one_file(folder: Path) -> dict[str, str]:
