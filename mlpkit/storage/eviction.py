@@ -22,6 +22,8 @@ from mlpkit.storage.locks import locked
 from mlpkit.storage.room import Room, name_in
 
 _LONGEST_WAIT = 3600.0
+_LAST_SECONDS = 5.0
+"""How long the end of the thread is waited for; a disk that hangs keeps no process."""
 _NOTICEABLE = 0.05
 _REST = 20.0
 """How many times as long as a look in vain took there is no other."""
@@ -101,7 +103,7 @@ class Eviction:
     def close(self) -> None:
         """Ends the thread."""
         self._closed.set()
-        self._wait_for_the_thread()
+        self._wait_for_the_thread(_LAST_SECONDS)
 
     @property
     def _place(self) -> Path:
@@ -149,10 +151,10 @@ class Eviction:
         except (OSError, StorageError) as error:
             logger.warning("the file cache {} cannot be kept within its limit: {}", self._place, error)
 
-    def _wait_for_the_thread(self) -> None:
+    def _wait_for_the_thread(self, longest: float = _LONGEST_WAIT) -> None:
         if self._thread is not None:
             self._hurry.set()
-            self._thread.join()
+            self._thread.join(longest)
 
     def _all(self) -> Iterator[str]:
         """All entries, the least recently used first, without those that were used meanwhile as far as is known."""
