@@ -98,6 +98,7 @@ HOP = Peer(
     lambda start: _uvicorn(f"{_HERE}.peers.hop:asgi", start),
     "the bare callable with the model in a process of its own, uuid and a log line, and nothing else: the least that "
     "this way can cost",
+    pip=BARE.pip,
     workloads=("W1",),
     isolated=True,
     variant_of="bare ASGI",
