@@ -57,10 +57,14 @@ def nursery_of(pid: int) -> psutil.Process:
 
 def shared(pid: int) -> float:
     """MiB that a process has written and shares with another one all the same: that is forked of it, or it of that."""
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    found = re.search(r"^Shared_Dirty: +(\d+) kB", rollup, re.MULTILINE)
-    assert found is not None
-    return int(found[1]) / 1024
+    total, anonymous = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        # The pages of a file that was installed a moment ago are shared and not yet on the disk, whoever maps them.
+        if mapping := re.match(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ (\d+)", line):
+            anonymous = mapping[1] == "0"
+        elif anonymous and line.startswith("Shared_Dirty:"):
+            total += int(line.split()[1])
+    return total / 1024
 
 
 def opened(pid: int) -> dict[str, str]:
