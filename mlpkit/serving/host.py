@@ -88,18 +88,12 @@ class Host:
 
     def take(self, request: Load | Unload | Predict | RunHook) -> None:
         """Begins with a request; its answer goes to `send`."""
-        if isinstance(request, Predict):
-            self.predict(request)
-            return
-        self._unloading += isinstance(request, Unload)
-        task = self._loop.create_task(self._answer(request))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def predict(self, request: Predict) -> None:
-        """Begins with a prediction, as `take` does."""
-        hosted = self._models.get(request.model_id)
-        if hosted is not None:
+        if not isinstance(request, Predict):
+            self._unloading += isinstance(request, Unload)
+            task = self._loop.create_task(self._answer(request))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif (hosted := self._models.get(request.model_id)) is not None:
             hosted.predictor.take(request)
         else:
             missing = Failure.of(ModelNotLoaded(request.model_id))

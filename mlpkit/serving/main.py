@@ -13,7 +13,7 @@ from mlpkit.errors import MlpkitError
 from mlpkit.log import LogRecord, capture_streams, configure_child
 from mlpkit.process import channel_of_child
 from mlpkit.serving.host import Host
-from mlpkit.serving.messages import Broken, Log, Predict, Ready, Start, Stop, decode_request, encode
+from mlpkit.serving.messages import Broken, Log, Ready, Start, Stop, decode_request, encode
 from mlpkit.settings import Settings, decode_settings
 
 _STOP_SECONDS = 5.0
@@ -54,9 +54,7 @@ async def _serve() -> None:
                 early.put_nowait(message)
                 continue
             request = decode_request(message)
-            if type(request) is Predict:
-                host.predict(request)
-            elif isinstance(request, Stop):
+            if isinstance(request, Stop):
                 stopped.set()
             elif not isinstance(request, Start):
                 host.take(request)
