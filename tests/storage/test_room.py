@@ -227,12 +227,17 @@ def test_a_cache_whose_entries_are_all_in_use_is_not_looked_through_with_every_f
     cache.close()
 
 
+def _let_looks_stand_still(monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
+    """A look pauses after so many steps, in the fetch and then in the thread, until somebody hurries it."""
+    monkeypatch.setattr("mlpkit.storage.eviction._AT_ONCE", after)
+    monkeypatch.setattr("mlpkit.storage.eviction._STEPS", after)
+    monkeypatch.setattr("mlpkit.storage.eviction._PAUSE", 1000.0)
+
+
 def test_no_fetch_waits_for_a_look_at_a_large_cache_up_to_a_tenth_above_the_limit(
     filled: Settings, opened: OpenStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlpkit.storage.eviction._AT_ONCE", 20)
-    monkeypatch.setattr("mlpkit.storage.eviction._STEPS", 20)
-    monkeypatch.setattr("mlpkit.storage.eviction._PAUSE", 1000.0)
+    _let_looks_stand_still(monkeypatch, after=20)
     storage = opened(filled)
     for path in _paths(filled, range(110)):
         storage.release(storage.fetch(path))
@@ -286,9 +291,7 @@ def test_a_fetch_removes_a_few_more_than_it_adds_after_a_look(
 def test_a_storage_that_is_closed_ends_its_look(
     filled: Settings, opened: OpenStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlpkit.storage.eviction._AT_ONCE", 1)
-    monkeypatch.setattr("mlpkit.storage.eviction._STEPS", 1)
-    monkeypatch.setattr("mlpkit.storage.eviction._PAUSE", 1000.0)
+    _let_looks_stand_still(monkeypatch, after=1)
     storage = opened(filled)
     storage.release(storage.fetch(_paths(filled, range(1))[0]))
     with pytest.raises(StorageUnavailable):
