@@ -62,8 +62,13 @@ class Frames:
         """
         if self._rest:
             data = self._rest + data
+        end = len(data)
+        if end >= 4 and _unpack(data)[0] == end - 4:
+            # One whole message is what arrives most often.
+            self._rest = b""
+            return [data[4:]]
         messages: list[Message] = []
-        start, end = 0, len(data)
+        start = 0
         while end - start >= 4:
             (length,) = _unpack(data, start)
             if end - start - 4 < length:

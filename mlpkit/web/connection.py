@@ -56,6 +56,8 @@ class Connection(HttpToolsProtocol):
         """Whether the parser has read every request to its end."""
         self._piece = b""
         """What is being parsed, where it begins with a request."""
+        self._idle_since = 0.0
+        """In seconds of the loop's clock; of interest where the connection is idle, and its timer older than that."""
         self._dates: list[Header] = []
         self._date_lines = b""
 
@@ -141,8 +143,6 @@ class Connection(HttpToolsProtocol):
         head = self._express.heads.find(data)
         if head is None or not self._is_free():
             return False
-        # Before it begins: one that is refused is over, and its idle connection has its time limit, when that returns.
-        self._unset_keepalive_if_required()
         last, turn = self.cycle, _Turn(keep_alive=True)
         self.cycle = turn
         self._give_up = self._express.begin(head.scope, data[len(data) - head.length :], partial(self._send, turn))
@@ -182,4 +182,23 @@ class Connection(HttpToolsProtocol):
         self.transport.write(b"".join((STATUS_LINE[status], lines, self._date_lines, end, body)))
         if not turn.keep_alive:
             self.transport.close()
-        self.on_response_complete()
+        self._complete()
+
+    def _complete(self) -> None:
+        """What `on_response_complete` does; but a timer that is set is left, and looks at the time when it rings."""
+        if self.timeout_keep_alive_task is None or self.pipeline or self.flow.read_paused:
+            self.on_response_complete()
+        else:
+            self.server_state.total_requests += 1
+            self._idle_since = self.loop.time()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closes the connection where it has been idle for long enough."""
+        self.timeout_keep_alive_task = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()

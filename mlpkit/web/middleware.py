@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlpkit.web.predict import Predict
 
 _READ = frozenset((b"content-type", b"x-request-id", b"authorization", b"origin"))
+_WANTED = "mlpkit.wanted_headers"
 _CLIENT_CLOSED = 499
 _PREFLIGHT = (
     (b"access-control-allow-methods", b"*"),
@@ -101,7 +102,10 @@ class Edge:
             Unauthorized, ServiceStopping, Overloaded: the request may not enter.
         """
         scope = exchange.scope
-        headers = {name: value for name, value in scope["headers"] if name in _READ}
+        headers = scope.get(_WANTED)
+        if headers is None:
+            # Requests whose heads are the same bytes share a scope, and so what was found in it (`web/heads.py`).
+            headers = scope[_WANTED] = {name: value for name, value in scope["headers"] if name in _READ}
         exchange.content_type = headers.get(b"content-type", b"").decode("latin-1")
         if b"x-request-id" in headers:
             exchange.adopt(headers[b"x-request-id"].decode("latin-1").strip() or None)

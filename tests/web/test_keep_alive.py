@@ -1,9 +1,10 @@
-"""Connections that are idle are closed, also those whose last prediction was refused at once."""
+"""Connections that are idle are closed, and only those."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,9 +30,20 @@ def refuse(scope: object, body: bytes, send: Any) -> Any:
     return lambda: None
 
 
-async def test_connection_is_closed_when_it_idles_after_a_refusal_with_a_known_head() -> None:
+def answer_after(seconds: float) -> Any:
+    """Answers so many seconds later, as a model does."""
+
+    def begin(scope: object, body: bytes, send: Any) -> Any:
+        asyncio.get_running_loop().call_later(seconds, send, 200, b"content-length: 2\r\n", b"ok")
+        return lambda: None
+
+    return begin
+
+
+async def connected(begin: Any) -> tuple[Heads, asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection that is closed after one idle second, and whose predictions are begun so."""
     heads = Heads()
-    express: Any = SimpleNamespace(path="/predict", limit=100, heads=heads, lets_in=lambda scope: True, begin=refuse)
+    express: Any = SimpleNamespace(path="/predict", limit=100, heads=heads, lets_in=lambda scope: True, begin=begin)
     config = uvicorn.Config("none", timeout_keep_alive=1, log_config=None)
     config.load_app = lambda: None  # type: ignore[method-assign]
     config.load()
@@ -39,11 +51,46 @@ async def test_connection_is_closed_when_it_idles_after_a_refusal_with_a_known_h
     await asyncio.get_running_loop().connect_accepted_socket(
         lambda: Connection(express, config=config, server_state=ServerState(), app_state={}), theirs
     )
-    reader, writer = await asyncio.open_connection(sock=ours)
-    for _ in range(3):
-        writer.write(REQUEST)
-        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\nno"), 5)
-        assert answer.startswith(b"HTTP/1.1 200")
-    assert heads.find(REQUEST) is not None
+    return heads, *(await asyncio.open_connection(sock=ours))
+
+
+async def predict(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    """The body of the answer to a request."""
+    writer.write(REQUEST)
+    answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    assert answer.startswith(b"HTTP/1.1 200")
+    return await asyncio.wait_for(reader.readexactly(2), 5)
+
+
+async def seconds_until_closed(reader: asyncio.StreamReader) -> float:
+    """How long the other end still keeps the connection."""
+    began = time.monotonic()
     assert await asyncio.wait_for(reader.read(), 5) == b""
+    return time.monotonic() - began
+
+
+async def test_connection_is_closed_when_it_idles_after_a_refusal_with_a_known_head() -> None:
+    heads, reader, writer = await connected(refuse)
+    for _ in range(3):
+        assert await predict(reader, writer) == b"no"
+    assert heads.find(REQUEST) is not None
+    await seconds_until_closed(reader)
+    writer.close()
+
+
+async def test_connection_stays_open_while_predictions_come_and_closes_one_idle_time_after_the_last() -> None:
+    _, reader, writer = await connected(refuse)
+    end = time.monotonic() + 2.5
+    while time.monotonic() < end:
+        assert await predict(reader, writer) == b"no"
+        await asyncio.sleep(0.3)
+    assert 0.4 < await seconds_until_closed(reader) < 1.5
+    writer.close()
+
+
+async def test_connection_stays_open_during_a_prediction_that_takes_longer_than_the_idle_time() -> None:
+    _, reader, writer = await connected(answer_after(1.7))
+    for _ in range(3):
+        assert await predict(reader, writer) == b"ok"
+    assert 0.7 < await seconds_until_closed(reader) < 1.8
     writer.close()
