@@ -94,7 +94,7 @@ STARLETTE = Peer(
     pip=(f"{_UVICORN} msgspec starlette==1.10.0",),
 )
 HOP = Peer(
-    "bare ASGI, worker",
+    "bare ASGI + worker",
     lambda start: _uvicorn(f"{_HERE}.peers.hop:asgi", start),
     "the bare callable with the model in a process of its own, uuid and a log line, and nothing else: the least that "
     "this way can cost",

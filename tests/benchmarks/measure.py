@@ -22,6 +22,8 @@ from tests.benchmarks.peer import Peer
 from tests.benchmarks.server import Server, Unavailable, serve
 
 NOISE = 0.25
+TOGETHER = 3
+"""So many servers, and the bare one, are alive at a time: of a dozen, the idle ones are in the way of the other."""
 SETTLE_SECONDS = 0.5
 STARTED_WITH = "W1"
 Case = tuple[str, int]
@@ -94,6 +96,13 @@ def kept(samples: Sequence[Sample]) -> list[Sample]:
     return quiet(samples) or [min(samples, key=lambda each: each.drift)]
 
 
+def crowds(peers: Sequence[Peer]) -> list[list[Peer]]:
+    """The peers that are measured in turn: a few at a time, and those that never rest by themselves."""
+    together = [peer for peer in peers if not peer.alone]
+    few = [together[start : start + TOGETHER] for start in range(0, len(together), TOGETHER)]
+    return [*few, *([peer] for peer in peers if peer.alone)]
+
+
 class Measuring:
     """Runs peers against the bare callable. `python_of` gives the interpreter of a peer's environment; `starts` is
     how often each peer is started for the figures of its start."""
@@ -104,14 +113,10 @@ class Measuring:
 
     def measure(self, peers: Sequence[Peer], cases: Sequence[Case], check: Callable[[Peer, Server], None]) -> None:
         """Adds to the figures. `check` looks at each peer's server when all its runs are done."""
-        together = [peer for peer in peers if not peer.alone]
-        crowds = [together, *([peer] for peer in peers if peer.alone)]
         for workload in dict.fromkeys(name for name, _ in cases):
             counts = [count for name, count in cases if name == workload]
-            for crowd in crowds:
-                with_it = [peer for peer in crowd if workload in peer.workloads]
-                if with_it:
-                    self._measure(with_it, workload, counts, check)
+            for crowd in crowds([peer for peer in peers if workload in peer.workloads]):
+                self._measure(crowd, workload, counts, check)
 
     def _measure(
         self, peers: Sequence[Peer], workload: str, counts: Sequence[int], check: Callable[[Peer, Server], None]

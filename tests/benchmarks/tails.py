@@ -1,9 +1,12 @@
 """How long the slowest requests take: `python -m tests.benchmarks.tails`.
 
-1. At half the maximal throughput, one model, one worker: p99 stays below three times p50.
+1. At half the maximal throughput, one model, one worker: p99 stays below three times p50. The fewest connections that
+   carry so much do, each with its next request when it has its answer. Then the same rate from a client that does not
+   wait for answers (`pace.py`): there every pause of the machine is felt by all requests that were due meanwhile, and
+   what the bare callable shows is the machine's part.
 2. Sixteen models on two workers, one of them slow (200 ms, busy four fifths of the time): the p99 of the others grows
-   by less than a quarter. With and without the slow one in turn.
-Logs and metrics are on; requests leave at a constant rate (`pace.py`). The server has one CPU, the client the other.
+   by less than a quarter. With and without the slow one in turn; requests leave at a constant rate.
+Logs and metrics are on. The server has one CPU, the client the other.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import msgspec
 import uvloop
 
 from tests.benchmarks.catalog import BARE, MLPKIT
-from tests.benchmarks.load import load, require_wrk, write_script
+from tests.benchmarks.load import Run, load, require_wrk, write_script
 from tests.benchmarks.pace import Stream, pace
 from tests.benchmarks.peer import Peer, Start, envelope
 from tests.benchmarks.server import CLIENT_CPU, SERVER_CPU, Server, free_port, on_cpu, pinned, serve, start_server
@@ -32,25 +35,32 @@ FAST_RATE = 1000.0
 OTHERS = 15
 
 
-class Half(msgspec.Struct, frozen=True):
-    """Latencies in ms at half the greatest rate that a closed loop of 64 connections reached, and the bare callable's
-    at the same rate, which is what the machine itself adds."""
+class Spread(msgspec.Struct, frozen=True):
+    """p50 and p99 in ms."""
 
-    rate: float
     p50: float
     p99: float
-    bare_p50: float
-    bare_p99: float
 
     @property
-    def spread(self) -> float:
+    def times(self) -> float:
         """p99, p50 being 1."""
         return self.p99 / self.p50
 
-    @property
-    def bare_spread(self) -> float:
-        """The same of the bare callable."""
-        return self.bare_p99 / self.bare_p50
+
+class Half(msgspec.Struct, frozen=True):
+    """Latencies at half of `greatest`, the rate that 64 connections reached: mlpkit's, and the bare callable's.
+
+    `carried` is the rate of so many `connections` that wait for their answers, which `waiting` and `bare_waiting` are
+    of; `paced` and `bare_paced` are of requests that leave at half of `greatest`.
+    """
+
+    greatest: float
+    connections: int
+    carried: float
+    waiting: Spread
+    bare_waiting: Spread
+    paced: Spread
+    bare_paced: Spread
 
 
 class Neighbours(msgspec.Struct, frozen=True):
@@ -100,12 +110,25 @@ def measure_half(rounds: int, seconds: int) -> Half:
         bare, server = (stack.enter_context(serve(each, "W1", python, folder / each.folder)) for each in (BARE, MLPKIT))
         script = write_script(MLPKIT, "W1", folder)
         for _ in range(rounds):
-            rate = load(server, MLPKIT.path, script, connections=64, seconds=1).rate / 2
-            streams = [Stream([envelope("W1")], rate), Stream([envelope("W1")], rate)]
+            greatest = load(server, MLPKIT.path, script, connections=64, seconds=1).rate
+            connections, run = _carrying(server, script, greatest / 2, seconds)
+            bare_run = load(bare, BARE.path, script, connections, seconds)
+            streams = [Stream([envelope("W1")], greatest / 2) for _ in range(2)]
             for each, stream in zip((server, bare), streams, strict=True):
                 _paced(each, [stream], seconds)
-            found.append(Half(rate, *(stream.percentile(share) for stream in streams for share in (0.5, 0.99))))
-    return sorted(found, key=lambda half: half.spread)[len(found) // 2]
+            waiting = (Spread(each.p50, each.p99) for each in (run, bare_run))
+            paced = (Spread(stream.percentile(0.5), stream.percentile(0.99)) for stream in streams)
+            found.append(Half(greatest, connections, run.rate, *waiting, *paced))
+    return sorted(found, key=lambda half: half.waiting.times)[len(found) // 2]
+
+
+def _carrying(server: Server, script: Path, rate: float, seconds: int) -> tuple[int, Run]:
+    """The fewest connections that carry a rate, and their run."""
+    for connections in range(1, 64):
+        run = load(server, MLPKIT.path, script, connections, seconds)
+        if run.rate >= rate:
+            return connections, run
+    raise SystemExit(f"{connections} connections do not carry {rate:.0f} requests/s, half of what 64 did")
 
 
 def measure_neighbours(rounds: int, seconds: int) -> Neighbours:
@@ -140,6 +163,10 @@ def measure(rounds: int, seconds: int) -> Tails:
     return Tails(measure_half(rounds, seconds), measure_neighbours(rounds, seconds))
 
 
+def _said(spread: Spread) -> str:
+    return f"p50 {spread.p50:.2f} ms, p99 {spread.p99:.2f} ms, {spread.times:.1f} times"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -148,8 +175,9 @@ def main() -> None:
     require_wrk()
     found = measure(options.rounds, options.seconds)
     half, neighbours = found.half, found.neighbours
-    print(f"half the maximal throughput, {half.rate:.0f} requests/s: p50 {half.p50:.2f} ms, p99 {half.p99:.2f} ms,")
-    print(f"  p99 / p50 {half.spread:.1f} (goal: below {HALF_GOAL:g}; bare ASGI at that rate: {half.bare_spread:.1f})")
+    print(f"half of {half.greatest:.0f} requests/s, by {half.connections} connections ({half.carried:.0f}/s):")
+    print(f"  {_said(half.waiting)} (goal: below {HALF_GOAL:g}; bare ASGI: {_said(half.bare_waiting)})")
+    print(f"the same rate without waiting for answers: {_said(half.paced)} (bare ASGI: {_said(half.bare_paced)})")
     print(f"p99 of {OTHERS} quick models on two workers, {FAST_RATE:.0f} requests/s:")
     alone, beside = (statistics.median(each) for each in (neighbours.alone, neighbours.beside))
     print(f"  {alone:.2f} ms, {beside:.2f} ms beside a slow one:")

@@ -10,7 +10,7 @@ from tests.benchmarks import page
 from tests.benchmarks.catalog import MLPKIT, PEERS
 from tests.benchmarks.goals import GOALS, Goal, outcomes
 from tests.benchmarks.load import Run
-from tests.benchmarks.measure import Figures, Sample, kept, quiet
+from tests.benchmarks.measure import TOGETHER, Figures, Sample, crowds, kept, quiet
 from tests.benchmarks.pace import CONNECTIONS, Stream, pace
 
 
@@ -41,6 +41,13 @@ def test_steadiest_run_stays_where_all_are_noisy() -> None:
     noisy, noisier = sample(after=600.0), sample(after=300.0)
     assert quiet([noisier, noisy]) == []
     assert kept([noisier, noisy]) == [noisy]
+
+
+def test_few_servers_are_alive_at_a_time_and_those_that_never_rest_by_themselves() -> None:
+    found = crowds(PEERS)
+    assert sorted(peer.name for crowd in found for peer in crowd) == sorted(peer.name for peer in PEERS)
+    assert max(map(len, found)) == TOGETHER
+    assert all(len(crowd) == 1 for crowd in found if any(peer.alone for peer in crowd))
 
 
 @pytest.mark.parametrize(
