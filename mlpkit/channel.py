@@ -20,10 +20,11 @@ _unpack = _LENGTH.unpack_from
 LONGEST_MESSAGE = 1 << 30
 """Bytes; no request and no answer is longer. A length above it means that somebody else wrote into the socket."""
 
+LONG = 1 << 16
+"""Bytes from which on what travels is not copied; below, that is cheaper than to hand on each part by itself."""
+
 _SEND_BUFFER = 2 << 20
 """Bytes that the system may hold of what was sent, where it allows so many: a long message wakes the other end once."""
-_LONG = 1 << 16
-"""Bytes from which on messages are not copied; below, that is cheaper than to hand on each by itself."""
 
 
 def frame(message: bytes) -> bytes:
@@ -72,7 +73,7 @@ class Frames:
         while end - start >= 4:
             (length,) = _unpack(data, start)
             if end - start - 4 < length:
-                if length > _LONG:
+                if length > LONG:
                     self._begin_long(length, memoryview(data)[start + 4 :])
                     start = end
                 break
@@ -240,7 +241,7 @@ class AsyncChannel(asyncio.Protocol):
         if not waiting or self._transport is None:
             return
         self._waiting = []
-        if sum(map(len, waiting)) < _LONG:
+        if sum(map(len, waiting)) < LONG:
             self._transport.write(b"".join(waiting))
         else:
             self._transport.writelines(waiting)

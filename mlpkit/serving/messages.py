@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mlpkit import errors
+from mlpkit.channel import LONG
 from mlpkit.log import LogRecord
 
 AT_ONCE = 8
@@ -141,14 +142,13 @@ Report = Answer | Ready | Broken | Log
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
-_LONG = 1 << 16
 _BIN32 = b"\xc6"
 """How msgpack begins bytes with a length of 32 bits."""
 
 
 def parts_of(work: Load | Unload | Predict | RunHook) -> tuple[bytes | memoryview, ...]:
     """The message of a request in parts: the `features` of a lone item, where they are long, uncopied as the last."""
-    if type(work) is not Predict or len(work.items) > 1 or len(work.items[0].features) < _LONG:
+    if type(work) is not Predict or len(work.items) > 1 or len(work.items[0].features) < LONG:
         return (encode(work),)
     (item,) = work.items
     empty = Item(params=item.params, uuid=item.uuid, log_uuid=item.log_uuid, features=b"")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from mlpkit.channel import LONG
 from mlpkit.injection import NULL
 from mlpkit.web.answers import Answer, other_method
 from mlpkit.web.body import read_body
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 _HEAD, _TAIL = b'{"status": "success", "data": {"predictions": ', b"}}"
 _OBJECT = ord("{")
 _LONGEST_ID = 64
-_LONG = 1 << 16
-"""Bytes from which on a body is not copied."""
 _FEW = 32
 """So many letters are looked at one by one: beyond, the plain search is as fast."""
 
@@ -54,7 +53,7 @@ class Envelope(msgspec.Struct):
     def to_ask(self) -> tuple[str, bytes | memoryview, bytes]:
         """What a model is asked: its id, `features` and `params` as JSON; long `features` keep the body alive."""
         features = memoryview(self.features)
-        held = features if len(features) > _LONG else bytes(features)
+        held = features if len(features) > LONG else bytes(features)
         return self.model_id, held, bytes(self.params)
 
 
@@ -87,7 +86,7 @@ class Predict:
         if request is not None:
             if request.uuid is not None:
                 exchange.adopt(request.uuid)
-            if (b"null" in body if len(body) <= _LONG else _holds_null(body)) and request.features != NULL:
+            if (b"null" in body if len(body) <= LONG else _holds_null(body)) and request.features != NULL:
                 check_no_null("features", request.features)
         return request
 

@@ -4,10 +4,12 @@ A hit and a download are measured against nginx, which costs so little that what
 fetches the same object to the same disk in turn. Then the same with many other objects in the cache.
 
 Uploads are measured against Swift, a whole S3 server, beside `fput_object` in a loop. It runs as an operator runs it,
-for both alike: with a worker for each core, and a memcached (without one it asks for account and container with every
-request, which doubles its work). But it has no machine of its own, and does most of the work: beside the loop it keeps
-more than one core busy already, so that on two cores hardly anybody is twice as fast. What a client that costs nothing
-could reach is measured with it: the time of the loop, by the CPU time of the server for `save_dir`, over all cores.
+for both alike: with a worker for each core, a memcached (without one it asks for account and container with every
+request, which doubles its work), and its files on a disk, which it waits for with every object. Then again with its
+files in memory, where nothing is ever waited for: there it has no machine of its own, does most of the work and keeps
+more than one core busy beside the loop already, so that on two cores hardly anybody is twice as fast. What a client
+that costs nothing could reach is measured with it: the time of the loop, by the CPU time of the server for `save_dir`,
+over all cores.
 """
 
 from __future__ import annotations
@@ -300,7 +302,12 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         if "many" in options.only:
             report_many(options, settings, folder, served)
     if "upload" in options.only:
-        report_upload(options, folder)
+        tree = folder / "tree"
+        tree.mkdir()
+        for number in range(options.files):
+            write_random(tree / f"{number:04}", max(1, options.megabytes // options.files) * MIB)
+        report_upload(options, tree, on_disk=True)
+        report_upload(options, tree, on_disk=False)
 
 
 def report_many(options: argparse.Namespace, settings: Settings, folder: Path, served: Path) -> None:
@@ -315,17 +322,15 @@ def report_many(options: argparse.Namespace, settings: Settings, folder: Path, s
     shutil.rmtree(folder / "many")
 
 
-def report_upload(options: argparse.Namespace, folder: Path) -> None:
-    tree = folder / "tree"
-    tree.mkdir()
-    for number in range(options.files):
-        write_random(tree / f"{number:04}", max(1, options.megabytes // options.files) * MIB)
-    with swift.operated() as served:
+def report_upload(options: argparse.Namespace, tree: Path, *, on_disk: bool) -> None:
+    place = "on disk" if on_disk else "in memory"
+    with swift.operated(on_disk=on_disk) as served:
         server = S3Server(f"127.0.0.1:{swift.port_of(served, 'proxy')}", swift.ACCESS_KEY, swift.SECRET_KEY)
-        settings = settings_of(folder / "uploads", server)
+        settings = settings_of(tree.with_name(f"uploads {place}"), server)
         figures, bounds = upload(settings, tree, options.rounds, served)
-        report_pairs(f"{options.files} files saved, fput_object in a loop", figures)
-        print(f"| a client that costs nothing, on {os.cpu_count()} cores | | | {statistics.median(bounds):.2f} |")
+        report_pairs(f"{options.files} files saved, fput_object in a loop, server {place}", figures)
+        cores = f"on {os.cpu_count()} cores, server {place}"
+        print(f"| a client that costs nothing, {cores} | | | {statistics.median(bounds):.2f} |")
         taken = grown(settings, "save_dir", str(tree), f"{BUCKET}/grown")
         print(f"| memory that it took | | {taken:.0f} MiB | |", flush=True)
 

@@ -30,6 +30,8 @@ from tests.servers.ports import accepts, free_port, wait_until
 REQUIREMENT = "swift>=2.38,<3"
 ACCESS_KEY, SECRET_KEY = "test:tester", f"{MARK}-testing"
 
+_ON_DISK = (Path(tempfile.gettempdir()), Path.home())
+_FASTEST = (Path("/dev/shm"), *_ON_DISK)
 _KINDS = ("object", "container", "account")
 _FILTERS = "catch_errors healthcheck cache listing_formats s3api tempauth copy bulk slo dlo versioned_writes"
 _RINGS = """
@@ -120,13 +122,13 @@ def as_operated(folder: Path, memcache: int) -> None:
 
 
 @contextlib.contextmanager
-def operated() -> Iterator[Path]:
+def operated(*, on_disk: bool) -> Iterator[Path]:
     """A server as an operator runs it, in a folder that is removed; `port_of(folder, "proxy")` is the S3 interface.
 
     Raises:
         NotInstallable: Swift, or memcached, is not there.
     """
-    folder, port = fast_folder(), free_port()
+    folder, port = folder_with_attributes(*(_ON_DISK if on_disk else _FASTEST)), free_port()
     with contextlib.ExitStack() as after:
         after.callback(shutil.rmtree, folder, ignore_errors=True)
         if shutil.which("memcached") is None:
@@ -177,8 +179,17 @@ def answers(port: int) -> bool:
 
 
 def fast_folder() -> Path:
-    """A new folder whose files can have extended attributes, which Swift needs; in memory where possible."""
-    for parent in (Path("/dev/shm"), Path(tempfile.gettempdir()), Path.home()):
+    """A new folder for a server, in memory where possible."""
+    return folder_with_attributes(*_FASTEST)
+
+
+def folder_with_attributes(*parents: Path) -> Path:
+    """A new folder in the first of these whose files can have extended attributes, which Swift needs.
+
+    Raises:
+        NotInstallable: there is none.
+    """
+    for parent in parents:
         with contextlib.suppress(OSError, AttributeError):
             folder = Path(tempfile.mkdtemp(prefix="mlpkit-swift-", dir=parent))
             with contextlib.ExitStack() as undo:
