@@ -24,8 +24,10 @@ from mlpkit.storage.store import Store
 from mlpkit.storage.threads import Threads
 from mlpkit.storage.trust import Trust
 
-_TRANSFERS_AT_A_TIME = 8
+_TRANSFERS_AT_A_TIME = 16
+"""As many as the pool of connections keeps. A store waits for its disks with every object; with 8 it would idle."""
 _LARGE_UPLOAD = 16 << 20
+"""Bytes from which on an object is uploaded in parallel parts; smaller ones are held in memory meanwhile, whole."""
 _WEEK = 7 * 24 * 3600
 
 
