@@ -55,7 +55,7 @@ def write_script(peer: Peer, workload: str, folder: Path) -> Path:
 def load(server: Server, path: str, script: Path, connections: int, seconds: int) -> Run:
     """Keeps a server busy for some seconds; returns when it has worked off what the client left behind.
 
-    That would be taken from whoever is measured next: 64 requests of some milliseconds are a fifth of a second.
+    That would be taken from whoever is measured next: 64 requests of some milliseconds are a fifth of a second of CPU.
 
     Raises:
         Unavailable: it takes no connections any more.

@@ -115,7 +115,7 @@ class Measuring:
         self.figures = Figures()
 
     def measure(self, peers: Sequence[Peer], cases: Sequence[Case], check: Callable[[Peer, Server], None]) -> None:
-        """Adds to the figures. `check` looks at each peer's server when all its runs are done."""
+        """Adds to the figures. `check` looks at each peer's server before it is ended."""
         for workload in dict.fromkeys(name for name, _ in cases):
             counts = [count for name, count in cases if name == workload]
             for crowd in crowds([peer for peer in peers if workload in peer.workloads]):
@@ -134,7 +134,7 @@ class Measuring:
         with tempfile.TemporaryDirectory(prefix="mlpkit-bench-") as name, contextlib.ExitStack() as stack:
             folder = Path(name)
             servers: dict[Peer, Server] = {}
-            for peer in (BARE, *peers):
+            for peer in (BARE, *(peer for peer in peers if _absence(peer, workload) not in self.figures.absent)):
                 server = self._started(peer, workload, folder, stack)
                 if server is not None:
                     servers[peer] = server
@@ -184,5 +184,12 @@ class Measuring:
     def _leave_out(self, peer: Peer, workload: str, reason: Unavailable) -> None:
         if peer is BARE:
             raise reason
-        self.figures.absent[f"{peer.name} in {workload}"] = str(reason)
+        self.figures.absent[_absence(peer, workload)] = str(reason)
+        for case, samples in self.figures.samples.items():
+            if case.startswith(f"{workload}@"):
+                samples.pop(peer.name, None)
         print(f"{peer.name} is left out of {workload}: {reason}", flush=True)
+
+
+def _absence(peer: Peer, workload: str) -> str:
+    return f"{peer.name} in {workload}"

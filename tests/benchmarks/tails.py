@@ -1,9 +1,10 @@
 """How long the slowest requests take: `python -m tests.benchmarks.tails`.
 
 1. At half the maximal throughput, one model, one worker: p99 stays below three times p50. The fewest connections that
-   carry so much do, each with its next request when it has its answer. Then the same rate from a client that does not
-   wait for answers (`pace.py`): there every pause of the machine is felt by all requests that were due meanwhile, and
-   what the bare callable shows is the machine's part.
+   carry so much do, each with its next request when it has its answer, as the greatest rate was found. Then the same
+   rate from a client that does not wait for answers (`pace.py`): a client that waits feels each pause once for each
+   connection, this one with all requests that were due meanwhile, whoever paused: server, machine or client. What the
+   bare callable shows is the part of the latter two.
 2. Sixteen models on two workers, one of them slow (200 ms, busy four fifths of the time): the p99 of the others grows
    by less than a quarter. With and without the slow one in turn; requests leave at a constant rate.
 Logs and metrics are on. The server has one CPU, the client the other.
@@ -103,32 +104,50 @@ def serving(peer: Peer, workers: int) -> Iterator[Server]:
 
 
 def measure_half(rounds: int, seconds: int) -> Half:
-    """The round of median spread, on one CPU, the client on the other; the bare callable in turn with mlpkit."""
-    found = []
+    """Medians, each of its own, on one CPU, the client on the other; the bare callable in turn with mlpkit."""
+    waiting: list[Spread] = []
+    bare_waiting: list[Spread] = []
+    paced: list[Spread] = []
+    bare_paced: list[Spread] = []
+    carried: list[float] = []
     with tempfile.TemporaryDirectory(prefix="mlpkit-bench-") as name, contextlib.ExitStack() as stack:
         folder, python = Path(name), Path(sys.executable)
         bare, server = (stack.enter_context(serve(each, "W1", python, folder / each.folder)) for each in (BARE, MLPKIT))
         script = write_script(MLPKIT, "W1", folder)
+        greatest = statistics.median(_run(server, MLPKIT, script, 64, 1).rate for _ in range(rounds))
+        connections = _carrying(server, script, greatest / 2)
         for _ in range(rounds):
-            greatest = load(server, MLPKIT.path, script, connections=64, seconds=1).rate
-            connections, run = _carrying(server, script, greatest / 2, seconds)
-            bare_run = load(bare, BARE.path, script, connections, seconds)
-            streams = [Stream([envelope("W1")], greatest / 2) for _ in range(2)]
-            for each, stream in zip((server, bare), streams, strict=True):
+            run = _run(server, MLPKIT, script, connections, seconds)
+            bare_run = _run(bare, BARE, script, connections, seconds)
+            carried.append(run.rate)
+            waiting.append(Spread(run.p50, run.p99))
+            bare_waiting.append(Spread(bare_run.p50, bare_run.p99))
+            for each, found in ((server, paced), (bare, bare_paced)):
+                stream = Stream([envelope("W1")], greatest / 2)
                 _paced(each, [stream], seconds)
-            waiting = (Spread(each.p50, each.p99) for each in (run, bare_run))
-            paced = (Spread(stream.percentile(0.5), stream.percentile(0.99)) for stream in streams)
-            found.append(Half(greatest, connections, run.rate, *waiting, *paced))
-    return sorted(found, key=lambda half: half.waiting.times)[len(found) // 2]
+                found.append(Spread(stream.percentile(0.5), stream.percentile(0.99)))
+    middles = (_middle(each) for each in (waiting, bare_waiting, paced, bare_paced))
+    return Half(greatest, connections, statistics.median(carried), *middles)
 
 
-def _carrying(server: Server, script: Path, rate: float, seconds: int) -> tuple[int, Run]:
-    """The fewest connections that carry a rate, and their run."""
+def _middle(spreads: list[Spread]) -> Spread:
+    """The one whose p99 is the median in terms of p50."""
+    return sorted(spreads, key=lambda each: each.times)[len(spreads) // 2]
+
+
+def _carrying(server: Server, script: Path, rate: float) -> int:
+    """The fewest connections that carry a rate."""
     for connections in range(1, 64):
-        run = load(server, MLPKIT.path, script, connections, seconds)
-        if run.rate >= rate:
-            return connections, run
+        if _run(server, MLPKIT, script, connections, 1).rate >= rate:
+            return connections
     raise SystemExit(f"{connections} connections do not carry {rate:.0f} requests/s, half of what 64 did")
+
+
+def _run(server: Server, peer: Peer, script: Path, connections: int, seconds: int) -> Run:
+    run = load(server, peer.path, script, connections, seconds)
+    if run.errors:
+        raise SystemExit(f"{run.errors} predictions of {peer.name} failed")
+    return run
 
 
 def measure_neighbours(rounds: int, seconds: int) -> Neighbours:
@@ -177,7 +196,8 @@ def main() -> None:
     half, neighbours = found.half, found.neighbours
     print(f"half of {half.greatest:.0f} requests/s, by {half.connections} connections ({half.carried:.0f}/s):")
     print(f"  {_said(half.waiting)} (goal: below {HALF_GOAL:g}; bare ASGI: {_said(half.bare_waiting)})")
-    print(f"the same rate without waiting for answers: {_said(half.paced)} (bare ASGI: {_said(half.bare_paced)})")
+    print("the same rate without waiting for answers:")
+    print(f"  {_said(half.paced)} (goal: below {HALF_GOAL:g}; bare ASGI: {_said(half.bare_paced)})")
     print(f"p99 of {OTHERS} quick models on two workers, {FAST_RATE:.0f} requests/s:")
     alone, beside = (statistics.median(each) for each in (neighbours.alone, neighbours.beside))
     print(f"  {alone:.2f} ms, {beside:.2f} ms beside a slow one:")

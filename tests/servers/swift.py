@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
+import psutil
 
 from tests.secret import MARK
 from tests.servers.ports import accepts, free_port, wait_until
@@ -30,8 +31,8 @@ from tests.servers.ports import accepts, free_port, wait_until
 REQUIREMENT = "swift>=2.38,<3"
 ACCESS_KEY, SECRET_KEY = "test:tester", f"{MARK}-testing"
 
+_MEMORY = Path("/dev/shm")
 _ON_DISK = (Path(tempfile.gettempdir()), Path.home())
-_FASTEST = (Path("/dev/shm"), *_ON_DISK)
 _KINDS = ("object", "container", "account")
 _FILTERS = "catch_errors healthcheck cache listing_formats s3api tempauth copy bulk slo dlo versioned_writes"
 _RINGS = """
@@ -128,7 +129,7 @@ def operated(*, on_disk: bool) -> Iterator[Path]:
     Raises:
         NotInstallable: Swift, or memcached, is not there.
     """
-    folder, port = folder_with_attributes(*(_ON_DISK if on_disk else _FASTEST)), free_port()
+    folder, port = _folder_for(*(filter(_is_on_disk, _ON_DISK) if on_disk else (_MEMORY,))), free_port()
     with contextlib.ExitStack() as after:
         after.callback(shutil.rmtree, folder, ignore_errors=True)
         if shutil.which("memcached") is None:
@@ -180,10 +181,17 @@ def answers(port: int) -> bool:
 
 def fast_folder() -> Path:
     """A new folder for a server, in memory where possible."""
-    return folder_with_attributes(*_FASTEST)
+    return _folder_for(_MEMORY, *_ON_DISK)
 
 
-def folder_with_attributes(*parents: Path) -> Path:
+def _is_on_disk(folder: Path) -> bool:
+    """Whether its files are on a disk, where there are places whose files are not."""
+    mounts = {Path(each.mountpoint): each.fstype for each in psutil.disk_partitions(all=True)}
+    kinds = (mounts[each] for each in (folder.resolve(), *folder.resolve().parents) if each in mounts)
+    return next(kinds, "") not in ("tmpfs", "ramfs")
+
+
+def _folder_for(*parents: Path) -> Path:
     """A new folder in the first of these whose files can have extended attributes, which Swift needs.
 
     Raises:
