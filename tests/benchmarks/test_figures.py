@@ -12,6 +12,7 @@ from tests.benchmarks.goals import GOALS, Goal, outcomes
 from tests.benchmarks.load import Run
 from tests.benchmarks.measure import TOGETHER, Figures, Sample, crowds, kept, quiet
 from tests.benchmarks.pace import CONNECTIONS, Stream, pace
+from tests.benchmarks.tails import Beside, Spread
 
 
 def run(rate: float = 1000.0, cpu: float = 50.0) -> Run:
@@ -48,6 +49,12 @@ def test_few_servers_are_alive_at_a_time_and_those_that_never_rest_by_themselves
     assert sorted(peer.name for crowd in found for peer in crowd) == sorted(peer.name for peer in PEERS)
     assert max(map(len, found)) == TOGETHER
     assert all(len(crowd) == 1 for crowd in found if any(peer.alone for peer in crowd))
+
+
+def test_bare_runs_alone_say_which_rounds_of_the_tails_count() -> None:
+    own, bare = [Spread(1, p99) for p99 in (9, 2, 8)], [Spread(1, p99) for p99 in (3, 30, 4)]
+    found = Beside(own, bare).steady()
+    assert found == (Spread(1, 9), Spread(1, 4))
 
 
 @pytest.mark.parametrize(
