@@ -207,7 +207,7 @@ def _tails(tails: Tails | None) -> str:
         f"- One model, one worker. 64 connections reach {half.greatest:.0f} requests/s, {half.connections} carry half "
         f"of that ({half.carried:.0f}/s): {_spread(half.waiting)} (goal: below {HALF_GOAL:g}). Bare ASGI with as many: "
         f"{_spread(half.bare_waiting)}.\n"
-        f"- Half of that from a client that does not wait for answers: {_spread(half.paced)} (goal: below "
+        f"- Half of the most from a client that does not wait for answers: {_spread(half.paced)} (goal: below "
         f"{HALF_GOAL:g}). Bare ASGI at that rate: {_spread(half.bare_paced)}.\n"
         f"- Sixteen models on two workers, {FAST_RATE:.0f} requests/s to the {OTHERS} quick ones: p99 "
         f"{statistics.median(neighbours.alone):.2f} ms. With four requests a second to the sixteenth, which takes "
