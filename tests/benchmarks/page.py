@@ -23,7 +23,7 @@ from tests.benchmarks.goals import outcomes
 from tests.benchmarks.limit import Limit
 from tests.benchmarks.measure import CASES, NOISE, Figures, Sample, kept, quiet
 from tests.benchmarks.report import case_table, goal_table, number, table
-from tests.benchmarks.tails import FAST_RATE, GROWTH_GOAL, HALF_GOAL, OTHERS, Spread, Tails
+from tests.benchmarks.tails import FAST_RATE, GROWTH_GOAL, HALF_GOAL, OTHERS, Tails
 
 PAGE = Path("docs/benchmarks.md")
 TEXT = Path(__file__).with_name("page.md")
@@ -205,19 +205,15 @@ def _tails(tails: Tails | None) -> str:
     half, neighbours = tails.half, tails.neighbours
     return (
         f"- One model, one worker. 64 connections reach {half.greatest:.0f} requests/s, {half.connections} carry half "
-        f"of that ({half.carried:.0f}/s): {_spread(half.waiting)} (goal: below {HALF_GOAL:g}). Bare ASGI with as many: "
-        f"{_spread(half.bare_waiting)}.\n"
-        f"- Half of the most from a client that does not wait for answers: {_spread(half.paced)} (goal: below "
-        f"{HALF_GOAL:g}). Bare ASGI at that rate: {_spread(half.bare_paced)}.\n"
+        f"of that ({half.carried:.0f}/s): {half.waiting} (goal: below {HALF_GOAL:g}). Bare ASGI with as many: "
+        f"{half.bare_waiting}.\n"
+        f"- Half of the most from a client that does not wait for answers: {half.paced} (goal: below "
+        f"{HALF_GOAL:g}). Bare ASGI at that rate: {half.bare_paced}.\n"
         f"- Sixteen models on two workers, {FAST_RATE:.0f} requests/s to the {OTHERS} quick ones: p99 "
         f"{statistics.median(neighbours.alone):.2f} ms. With four requests a second to the sixteenth, which takes "
         f"200 ms and lets go of the interpreter meanwhile: {statistics.median(neighbours.beside):.2f} ms, "
         f"{neighbours.growth:.2f} times as much (goal: below {GROWTH_GOAL:g})."
     )
-
-
-def _spread(spread: Spread) -> str:
-    return f"p50 {spread.p50:.2f} ms, p99 {spread.p99:.2f} ms, {spread.times:.1f} times p50"
 
 
 def _limit(limit: Limit | None) -> str:

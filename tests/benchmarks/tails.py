@@ -48,6 +48,9 @@ class Spread(msgspec.Struct, frozen=True):
         """p99, p50 being 1."""
         return self.p99 / self.p50
 
+    def __str__(self) -> str:
+        return f"p50 {self.p50:.2f} ms, p99 {self.p99:.2f} ms, {self.times:.1f} times p50"
+
 
 class Half(msgspec.Struct, frozen=True):
     """Latencies at half of `greatest`, the rate that 64 connections reached: mlpkit's, and the bare callable's.
@@ -196,10 +199,6 @@ def measure(rounds: int, seconds: int) -> Tails:
     return Tails(measure_half(rounds, seconds), measure_neighbours(rounds, seconds))
 
 
-def _said(spread: Spread) -> str:
-    return f"p50 {spread.p50:.2f} ms, p99 {spread.p99:.2f} ms, {spread.times:.1f} times"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -209,9 +208,9 @@ def main() -> None:
     found = measure(options.rounds, options.seconds)
     half, neighbours = found.half, found.neighbours
     print(f"half of {half.greatest:.0f} requests/s, by {half.connections} connections ({half.carried:.0f}/s):")
-    print(f"  {_said(half.waiting)} (goal: below {HALF_GOAL:g}; bare ASGI: {_said(half.bare_waiting)})")
+    print(f"  {half.waiting} (goal: below {HALF_GOAL:g}; bare ASGI: {half.bare_waiting})")
     print("the same rate without waiting for answers:")
-    print(f"  {_said(half.paced)} (goal: below {HALF_GOAL:g}; bare ASGI: {_said(half.bare_paced)})")
+    print(f"  {half.paced} (goal: below {HALF_GOAL:g}; bare ASGI: {half.bare_paced})")
     print(f"p99 of {OTHERS} quick models on two workers, {FAST_RATE:.0f} requests/s:")
     alone, beside = (statistics.median(each) for each in (neighbours.alone, neighbours.beside))
     print(f"  {alone:.2f} ms, {beside:.2f} ms beside a slow one:")
