@@ -168,7 +168,7 @@ class Host:
         self, plan: Plan, fields: Mapping[str, object], service: Callable[[type], object]
     ) -> tuple[object, Close]:
         """What `load` returns or yields, and what cleans up after it when the model is dropped."""
-        call = await self._in_thread(plan.complete, plan.decode(fields), fields, service, self._around.scope)
+        call = await self._completed(plan, fields, service)
         if not plan.is_generator:
             return await self._run_and_close(plan, call), _nothing
         opened = plan.function(**call.arguments)
@@ -178,15 +178,15 @@ class Host:
 
         async def close() -> None:
             await self._cleaned_up(step)
-            await self._cleaned_up(lambda: self._in_thread(call.close))
+            await self._cleaned_up(lambda: self._close(call))
 
         try:
             value = await step()
         except BaseException as error:
-            await self._in_thread(call.close, error)
+            await self._close(call, error)
             raise
         if value is _END:
-            await self._in_thread(call.close)
+            await self._close(call)
             raise UserCodeError("load is a generator that yielded no model")
         return value, close
 
@@ -245,18 +245,28 @@ class Host:
             raise UserCodeError(f"{request.hook} answered what JSON cannot hold: {error}") from error
 
     async def _call(self, plan: Plan, fields: Mapping[str, object]) -> Any:
-        call = await self._in_thread(plan.complete, plan.decode(fields), fields, self._service, self._around.scope)
-        return await self._run_and_close(plan, call)
+        return await self._run_and_close(plan, await self._completed(plan, fields, self._service))
+
+    async def _completed(self, plan: Plan, fields: Mapping[str, object], service: Callable[[type], object]) -> Call:
+        """The call with all its arguments; only what the user's factories and the storage make needs a thread."""
+        arguments = plan.decode(fields)
+        if plan.is_simple:
+            return Call(arguments)
+        return await self._in_thread(plan.complete, arguments, fields, service, self._around.scope)
 
     async def _run_and_close(self, plan: Plan, call: Call) -> Any:
         """What the handler answers; the clean-up of its dependencies sees what it raised."""
         try:
             answer = await self._run(plan, call)
         except BaseException as error:
-            await self._in_thread(call.close, error)
+            await self._close(call, error)
             raise
-        await self._in_thread(call.close)
+        await self._close(call)
         return answer
+
+    async def _close(self, call: Call, error: BaseException | None = None) -> None:
+        if call.exits is not None:
+            await self._in_thread(call.close, error)
 
     async def _run(self, plan: Plan, call: Call) -> Any:
         if plan.is_async:

@@ -40,7 +40,8 @@ class Growth:
 
         `whole` counts everything that the process holds: it was started for this load.
         """
-        alone, before = not self._under_way, 0 if whole else own_memory()
+        alone = not self._under_way
+        before = own_memory() if alone and not whole else 0
         self._under_way += 1
         self._begun += 1
         number = self._begun

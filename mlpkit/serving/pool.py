@@ -58,12 +58,13 @@ class Slot:
             WorkerNotReady: it failed to start again and again, or the slot is closed; says why.
             TimeLimitExceeded: it is not ready within `limit` seconds; says what is wrong with it.
         """
-        try:
-            await asyncio.wait_for(self._known.wait(), limit)
-        except asyncio.TimeoutError:
-            raise TimeLimitExceeded(
-                f"no worker was ready within {limit:g} s: worker {self.index} {self.problem}"
-            ) from None
+        if not self._known.is_set():
+            try:
+                await asyncio.wait_for(self._known.wait(), limit)
+            except asyncio.TimeoutError:
+                raise TimeLimitExceeded(
+                    f"no worker was ready within {limit:g} s: worker {self.index} {self.problem}"
+                ) from None
         if self.worker is None:
             raise WorkerNotReady(f"worker {self.index} {self.problem}")
         return self.worker

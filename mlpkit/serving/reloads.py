@@ -25,6 +25,8 @@ from mlpkit.serving.pool import Slot
 _MOST_DEATHS = 3
 """A model is given up after its worker died so often while loading it."""
 _FIRST_RETRY, _LONGEST_RETRY = 1.0, 60.0
+_RESTORED_AT_ONCE = 2 * AT_ONCE
+"""More than one worker takes at a time, so that several load; isolated models start so many processes."""
 
 Load = Callable[[str, str, str | None, msgspec.Raw], Awaitable[None]]
 
@@ -64,7 +66,7 @@ class Reloads:
             with contextlib.suppress(MlpkitError):
                 await slot.wait_ready(limit)
         self.problem = f"{len(self._wanted)} models are being loaded" if self._wanted else ""
-        limiter = anyio.CapacityLimiter(AT_ONCE)
+        limiter = anyio.CapacityLimiter(_RESTORED_AT_ONCE)
 
         async def first_try(entry: Entry) -> None:
             async with limiter:

@@ -41,16 +41,25 @@ def environment(peer: Peer) -> tuple[Path, Installed]:
             return python.absolute(), installed
     print(f"installing {peer.name} into {folder}", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
-    _run(sys.executable, "-m", "venv", str(folder))
-    before = _size(folder)
-    for arguments in peer.pip:
-        _pip(python, *shlex.split(arguments))
-    mebibytes = (_size(folder) - before) / 2**20
-    distributions = len(list(folder.glob("lib/*/site-packages/*.dist-info"))) - 2
+    installed = install(folder, peer.pip)
     _pip(python, WORKLOADS_NEED)
-    installed = Installed(peer.pip, mebibytes, distributions)
     note.write_bytes(msgspec.json.encode(installed))
     return python.absolute(), installed
+
+
+def install(folder: Path, pip: tuple[str, ...]) -> Installed:
+    """Makes a virtual environment with nothing but what these arguments of `pip install` bring; its size.
+
+    Raises:
+        Unavailable: `pip` cannot install it; says why.
+    """
+    _run(sys.executable, "-m", "venv", str(folder))
+    before = _size(folder)
+    for arguments in pip:
+        _pip(folder / "bin" / "python", *shlex.split(arguments))
+    mebibytes = (_size(folder) - before) / 2**20
+    distributions = len(list(folder.glob("lib/*/site-packages/*.dist-info"))) - 2
+    return Installed(pip, mebibytes, distributions)
 
 
 def _pip(python: Path, *arguments: str) -> None:

@@ -3,13 +3,12 @@
 A hit and a download are measured against nginx, which costs so little that what is seen is mlpkit's own part; `curl`
 fetches the same object to the same disk in turn. Then the same with many other objects in the cache.
 
-Uploads are measured against Swift, a whole S3 server, beside `fput_object` in a loop. It runs as an operator runs it,
-for both alike: with a worker for each core, a memcached (without one it asks for account and container with every
-request, which doubles its work), and its files on a disk, which it waits for with every object. Then again with its
-files in memory, where nothing is ever waited for: there it has no machine of its own, does most of the work and keeps
-more than one core busy beside the loop already, so that on two cores hardly anybody is twice as fast. What a client
-that costs nothing could reach is measured with it: the time of the loop, by the CPU time of the server for `save_dir`,
-over all cores.
+Uploads are measured against two whole S3 servers, beside `fput_object` in a loop, each with its files on a disk: Swift
+as an operator runs it, with a worker for each core and a memcached (without one it asks for account and container with
+every request, which doubles its work), and SeaweedFS. Here they have no machine of their own: they do most of the work,
+and keep more than one core busy beside the loop already, so that on two cores hardly anybody is twice as fast. What a
+client that costs nothing could reach at most is measured with it: the time of the loop, by the CPU time of the server
+for `save_dir`, over all cores. Then the same with a network before them (`distance.py`), as a store mostly has.
 """
 
 from __future__ import annotations
@@ -36,13 +35,17 @@ from mlpkit.settings import Settings, decode_settings, encode_settings
 from mlpkit.storage import Storage, open_storage
 from mlpkit.storage.cache import FileCache
 from mlpkit.storage.room import Room
+from tests.benchmarks.distance import away
 from tests.servers import S3Server, free_port, swift, wait_until
 from tests.servers.ports import accepts
+from tests.servers.seaweed import ACCESS_KEY, SECRET_KEY, seaweed
 
 MIB = 1 << 20
 BUCKET = "benchmark"
 NEW = 400
 """Objects that are new to the caches in each round."""
+ROUND_TRIPS = (1, 5)
+"""Milliseconds to a store in the same data center, and in another of the region."""
 _NGINX = """
 daemon off;
 pid {folder}/nginx.pid;
@@ -306,8 +309,9 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         tree.mkdir()
         for number in range(options.files):
             write_random(tree / f"{number:04}", max(1, options.megabytes // options.files) * MIB)
-        report_upload(options, tree, on_disk=True)
-        report_upload(options, tree, on_disk=False)
+        for name, store in (("Swift", swift_server), ("SeaweedFS", seaweed_server)):
+            with store() as server:
+                report_upload(options, tree, name, server)
 
 
 def report_many(options: argparse.Namespace, settings: Settings, folder: Path, served: Path) -> None:
@@ -322,18 +326,32 @@ def report_many(options: argparse.Namespace, settings: Settings, folder: Path, s
     shutil.rmtree(folder / "many")
 
 
-def report_upload(options: argparse.Namespace, tree: Path, *, on_disk: bool) -> None:
-    place = "on disk" if on_disk else "in memory"
-    with swift.operated(on_disk=on_disk) as served:
-        server = S3Server(f"127.0.0.1:{swift.port_of(served, 'proxy')}", swift.ACCESS_KEY, swift.SECRET_KEY)
-        settings = settings_of(tree.with_name(f"uploads {place}"), server)
-        figures, bounds = upload(settings, tree, options.rounds, served)
-        report_pairs(f"{options.files} files saved, fput_object in a loop, server {place}", figures)
-        if not on_disk:
-            # Beside a disk nobody could reach it: it does not count what the server waits.
-            print(f"| a client that costs nothing, on {os.cpu_count()} cores | | | {statistics.median(bounds):.2f} |")
-        taken = grown(settings, "save_dir", str(tree), f"{BUCKET}/grown")
-        print(f"| memory that it took | | {taken:.0f} MiB | |", flush=True)
+@contextlib.contextmanager
+def swift_server() -> Iterator[S3Server]:
+    with swift.operated() as folder:
+        yield S3Server(f"127.0.0.1:{swift.port_of(folder, 'proxy')}", swift.ACCESS_KEY, swift.SECRET_KEY, folder)
+
+
+@contextlib.contextmanager
+def seaweed_server() -> Iterator[S3Server]:
+    place = next(filter(swift.is_on_disk, swift.ON_DISK), None)
+    with tempfile.TemporaryDirectory(prefix="mlpkit-seaweed-", dir=place) as folder, seaweed(Path(folder)) as endpoint:
+        yield S3Server(endpoint, ACCESS_KEY, SECRET_KEY, Path(folder))
+
+
+def report_upload(options: argparse.Namespace, tree: Path, name: str, server: S3Server) -> None:
+    assert server.folder is not None
+    settings = settings_of(tree.with_name(f"uploads to {name}"), server)
+    figures, bounds = upload(settings, tree, options.rounds, server.folder)
+    report_pairs(f"{options.files} files saved to {name}, fput_object in a loop", figures)
+    print(f"| at most, on {os.cpu_count()} cores | | | {statistics.median(bounds):.2f} |")
+    taken = grown(settings, "save_dir", str(tree), f"{BUCKET}/grown")
+    print(f"| memory that it took | | {taken:.0f} MiB | |", flush=True)
+    for milliseconds in ROUND_TRIPS:
+        with away(server.endpoint, milliseconds / 1000) as endpoint:
+            distant = settings.with_options(minio_host=endpoint)
+            figures, _ = upload(distant, tree, options.rounds, server.folder)
+        report_pairs(f"the same, {milliseconds} ms away", figures)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import filelock
 
 from tests.servers import swift
+from tests.servers.installed import NotInstallable
 from tests.servers.ports import wait_until
 
 
@@ -55,7 +56,7 @@ def s3_server(shared: Path) -> Iterator[S3Server]:
         return
     try:
         swift.installed_python()
-    except (swift.NotInstallable, OSError, subprocess.SubprocessError) as error:
+    except (NotInstallable, OSError, subprocess.SubprocessError) as error:
         raise Unavailable(f"Swift cannot be installed: {error}") from error
     with contextlib.ExitStack() as held:
         with filelock.FileLock(shared / "swift.lock", timeout=120):

@@ -18,21 +18,21 @@ import sys
 import tempfile
 import time
 import urllib.request
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
 import psutil
 
 from tests.secret import MARK
+from tests.servers import installed
+from tests.servers.installed import NotInstallable
 from tests.servers.ports import accepts, free_port, wait_until
 
 REQUIREMENT = "swift>=2.38,<3"
 ACCESS_KEY, SECRET_KEY = "test:tester", f"{MARK}-testing"
 
 _MEMORY = Path("/dev/shm")
-_ON_DISK = (Path(tempfile.gettempdir()), Path.home())
+ON_DISK = (Path(tempfile.gettempdir()), Path.home())
 _KINDS = ("object", "container", "account")
 _FILTERS = "catch_errors healthcheck cache listing_formats s3api tempauth copy bulk slo dlo versioned_writes"
 _RINGS = """
@@ -48,29 +48,13 @@ for kind, port in (each.split("=") for each in sys.argv[2:]):
 """
 
 
-class NotInstallable(Exception):
-    """Swift could not be installed here; the message is the end of pip's."""
-
-
 def installed_python() -> Path:
-    """The Python of a virtual environment with Swift, made on first use in `$MLPKIT_TEST_CACHE` or the user's cache.
+    """The Python of a virtual environment with Swift.
 
     Raises:
         NotInstallable: pip failed.
     """
-    cache = Path(os.environ.get("MLPKIT_TEST_CACHE") or Path.home() / ".cache" / "mlpkit-tests")
-    cache.mkdir(parents=True, exist_ok=True)
-    folder = cache / f"swift-{sys.version_info.major}.{sys.version_info.minor}"
-    python = folder / "bin" / "python"
-    with filelock.FileLock(f"{folder}.lock", timeout=600):
-        if not (folder / "complete").exists():
-            venv.create(folder, clear=True, with_pip=True)
-            command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", REQUIREMENT]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-            if done.returncode:
-                raise NotInstallable(done.stderr.strip()[-500:])
-            (folder / "complete").touch()
-    return python
+    return installed.installed_python("swift", REQUIREMENT)
 
 
 def write_configuration(folder: Path, python: Path) -> None:
@@ -123,13 +107,13 @@ def as_operated(folder: Path, memcache: int) -> None:
 
 
 @contextlib.contextmanager
-def operated(*, on_disk: bool) -> Iterator[Path]:
-    """A server as an operator runs it, in a folder that is removed; `port_of(folder, "proxy")` is the S3 interface.
+def operated() -> Iterator[Path]:
+    """A server as an operator runs it, its files on a disk; `port_of(folder, "proxy")` is the S3 interface.
 
     Raises:
         NotInstallable: Swift, or memcached, is not there.
     """
-    folder, port = _folder_for(*(filter(_is_on_disk, _ON_DISK) if on_disk else (_MEMORY,))), free_port()
+    folder, port = _folder_for(*filter(is_on_disk, ON_DISK)), free_port()
     with contextlib.ExitStack() as after:
         after.callback(shutil.rmtree, folder, ignore_errors=True)
         if shutil.which("memcached") is None:
@@ -181,10 +165,10 @@ def answers(port: int) -> bool:
 
 def fast_folder() -> Path:
     """A new folder for a server, in memory where possible."""
-    return _folder_for(_MEMORY, *_ON_DISK)
+    return _folder_for(_MEMORY, *ON_DISK)
 
 
-def _is_on_disk(folder: Path) -> bool:
+def is_on_disk(folder: Path) -> bool:
     """Whether its files are on a disk, where there are places whose files are not."""
     mounts = {Path(each.mountpoint): each.fstype for each in psutil.disk_partitions(all=True)}
     kinds = (mounts[each] for each in (folder.resolve(), *folder.resolve().parents) if each in mounts)
