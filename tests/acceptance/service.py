@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import psutil
@@ -76,14 +76,11 @@ class RunningService:
 
     def workers(self) -> list[psutil.Process]:
         """The workers that run, the eldest first."""
-        found = []
-        for each in self.family():
-            # One that was just killed may be gone, or not yet be waited for.
-            with contextlib.suppress(psutil.Error):
-                # A fresh interpreter has its command line only.
-                if "mlpkit.serving" in (each.name(), *each.cmdline()):
-                    found.append((each.create_time(), each.pid, each))
-        return [each for _, _, each in sorted(found)]
+        return running_as("mlpkit.serving", self.family())
+
+    def nurseries(self) -> list[psutil.Process]:
+        """The nurseries that run, the eldest first."""
+        return running_as("mlpkit.nursery", self.family())
 
     def terminate(self) -> tuple[int, list[psutil.Process]]:
         """Sends SIGTERM; the exit code of the server, which must end by itself, and what it had started."""
@@ -122,6 +119,18 @@ class RunningService:
 
     def _ended(self) -> bool:
         return self.process.poll() is not None
+
+
+def running_as(module: str, processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those of the processes that run as this module, the eldest first."""
+    found = []
+    for each in processes:
+        # One that was just killed may be gone, or not yet be waited for.
+        with contextlib.suppress(psutil.Error):
+            # A fresh interpreter has its command line only.
+            if module in (each.name(), *each.cmdline()):
+                found.append((each.create_time(), each.pid, each))
+    return [each for _, _, each in sorted(found)]
 
 
 def gone(process: psutil.Process) -> bool:

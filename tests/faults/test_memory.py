@@ -234,7 +234,7 @@ def test_training_that_the_kernel_kills_for_its_memory_says_so_and_nobody_else_n
     service = start()
     client = service.client
     client.load("faulty", "m")
-    (nursery,) = (each for each in psutil.Process(service.pid).children() if "mlpkit.nursery" in each.cmdline())
+    nursery = service.nurseries()[0]
     with memory_group() as group:
         # What it forks is in its group: the jobs, and no worker that is there already.
         group.add(nursery.pid)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from mlpkit import Client
-from tests.acceptance.service import gone
+from tests.acceptance.service import gone, running_as
 from tests.faults.conftest import Start
 from tests.servers import free_port, wait_until
 
@@ -46,8 +46,7 @@ if origin == "fresh":
 
 def nurseries_of(pid: int) -> list[psutil.Process]:
     """Those that run."""
-    children = (each for each in psutil.Process(pid).children() if each.status() != psutil.STATUS_ZOMBIE)
-    return [each for each in children if "mlpkit.nursery" in each.cmdline()]
+    return running_as("mlpkit.nursery", psutil.Process(pid).children())
 
 
 def nursery_of(pid: int) -> psutil.Process:

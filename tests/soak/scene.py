@@ -136,11 +136,10 @@ class Scene:
 
     def kill_nursery(self) -> None:
         """SIGKILL for the process of which workers and jobs are forked: all of them end with it."""
-        nurseries = [each for each in self.service.family() if "mlpkit.nursery" in each.cmdline()]
-        if nurseries:
+        if nurseries := self.service.nurseries():
             with self.record.trouble("worker", "kill -9 of the nursery"):
                 before = self._restarts()
-                min(nurseries, key=lambda each: each.create_time()).kill()
+                nurseries[0].kill()
                 wait_until(lambda: self._restarts() > before, "the service has noticed", 5)
                 self._recover()
 

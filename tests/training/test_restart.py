@@ -19,6 +19,7 @@ import pytest
 
 from mlpkit.errors import SettingsError
 from mlpkit.training.journal import Journal
+from tests.acceptance.service import running_as
 from tests.training.conftest import OpenQueue, WriteScript, end_of, job, until
 
 SCRIPT = """
@@ -232,9 +233,7 @@ async def test_job_whose_process_was_lost_with_the_nursery_runs_again_while_atte
         await queue.submit(job("once", "it", folder=str(tmp_path)))
         await queue.submit(job("more", "again", folder=str(tmp_path)))
         await until(lambda: starts("once") == starts("more") == 1)
-        # Children of earlier tests may have ended without having been waited for.
-        alive = [each for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE]
-        (nursery,) = [each for each in alive if "mlpkit.nursery" in each.cmdline()]
+        (nursery,) = running_as("mlpkit.nursery", psutil.Process().children())
         nursery.kill()
 
         once = await end_of(queue, "once")
