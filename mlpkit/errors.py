@@ -138,7 +138,7 @@ class WorkerLost(MlpkitError):
 
 
 class WorkerNotReady(WorkerLost):
-    """No worker takes the request, and none can be expected soon; the message says why."""
+    """No worker has taken the request; the message says why."""
 
 
 class TimeLimitExceeded(MlpkitError):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -248,11 +249,9 @@ class Host:
         return await self._run_and_close(plan, await self._completed(plan, fields, self._service))
 
     async def _completed(self, plan: Plan, fields: Mapping[str, object], service: Callable[[type], object]) -> Call:
-        """The call with all its arguments; only what the user's factories and the storage make needs a thread."""
-        arguments = plan.decode(fields)
-        if plan.is_simple:
-            return Call(arguments)
-        return await self._in_thread(plan.complete, arguments, fields, service, self._around.scope)
+        """The call with all its arguments; services and dependencies, which may take long, are made in a thread."""
+        complete = partial(plan.complete, plan.decode(fields), fields, service, self._around.scope)
+        return complete() if plan.is_simple else await self._in_thread(complete)
 
     async def _run_and_close(self, plan: Plan, call: Call) -> Any:
         """What the handler answers; the clean-up of its dependencies sees what it raised."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 from mlpkit.app import App
-from mlpkit.errors import TimeLimitExceeded, WorkerLost
+from mlpkit.errors import TimeLimitExceeded, WorkerNotReady
 from mlpkit.serving.host import Host
 from mlpkit.serving.messages import Answer
 from mlpkit.serving.worker import Answered, Held, Work, running
@@ -43,7 +43,7 @@ class LocalWorker:
 
     def begin(self, work: Work, limit: float, answered: Answered, at_once: int = 1) -> None:
         if self._host is None or not self.ready:
-            answered(WorkerLost("the server's own worker is not running"))
+            answered(WorkerNotReady("the server's own worker is not running"))
             return
         self._held[work.id] = Held(work, limit, answered, at_once)
         self._host.take(work)

@@ -238,7 +238,8 @@ class Models:
         for algorithm in self._algorithms.values():
             for model_id in algorithm.load_options.preload:
                 entries.setdefault(model_id, Entry(algorithm.name, model_id))
-        await self._reloads.restore(entries.values(), self._pool.shared, self._settings.start_timeout)
+        isolated = [each.name for each in self._algorithms.values() if each.load_options.isolated]
+        await self._reloads.restore(entries.values(), self._pool.shared, isolated, self._settings.start_timeout)
 
     def _begin_load(self, entry: Entry, uuid: str | None) -> Model:
         if self._closing:

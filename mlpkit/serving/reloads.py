@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 import anyio
 import msgspec
@@ -25,8 +25,6 @@ from mlpkit.serving.pool import Slot
 _MOST_DEATHS = 3
 """A model is given up after its worker died so often while loading it."""
 _FIRST_RETRY, _LONGEST_RETRY = 1.0, 60.0
-_RESTORED_AT_ONCE = 2 * AT_ONCE
-"""More than one worker takes at a time, so that several load; isolated models start so many processes."""
 
 Load = Callable[[str, str, str | None, msgspec.Raw], Awaitable[None]]
 
@@ -59,17 +57,23 @@ class Reloads:
         """Does not bring the model back any more."""
         self._wanted.pop(model_id, None)
 
-    async def restore(self, entries: Iterable[Entry], slots: Iterable[Slot], limit: float) -> None:
-        """Loads the models of the last run, once the workers are ready or have had `limit` seconds."""
+    async def restore(
+        self, entries: Iterable[Entry], slots: Collection[Slot], isolated: Collection[str], limit: float
+    ) -> None:
+        """Loads the models of the last run, once the workers are ready or have had `limit` seconds.
+
+        `isolated` names the algorithms whose models start processes of their own: fewer of them are loaded at a time.
+        """
         self._wanted = {entry.model_id: entry for entry in entries}
         for slot in slots:
             with contextlib.suppress(MlpkitError):
                 await slot.wait_ready(limit)
         self.problem = f"{len(self._wanted)} models are being loaded" if self._wanted else ""
-        limiter = anyio.CapacityLimiter(_RESTORED_AT_ONCE)
+        # As many as the workers take: what stood in a queue before them would count as memory about to be taken.
+        in_workers, in_own = (anyio.CapacityLimiter(AT_ONCE * count) for count in (max(1, len(slots)), 1))
 
         async def first_try(entry: Entry) -> None:
-            async with limiter:
+            async with in_own if entry.algorithm in isolated else in_workers:
                 await self._restore(entry, _FIRST_RETRY)
 
         async with anyio.create_task_group() as tries:

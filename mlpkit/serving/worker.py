@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from mlpkit.channel import AsyncChannel, Message
-from mlpkit.errors import ArgumentError, MlpkitError, TimeLimitExceeded, WorkerLost
+from mlpkit.errors import ArgumentError, MlpkitError, TimeLimitExceeded, WorkerLost, WorkerNotReady
 from mlpkit.log import LogOutput, LogRecord
 from mlpkit.process import Child, start_child
 from mlpkit.serving.messages import (
@@ -149,7 +149,7 @@ class ProcessWorker:
 
     def begin(self, work: Work, limit: float, answered: Answered, at_once: int = 1) -> None:
         if self._channel is None or not self.ready:
-            answered(WorkerLost(f"{self.name} is not running"))
+            answered(WorkerNotReady(f"{self.name} is not running"))
             return
         self._held[work.id] = Held(work, limit, answered, at_once)
         try:

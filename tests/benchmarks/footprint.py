@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
+import shutil
 import sqlite3
 import statistics
 import subprocess
@@ -22,6 +24,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import psutil
@@ -61,19 +64,29 @@ ASKED = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--installed", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--installed", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.installed is None:
-        in_own_environment(options.rounds)
-    else:
-        report(options.rounds, options.installed)
+        begin_in_own_environment(options.rounds)
+    folder, mebibytes = options.installed
+    try:
+        report(options.rounds, float(mebibytes))
+    finally:
+        shutil.rmtree(folder)
 
 
-def in_own_environment(rounds: int) -> None:
-    with tempfile.TemporaryDirectory(prefix="mlpkit-core-") as folder:
+def begin_in_own_environment(rounds: int) -> NoReturn:
+    """Goes on as the Python of a new environment, which removes it: a second process would share pages with those
+    that are measured."""
+    folder = tempfile.mkdtemp(prefix="mlpkit-core-")
+    try:
         mebibytes = install(Path(folder), MLPKIT.pip).mebibytes
-        command = [f"{folder}/bin/python", "-m", "tests.benchmarks.footprint", "--rounds", str(rounds)]
-        subprocess.run([*command, "--installed", str(mebibytes)], check=True)
+        python = f"{folder}/bin/python"
+        arguments = ["-m", "tests.benchmarks.footprint", "--rounds", str(rounds)]
+        os.execv(python, [python, *arguments, "--installed", folder, str(mebibytes)])
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
 
 
 def report(rounds: int, mebibytes: float) -> None:
@@ -95,7 +108,9 @@ def report(rounds: int, mebibytes: float) -> None:
 
 def import_time() -> float:
     code = "import time; began = time.perf_counter(); import mlpkit; print(time.perf_counter() - began)"
-    return 1e3 * statistics.median(float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(9))
+    # Not from here: the folder of the tests holds another copy.
+    command, elsewhere = [sys.executable, "-c", code], tempfile.gettempdir()
+    return 1e3 * statistics.median(float(subprocess.check_output(command, cwd=elsewhere)) for _ in range(9))
 
 
 def figures(home: Path, rounds: int, *, fill_models: int) -> Figures:

@@ -26,11 +26,12 @@ def installed_python(name: str, requirement: str) -> Path:
     folder = cache / f"{name}-{sys.version_info.major}.{sys.version_info.minor}"
     python = folder / "bin" / "python"
     with filelock.FileLock(f"{folder}.lock", timeout=600):
-        if not (folder / "complete").exists():
+        complete = folder / "complete"
+        if not complete.exists() or complete.read_text() != requirement:
             venv.create(folder, clear=True, with_pip=True)
             command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]
             done = subprocess.run(command, capture_output=True, text=True, timeout=500)
             if done.returncode:
                 raise NotInstallable(done.stderr.strip()[-500:])
-            (folder / "complete").touch()
+            complete.write_text(requirement)
     return python

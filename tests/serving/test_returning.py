@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 from pathlib import Path
@@ -10,7 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mlpkit.errors import ModelNotLoaded, TimeLimitExceeded
+from mlpkit.errors import ModelNotLoaded, TimeLimitExceeded, WorkerNotReady
+from mlpkit.log import configure
+from mlpkit.serving.messages import Load
+from mlpkit.serving.worker import ProcessWorker, request_ids
+from mlpkit.serving.worker import ask as ask_worker
+from mlpkit.settings import Settings
 from tests.serving.conftest import OpenModels
 from tests.serving.test_models import ask, until
 
@@ -144,3 +150,17 @@ def predict(model, features):
         await until(lambda: models.problems() != [])
         await until(lambda: models.problems() == [], seconds=30)
         assert models.restarts == 1
+
+
+async def test_load_that_has_not_reached_a_worker_is_not_held_against_its_model(tmp_path: Path) -> None:
+    script = tmp_path / "unreached.py"
+    script.write_text(f"from mlpkit import App\n{STUCK}", encoding="utf-8")
+    log = configure(stream=io.StringIO())
+    worker = ProcessWorker(0, f"{script}:app", Settings(home=tmp_path / "home"), log, name="worker-0")
+    await worker.start()
+    worker.kill("was ended for the test")
+    load = Load(next(request_ids), "stuck", "m", None, b"null", None, "-")
+    # `WorkerLost` alone would say that the load may have ended it.
+    with pytest.raises(WorkerNotReady):
+        await ask_worker(worker, load, 5.0)
+    await worker.stop(1.0)
