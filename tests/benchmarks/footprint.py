@@ -221,7 +221,7 @@ def requests(service: RunningService) -> Figures:
     """Milliseconds of requests on one connection, and the CPU time of all processes for a prediction."""
     found: Figures = {}
     for path in ASKED:
-        found[f"GET {path.partition('?')[0]}, ms"] = median_ms(service, "GET", path, None, 60)
+        found[f"GET {path.partition('?')[0]}, ms"] = median_ms(service, "GET", path, None, 500)
     body, times, costs = {"model_id": "model-0", "features": {}}, [], []
     for _ in range(BATCHES):
         before = sum(map(cpu_seconds, service.family()))
