@@ -17,8 +17,8 @@ _SMALL = 64 << 10
 class Relay:
     """Listens on a port of `host` (a free one unless it is given) and passes everything on to `target` (host:port).
 
-    Every piece of an answer takes `trip` seconds. `requests` holds `METHOD path?query` of every request, `answered`
-    counts the bytes of answers that have passed. Use it as a context manager.
+    Every answer takes `trip` seconds longer. `requests` holds `METHOD path?query` of every request, `answered` counts
+    the bytes of answers that have passed. Use it as a context manager.
     """
 
     def __init__(self, target: str, port: int = 0, host: str = "127.0.0.1", trip: float = 0.0) -> None:
@@ -93,11 +93,11 @@ class Relay:
                 # Else the system takes megabytes at once, however slowly they are read.
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL)
             with self._registered(client, server):
-                answers = threading.Thread(target=self._pass_requests, args=(client, server), daemon=True)
-                answers.start()
-                self._pass_answers(client, server)
+                asked = threading.Event()
+                threading.Thread(target=self._pass_requests, args=(client, server, asked), daemon=True).start()
+                self._pass_answers(client, server, asked)
 
-    def _pass_requests(self, client: socket.socket, server: socket.socket) -> None:
+    def _pass_requests(self, client: socket.socket, server: socket.socket, asked: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := client.recv(1 << 16):
                 if found := _REQUEST.match(data):
@@ -105,10 +105,11 @@ class Relay:
                     if found[1] == b"GET" and self._held in found[2]:
                         self._flowing.wait(60)
                 self._take_time(data)
+                asked.set()
                 server.sendall(data)
             server.shutdown(socket.SHUT_WR)
 
-    def _pass_answers(self, client: socket.socket, server: socket.socket) -> None:
+    def _pass_answers(self, client: socket.socket, server: socket.socket, asked: threading.Event) -> None:
         passed = 0
         while data := server.recv(1 << 16):
             cutting = self._cuts > 0 and self.requests[-1].startswith(self._methods)
@@ -119,7 +120,9 @@ class Relay:
                     each.shutdown(socket.SHUT_RDWR)
                 return
             passed += len(data)
-            time.sleep(self._trip)
+            if asked.is_set():
+                asked.clear()
+                time.sleep(self._trip)
             self._take_time(data)
             client.sendall(data)
             self.answered += len(data)
