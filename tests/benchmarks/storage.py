@@ -18,6 +18,7 @@ import contextlib
 import getpass
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -363,6 +364,8 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         child(*sys.argv[2:])
         return
+    # The servers are ended on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--megabytes", type=int, default=1024)
