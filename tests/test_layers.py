@@ -22,8 +22,8 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("L0", ("errors", "values", "lazy")),
     ("L0", ("settings", "log", "formats")),
     # the author's script, and a child process
-    ("L1", ("source", "options", "channel", "nursery")),
-    ("L1", ("process",)),
+    ("L1", ("source", "options", "nursery")),
+    ("L1", ("processes",)),
     ("L1", ("injection",)),
     ("L1", ("algorithm", "services")),
     ("L1", ("app",)),

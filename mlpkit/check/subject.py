@@ -17,7 +17,7 @@ from typing import Any
 
 from mlpkit.client import Client
 from mlpkit.errors import ArgumentError, ServiceUnreachable
-from mlpkit.process import memory_of
+from mlpkit.processes import memory_of
 from mlpkit.settings import Settings, load_settings
 
 _START_SECONDS = 120.0

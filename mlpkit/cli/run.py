@@ -43,7 +43,7 @@ def run(target: str, host: str, port: int, workers: int | None, reload: bool, lo
 
         run_again_on_change(target)
         return
-    from mlpkit.process import prepare
+    from mlpkit.processes import prepare
     from mlpkit.script import import_app
 
     if workers != 0:

@@ -8,10 +8,9 @@ import os
 import signal
 import sys
 
-from mlpkit.channel import AsyncChannel, Message
 from mlpkit.errors import MlpkitError
 from mlpkit.log import LogRecord, capture_streams, configure_child
-from mlpkit.process import channel_of_child
+from mlpkit.processes import AsyncChannel, Message, channel_of_child
 from mlpkit.serving.host import Host
 from mlpkit.serving.messages import Broken, Log, Ready, Start, Stop, decode_request, encode
 from mlpkit.settings import Settings, decode_settings

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mlpkit import errors
-from mlpkit.channel import LONG
 from mlpkit.log import LogRecord
+from mlpkit.processes import LONG
 
 AT_ONCE = 8
 """So many loads, unloads and hooks run in a worker at the same time; more would wait there while their limits run."""

@@ -14,10 +14,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from mlpkit.channel import AsyncChannel, Message
 from mlpkit.errors import ArgumentError, MlpkitError, TimeLimitExceeded, WorkerLost, WorkerNotReady
 from mlpkit.log import LogOutput, LogRecord
-from mlpkit.process import Child, start_child
+from mlpkit.processes import AsyncChannel, Child, Message, start_child
 from mlpkit.serving.messages import (
     Answer,
     Broken,

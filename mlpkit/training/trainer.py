@@ -23,11 +23,10 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from mlpkit.channel import AsyncChannel, BlockingChannel, Message
 from mlpkit.errors import MlpkitError
 from mlpkit.log import LogRecord, capture_streams, configure_child, printable, uuid_bound
 from mlpkit.options import TrainOptions
-from mlpkit.process import Child, Exit, channel_of_child, start_child
+from mlpkit.processes import AsyncChannel, BlockingChannel, Child, Exit, Message, channel_of_child, start_child
 from mlpkit.script import import_app
 from mlpkit.settings import Settings, decode_settings, encode_settings
 from mlpkit.training.job import Job

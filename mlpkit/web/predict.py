@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mlpkit.channel import LONG
 from mlpkit.injection import NULL
+from mlpkit.processes import LONG
 from mlpkit.web.answers import Answer, other_method
 from mlpkit.web.body import read_body
 from mlpkit.web.callers import Callers

@@ -10,8 +10,8 @@ import anyio
 import psutil
 import pytest
 
-from mlpkit.channel import BlockingChannel
 from mlpkit.log import LogRecord
+from mlpkit.processes import BlockingChannel
 from mlpkit.settings import Settings
 from mlpkit.training import Outcome
 from mlpkit.training.trainer import Dropped, Ended, Line, Report

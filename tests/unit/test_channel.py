@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import uvloop
 
-from mlpkit import channel as channel_module
-from mlpkit.channel import AsyncChannel, BlockingChannel, Frames, Message, frame
+from mlpkit.processes import channel as channel_module
+from mlpkit.processes.channel import AsyncChannel, BlockingChannel, Frames, Message, frame
 
 BIG = 8 << 20
 MESSAGES = [b"", b"a", b"hello", bytes(range(256)) * 3, b"\x00" * 10]

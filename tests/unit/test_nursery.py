@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlpkit import process
 from mlpkit.nursery import Forked, Nursery, NurseryGone
-from mlpkit.process import Child, start_child
+from mlpkit.processes import Child, start_child
+from mlpkit.processes import child as process
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere children are fresh interpreters")
 
@@ -49,8 +49,8 @@ class Home:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
-    nursery = Nursery("mlpkit.channel", "random")
-    monkeypatch.setattr("mlpkit.process._nursery", nursery)
+    nursery = Nursery("mlpkit.processes.channel", "random")
+    monkeypatch.setattr("mlpkit.processes.child._nursery", nursery)
     monkeypatch.syspath_prepend(tmp_path)
     yield Home(tmp_path, nursery)
     nursery.kill()
@@ -62,7 +62,7 @@ def test_a_child_has_nothing_of_the_nursery_but_what_it_imported(home: Home) -> 
         (line,) = await home.printed("""
             import os, signal, sys, threading
             print(
-                __name__, os.path.basename(sys.argv[0]), len(sys.argv), "mlpkit.channel" in sys.modules,
+                __name__, os.path.basename(sys.argv[0]), len(sys.argv), "mlpkit.processes.channel" in sys.modules,
                 {int(each) for each in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{each}")}
                 == {0, 1, 2, int(sys.argv[1])},
                 os.getsid(0) == os.getpgid(0) == os.getpid(), signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL,
@@ -201,7 +201,7 @@ def test_where_nothing_can_be_forked_children_are_fresh_interpreters(
     (home.folder / "culprit.py").write_text(culprit)
     monkeypatch.setenv("PYTHONPATH", str(home.folder))
     nursery = Nursery("culprit")
-    monkeypatch.setattr("mlpkit.process._nursery", nursery)
+    monkeypatch.setattr("mlpkit.processes.child._nursery", nursery)
 
     async def main() -> None:
         text = f"import os; print(os.getppid() == {os.getpid()})"
@@ -234,7 +234,7 @@ def test_a_request_that_is_too_large_for_the_nursery_is_a_fresh_interpreters(hom
 FORKING = """
 import asyncio, sys
 from mlpkit.nursery import at_the_foot
-from mlpkit.process import prepare, start_child
+from mlpkit.processes import prepare, start_child
 
 async def child():
     started = await start_child(sys.argv[1], on_line=lambda line: print("child:", line, flush=True))

@@ -17,10 +17,9 @@ import psutil
 import pytest
 import uvloop
 
-from mlpkit import process
-from mlpkit.channel import AsyncChannel, Message
 from mlpkit.nursery import Nursery, NurseryGone
-from mlpkit.process import Child, Exit, start_child
+from mlpkit.processes import AsyncChannel, Child, Exit, Message, start_child
+from mlpkit.processes import child as process
 
 WAIT = 20.0
 
@@ -71,7 +70,7 @@ class NoNursery(Nursery):
 def modules(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modules]:
     name, _, origin = request.param.partition("-")
     if origin == "fresh":
-        monkeypatch.setattr("mlpkit.process._nursery", NoNursery())
+        monkeypatch.setattr("mlpkit.processes.child._nursery", NoNursery())
     monkeypatch.syspath_prepend(tmp_path)
     loop = LOOPS[name]()
     asyncio.set_event_loop(loop)
@@ -244,8 +243,7 @@ def test_output_comes_line_by_line_and_long_lines_in_pieces(modules: Modules) ->
 def test_the_channel_leads_to_the_child_and_ends_with_it(modules: Modules) -> None:
     async def main() -> None:
         child = await modules.start("""
-            from mlpkit.channel import BlockingChannel
-            from mlpkit.process import channel_of_child
+            from mlpkit.processes import BlockingChannel, channel_of_child
             channel = BlockingChannel(channel_of_child())
             channel.send(channel.receive() * 2)
         """)
@@ -330,8 +328,8 @@ def test_a_child_ends_well_while_its_guard_cannot_be_started_again(modules: Modu
 
 SERVER = """
 import asyncio, os, sys
-from mlpkit import process
-from mlpkit.process import start_child
+from mlpkit.processes import child as process
+from mlpkit.processes import start_child
 
 async def main():
     def on_line(line):
@@ -392,7 +390,7 @@ def test_when_the_server_is_killed_its_children_and_grandchildren_end(tmp_path: 
 
 def test_a_child_that_cannot_be_started_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    monkeypatch.setattr("mlpkit.process._nursery", Nursery())
+    monkeypatch.setattr("mlpkit.processes.child._nursery", Nursery())
 
     async def main() -> int:
         with pytest.raises(FileNotFoundError):
@@ -411,8 +409,7 @@ def test_a_child_that_cannot_be_started_leaves_no_descriptor(monkeypatch: pytest
 def test_the_end_of_the_server_is_seen_by_a_child(modules: Modules) -> None:
     async def main() -> None:
         child = await modules.start("""
-            from mlpkit.channel import BlockingChannel
-            from mlpkit.process import channel_of_child
+            from mlpkit.processes import BlockingChannel, channel_of_child
             assert BlockingChannel(channel_of_child()).receive() is None
             print("the server is gone", flush=True)
         """)
