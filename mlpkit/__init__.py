@@ -9,14 +9,16 @@ is imported when the name is first used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from mlpkit.app import Algorithm, App
-from mlpkit.injection import Depends
-from mlpkit.lazy import front_door
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from mlpkit.app import Algorithm, App
     from mlpkit.client import Client, JobHandle
+    from mlpkit.injection import Depends
     from mlpkit.services import Log
     from mlpkit.storage import ModelDir, Storage
     from mlpkit.training import Progress, TrainData, TrainJob
@@ -38,10 +40,30 @@ __all__ = [
     "__version__",
 ]
 
+
+def front_door(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` (PEP 562) of a package whose names are imported on first use.
+
+    `modules` says which module has which of its names.
+    """
+
+    def find(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(modules[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return find
+
+
 __getattr__ = front_door(
     __name__,
     {
+        "Algorithm": "mlpkit.app",
+        "App": "mlpkit.app",
         "Client": "mlpkit.client",
+        "Depends": "mlpkit.injection",
         "JobHandle": "mlpkit.client",
         "Log": "mlpkit.services",
         "ModelDir": "mlpkit.storage",

@@ -6,21 +6,19 @@ Decorators return the function unchanged. They never raise: what is wrong is kep
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, get_args, overload
 
 from mlpkit.errors import DeclarationError, did_you_mean
-from mlpkit.injection import FIELDS, Plan, compile_plan
-from mlpkit.options import LoadOptions, Options, PredictOptions, TrainOptions, read_options
-from mlpkit.source import calling_place, where
+from mlpkit.injection import FIELDS, Plan, calling_place, compile_plan, where
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from mlpkit.options import LoadKeywords, PredictKeywords, TrainKeywords
-
 F = TypeVar("F", bound=Callable[..., Any])
+O = TypeVar("O", bound="TrainOptions | LoadOptions | PredictOptions")  # noqa: E741 - a type variable
 Kind = Literal[
     "text_classification",
     "text_sequence_labeling",
@@ -33,6 +31,137 @@ KINDS: tuple[str, ...] = get_args(Kind)
 """The kinds of algorithms of the platform; `text_custom` checks nothing."""
 
 _LONGEST_NAME = 32
+
+
+def _option(default: Any, read: Callable[[Any], object]) -> Any:
+    return field(default=default, metadata={"read": read})
+
+
+def _whole(least: int) -> Callable[[Any], object]:
+    def read(value: Any) -> object:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"a whole number of at least {least}")
+        return value
+
+    return read
+
+
+def _number(value: Any) -> object:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError("a number of at least 0")
+    return value
+
+
+def _seconds(value: Any) -> object:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError("a number of seconds above 0")
+    return value
+
+
+def _memory(value: Any) -> object:
+    from mlpkit.settings import size  # only if the option is used: `from mlpkit import App` need not load all settings
+
+    amount = size(value) if isinstance(value, str) else value
+    if isinstance(amount, bool) or not isinstance(amount, int) or amount < 1:
+        raise ValueError('a number of bytes, or a size such as "512MiB" or "2GiB"')
+    return amount
+
+
+def _flag(value: Any) -> object:
+    if not isinstance(value, bool):
+        raise ValueError("True or False")
+    return value
+
+
+def _ids(value: Any) -> object:
+    if isinstance(value, str):
+        raise ValueError(f"a list of model ids: [{value!r}]")
+    if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) and each for each in value):
+        raise ValueError("a list of model ids")
+    return tuple(value)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a training job may use. `memory` is in bytes, `timeout` in seconds; None is no limit."""
+
+    cpus: int | None = _option(None, _whole(1))
+    gpus: int = _option(0, _whole(0))
+    memory: int | None = _option(None, _memory)
+    timeout: float | None = _option(None, _seconds)
+    max_attempts: int = _option(1, _whole(1))
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Where models live: alone in a process (`isolated`), in how many workers (`replicas`), which from the start.
+
+    `memory` is what one copy needs, in bytes; None is what it took the last time that it was loaded.
+    """
+
+    isolated: bool = _option(False, _flag)
+    replicas: int = _option(1, _whole(1))
+    preload: tuple[str, ...] = _option((), _ids)
+    memory: int | None = _option(None, _memory)
+    timeout: float | None = _option(None, _seconds)
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How predictions run. `max_wait_ms` is the longest wait for company in a batch, `timeout` is in seconds."""
+
+    max_batch_size: int = _option(1, _whole(1))
+    max_wait_ms: float = _option(0.5, _number)
+    threads: int = _option(1, _whole(1))
+    timeout: float | None = _option(None, _seconds)
+
+
+Options = TrainOptions | LoadOptions | PredictOptions
+
+
+class TrainKeywords(TypedDict, total=False):
+    """What `@app.train(...)` takes."""
+
+    cpus: int | None
+    gpus: int
+    memory: int | str | None
+    timeout: float | None
+    max_attempts: int
+
+
+class LoadKeywords(TypedDict, total=False):
+    """What `@app.load(...)` takes."""
+
+    isolated: bool
+    replicas: int
+    preload: list[str] | tuple[str, ...]
+    memory: int | str | None
+    timeout: float | None
+
+
+class PredictKeywords(TypedDict, total=False):
+    """What `@app.predict(...)` takes."""
+
+    max_batch_size: int
+    max_wait_ms: float
+    threads: int
+    timeout: float | None
+
+
+def read_options(kind: type[O], given: Mapping[str, object]) -> tuple[O, list[str]]:
+    """The options that an author gave, and what is wrong with them; a wrong one has its default."""
+    known = {each.name: each for each in fields(kind)}
+    values: dict[str, Any] = {}
+    mistakes: list[str] = []
+    for name, value in given.items():
+        if name not in known:
+            mistakes.append(f"no option {name!r}{did_you_mean(name, known)}\n  options: {', '.join(known)}")
+            continue
+        try:
+            values[name] = value if value is known[name].default else known[name].metadata["read"](value)
+        except ValueError as error:
+            mistakes.append(f"{name}={value!r}: it must be {error}")
+    return kind(**values), mistakes
 
 
 @dataclass

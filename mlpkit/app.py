@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mlpkit.algorithm import Algorithm, Hook, Kind
 from mlpkit.errors import DeclarationError
-from mlpkit.source import calling_frame, calling_place
+from mlpkit.injection import calling_frame, calling_place
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send

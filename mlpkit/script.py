@@ -15,7 +15,7 @@ from types import ModuleType
 from mlpkit.algorithm import Algorithm
 from mlpkit.app import App
 from mlpkit.errors import ArgumentError, DeclarationError, did_you_mean
-from mlpkit.source import place_of_error
+from mlpkit.injection import place_of_error
 
 
 def import_app(target: str) -> App:
@@ -45,7 +45,7 @@ def import_app(target: str) -> App:
     raise DeclarationError(f"{script} has several apps, write {script}:<name>; there are: {', '.join(apps)}")
 
 
-def import_string(app: App) -> str:
+def target_of(app: App) -> str:
     """`module:name` or `/path/to/file.py:name`: the target with which another process imports the app again.
 
     Raises:

@@ -25,7 +25,7 @@ from loguru import logger
 from mlpkit.app import App
 from mlpkit.errors import SettingsError
 from mlpkit.log import LogOutput, configure
-from mlpkit.script import import_string
+from mlpkit.script import target_of
 from mlpkit.serving import Models
 from mlpkit.settings import Settings, load_settings
 from mlpkit.storage import Storage, open_storage
@@ -48,7 +48,7 @@ class Service:
     """A whole service, from the store to the ASGI application `web`; an async context manager that opens and closes it.
 
     Args:
-        target: the import string by which children import the app again; found out from the app where it is None.
+        target: the target with which children import the app again; found out from the app if it is None.
 
     Raises:
         DeclarationError: the app has mistakes.
@@ -57,7 +57,7 @@ class Service:
     def __init__(self, app: App, settings: Settings, log: LogOutput, *, target: str | None = None) -> None:
         app.build()
         self.app, self.settings, self.log = app, settings, log
-        self.target = target or import_string(app)
+        self.target = target or target_of(app)
         self.state = ServiceState()
         self.storage: Storage = open_storage(settings)
         self.training = TrainingQueue(app.build(), self.target, settings, log)

@@ -19,10 +19,10 @@ import mlpkit
 
 LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     # what everybody may use
-    ("L0", ("errors", "values", "lazy")),
+    ("L0", ("errors",)),
     ("L0", ("settings", "log", "formats")),
     # the author's script, and a child process
-    ("L1", ("source", "options", "nursery")),
+    ("L1", ("nursery",)),
     ("L1", ("processes",)),
     ("L1", ("injection",)),
     ("L1", ("algorithm", "services")),
@@ -62,7 +62,10 @@ SIDE_DOORS = {
 }
 """The modules that are imported past the front door of their folder, and why."""
 
-LONGEST_FILE = 400
+OWN_NAMES = ("mlpkit.__version__", "mlpkit.front_door")
+"""What `mlpkit/__init__.py` itself defines: everybody may import it, as it leads to no other module."""
+
+LONGEST_FILE = 700
 
 HEAVY = (
     "asyncio",
@@ -116,7 +119,7 @@ def imports_of(file: Path) -> Iterator[Import]:
             assert node.level == 0, f"{file}:{node.lineno}: a relative import"
             module = node.module or ""
             names = [f"{module}.{alias.name}" for alias in node.names]
-            found = [each if is_module(each) else module for each in names if each != "mlpkit.__version__"]
+            found = [each if is_module(each) else module for each in names if each not in OWN_NAMES]
         for each in found:
             root, *rest = each.split(".")
             if root == "mlpkit":
@@ -213,16 +216,20 @@ def test_no_module_has_a_name_that_says_nothing(name: str) -> None:
 
 
 def test_importing_mlpkit_is_light() -> None:
-    code = f"import sys, mlpkit; print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    code = f"import sys; from mlpkit import App, Depends; print(*[name for name in {HEAVY!r} if name in sys.modules])"
 
     assert _python(code) == ""
 
 
 def test_importing_mlpkit_is_quick() -> None:
-    code = "import sys, time; t = time.process_time(); import mlpkit; print(time.process_time() - t)"
+    code = "import time; t = time.process_time(); {}; print(time.process_time() - t)"
+    ours, asyncio = (
+        min(float(_python(code.format(statement))) for _ in range(4))
+        for statement in ("from mlpkit import App, Depends", "import asyncio")
+    )
 
-    # CPU time of the best of three: other processes of this machine do not count.
-    assert min(float(_python(code)) for _ in range(3)) < 0.1
+    # asyncio takes 60 ms of CPU on a quiet machine with 2 cores, and more on a busy one, as we do.
+    assert ours < 1.7 * asyncio
 
 
 def _python(code: str) -> str:

@@ -17,6 +17,7 @@ from mlpkit.injection.declarations import (
 )
 from mlpkit.injection.plan import Call, DependencyParameter, FieldParameter, Plan, ProcessScope, ServiceParameter
 from mlpkit.injection.signature import compile_plan
+from mlpkit.injection.source import calling_frame, calling_place, place_of_error, where
 
 __all__ = [
     "BATCHED",
@@ -33,8 +34,12 @@ __all__ = [
     "ServiceParameter",
     "Services",
     "async_user_code",
+    "calling_frame",
+    "calling_place",
     "compile_plan",
+    "place_of_error",
     "service",
     "user_code",
     "user_error",
+    "where",
 ]

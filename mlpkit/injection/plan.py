@@ -13,7 +13,7 @@ from typing import Any
 from mlpkit.errors import DeclarationError, NotInRequest
 from mlpkit.injection.boundary import async_user_code, original, user_code, user_error
 from mlpkit.injection.declarations import FIELDS, NULL, Depends, Fields, Services, hooks_of_service
-from mlpkit.source import where
+from mlpkit.injection.source import where
 
 Factory = Callable[..., Any]
 Overrides = Mapping[Factory, Factory]

@@ -22,7 +22,7 @@ from mlpkit.injection.declarations import (
 )
 from mlpkit.injection.decoding import make_decoder
 from mlpkit.injection.plan import DependencyParameter, FieldParameter, Plan, ServiceParameter, check_factory
-from mlpkit.source import where
+from mlpkit.injection.source import where
 
 Function = Callable[..., Any]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mlpkit.lazy import front_door
+from mlpkit import front_door
 
 if TYPE_CHECKING:
     from mlpkit.nursery.server import Forked, Nursery, NurseryGone

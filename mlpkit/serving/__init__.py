@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mlpkit.lazy import front_door
+from mlpkit import front_door
 
 if TYPE_CHECKING:
     from mlpkit.serving.models import Models

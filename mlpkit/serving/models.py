@@ -52,8 +52,8 @@ _STOPPING = "the service is stopping and takes no new work"
 class Models:
     """The models of a service and the workers that hold them. Opened and closed once; used on one event loop."""
 
-    def __init__(self, app: App, import_string: str, settings: Settings, log: LogOutput) -> None:
-        self._app, self._algorithms, self._target = app, app.build(), import_string
+    def __init__(self, app: App, target: str, settings: Settings, log: LogOutput) -> None:
+        self._app, self._algorithms, self._target = app, app.build(), target
         self._settings, self._log = settings, log
         self._models: dict[str, Model] = {}
         self._pool = Pool(self._make_worker, self._worker_up, self._worker_down)

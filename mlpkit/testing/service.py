@@ -19,7 +19,7 @@ from mlpkit.app import App
 from mlpkit.client import Client
 from mlpkit.errors import ArgumentError, TrainFailed
 from mlpkit.log import LogOutput, record_of
-from mlpkit.script import import_string
+from mlpkit.script import target_of
 from mlpkit.settings import Settings
 from mlpkit.testing.transport import InProcessTransport
 
@@ -121,7 +121,7 @@ class TestService:
 
 def _target(app: App) -> str:
     """The import string; by file where the module's folder is not on `sys.path`, as with pytest's importlib mode."""
-    target = import_string(app)
+    target = target_of(app)
     name, _, attribute = target.rpartition(":")
     module = sys.modules.get(name)
     if module is None or not module.__file__ or PathFinder.find_spec(name.partition(".")[0]) is not None:

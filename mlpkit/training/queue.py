@@ -19,7 +19,7 @@ import anyio.to_thread
 import msgspec
 from loguru import logger
 
-from mlpkit.algorithm import Algorithm
+from mlpkit.algorithm import Algorithm, TrainOptions
 from mlpkit.errors import (
     AlgorithmNotFound,
     ArgumentError,
@@ -31,7 +31,6 @@ from mlpkit.errors import (
     ServiceStopping,
 )
 from mlpkit.log import LogOutput, uuid_bound
-from mlpkit.options import TrainOptions
 from mlpkit.settings import Settings
 from mlpkit.training.devices import Devices
 from mlpkit.training.job import Job
@@ -73,10 +72,8 @@ class TrainingQueue:
     `on_end` is called with every job that has ended, after that is on disk.
     """
 
-    def __init__(
-        self, algorithms: Mapping[str, Algorithm], import_string: str, settings: Settings, log: LogOutput
-    ) -> None:
-        self._algorithms, self._import_string, self._settings, self._log = algorithms, import_string, settings, log
+    def __init__(self, algorithms: Mapping[str, Algorithm], target: str, settings: Settings, log: LogOutput) -> None:
+        self._algorithms, self._target, self._settings, self._log = algorithms, target, settings, log
         self._places: dict[str, _Place] = {}
         self._capacity = settings.train_task_num + settings.train_queue_size + 1
         self.on_end: Callable[[Job], None] | None = None
@@ -314,7 +311,7 @@ class TrainingQueue:
                 trainer = Trainer(
                     job,
                     self._options(job),
-                    self._import_string,
+                    self._target,
                     self._settings,
                     log=log,
                     log_path=path,

@@ -23,9 +23,9 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from mlpkit.algorithm import TrainOptions
 from mlpkit.errors import MlpkitError
 from mlpkit.log import LogRecord, capture_streams, configure_child, printable, uuid_bound
-from mlpkit.options import TrainOptions
 from mlpkit.processes import AsyncChannel, BlockingChannel, Child, Exit, Message, channel_of_child, start_child
 from mlpkit.script import import_app
 from mlpkit.settings import Settings, decode_settings, encode_settings
@@ -51,7 +51,7 @@ _THREADS = (
 class Start(msgspec.Struct, frozen=True, array_like=True):
     """What a child gets: all that it needs, and nothing more ever."""
 
-    import_string: str
+    target: str
     sys_path: list[str]
     settings: bytes
     job: Job
@@ -107,7 +107,7 @@ class Trainer:
         self,
         job: Job,
         options: TrainOptions,
-        import_string: str,
+        target: str,
         settings: Settings,
         *,
         log: JobLog,
@@ -116,7 +116,7 @@ class Trainer:
         devices: tuple[str, ...] = (),
     ) -> None:
         self._job, self._options, self._settings, self._log = job, options, settings, log
-        self._import_string, self._log_path, self._on_progress = import_string, log_path, on_progress
+        self._target, self._log_path, self._on_progress = target, log_path, on_progress
         self._devices = devices
         self._started, self._closed, self._done = anyio.Event(), anyio.Event(), anyio.Event()
         self._ended: Ended | None = None
@@ -213,7 +213,7 @@ class Trainer:
 
     def _start_message(self, folder: str) -> Start:
         return Start(
-            import_string=self._import_string,
+            target=self._target,
             sys_path=[os.path.abspath(each) for each in sys.path],
             settings=encode_settings(self._settings),
             job=self._job,
@@ -311,7 +311,7 @@ def main() -> None:
     # The handler may put others in their place, which need not even have a `close`.
     ours = (sys.stdout, sys.stderr, progress)
     os.register_at_fork(after_in_child=_use_pipe)
-    sys.argv = [start.import_string]
+    sys.argv = [start.target]
     sys.path[:] = start.sys_path
     with uuid_bound(start.job.log_uuid):
         outcome = _run(start, settings, report, progress)
@@ -323,7 +323,7 @@ def main() -> None:
 def _run(start: Start, settings: Settings, report: Report, progress: Progress) -> Outcome:
     try:
         lock = _hold(Path(start.lock))
-        app = import_app(start.import_string)
+        app = import_app(start.target)
         report.started()
         with lock:
             return run_train(app, start.job, settings, Path(start.folder), progress)

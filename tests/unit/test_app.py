@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from mlpkit.algorithm import KINDS
+from mlpkit.algorithm import KINDS, LoadOptions, PredictOptions, TrainOptions
 from mlpkit.app import App
 from mlpkit.errors import DeclarationError
-from mlpkit.options import LoadOptions, PredictOptions, TrainOptions
 
 
 def train(data: dict[str, Any]) -> str:

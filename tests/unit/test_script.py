@@ -12,7 +12,7 @@ import pytest
 
 from mlpkit.app import App
 from mlpkit.errors import DeclarationError
-from mlpkit.script import import_app, import_string
+from mlpkit.script import import_app, target_of
 
 HEAD = """\
 from __future__ import annotations
@@ -285,7 +285,7 @@ def test_a_file_in_a_package_keeps_its_relative_imports(tmp_path: Path) -> None:
     app = import_app(f"{package / 'script.py'}:app")
 
     assert sys.modules["shop.nlp.script"].NAME == "from a neighbour"
-    assert import_string(app) == "shop.nlp.script:app"
+    assert target_of(app) == "shop.nlp.script:app"
 
 
 def test_a_file_with_the_name_of_another_module_is_refused(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_a_script_may_be_mended_and_imported_again(tmp_path: Path) -> None:
     assert list(import_app("script:app").build()) == ["a"]
 
 
-def test_the_import_string_finds_the_app_again(tmp_path: Path) -> None:
+def test_the_target_finds_the_app_again(tmp_path: Path) -> None:
     write(tmp_path, "@app.train\ndef train(): ...", "first.py")
     write(tmp_path, "@app.load\ndef load(): ...", "second.py")
     (tmp_path / "both.py").write_text(
@@ -311,19 +311,19 @@ def test_the_import_string_finds_the_app_again(tmp_path: Path) -> None:
 
     app = import_app("both.py")
 
-    assert import_string(app) == "both:main"
-    assert import_app(import_string(app)) is app
+    assert target_of(app) == "both:main"
+    assert import_app(target_of(app)) is app
 
 
 def test_an_app_made_elsewhere_is_found_where_it_is_a_global(tmp_path: Path) -> None:
     write(tmp_path, "def make():\n    return App('made')", "maker.py")
     (tmp_path / "holder.py").write_text("import maker\nmade = maker.make()")
 
-    assert import_string(import_app("holder:made")) == "holder:made"
+    assert target_of(import_app("holder:made")) == "holder:made"
 
 
-def test_an_app_that_no_module_holds_has_no_import_string() -> None:
+def test_an_app_that_no_module_holds_has_no_target() -> None:
     with pytest.raises(DeclarationError, match="must be a global of a module") as caught:
-        import_string(App("lost"))
+        target_of(App("lost"))
 
     assert "test_script.py, line" in str(caught.value)

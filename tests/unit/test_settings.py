@@ -7,8 +7,17 @@ from pathlib import Path
 import pytest
 
 from mlpkit.errors import SettingsError
-from mlpkit.settings import IGNORED, Settings, decode_settings, described, encode_settings, load_settings
-from mlpkit.values import boolean, seconds, size
+from mlpkit.settings import (
+    IGNORED,
+    Settings,
+    boolean,
+    decode_settings,
+    described,
+    encode_settings,
+    load_settings,
+    seconds,
+    size,
+)
 
 
 def mistakes_of(**environ: str) -> str:

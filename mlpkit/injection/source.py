@@ -60,4 +60,5 @@ def place_of_error(error: BaseException) -> str:
 
 def _foreign_folders() -> tuple[str, ...]:
     installed = {sysconfig.get_path(each) for each in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return ("<", os.path.dirname(os.path.abspath(__file__)) + os.sep, *(each + os.sep for each in installed if each))
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return ("<", package + os.sep, *(folder + os.sep for folder in installed if folder))
