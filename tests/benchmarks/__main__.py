@@ -1,4 +1,4 @@
-"""Measures mlpkit and Starlette against a bare ASGI callable on this machine: `python -m tests.benchmarks`.
+"""Measures mlpkit, a bare hop and Starlette against a bare ASGI callable: `python -m tests.benchmarks`.
 
 Every figure is a ratio to the bare callable's runs before and after: machines are noisy, ratios less so. The load
 is made by `wrk` (Debian package of that name); the server keeps to the first CPU and `wrk` to the second where
@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.benchmarks.catalog import MLPKIT, STARLETTE
+from tests.benchmarks.catalog import HOP, MLPKIT, STARLETTE
 from tests.benchmarks.goals import outcomes
 from tests.benchmarks.load import require_wrk
 from tests.benchmarks.measure import NOISE, Measuring, chosen_cases
@@ -68,7 +68,7 @@ def main() -> None:
     options = parser.parse_args()
     require_wrk()
     measuring = Measuring(lambda peer: Path(sys.executable), options.rounds, options.seconds)
-    measuring.measure((STARLETTE, MLPKIT), chosen_cases(options.only), check)
+    measuring.measure((STARLETTE, HOP, MLPKIT), chosen_cases(options.only), check)
     figures = measuring.figures
     if figures.absent:
         raise SystemExit(1)

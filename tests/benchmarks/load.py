@@ -13,6 +13,7 @@ import msgspec
 
 from tests.benchmarks.peer import Peer
 from tests.benchmarks.server import CLIENT_CPU, Server, Unavailable, pinned
+from tests.benchmarks.workloads import IDENTICAL
 
 _LOOK_SECONDS, _IDLE_SHARE = 0.1, 0.25
 _REST_SECONDS = 3.0
@@ -36,20 +37,50 @@ def require_wrk() -> None:
 
 
 def write_script(peer: Peer, workload: str, folder: Path) -> Path:
-    """What tells `wrk` to send a workload to a peer, and how to say what it saw."""
-    body = json.dumps(json.dumps(peer.body(workload)))
-    script = folder / f"{workload}-{peer.folder}.lua"
-    script.write_text(
-        'wrk.method = "POST"\n'
-        f"wrk.body = {body}\n"
-        'wrk.headers["Content-Type"] = "application/json"\n'
-        "done = function(summary, latency, requests)\n"
-        "  local e = summary.errors\n"
-        '  io.write(string.format("FIGURES %d %d %f %f %d\\n", summary.requests, summary.duration,\n'
-        "    latency:percentile(50), latency:percentile(99), e.connect + e.read + e.write + e.status + e.timeout))\n"
-        "end\n"
-    )
+    """The script by which `wrk` sends a workload to a peer.
+
+    The bodies follow each other in turn; each request has a new `X-Request-ID` and `traceparent`, unless the workload
+    is one of identical requests.
+    """
+    name = f"{workload}-{peer.folder}"
+    bodies = folder / f"{name}.jsonl"
+    bodies.write_text("".join(f"{body}\n" for body in peer.bodies(workload)))
+    script = folder / f"{name}.lua"
+    sending = _SAME_REQUEST if workload in IDENTICAL else _NEW_REQUEST
+    script.write_text(sending.replace("BODIES", json.dumps(str(bodies))) + _DONE)
     return script
+
+
+_SAME_REQUEST = """
+wrk.method = "POST"
+wrk.body = io.lines(BODIES)()
+wrk.headers["Content-Type"] = "application/json"
+"""
+_NEW_REQUEST = r"""
+local heads, bodies, count, number = {}, {}, 0, 0
+local run = string.format("%08x%08x", os.time(), math.floor(os.clock() * 1e9) % 2 ^ 32)
+function init(arguments)
+  for body in io.lines(BODIES) do
+    count = count + 1
+    heads[count] = "POST " .. wrk.path .. " HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port
+      .. "\r\nContent-Type: application/json\r\nContent-Length: " .. #body .. "\r\nX-Request-ID: " .. run
+    bodies[count] = "\r\n\r\n" .. body
+  end
+end
+function request()
+  number = number + 1
+  local id = string.format("%016x", number)
+  local turn = number % count + 1
+  return heads[turn] .. id .. "\r\ntraceparent: 00-" .. run .. id .. "-" .. id .. "-01" .. bodies[turn]
+end
+"""
+_DONE = r"""
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format("FIGURES %d %d %f %f %d\n", summary.requests, summary.duration,
+    latency:percentile(50), latency:percentile(99), e.connect + e.read + e.write + e.status + e.timeout))
+end
+"""
 
 
 def load(server: Server, path: str, script: Path, connections: int, seconds: int) -> Run:

@@ -31,6 +31,7 @@ SETTLE_SECONDS = 0.5
 STARTED_WITH = "W1"
 Case = tuple[str, int]
 CASES: tuple[Case, ...] = (
+    ("W0", 16),
     ("W1", 1),
     ("W1", 16),
     ("W1", 64),

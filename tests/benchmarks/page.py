@@ -17,7 +17,7 @@ from string import Template
 import msgspec
 import psutil
 
-from tests.benchmarks.catalog import BARE, HOP, MLPKIT, PEERS, STARLETTE
+from tests.benchmarks.catalog import BARE, BLOCKING_HOP, GRANIAN, HOP, MLPKIT, PEERS, STARLETTE
 from tests.benchmarks.environments import Installed
 from tests.benchmarks.goals import outcomes
 from tests.benchmarks.limit import Limit
@@ -27,7 +27,7 @@ from tests.benchmarks.tails import FAST_RATE, GROWTH_GOAL, HALF_GOAL, OTHERS, Ta
 
 PAGE = Path("docs/benchmarks.md")
 TEXT = Path(__file__).with_name("page.md")
-ALL = (BARE, STARLETTE, HOP, MLPKIT, *PEERS)
+ALL = (BARE, GRANIAN, STARLETTE, HOP, BLOCKING_HOP, MLPKIT, *PEERS)
 SHOWN = {
     "W1@16": "a model that does nothing",
     "W2@16": "a model of a fifth of a millisecond",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.benchmarks.workloads import FEATURES
+from tests.benchmarks.workloads import FEATURES, WORKLOADS
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,9 +21,9 @@ class Start:
     folder: Path
 
 
-def envelope(workload: str) -> object:
+def envelope(workload: str, features: object) -> object:
     """The body that mlpkit takes, and every peer that lets its user choose the shape."""
-    return {"model_id": "m", "features": FEATURES[workload]}
+    return {"model_id": "m", "features": features}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +37,19 @@ class Peer:
     settings: str
     pip: tuple[str, ...] = ()
     path: str = "/predict"
-    body: Callable[[str], object] = envelope
+    body: Callable[[str, object], object] = envelope
     environment: Mapping[str, str] = field(default_factory=dict)
-    workloads: tuple[str, ...] = ("W1", "W2", "W3", "W4", "W5")
+    workloads: tuple[str, ...] = tuple(WORKLOADS)
     isolated: bool = False
     alone: bool = False
     variant_of: str = ""
+
+    def bodies(self, workload: str) -> list[str]:
+        """The bodies of a workload's requests, as JSON."""
+        return [
+            json.dumps(self.body(workload, features), ensure_ascii=False, separators=(",", ":"))
+            for features in FEATURES[workload]
+        ]
 
     @property
     def folder(self) -> str:

@@ -67,6 +67,7 @@ def goal_table(reached: Iterable[tuple[Goal, float]]) -> str:
         [
             goal.case,
             goal.figure,
+            goal.beside,
             f"{'>=' if goal.figure == 'throughput' else '<='} {goal.reach:g}",
             f"{goal.aim:g}",
             number(value),
@@ -75,4 +76,4 @@ def goal_table(reached: Iterable[tuple[Goal, float]]) -> str:
         ]
         for goal, value in reached
     ]
-    return table(("case", "figure", "goal", "aim", "reached", "holds", "gate"), rows)
+    return table(("case", "figure", "1 is", "goal", "aim", "reached", "holds", "gate"), rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import os
 import shutil
 import socket
@@ -128,7 +127,7 @@ def start_server(peer: Peer, start: Start, before: list[str]) -> Iterator[Server
 
 
 def _wait_for_answer(peer: Peer, start: Start, process: subprocess.Popen[bytes], log: Path) -> None:
-    body = json.dumps(peer.body(start.workload))
+    body = peer.bodies(start.workload)[0].encode()
     answer = b"nothing"
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and process.poll() is None:

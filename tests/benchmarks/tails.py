@@ -30,6 +30,7 @@ from tests.benchmarks.load import Run, load, require_wrk, write_script
 from tests.benchmarks.pace import Stream, pace
 from tests.benchmarks.peer import Peer, Start, envelope
 from tests.benchmarks.server import CLIENT_CPU, SERVER_CPU, Server, free_port, on_cpu, pinned, serve, start_server
+from tests.benchmarks.workloads import FEATURES
 
 HALF_GOAL, GROWTH_GOAL = 3.0, 1.25
 SLOW_RATE = 4.0
@@ -95,7 +96,7 @@ def many_models(models: list[str], replicas: int) -> Peer:
         return [str(start.python), "-m", *served, "--workers", str(start.workers)]
 
     variables = {"MODELS": ",".join(models), "REPLICAS": str(replicas)}
-    return replace(MLPKIT, command=command, body=lambda _: _to(models[0]), environment=variables)
+    return replace(MLPKIT, command=command, body=lambda workload, features: _to(models[0]), environment=variables)
 
 
 @contextlib.contextmanager
@@ -124,7 +125,7 @@ def measure_half(rounds: int, seconds: int) -> Half:
             waiting.own.append(Spread(run.p50, run.p99))
             waiting.bare.append(Spread(bare_run.p50, bare_run.p99))
             for each, found in ((server, paced.own), (bare, paced.bare)):
-                stream = Stream([envelope("W1")], greatest / 2)
+                stream = Stream([envelope("W1", features) for features in FEATURES["W1"]], greatest / 2)
                 _paced(each, [stream], seconds)
                 found.append(Spread(stream.percentile(0.5), stream.percentile(0.99)))
     return Half(greatest, connections, statistics.median(carried), *waiting.steady(), *paced.steady())

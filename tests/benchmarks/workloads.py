@@ -1,11 +1,15 @@
-"""The workloads: a function that makes the model, and one that answers a batch of `features`.
+"""The workloads: how to make the model, how it answers, what callers send.
 
-W1 a constant · W2 logistic regression on iris, one row · W3 one 512x512x512 float32 product a call, further rows nearly
-free · W4 five milliseconds of plain Python · W5 a text of 1 MiB in, its length out.
+W1 a constant · W2 logistic regression on iris, one row · W3 one 512x512x512 float32 product per call, further rows
+nearly free · W4 five milliseconds of plain Python · W5 a text of about 1 MiB in, its length out.
+
+Callers send many different bodies, and a new `X-Request-ID` and `traceparent` with each request, as real ones do. W0 is
+W1 with the same bytes again and again: one line for comparison with benchmarks that send those.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +66,7 @@ def length(model: Any, batch: list[Any]) -> list[Any]:
 
 
 WORKLOADS: dict[str, tuple[Callable[[], Any], Callable[[Any, list[Any]], list[Any]]]] = {
+    "W0": (nothing, constant),
     "W1": (nothing, constant),
     "W2": (regression, classify),
     "W3": (matrices, product),
@@ -69,13 +74,51 @@ WORKLOADS: dict[str, tuple[Callable[[], Any], Callable[[Any, list[Any]], list[An
     "W5": (nothing, length),
 }
 
-FEATURES: dict[str, object] = {
-    "W1": {"sentence": "a sentence of a few words"},
-    "W2": {"row": [5.1, 3.5, 1.4, 0.2]},
-    "W3": {"row": [1.0, 2.0, 3.0, 4.0]},
-    "W4": {"sentence": "x"},
-    "W5": {"text": "x" * (1 << 20)},
-}
+IDENTICAL = frozenset({"W0"})
+"""Workloads whose requests are all the same bytes."""
+_VARIETY = 256
+_LONGEST = 400
+_MEBIBYTE = 1 << 20
 
-MARKS = {"W1": b"label", "W2": b"0.9", "W3": b".", "W4": b"135000", "W5": b"1048576"}
-"""What stands in every right answer, whatever shape a peer gives it."""
+
+def _sentences() -> list[object]:
+    """Sentences of 5 to 400 letters, every fourth one in Chinese."""
+    chance = random.Random(1)
+    words = ("the", "service", "answered", "slowly", "yesterday", "but", "everybody", "liked", "its", "breakfast")
+    characters = "我们今天晚上去吃饭吧这家酒店的服务很好房间也干净"
+    sentences: list[object] = []
+    for number in range(_VARIETY):
+        length = chance.randint(5, _LONGEST)
+        if number % 4 == 3:
+            text = "".join(chance.choice(characters) for _ in range(length // 3 + 1))
+        else:
+            text = " ".join(chance.choice(words) for _ in range(length // 4 + 1))[:length]
+        sentences.append({"sentence": text})
+    return sentences
+
+
+def _rows() -> list[object]:
+    """Flowers like those of iris, with one or two decimals."""
+    chance = random.Random(2)
+    means = (5.8, 3.1, 3.8, 1.2)
+    return [{"row": [round(chance.gauss(mean, 0.5), chance.randint(1, 2)) for mean in means]} for _ in range(_VARIETY)]
+
+
+def _texts() -> list[object]:
+    """Texts of 0.9 to 1.1 MiB, the first one of exactly 1 MiB."""
+    lengths = (1.0, 0.93, 1.07, 0.9, 1.1, 0.97, 1.03)
+    return [{"text": "x" * int(share * _MEBIBYTE)} for share in lengths]
+
+
+FEATURES: dict[str, list[object]] = {
+    "W0": [{"sentence": "a sentence of a few words"}],
+    "W1": _sentences(),
+    "W2": _rows(),
+    "W3": _rows(),
+    "W4": _sentences(),
+    "W5": _texts(),
+}
+"""The `features` of a workload's requests, which are sent in turn."""
+
+MARKS = {"W0": b"label", "W1": b"label", "W2": b"0.", "W3": b".", "W4": b"135000", "W5": b"1048576"}
+"""A part of every right answer to the first request, whatever shape a peer gives it."""

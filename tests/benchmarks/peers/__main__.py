@@ -15,7 +15,7 @@ import msgspec
 
 from tests.benchmarks import limit, page, tails
 from tests.benchmarks.__main__ import check
-from tests.benchmarks.catalog import HOP, MLPKIT, PEERS, STARLETTE
+from tests.benchmarks.catalog import BLOCKING_HOP, GRANIAN, HOP, MLPKIT, PEERS, STARLETTE
 from tests.benchmarks.environments import CACHE, environment
 from tests.benchmarks.load import require_wrk
 from tests.benchmarks.measure import Figures, Measuring, chosen_cases
@@ -58,7 +58,7 @@ def _measure(found: page.Found, options: argparse.Namespace) -> None:
 
 
 def _chosen(names: str) -> list[Peer]:
-    known = {peer.name: peer for peer in (STARLETTE, HOP, MLPKIT, *PEERS)}
+    known = {peer.name: peer for peer in (STARLETTE, HOP, MLPKIT, BLOCKING_HOP, GRANIAN, *PEERS)}
     wanted = [name.strip() for name in names.split(",")] if names else list(known)
     unknown = [name for name in wanted if name not in known]
     if unknown:

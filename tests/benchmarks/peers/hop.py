@@ -1,7 +1,8 @@
-"""What the way to a model in another process costs at least: the bare callable, but with the model behind a socket.
+"""The least that a model in another process can cost: the bare callable with its model behind a socket.
 
-No limits, metrics, errors or restarts: only uuid, a log line, and the frames of one turn of the loop written together.
-What mlpkit needs beyond this is what its guarantees cost.
+No limits, metrics, errors or restarts: only a uuid, a log line, and one write for the frames of one turn of the loop.
+What mlpkit takes beyond this is the price of its guarantees. The worker runs on uvloop, or with HOP_WORKER=blocking in
+one thread without an event loop.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _envelope = msgspec.json.Decoder(Envelope)
 _frame = msgspec.msgpack.Decoder(Frame)
 _HEAD, _TAIL = b'{"status": "success", "data": {"predictions": ', b"}}"
 _LINES = 64
+_BUFFER = 1 << 18
 
 
 class End(asyncio.Protocol):
@@ -148,7 +150,33 @@ async def _serve(channel: socket.socket) -> None:
     await end.closed.wait()
 
 
-if __name__ == "__main__":
-    import uvloop
+def _serve_blocking(channel: socket.socket) -> None:
+    make, call = WORKLOADS[os.environ["WORKLOAD"]]
+    model = make()
+    buffer = bytearray(_BUFFER)
+    view, filled = memoryview(buffer), 0
+    while count := channel.recv_into(view[filled:]):
+        filled, start = filled + count, 0
+        answers: list[bytes] = []
+        while filled - start >= 4:
+            end = start + 4 + int.from_bytes(view[start : start + 4], "big")
+            if end > filled:
+                break
+            frame = _frame.decode(view[start + 4 : end])
+            (answer,) = call(model, [msgspec.json.decode(frame.content)])
+            content = msgspec.msgpack.encode(Frame(frame.number, msgspec.json.encode(answer)))
+            answers += (len(content).to_bytes(4, "big"), content)
+            start = end
+        buffer[: filled - start] = buffer[start:filled]
+        filled -= start
+        channel.sendall(b"".join(answers))
 
-    uvloop.run(_serve(socket.socket(fileno=int(sys.argv[1]))))
+
+if __name__ == "__main__":
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    if os.environ.get("HOP_WORKER") == "blocking":
+        _serve_blocking(channel)
+    else:
+        import uvloop
+
+        uvloop.run(_serve(channel))
