@@ -29,6 +29,7 @@ PAGE = Path("docs/benchmarks.md")
 TEXT = Path(__file__).with_name("page.md")
 ALL = (BARE, GRANIAN, STARLETTE, HOP, BLOCKING_HOP, MLPKIT, *PEERS)
 SHOWN = {
+    "W1@1": "a model that does nothing, one caller",
     "W1@16": "a model that does nothing",
     "W2@16": "a model of a fifth of a millisecond",
     "W3@64": "a model that gains by batches",
