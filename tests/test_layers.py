@@ -56,7 +56,6 @@ SIDE_DOORS = {
     "platform.cluster": "needs SQLAlchemy, which only cluster mode has",
     "platform.database": "`mlpkit db` makes the tables before any service runs",
     "client.bar": "draws with rich, which a program that only calls a service need not import",
-    "check.table": "draws with rich too",
     "serving.host": "`mlpkit predict` holds a model in the terminal's own process, for a debugger",
     "serving.messages": "what that host understands",
 }

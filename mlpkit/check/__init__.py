@@ -1,8 +1,20 @@
-"""`mlpkit check`: leads an algorithm through its life on the platform, and says plainly what went wrong."""
+"""`mlpkit check`: takes an algorithm through its life on the platform, and reports each step."""
 
-from mlpkit.check.course import Course
-from mlpkit.check.report import CheckReport, Outcome, to_json, write_junit
-from mlpkit.check.run import run_check
-from mlpkit.check.subject import Subject, running, started
+from mlpkit.check.report import CheckReport, LiveTable, StepResult, summary, to_json, write_junit
+from mlpkit.check.service import CheckedService, running, started
+from mlpkit.check.steps import STEPS, CheckRun, run_check
 
-__all__ = ["CheckReport", "Course", "Outcome", "Subject", "run_check", "running", "started", "to_json", "write_junit"]
+__all__ = [
+    "STEPS",
+    "CheckReport",
+    "CheckRun",
+    "CheckedService",
+    "LiveTable",
+    "StepResult",
+    "run_check",
+    "running",
+    "started",
+    "summary",
+    "to_json",
+    "write_junit",
+]

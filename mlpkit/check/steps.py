@@ -1,23 +1,36 @@
-"""The steps of `mlpkit check`, in the order of an algorithm's life on the platform.
+"""The steps of `mlpkit check`, in the order of an algorithm's life on the platform, and how they are run.
 
-A step returns a sentence, or raises: `Failed` with a sentence of its own, `Skipped` where it has nothing to look at,
-`Doubtful` for a warning, or any error of mlpkit, whose text is the sentence then.
+A step returns a sentence, or raises: `StepFailed` with a sentence of its own, `StepSkipped` if it has nothing to check,
+`StepWarning` for a warning, or any error of mlpkit, whose text is then the sentence.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlpkit.check.bad_input import ask_badly, bad_bodies
-from mlpkit.check.course import Course, Doubtful, Failed, Skipped, excerpt, same
-from mlpkit.check.subject import Subject
-from mlpkit.errors import AnswerError, ArgumentError, MlpkitError, ModelNotLoaded, TimeLimitExceeded, UnexpectedAnswer
+from loguru import logger
+
+from mlpkit.check.report import CheckReport, StepResult, Verdict
+from mlpkit.check.service import CheckedService, MemoryWatch
+from mlpkit.client import data_of
+from mlpkit.errors import (
+    AnswerError,
+    ArgumentError,
+    MlpkitError,
+    ModelNotLoaded,
+    ServiceUnreachable,
+    TimeLimitExceeded,
+    UnexpectedAnswer,
+    WorkerLost,
+)
 
 _MIB = 1 << 20
 _AT_ONCE = 32
@@ -25,67 +38,103 @@ _SETTLE_SECONDS = 3.0
 _MAY_DIFFER = ("text_generation", "text_custom")
 """Kinds whose answers may differ from one time to the next."""
 _LEAST_LEAK = 24 * _MIB
+_LONGEST_EXCERPT = 100
+_ROUNDING = 1e-4
+_LONGEST_SECONDS = 10.0
+_MUST_BE_REFUSED = {"text for features", "a number for features", "null inside", "no model_id", "broken JSON"}
+"""What the protocol itself forbids; whether the rest is refused is the algorithm's choice."""
 
-Step = Callable[[Course], str]
+
+class StepFailed(Exception):
+    """The step failed; the text is the sentence."""
 
 
-def look_at_service(course: Course) -> str:
+class StepWarning(Exception):
+    """The step is worth a warning; the text is the sentence."""
+
+
+class StepSkipped(Exception):
+    """The step has nothing to look at; the text says why."""
+
+
+@dataclass
+class CheckRun:
+    """What the steps share: the service, what was asked for, and what the steps before have found out."""
+
+    service: CheckedService
+    data: Path | None = None
+    parameters: object = None
+    timeout: float = 3600.0
+    examples: Sequence[Any] = ()
+    location: str | None = None
+    model_id: str = ""
+    answers: list[Any] = field(default_factory=list)
+    throughput: float | None = None
+    levels: dict[str, int] = field(default_factory=dict)
+
+    def predict(self, features: object) -> Any:
+        """The loaded model's answer."""
+        return self.service.client.predict(self.model_id, features)
+
+
+Step = Callable[[CheckRun], str]
+
+
+def look_at_service(run: CheckRun) -> str:
     """The service answers, and has the algorithm."""
-    algorithms = course.subject.client.monitor().algorithms
-    return (
-        f"algorithm {course.subject.algorithm} of kind {course.subject.kind}; the service has {', '.join(algorithms)}"
-    )
+    algorithms = run.service.client.monitor().algorithms
+    return f"algorithm {run.service.algorithm} of kind {run.service.kind}; the service has {', '.join(algorithms)}"
 
 
-def upload_data(course: Course) -> str:
+def upload_data(run: CheckRun) -> str:
     """The data is sound, and is uploaded; examples to predict are found."""
     from mlpkit.formats import check_rows
     from mlpkit.storage import open_storage
 
-    subject = course.subject
-    course.examples = list(subject.examples)
-    if course.data is None:
-        course.examples = course.examples or [_plain_example(subject.kind)]
-        raise Skipped("no data was given (--data FILE)")
-    if not course.data.is_file():
-        raise Failed(f"there is no file {course.data}")
-    findings = check_rows(course.data, subject.kind, name=course.data.name) if subject.kind != "text_custom" else None
+    service = run.service
+    run.examples = list(service.examples)
+    if run.data is None:
+        run.examples = run.examples or [_plain_example(service.kind)]
+        raise StepSkipped("no data was given (--data FILE)")
+    if not run.data.is_file():
+        raise StepFailed(f"there is no file {run.data}")
+    findings = check_rows(run.data, service.kind, name=run.data.name) if service.kind != "text_custom" else None
     if findings is not None and findings.fatal:
-        raise Failed(f"{findings.summary()}; `mlpkit data check` shows every row")
-    course.examples = course.examples or _examples_of(course.data, subject.kind)
-    course.location = f"check/{secrets.token_hex(16)}/{course.data.name}"
-    with contextlib.closing(open_storage(subject.settings)) as storage:
-        storage.save(course.data, f"{subject.settings.data_bucket}/{course.location}")
-    sentence = f"{course.data.stat().st_size:,} bytes uploaded"
+        raise StepFailed(f"{findings.summary()}; `mlpkit data check` shows every row")
+    run.examples = run.examples or _examples_of(run.data, service.kind)
+    run.location = f"check/{secrets.token_hex(16)}/{run.data.name}"
+    with contextlib.closing(open_storage(service.settings)) as storage:
+        storage.save(run.data, f"{service.settings.data_bucket}/{run.location}")
+    sentence = f"{run.data.stat().st_size:,} bytes uploaded"
     if findings is not None and findings.warnings:
-        raise Doubtful(f"{sentence}; {findings.warnings} warnings (`mlpkit data check` shows them)")
+        raise StepWarning(f"{sentence}; {findings.warnings} warnings (`mlpkit data check` shows them)")
     return sentence
 
 
-def refuse_unknown_algorithm(course: Course) -> str:
+def refuse_unknown_algorithm(run: CheckRun) -> str:
     """A train of an algorithm that does not exist is refused as the protocol says."""
     try:
-        course.subject.client.train("no such algorithm")
+        run.service.client.train("no such algorithm")
     except ArgumentError as error:
         return str(error)
-    raise Failed("a train of an algorithm that does not exist was accepted")
+    raise StepFailed("a train of an algorithm that does not exist was accepted")
 
 
-def submit(course: Course) -> str:
+def submit(run: CheckRun) -> str:
     """The training is accepted."""
-    if not course.subject.trains:
-        course.model_id = f"check-{secrets.token_hex(8)}"
-        raise Skipped(f"the algorithm has no train function; model {course.model_id} is loaded without one")
-    data = {} if course.location is None else {"location": course.location}
-    job = course.subject.client.train(course.subject.algorithm, data, course.parameters)
-    course.model_id = job.model_id
+    if not run.service.trains:
+        run.model_id = f"check-{secrets.token_hex(8)}"
+        raise StepSkipped(f"the algorithm has no train function; model {run.model_id} is loaded without one")
+    data = {} if run.location is None else {"location": run.location}
+    job = run.service.client.train(run.service.algorithm, data, run.parameters)
+    run.model_id = job.model_id
     return f"model {job.model_id}"
 
 
-def wait_for_training(course: Course) -> str:
+def wait_for_training(run: CheckRun) -> str:
     """The training ends well within the limit, and its status goes through the words of the protocol."""
-    if not course.subject.trains:
-        raise Skipped("nothing was trained")
+    if not run.service.trains:
+        raise StepSkipped("nothing was trained")
     seen: list[str] = []
 
     def note(status: Any) -> None:
@@ -93,156 +142,158 @@ def wait_for_training(course: Course) -> str:
         if not seen or seen[-1] != word:
             seen.append(word)
 
-    job = course.subject.client.job(course.subject.algorithm, course.model_id)
+    job = run.service.client.job(run.service.algorithm, run.model_id)
     try:
-        job.wait(course.timeout, progress=note)
+        job.wait(run.timeout, progress=note)
     except TimeLimitExceeded:
         # Only mlpkit has cancel; elsewhere the job goes on.
         with contextlib.suppress(MlpkitError):
             job.cancel()
-        raise Failed(f"the training has not ended within {course.timeout:g} s (--timeout); status {seen[-1]}") from None
+        raise StepFailed(
+            f"the training has not ended within {run.timeout:g} s (--timeout); status {seen[-1]}"
+        ) from None
     return " → ".join(seen)
 
 
-def load(course: Course) -> str:
+def load(run: CheckRun) -> str:
     """The trained model loads, and the monitor shows it."""
-    client, subject = course.subject.client, course.subject
-    course.levels["before"] = subject.memory()
-    client.load(subject.algorithm, course.model_id)
-    if not client.monitor().load.get(course.model_id):
-        raise Failed("load answered success, but monitor does not show the model")
-    course.levels["loaded"] = subject.memory()
+    client, service = run.service.client, run.service
+    run.levels["before"] = service.memory()
+    client.load(service.algorithm, run.model_id)
+    if not client.monitor().load.get(run.model_id):
+        raise StepFailed("load answered success, but monitor does not show the model")
+    run.levels["loaded"] = service.memory()
     return ""
 
 
-def load_again(course: Course) -> str:
+def load_again(run: CheckRun) -> str:
     """The model that is loaded already can be loaded once more: the platform repeats its calls."""
-    course.subject.client.load(course.subject.algorithm, course.model_id)
+    run.service.client.load(run.service.algorithm, run.model_id)
     return ""
 
 
-def predict(course: Course) -> str:
+def predict(run: CheckRun) -> str:
     """Every example is answered."""
-    for features in course.examples:
+    for features in run.examples:
         try:
-            course.answers.append(course.predict(features))
+            run.answers.append(run.predict(features))
         except ArgumentError as error:
             where = "examples= of the App, or --features, say what to ask"
-            raise Failed(f"{excerpt(features)} is refused: {error}; {where}") from None
-    return excerpt(course.answers[0])
+            raise StepFailed(f"{excerpt(features)} is refused: {error}; {where}") from None
+    return excerpt(run.answers[0])
 
 
-def check_kind(course: Course) -> str:
+def check_kind(run: CheckRun) -> str:
     """The answers are what the algorithm's kind prescribes."""
     from mlpkit.formats import check_answer
 
-    kind = course.subject.kind
+    kind = run.service.kind
     if kind == "text_custom":
-        raise Skipped("kind text_custom prescribes nothing")
-    for features, answer in zip(course.examples, course.answers, strict=True):
+        raise StepSkipped("kind text_custom prescribes nothing")
+    for features, answer in zip(run.examples, run.answers, strict=True):
         try:
             check_answer(kind, answer)
         except AnswerError as error:
-            raise Failed(f"the answer to {excerpt(features)} is no {kind}: {error}") from None
+            raise StepFailed(f"the answer to {excerpt(features)} is no {kind}: {error}") from None
     return ""
 
 
-def predict_again(course: Course) -> str:
+def predict_again(run: CheckRun) -> str:
     """The same question gets the same answer."""
-    for features, answer in zip(course.examples, course.answers, strict=True):
-        second = course.predict(features)
+    for features, answer in zip(run.examples, run.answers, strict=True):
+        second = run.predict(features)
         if not same(answer, second):
             sentence = f"the same features got {excerpt(answer)} and then {excerpt(second)}"
-            if course.subject.kind in _MAY_DIFFER:
-                raise Doubtful(sentence)
-            raise Failed(sentence)
+            if run.service.kind in _MAY_DIFFER:
+                raise StepWarning(sentence)
+            raise StepFailed(sentence)
     return ""
 
 
-def predict_at_once(course: Course) -> str:
+def predict_at_once(run: CheckRun) -> str:
     """32 predictions at once are all answered, and alike."""
-    examples = [course.examples[number % len(course.examples)] for number in range(_AT_ONCE)]
+    examples = [run.examples[number % len(run.examples)] for number in range(_AT_ONCE)]
     started = time.monotonic()
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        answers = list(threads.map(lambda features: _answer_or_error(course, features), examples))
+        answers = list(threads.map(lambda features: _answer_or_error(run, features), examples))
     seconds = time.monotonic() - started
-    course.throughput = _AT_ONCE / seconds
+    run.throughput = _AT_ONCE / seconds
     failures = [each for each in answers if isinstance(each, MlpkitError)]
     if failures:
-        raise Failed(f"{len(failures)} of {_AT_ONCE} predictions at once failed: {failures[0]}")
-    wrong = [n for n in range(_AT_ONCE) if not same(answers[n], course.answers[n % len(course.answers)])]
-    if wrong and course.subject.kind not in _MAY_DIFFER:
-        raise Failed(f"{len(wrong)} of {_AT_ONCE} predictions at once got another answer than alone")
-    return f"{course.throughput:.0f} a second"
+        raise StepFailed(f"{len(failures)} of {_AT_ONCE} predictions at once failed: {failures[0]}")
+    wrong = [n for n in range(_AT_ONCE) if not same(answers[n], run.answers[n % len(run.answers)])]
+    if wrong and run.service.kind not in _MAY_DIFFER:
+        raise StepFailed(f"{len(wrong)} of {_AT_ONCE} predictions at once got another answer than alone")
+    return f"{run.throughput:.0f} a second"
 
 
-def answer_bad_input(course: Course) -> str:
+def answer_bad_input(run: CheckRun) -> str:
     """Input that no algorithm can expect gets a clear answer in time, and the model answers well afterwards."""
-    refused = [ask_badly(course, name, body) for name, body in bad_bodies(course.model_id).items()]
-    after = course.predict(course.examples[0])
-    if not same(after, course.answers[0]) and course.subject.kind not in _MAY_DIFFER:
-        raise Failed("after the bad input the model answers otherwise than before")
+    refused = [ask_badly(run, name, body) for name, body in bad_bodies(run.model_id).items()]
+    after = run.predict(run.examples[0])
+    if not same(after, run.answers[0]) and run.service.kind not in _MAY_DIFFER:
+        raise StepFailed("after the bad input the model answers otherwise than before")
     return f"{len(refused)} tried, {sum(refused)} refused, {refused.count(False)} answered"
 
 
-def unload(course: Course) -> str:
+def unload(run: CheckRun) -> str:
     """The model is gone, predictions say so, and unloading it again is no error."""
-    client, subject = course.subject.client, course.subject
-    client.unload(subject.algorithm, course.model_id)
-    _expect_not_loaded(course, "unload")
-    client.unload(subject.algorithm, course.model_id)
-    course.levels["unloaded"] = _settled_memory(subject)
+    client, service = run.service.client, run.service
+    client.unload(service.algorithm, run.model_id)
+    _expect_not_loaded(run, "unload")
+    client.unload(service.algorithm, run.model_id)
+    run.levels["unloaded"] = _settled_memory(service)
     return ""
 
 
-def same_after_loading_again(course: Course) -> str:
+def same_after_loading_again(run: CheckRun) -> str:
     """Loaded again, the model answers as before."""
-    client, subject = course.subject.client, course.subject
-    client.load(subject.algorithm, course.model_id)
-    answers = [course.predict(features) for features in course.examples]
-    course.levels["loaded again"] = subject.memory()
-    client.unload(subject.algorithm, course.model_id)
-    course.levels["unloaded again"] = _settled_memory(subject)
-    for before, now in zip(course.answers, answers, strict=True):
-        if not same(before, now) and subject.kind not in _MAY_DIFFER:
-            raise Failed(f"before it was unloaded it answered {excerpt(before)}, now {excerpt(now)}")
+    client, service = run.service.client, run.service
+    client.load(service.algorithm, run.model_id)
+    answers = [run.predict(features) for features in run.examples]
+    run.levels["loaded again"] = service.memory()
+    client.unload(service.algorithm, run.model_id)
+    run.levels["unloaded again"] = _settled_memory(service)
+    for before, now in zip(run.answers, answers, strict=True):
+        if not same(before, now) and service.kind not in _MAY_DIFFER:
+            raise StepFailed(f"before it was unloaded it answered {excerpt(before)}, now {excerpt(now)}")
     return ""
 
 
-def give_memory_back(course: Course) -> str:
+def give_memory_back(run: CheckRun) -> str:
     """Loading and unloading once more costs no memory that is not given back.
 
     The first load is not counted: it brings libraries into memory that stay there for good.
     """
-    if course.subject.pid is None:
-        raise Skipped("the memory of a service that runs elsewhere cannot be seen")
-    if "unloaded again" not in course.levels:
-        raise Skipped("the model was not loaded again")
-    first, second = course.levels["unloaded"], course.levels["unloaded again"]
-    model = max(0, course.levels["loaded again"] - first)
+    if run.service.pid is None:
+        raise StepSkipped("the memory of a service that runs elsewhere cannot be seen")
+    if "unloaded again" not in run.levels:
+        raise StepSkipped("the model was not loaded again")
+    first, second = run.levels["unloaded"], run.levels["unloaded again"]
+    model = max(0, run.levels["loaded again"] - first)
     kept = second - first
     if kept > max(_LEAST_LEAK, model // 2):
-        raise Failed(
+        raise StepFailed(
             f"after unload {kept / _MIB:.0f} MiB more are in use than after the first one: the model is still "
             "referred to (a global list, a cache, a thread?); @app.load(isolated=True) ends the process with the model"
         )
     return f"{model / _MIB:.0f} MiB for the model, {max(0, kept) / _MIB:.0f} MiB kept"
 
 
-def delete(course: Course) -> str:
+def delete(run: CheckRun) -> str:
     """The model is deleted, and is not there any more."""
-    client, subject = course.subject.client, course.subject
-    client.load(subject.algorithm, course.model_id)
-    client.delete(subject.algorithm, course.model_id)
-    _expect_not_loaded(course, "delete")
-    if not subject.trains:
+    client, service = run.service.client, run.service
+    client.load(service.algorithm, run.model_id)
+    client.delete(service.algorithm, run.model_id)
+    _expect_not_loaded(run, "delete")
+    if not service.trains:
         return ""
     try:
-        client.load(subject.algorithm, course.model_id)
+        client.load(service.algorithm, run.model_id)
     except MlpkitError:
         return ""
-    client.unload(subject.algorithm, course.model_id)
-    raise Doubtful("the model can still be loaded after delete: are its files elsewhere?")
+    client.unload(service.algorithm, run.model_id)
+    raise StepWarning("the model can still be loaded after delete: are its files elsewhere?")
 
 
 STEPS: Mapping[str, Step] = {
@@ -267,13 +318,13 @@ NEEDED = {"service", "train", "status", "load", "predict", "unload"}
 """Steps without which the later ones make no sense: when one fails, the rest is skipped."""
 
 
-def clean_up(course: Course) -> None:
+def clean_up(run: CheckRun) -> None:
     """Removes the uploaded data; what the service keeps of the job is its own."""
     from mlpkit.storage import open_storage
 
-    if course.location is not None:
-        with contextlib.closing(open_storage(course.subject.settings)) as storage:
-            storage.delete(f"{course.subject.settings.data_bucket}/{course.location}")
+    if run.location is not None:
+        with contextlib.closing(open_storage(run.service.settings)) as storage:
+            storage.delete(f"{run.service.settings.data_bucket}/{run.location}")
 
 
 def _plain_example(kind: str) -> Any:
@@ -295,30 +346,152 @@ def _examples_of(data: Path, kind: str) -> list[Any]:
     return found or [_plain_example(kind)]
 
 
-def _answer_or_error(course: Course, features: object) -> Any:
+def _answer_or_error(run: CheckRun, features: object) -> Any:
     try:
-        return course.predict(features)
+        return run.predict(features)
     except MlpkitError as error:
         return error
 
 
-def _expect_not_loaded(course: Course, after: str) -> None:
+def _expect_not_loaded(run: CheckRun, after: str) -> None:
     try:
-        course.predict(course.examples[0])
+        run.predict(run.examples[0])
     except (ModelNotLoaded, UnexpectedAnswer):
         return
     except MlpkitError as error:
-        raise Failed(f"after {after} a prediction should say that the model is not loaded, it says: {error}") from None
-    raise Failed(f"after {after} the model still answers predictions")
+        raise StepFailed(
+            f"after {after} a prediction should say that the model is not loaded, it says: {error}"
+        ) from None
+    raise StepFailed(f"after {after} the model still answers predictions")
 
 
-def _settled_memory(subject: Subject) -> int:
+def _settled_memory(service: CheckedService) -> int:
     """The memory once it has stopped falling: freed pages and ended processes take a moment."""
-    lowest, deadline = subject.memory(), time.monotonic() + _SETTLE_SECONDS
+    lowest, deadline = service.memory(), time.monotonic() + _SETTLE_SECONDS
     still = 0
     while still < 5 and time.monotonic() < deadline:
         time.sleep(0.1)
-        now = subject.memory()
+        now = service.memory()
         still = 0 if now < lowest else still + 1
         lowest = min(lowest, now)
     return lowest
+
+
+def bad_bodies(model_id: str) -> dict[str, bytes]:
+    """Bodies of predict requests by what is wrong with them."""
+
+    def body(**fields: object) -> bytes:
+        return json.dumps({"model_id": model_id, **fields}).encode()
+
+    return {
+        "no features": body(),
+        "text for features": body(features="text"),
+        "a number for features": body(features=1),
+        "null inside": body(features={"sentence": None}),
+        "empty features": body(features={}),
+        "wrong types inside": body(features={"sentence": {"a": [1, 2]}, "text": 1.5}),
+        "strange characters": body(features={"sentence": "\x00\ud83d\ude00\u202e\ufeff" * 50}),
+        "a long sentence": body(features={"sentence": "long " * 20_000}),
+        "text for params": body(features={}, params="text"),
+        "no model_id": b"{}",
+        "broken JSON": b'{"model_id": ',
+    }
+
+
+def ask_badly(run: CheckRun, name: str, body: bytes) -> bool:
+    """Sends such a body; True where it was refused, False where the algorithm answered it.
+
+    Raises:
+        StepFailed: no answer, a late one, one that the protocol does not have, a dead worker, or an impossible success.
+        StepWarning: the answer shows a traceback.
+    """
+    client = run.service.client
+    started, refused = time.monotonic(), False
+    try:
+        answer = client.request("POST", f"{client.prefix}predict", body)
+        data_of(answer)
+    except (ServiceUnreachable, TimeLimitExceeded, UnexpectedAnswer, WorkerLost) as error:
+        raise StepFailed(f"{name}: {error}") from None
+    except MlpkitError:
+        refused = True
+    seconds = time.monotonic() - started
+    if seconds > _LONGEST_SECONDS:
+        raise StepFailed(f"{name}: the answer took {seconds:.0f} s")
+    if name in _MUST_BE_REFUSED and not refused:
+        raise StepFailed(f"{name}: it was accepted")
+    if b"Traceback" in answer.body:
+        raise StepWarning(f"{name}: the answer shows a traceback")
+    return refused
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal, up to rounding: batches may add up floats in another order."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+        return one == other or abs(one - other) <= _ROUNDING * max(abs(one), abs(other), 1.0)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return bool(one == other)
+
+
+def excerpt(value: object) -> str:
+    """The beginning of a value as JSON, for a sentence."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST_EXCERPT else text[: _LONGEST_EXCERPT - 1] + "…"
+
+
+def run_check(
+    run: CheckRun,
+    *,
+    on_begin: Callable[[str], None] = lambda step: None,
+    on_end: Callable[[StepResult], None] = lambda outcome: None,
+) -> CheckReport:
+    """The report of the whole life of an algorithm.
+
+    `on_begin` gets the name of every step that begins, `on_end` its outcome; steps that a failure makes pointless are
+    skipped.
+    """
+    outcomes: list[StepResult] = []
+    broken = ""
+    with MemoryWatch(run.service) as memory:
+        for name, step in STEPS.items():
+            on_begin(name)
+            outcome = _outcome(name, step, run, memory) if not broken else _skipped(name, broken)
+            on_end(outcome)
+            outcomes.append(outcome)
+            if outcome.verdict == "failed" and name in NEEDED:
+                broken = name
+    try:
+        clean_up(run)
+    except MlpkitError as error:
+        logger.warning("the uploaded data could not be removed: {}", error)
+    return CheckReport(
+        target=run.service.target,
+        algorithm=run.service.algorithm,
+        outcomes=outcomes,
+        throughput=run.throughput,
+    )
+
+
+def _outcome(name: str, step: Step, run: CheckRun, memory: MemoryWatch) -> StepResult:
+    memory.take()
+    started = time.monotonic()
+    verdict: Verdict = "passed"
+    try:
+        sentence = step(run)
+    except StepSkipped as reason:
+        verdict, sentence = "skipped", str(reason)
+    except StepWarning as reason:
+        verdict, sentence = "warning", str(reason)
+    except (StepFailed, MlpkitError) as reason:
+        verdict, sentence = "failed", str(reason)
+    return StepResult(
+        step=name, verdict=verdict, sentence=sentence, seconds=time.monotonic() - started, memory=memory.take()
+    )
+
+
+def _skipped(name: str, broken: str) -> StepResult:
+    return StepResult(step=name, verdict="skipped", sentence=f"{broken} failed")

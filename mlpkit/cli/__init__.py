@@ -9,15 +9,13 @@ import click
 
 from mlpkit.cli.check import check
 from mlpkit.cli.data import data
-from mlpkit.cli.db import db
+from mlpkit.cli.foreground import predict, train
 from mlpkit.cli.new import new
-from mlpkit.cli.predict import predict
 from mlpkit.cli.remote import jobs, models
 from mlpkit.cli.run import run
-from mlpkit.cli.train import train
-from mlpkit.cli.version import version
 from mlpkit.errors import ArgumentError, DeclarationError, MlpkitError, SettingsError
 from mlpkit.nursery import at_the_foot
+from mlpkit.settings import load_settings
 
 
 class _InOrder(click.Group):
@@ -25,6 +23,53 @@ class _InOrder(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+
+@click.command()
+def version() -> None:
+    """Print the versions of mlpkit, Python and the packages below it.
+
+    \b
+    Example:
+      mlpkit version
+    """
+    import platform
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    from mlpkit import __version__
+
+    print(f"mlpkit {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    for package in ("starlette", "uvicorn", "anyio", "minio", "msgspec", "loguru"):
+        try:
+            print(f"  {package} {installed(package)}")
+        except PackageNotFoundError:
+            print(f"  {package} is not installed")
+
+
+@click.group(no_args_is_help=True)
+def db() -> None:
+    """Prepare the database that replicas share."""
+
+
+@db.command("init")
+def init_db() -> None:
+    """Make the tables that replicas share, where they are missing. The database itself must be there.
+
+    The settings say where: DB_HOST, DB_PORT, DB_USER, DB_PASS, ML_CLIENT_MLP_DB_NAME, MLP_CLIENT_DB_TYPE.
+
+    \b
+    Example:
+      DB_PASS=... mlpkit db init
+    """
+    settings = load_settings()
+    try:
+        from mlpkit.platform.database import make_tables
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"the package {error.name} is needed: pip install 'mlpkit[sql]'") from error
+
+    made, where = make_tables(settings)
+    print(f"made in {where}: {', '.join(made)}" if made else f"{where} has the tables already")
 
 
 commands = _InOrder(

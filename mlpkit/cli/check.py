@@ -13,7 +13,7 @@ import msgspec
 from mlpkit.cli.options import FILE, algorithm_name, as_json, check_kind, json_value, prefix, token
 
 if TYPE_CHECKING:
-    from mlpkit.check import CheckReport, Course, Subject
+    from mlpkit.check import CheckedService, CheckReport, CheckRun
 
 
 @click.command()
@@ -62,14 +62,14 @@ def check(
       mlpkit check http://127.0.0.1:8000 --kind text_classification --data reviews.tsv \\
           --junit check.xml
     """
-    from mlpkit.check import Course, to_json, write_junit
+    from mlpkit.check import CheckRun, to_json, write_junit
 
     check_kind(kind)
     values = msgspec.json.decode(json_value(parameters, "--parameters"))
     examples = _listed(features)
-    with _subject(target, algorithm, kind, examples, prefix, token) as subject:
-        course = Course(subject, data, values, timeout)
-        report = _shown(course, quiet=as_json)
+    with _subject(target, algorithm, kind, examples, prefix, token) as service:
+        run = CheckRun(service, data, values, timeout)
+        report = _shown(run, quiet=as_json)
     if as_json:
         print(to_json(report))
     if junit is not None:
@@ -86,7 +86,7 @@ def _listed(features: str | None) -> list[Any]:
 
 def _subject(
     target: str, algorithm: str | None, kind: str, examples: list[Any], prefix: str, token: str | None
-) -> AbstractContextManager[Subject]:
+) -> AbstractContextManager[CheckedService]:
     from mlpkit.check import running, started
     from mlpkit.client import Client
 
@@ -95,18 +95,16 @@ def _subject(
     return started(target, algorithm, examples)
 
 
-def _shown(course: Course, quiet: bool) -> CheckReport:
-    from mlpkit.check import run_check
+def _shown(run: CheckRun, quiet: bool) -> CheckReport:
+    from mlpkit.check import LiveTable, run_check, summary
 
     if quiet:
-        return run_check(course)
+        return run_check(run)
     from rich.console import Console
     from rich.text import Text
 
-    from mlpkit.check.table import LiveTable, summary
-
     console = Console()
-    with LiveTable(f"{course.subject.algorithm} of {course.subject.target}", console) as table:
-        report = run_check(course, on_begin=table.begin, on_end=table.end)
+    with LiveTable(f"{run.service.algorithm} of {run.service.target}", console) as table:
+        report = run_check(run, on_begin=table.begin, on_end=table.end)
     console.print(Text(summary(report), "bold green" if report.passed else "bold red"))
     return report

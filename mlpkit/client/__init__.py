@@ -5,8 +5,7 @@ It speaks to any service that keeps the platform's protocol; the routes beyond i
 """
 
 from mlpkit.client.answers import JobStatus, JobView, ModelView, Monitor, NodeInfo, Readiness, data_of
-from mlpkit.client.client import Client
-from mlpkit.client.job import JobHandle
+from mlpkit.client.client import Client, JobHandle
 from mlpkit.client.transport import Answer, Transport
 
 __all__ = [

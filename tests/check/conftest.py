@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlpkit.check import CheckReport, Course, Outcome, run_check, started
+from mlpkit.check import CheckReport, CheckRun, StepResult, run_check, started
 from tests.servers.foreign import foreign_service
 
 SCRIPT = """
@@ -52,7 +52,7 @@ class Checked:
 
     def __init__(self, report: CheckReport) -> None:
         self.report = report
-        self.steps: dict[str, Outcome] = {outcome.step: outcome for outcome in report.outcomes}
+        self.steps: dict[str, StepResult] = {outcome.step: outcome for outcome in report.outcomes}
 
     @property
     def failed(self) -> dict[str, str]:
@@ -90,7 +90,7 @@ def check(tmp_path: Path) -> Check:
         if data is not None:
             file = tmp_path / "data.tsv"
             file.write_text(data, encoding="utf-8")
-        with started(str(script), None, []) as subject:
-            return Checked(run_check(Course(subject, file, {}, timeout)))
+        with started(str(script), None, []) as service:
+            return Checked(run_check(CheckRun(service, file, {}, timeout)))
 
     return run

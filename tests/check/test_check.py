@@ -13,9 +13,18 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from mlpkit.check import CheckReport, Course, Outcome, run_check, running, to_json, write_junit
-from mlpkit.check.steps import STEPS
-from mlpkit.check.table import LiveTable, summary
+from mlpkit.check import (
+    STEPS,
+    CheckReport,
+    CheckRun,
+    LiveTable,
+    StepResult,
+    run_check,
+    running,
+    summary,
+    to_json,
+    write_junit,
+)
 from mlpkit.client import Client
 from mlpkit.errors import ArgumentError
 from mlpkit.settings import load_settings
@@ -28,9 +37,9 @@ REPORT = CheckReport(
     algorithm="mood",
     throughput=120.0,
     outcomes=[
-        Outcome(step="train", verdict="passed", seconds=0.5, memory=200 << 20),
-        Outcome(step="data", verdict="skipped", sentence="no data was given"),
-        Outcome(step="status", verdict="failed", sentence='ValueError: "no" & <none>', seconds=1.0),
+        StepResult(step="train", verdict="passed", seconds=0.5, memory=200 << 20),
+        StepResult(step="data", verdict="skipped", sentence="no data was given"),
+        StepResult(step="status", verdict="failed", sentence='ValueError: "no" & <none>', seconds=1.0),
     ],
 )
 
@@ -56,8 +65,8 @@ def test_an_algorithm_without_a_training_is_checked_from_load_on(check: Check) -
 @pytest.mark.timeout(180)
 def test_a_service_that_is_not_mlpkit_is_checked_too(foreign: str) -> None:
     client = Client(foreign, "/mlp")
-    with running(client, None, "text_custom", [{"sentence": "a"}, {"sentence": "b"}]) as subject:
-        report = run_check(Course(subject, timeout=30))
+    with running(client, None, "text_custom", [{"sentence": "a"}, {"sentence": "b"}]) as service:
+        report = run_check(CheckRun(service, timeout=30))
     verdicts = {outcome.step: outcome.verdict for outcome in report.outcomes}
     assert [name for name, verdict in verdicts.items() if verdict == "failed"] == ["bad input"]
     assert verdicts["memory"] == "skipped"
@@ -89,7 +98,7 @@ def test_the_report_as_junit(tmp_path: Path) -> None:
 
 def test_warnings_do_not_fail_a_report() -> None:
     warned = CheckReport(
-        target="", algorithm="", outcomes=[Outcome(step="delete", verdict="warning", sentence="still there")]
+        target="", algorithm="", outcomes=[StepResult(step="delete", verdict="warning", sentence="still there")]
     )
     assert warned.passed
     assert summary(warned) == "no step failed, 1 warning, 0.0 s"
@@ -122,8 +131,8 @@ def test_a_running_service_is_checked_through_its_own_store(
     try:
         client = Client(f"http://127.0.0.1:{port}")
         client.wait_ready(60)
-        with running(client, "mood", "text_classification", []) as subject:
-            report = run_check(Course(subject, data, {}, 60))
+        with running(client, "mood", "text_classification", []) as service:
+            report = run_check(CheckRun(service, data, {}, 60))
     finally:
         process.terminate()
         process.wait(60)

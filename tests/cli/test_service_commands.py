@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mlpkit.cli.reload import is_source
+from mlpkit.cli.run import is_source
 from mlpkit.client import Client
 from tests.cli.conftest import Run, environment_of
 from tests.servers import free_port, wait_until

@@ -148,7 +148,7 @@ def test_a_prediction_s_failures_are_told_apart(client: Client) -> None:
 
 
 def test_an_unknown_job_is_given_up(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlpkit.client.job._UNKNOWN_FOR", 0.2)
+    monkeypatch.setattr("mlpkit.client.client._UNKNOWN_SECONDS", 0.2)
     with pytest.raises(JobNotFound):
         client.job("mood", "nobody").wait(30)
 

@@ -27,7 +27,7 @@ _LAST_LINES = 15
 
 
 @dataclass
-class Subject:
+class CheckedService:
     """A service to check, and what is known of the algorithm.
 
     `trains` is False where it has no `train`; `pid` is None where the service's processes cannot be seen.
@@ -48,10 +48,10 @@ class Subject:
 
 
 class MemoryWatch:
-    """Samples a subject's memory twenty times a second in a thread while its block runs."""
+    """Samples a service's memory twenty times a second in a thread while its block runs."""
 
-    def __init__(self, subject: Subject) -> None:
-        self._subject, self._highest = subject, 0
+    def __init__(self, service: CheckedService) -> None:
+        self._subject, self._highest = service, 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="mlpkit-check-memory", daemon=True)
 
@@ -74,7 +74,7 @@ class MemoryWatch:
 
 
 @contextmanager
-def started(target: str, algorithm: str | None, examples: Sequence[Any]) -> Iterator[Subject]:
+def started(target: str, algorithm: str | None, examples: Sequence[Any]) -> Iterator[CheckedService]:
     """A service for a script, on a home that is removed afterwards, with one worker and the folder store.
 
     Raises:
@@ -96,11 +96,11 @@ def started(target: str, algorithm: str | None, examples: Sequence[Any]) -> Iter
             _running(target, port, client, environment, home / "service.log") as pid,
         ):
             known = examples or found.examples
-            yield Subject(target, client, settings, found.name, found.kind, known, "train" in found.hooks, pid)
+            yield CheckedService(target, client, settings, found.name, found.kind, known, "train" in found.hooks, pid)
 
 
 @contextmanager
-def running(client: Client, algorithm: str | None, kind: str, examples: Sequence[Any]) -> Iterator[Subject]:
+def running(client: Client, algorithm: str | None, kind: str, examples: Sequence[Any]) -> Iterator[CheckedService]:
     """A service that is running already; the settings of this process say which store it uses.
 
     Raises:
@@ -113,7 +113,7 @@ def running(client: Client, algorithm: str | None, kind: str, examples: Sequence
             f"the service has no algorithm {name!r}" if name else "name an algorithm of the service with --algorithm"
         )
         raise ArgumentError(f"{problem} ({', '.join(algorithms)})")
-    yield Subject(client.url, client, load_settings(), name, kind, examples)
+    yield CheckedService(client.url, client, load_settings(), name, kind, examples)
 
 
 def _environment(home: Path) -> dict[str, str]:
