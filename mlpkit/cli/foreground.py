@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlpkit.app import App
     from mlpkit.client.bar import ProgressBar
     from mlpkit.serving.messages import Answer, Load, Predict
-    from mlpkit.training import Job, Outcome
+    from mlpkit.training import Job, JobOutcome
 
 
 @click.command()
@@ -106,7 +106,7 @@ def _uploaded(data: Path | None, settings: Settings) -> Iterator[str]:
             storage.delete(path)
 
 
-def _run(app: App, job: Job, settings: Settings, data: Path | None) -> Outcome:
+def _run(app: App, job: Job, settings: Settings, data: Path | None) -> JobOutcome:
     import msgspec
 
     from mlpkit.client.bar import ProgressBar

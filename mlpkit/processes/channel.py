@@ -1,6 +1,6 @@
 """Frames on the socket between the server and a child: four bytes of length (big-endian), then the message.
 
-What is in a message is the business of the two ends (`training/trainer.py`, `serving/messages.py`): msgpack, never
+What is in a message is the business of the two ends (`training/local.py`, `serving/messages.py`): msgpack, never
 pickle.
 """
 

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from mlpkit.training.job import LONGEST_ID, STATES, Job, State, TrainJob, new_model_id
     from mlpkit.training.progress import Progress, Snapshot
     from mlpkit.training.queue import TrainingQueue
-    from mlpkit.training.run import Outcome, check_job, destination, run_train
+    from mlpkit.training.run import JobOutcome, check_job, destination, run_train
 
 __all__ = [
     "LONGEST_ID",
     "STATES",
     "Job",
-    "Outcome",
+    "JobOutcome",
     "Progress",
     "Snapshot",
     "State",
@@ -44,6 +44,6 @@ __getattr__ = front_door(
         ),
         **dict.fromkeys(("Progress", "Snapshot"), "mlpkit.training.progress"),
         "TrainingQueue": "mlpkit.training.queue",
-        **dict.fromkeys(("Outcome", "check_job", "destination", "run_train"), "mlpkit.training.run"),
+        **dict.fromkeys(("JobOutcome", "check_job", "destination", "run_train"), "mlpkit.training.run"),
     },
 )

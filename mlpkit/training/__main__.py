@@ -1,5 +1,5 @@
-"""The process of one training job: `python -m mlpkit.training CHANNEL`, started by `trainer.Trainer` only."""
+"""The process of one training job: `python -m mlpkit.training CHANNEL`, started by `local.Trainer` only."""
 
-from mlpkit.training.trainer import main
+from mlpkit.training.local import main
 
 main()

@@ -36,10 +36,10 @@ from mlpkit.training.devices import Devices
 from mlpkit.training.job import Job
 from mlpkit.training.joblog import JobLog, file_name
 from mlpkit.training.journal import Journal
+from mlpkit.training.local import Trainer
 from mlpkit.training.progress import Snapshot
 from mlpkit.training.retention import Retention
-from mlpkit.training.run import Outcome
-from mlpkit.training.trainer import Trainer
+from mlpkit.training.run import JobOutcome
 
 T = TypeVar("T")
 
@@ -256,7 +256,7 @@ class TrainingQueue:
                 if place.on_disk or await self._accept(place):
                     place.answered.set()
                     problem = self._why_not_again(place.job)
-                    outcome = Outcome("error", problem) if problem else await self._take_turn(place)
+                    outcome = JobOutcome("error", problem) if problem else await self._take_turn(place)
                     while outcome is not None and outcome.lost and not self._why_not_again(place.job):
                         if self._closing.is_set():
                             outcome = None
@@ -288,7 +288,7 @@ class TrainingQueue:
         logger.info("job [{}] of {} was accepted", place.job.model_id, place.job.algorithm)
         return True
 
-    async def _take_turn(self, place: _Place) -> Outcome | None:
+    async def _take_turn(self, place: _Place) -> JobOutcome | None:
         """Waits for the job's turn and runs it; None when it was told to stop."""
         if place.asked:
             return None
@@ -300,7 +300,7 @@ class TrainingQueue:
                 return await self._run(place, devices)
         return None
 
-    async def _run(self, place: _Place, devices: tuple[str, ...]) -> Outcome:
+    async def _run(self, place: _Place, devices: tuple[str, ...]) -> JobOutcome:
         def on_progress(progress: Snapshot) -> None:
             place.job = msgspec.structs.replace(place.job, progress=progress)
 
@@ -321,9 +321,9 @@ class TrainingQueue:
                 return await trainer.run()
         except Exception as error:
             logger.exception("job [{}] could not be run", job.model_id)
-            return Outcome("error", f"the training process could not be run: {error}")
+            return JobOutcome("error", f"the training process could not be run: {error}")
 
-    async def _finish(self, place: _Place, outcome: Outcome | None) -> None:
+    async def _finish(self, place: _Place, outcome: JobOutcome | None) -> None:
         job, now = place.job, time.time()
         if outcome is not None:
             job = job.moved(outcome.state, message=outcome.message, ended=now)

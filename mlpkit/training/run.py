@@ -1,6 +1,6 @@
 """One training run in this process: checks the data, calls the algorithm's `train`, stores what it made.
 
-The child process of a job does this (`trainer.py`), and so does the command line, in the foreground.
+The child process of a job does this (`local.py`), and so does the command line, in the foreground.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _WELL_KNOWN = frozenset(
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """How a training ended. `message` is for people; `trace` is the user's traceback, for the log only.
 
     `lost`: its process was killed for no fault of its own, so it may run again.
@@ -50,7 +50,7 @@ class Outcome:
 
 def run_train(
     app: App, job: Job, settings: Settings, folder: Path, progress: Progress, data_name: str | None = None
-) -> Outcome:
+) -> JobOutcome:
     """Runs the job here and now; never raises.
 
     `folder` must be empty: the handler's `out` is made in it. `data_name` is what messages call the data file, where
@@ -59,12 +59,12 @@ def run_train(
     try:
         _train(app, job, settings, folder, progress, data_name)
     except UserCodeError as error:
-        return Outcome("error", _sentence(error.kind, str(error)), error.trace)
+        return JobOutcome("error", _sentence(error.kind, str(error)), error.trace)
     except MlpkitError as error:
-        return Outcome("error", _cut(str(error)))
+        return JobOutcome("error", _cut(str(error)))
     except BaseException as error:
-        return Outcome("error", _sentence(type(error).__name__, str(error)), traceback.format_exc())
-    return Outcome("completed")
+        return JobOutcome("error", _sentence(type(error).__name__, str(error)), traceback.format_exc())
+    return JobOutcome("completed")
 
 
 def check_job(algorithm: Algorithm, job: Job, settings: Settings) -> None:

@@ -13,9 +13,9 @@ import pytest
 from mlpkit.log import LogRecord
 from mlpkit.processes import BlockingChannel
 from mlpkit.settings import Settings
-from mlpkit.training import Outcome
-from mlpkit.training.trainer import Dropped, Ended, Line, Report
-from mlpkit.training.trainer import _decoder as decoder
+from mlpkit.training import JobOutcome
+from mlpkit.training.local import Dropped, Ended, Line, Reporter
+from mlpkit.training.local import _decoder as decoder
 from tests.conftest import Report as Show
 from tests.training.conftest import OpenQueue, end_of, job, reached, train, until
 
@@ -133,10 +133,10 @@ async def test_full_log_counts_what_it_drops_and_keeps_the_reason(open_queue: Op
 def test_lines_past_the_limit_do_not_cross_the_channel() -> None:
     ours, theirs = socket.socketpair()
     channel = BlockingChannel(theirs)
-    report = Report(channel, "u", 1000)
+    report = Reporter(channel, "u", 1000)
     for _ in range(5000):
         report.line(LogRecord(0.0, "INFO", "x" * 99))
-    report.ended(Outcome("completed"))
+    report.ended(JobOutcome("completed"))
     channel.close()
 
     with ours:

@@ -32,7 +32,7 @@ from mlpkit.settings import Settings, decode_settings, encode_settings
 from mlpkit.training.job import Job
 from mlpkit.training.joblog import JobLog
 from mlpkit.training.progress import Progress, Snapshot
-from mlpkit.training.run import Outcome, run_train
+from mlpkit.training.run import JobOutcome, run_train
 
 _MODULE = "mlpkit.training"
 _MEMORY_INTERVAL = 0.5
@@ -48,7 +48,7 @@ _THREADS = (
 )
 
 
-class Start(msgspec.Struct, frozen=True, array_like=True):
+class StartTraining(msgspec.Struct, frozen=True, array_like=True):
     """What a child gets: all that it needs, and nothing more ever."""
 
     target: str
@@ -91,7 +91,7 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, tag=5):
     trace: str
 
 
-_start_decoder = msgspec.msgpack.Decoder(Start)
+_start_decoder = msgspec.msgpack.Decoder(StartTraining)
 _decoder = msgspec.msgpack.Decoder(Started | Line | Dropped | Moved | Ended)
 
 
@@ -121,7 +121,7 @@ class Trainer:
         self._started, self._closed, self._done = anyio.Event(), anyio.Event(), anyio.Event()
         self._ended: Ended | None = None
 
-    async def run(self) -> Outcome:
+    async def run(self) -> JobOutcome:
         """Runs the job in a process of its own, and says how it ended. A cancellation kills the process.
 
         Raises:
@@ -156,12 +156,14 @@ class Trainer:
             await self._closed.wait()
         return exit
 
-    def _outcome(self, exit: Exit) -> Outcome:
+    def _outcome(self, exit: Exit) -> JobOutcome:
         if self._ended is not None:
-            return Outcome(self._ended.state, self._ended.message, self._ended.trace)
+            return JobOutcome(self._ended.state, self._ended.message, self._ended.trace)
         if exit.asked:
-            return Outcome("error", f"the training process {exit.asked}" if exit.lost else exit.asked, lost=exit.lost)
-        return Outcome("error", f"the training process {exit.words} before train returned")
+            return JobOutcome(
+                "error", f"the training process {exit.asked}" if exit.lost else exit.asked, lost=exit.lost
+            )
+        return JobOutcome("error", f"the training process {exit.words} before train returned")
 
     async def _limit_time(self, child: Child) -> None:
         limit = self._settings.start_timeout
@@ -211,8 +213,8 @@ class Trainer:
                     self._done.set()
         self._log.flush()
 
-    def _start_message(self, folder: str) -> Start:
-        return Start(
+    def _start_message(self, folder: str) -> StartTraining:
+        return StartTraining(
             target=self._target,
             sys_path=[os.path.abspath(each) for each in sys.path],
             settings=encode_settings(self._settings),
@@ -246,7 +248,7 @@ def _make_folder(parent: Path) -> str:
     return tempfile.mkdtemp(dir=parent.resolve(), prefix="train-")
 
 
-class Report:
+class Reporter:
     """The child's end of the channel. Lines past `room` bytes are only counted: they cost the server nothing."""
 
     def __init__(self, channel: BlockingChannel, uuid: str, room: int) -> None:
@@ -277,7 +279,7 @@ class Report:
         """Says that the script is imported."""
         self._send(Started())
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: JobOutcome) -> None:
         """Sends the outcome, and how much log was dropped."""
         self._send(Dropped(self._lines, self._bytes))
         self._send(Ended(outcome.state, outcome.message, printable(outcome.trace)))
@@ -304,7 +306,7 @@ def main() -> None:
         return
     start = _start_decoder.decode(message)
     settings = decode_settings(start.settings)
-    report = Report(channel, start.job.log_uuid, start.log_room)
+    report = Reporter(channel, start.job.log_uuid, start.log_room)
     progress = report.progress = Progress(report.moved)
     configure_child(report.line, process="train", level=settings.log_level)
     capture_streams(on_redrawn=progress.redrawn)
@@ -320,7 +322,7 @@ def main() -> None:
     report.ended(outcome)
 
 
-def _run(start: Start, settings: Settings, report: Report, progress: Progress) -> Outcome:
+def _run(start: StartTraining, settings: Settings, report: Reporter, progress: Progress) -> JobOutcome:
     try:
         lock = _hold(Path(start.lock))
         app = import_app(start.target)
@@ -328,7 +330,7 @@ def _run(start: Start, settings: Settings, report: Report, progress: Progress) -
         with lock:
             return run_train(app, start.job, settings, Path(start.folder), progress)
     except MlpkitError as error:
-        return Outcome("error", str(error))
+        return JobOutcome("error", str(error))
 
 
 def _hold(path: Path) -> IO[bytes]:
