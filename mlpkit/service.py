@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
@@ -248,10 +248,10 @@ class _Server(uvicorn.Server):
             # uvicorn has logged the system's own words.
             place = f"{self.config.host}:{self.config.port}"
             raise SettingsError(f"cannot listen on {place}: is the port in use? --port chooses another") from None
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        url = url_of(self.servers[0].sockets[0].getsockname())
         names = ", ".join(self._service.app.build())
         store = self._service.settings.minio_host or self._service.settings.home / "storage"
-        logger.info("serving {} on http://{}:{} (store: {})", names, host, port, store)
+        logger.info("serving {} on {} (store: {})", names, url, store)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._loop.call_soon_threadsafe(self._stop)
@@ -271,6 +271,12 @@ class _Server(uvicorn.Server):
         if not self.force_exit:
             self.config.timeout_graceful_shutdown = max(1, math.ceil(end - time.monotonic()))
         self.should_exit = True
+
+
+def url_of(address: tuple[Any, ...]) -> str:
+    """The URL of a socket's address, which begins with host and port."""
+    host, port = address[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _open_cluster(app: App, settings: Settings, models: Models, training: TrainingQueue) -> Cluster:

@@ -98,6 +98,21 @@ def choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def choice_or_boolean(*words: str) -> Callable[[str], str]:
+    """A reader of `on`, `off` (as `boolean` spells them) or one of these words."""
+
+    def parse(text: str) -> str:
+        word = text.strip().lower()
+        if word in words:
+            return word
+        try:
+            return "on" if boolean(word) else "off"
+        except ValueError as error:
+            raise ValueError(f"{error}, {', '.join(words)}") from None
+
+    return parse
+
+
 def names(text: str) -> tuple[str, ...]:
     """Names that are separated by commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
@@ -309,7 +324,12 @@ class Settings:
         "MLPKIT_LOG_LEVEL", "info", choice("trace", "debug", "info", "warning", "error"), "Least level that is logged."
     )
     log_format: str = _setting("MLPKIT_LOG_FORMAT", "text", choice("text", "json"), "Shape of a log line.")
-    access_log: bool = _setting("MLPKIT_ACCESS_LOG", True, boolean, "One log line a request.")
+    access_log: str = _setting(
+        "MLPKIT_ACCESS_LOG",
+        "on",
+        choice_or_boolean("no-probes"),
+        "One log line a request; `no-probes` leaves out the answers 200 to `/health/*`.",
+    )
     job_log_size: int = _setting(
         "MLPKIT_JOB_LOG_SIZE",
         10 << 20,

@@ -36,7 +36,7 @@ def user_error(error: BaseException) -> UserCodeError:
     """What the user's code raised, with the traceback from the user's first frame on.
 
     The text is the exception's own, as the original's answers have it; SystemExit and its like also get their names,
-    and so does MemoryError, which mostly has no text.
+    and so does an exception without a text.
     """
     if isinstance(error, UserCodeError):
         return error
@@ -56,7 +56,10 @@ def original(error: BaseException) -> BaseException:
 def _text(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return f"MemoryError: {error}" if str(error) else "MemoryError: the process could not get more memory"
-    return str(error) if isinstance(error, Exception) else f"{type(error).__name__}: {error}"
+    text = str(error)
+    if not text.strip():
+        return type(error).__name__
+    return text if isinstance(error, Exception) else f"{type(error).__name__}: {text}"
 
 
 def _from_first_own_frame(frames: TracebackType | None) -> TracebackType | None:

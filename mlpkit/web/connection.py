@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from mlpkit.web.exchange import lines_of
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from mlpkit.web.exchange import Header
     from mlpkit.web.express import Express, GiveUp
 
+_OFFERS = (b"upgrade", b"http2-settings")
+"""Headers, and tokens of `Connection`, that offer to go on in another protocol."""
 _HELD_SECONDS = 1.0
 """For so long a body is waited for here; then it is read with uvicorn's flow control and a limit of time."""
 
@@ -48,8 +51,8 @@ class Connection(HttpToolsProtocol):
         self._express = express
         self._raw_path = express.path.encode()
         self._held: _Turn | None = None
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._body: bytes | bytearray = b""
+        """What has arrived of the body of the prediction that is held."""
         self._deadline: TimerHandle | None = None
         self._give_up: GiveUp | None = None
         self._between = True
@@ -66,19 +69,61 @@ class Connection(HttpToolsProtocol):
             if self._predict_known(data):
                 return
             self._piece = data
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._read(data)
+        except HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
         self._piece = b""
         if self._held is not None and self._deadline is None:
             self._deadline = self.loop.call_later(_HELD_SECONDS, self._let_go)
+
+    def _read(self, data: bytes) -> None:
+        """Parses what has arrived.
+
+        Raises:
+            HttpParserError: it is not HTTP.
+        """
+        while True:
+            try:
+                return self.parser.feed_data(data)
+            except HttpParserUpgrade as offer:
+                if self._is_connect():
+                    raise HttpParserError("CONNECT is not supported") from None
+                # The parser takes all that follows this head for another protocol, the body too.
+                data = self._head_without_offer() + data[offer.args[0] :]
+                self.parser = HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _is_connect(self) -> bool:
+        method: bytes = self.parser.get_method()
+        return method == b"CONNECT"
+
+    def _has_offer(self) -> bool:
+        """Whether the request that is being parsed offers to go on in another protocol, such as HTTP/2."""
+        return self.parser.should_upgrade() and not self._is_connect()
+
+    def _head_without_offer(self) -> bytes:
+        """The head that was parsed, as the caller would send it without its offer to upgrade: that is not taken up."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b", ".join(token for token in value.split(b",") if token.strip().lower() not in _OFFERS)
+            if name not in _OFFERS:
+                lines.append(b"%b: %b" % (name, value))
+        return b"\r\n".join([*lines, b"\r\n"])
 
     def on_message_begin(self) -> None:
         self._between = False
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        if self._has_offer():
+            return
         if self._is_short():
             self._held = turn = _Turn(self.parser.should_keep_alive())
-            self.cycle, self._size = turn, 0
+            self.cycle = turn
         else:
             super().on_headers_complete()
 
@@ -108,13 +153,20 @@ class Connection(HttpToolsProtocol):
         if self._held is None:
             super().on_body(body)
             return
-        self._parts.append(body)
-        self._size += len(body)
-        if self._size > self._express.limit:
+        if not self._body:
+            self._body = body
+        elif isinstance(self._body, bytes):
+            self._body = bytearray(self._body + body)
+        else:
+            # A list of a million small chunks would take a quarter of a second to join and to free.
+            self._body += body
+        if len(self._body) > self._express.limit:
             self._let_go()
 
     def on_message_complete(self) -> None:
         self._between = True
+        if self._has_offer():
+            return
         if self._held is None or not self._predict(self._held):
             self._let_go()
             super().on_message_complete()
@@ -128,13 +180,12 @@ class Connection(HttpToolsProtocol):
 
     def _predict(self, turn: _Turn) -> bool:
         """Whether the prediction that is held has begun."""
-        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        scope = self._named_scope()
+        body, scope = bytes(self._body), self._named_scope()
         self._give_up = self._express.begin(scope, body, partial(self._send, turn))
         if self._give_up is None:
             return False
         if self._piece and turn.keep_alive:
-            self._express.heads.learn(self._piece, self._size, scope)
+            self._express.heads.learn(self._piece, len(body), scope)
         self._forget()
         return True
 
@@ -154,16 +205,17 @@ class Connection(HttpToolsProtocol):
     def _let_go(self) -> None:
         """Gives a prediction to uvicorn, if one is held, with what has arrived of its body."""
         if self._held is not None:
-            turn, parts = self._held, self._parts
+            turn, body = self._held, self._body
             self._forget()
             self.cycle = None
             super().on_headers_complete()
             self.cycle.keep_alive &= turn.keep_alive
-            for each in parts:
-                super().on_body(each)
+            if body:
+                # In one piece: for each of many small ones, older versions of uvicorn copy all that came before it.
+                super().on_body(bytes(body))
 
     def _forget(self) -> None:
-        self._held, self._parts = None, []
+        self._held, self._body = None, b""
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None

@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What a handler gets: the checked fields, and where the request came from. `path` and `query` are decoded."""
+    """What a handler gets: the checked fields, and where the request came from. `path` and `query` are decoded.
+
+    `root_path` is what the server, or an application that this one is mounted in, has put before the path.
+    """
 
     arguments: Arguments
     caller_uuid: str | None
     uuid: str
     peer: str
     path: Mapping[str, str]
+    root_path: str
     query: Mapping[str, str]
 
 
@@ -68,5 +72,6 @@ class Endpoint:
             uuid=exchange.uuid,
             peer=scope["client"][0] if scope.get("client") else "",
             path=scope.get("path_params", {}),
+            root_path=scope.get("root_path", ""),
             query=query_values(scope["query_string"]),
         )

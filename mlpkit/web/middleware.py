@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from mlpkit.errors import MlpkitError, Overloaded, ServiceStopping, Unauthorized
+from mlpkit.errors import MalformedBody, MlpkitError, Overloaded, ServiceStopping, Unauthorized
 from mlpkit.log import LogRecord, request_uuid
 from mlpkit.web.answers import failure
 from mlpkit.web.body import ClientGone
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from mlpkit.web.parts import Parts
     from mlpkit.web.predict import Predict
 
-_READ = frozenset((b"content-type", b"x-request-id", b"authorization", b"origin"))
+_READ = frozenset((b"content-type", b"content-encoding", b"x-request-id", b"authorization", b"origin"))
 _WANTED = "mlpkit.wanted_headers"
+_PROBES = ("health/live", "health/ready")
+_OPEN_PATHS = ("/health/live", "/health/ready", "/docs")
+"""Paths that need no token: none of them tells or changes anything of a model or a job."""
 _CLIENT_CLOSED = 499
 _PREFLIGHT = (
     (b"access-control-allow-methods", b"*"),
@@ -34,13 +37,21 @@ _PREFLIGHT = (
 )
 
 
+def route_path(scope: Scope) -> str:
+    """The decoded path as the routes have it: without the root path that a server or a mount puts before it."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
 class Edge:
     """The application's outside: what enters gets a uuid and a line in the log, what leaves is a clear answer."""
 
     def __init__(self, parts: Parts, counts: RequestCounts, *, predict: Predict, router: ASGIApp) -> None:
         settings = parts.settings
         self._settings, self._log, self._state = settings, parts.log, parts.state
-        self._access_log = settings.access_log
+        self._access_log = settings.access_log != "off"
+        self._unlogged = _PROBES if settings.access_log == "no-probes" else ()
         self.predict, self._router, self._counts = predict, router, counts
         self.predict_path = settings.api_prefix + "predict"
         self._cancel_paths = ("/cancel", settings.api_prefix + "cancel")
@@ -56,7 +67,7 @@ class Edge:
         reset = request_uuid.set("-")
         try:
             self.admit(exchange)
-            if scope["path"] == self.predict_path:
+            if route_path(scope) == self.predict_path:
                 exchange.route = "predict"
                 await self.predict(scope, receive, send)
             else:
@@ -87,7 +98,7 @@ class Edge:
     def note(self, exchange: Exchange, seconds: float) -> None:
         """Counts a request that was answered after so long, and writes its line of the access log."""
         self._counts.add(exchange.route, exchange.word or "success", seconds)
-        if self._access_log:
+        if self._access_log and not (exchange.route in self._unlogged and exchange.status == 200):
             scope, word = exchange.scope, f" {exchange.word}" if exchange.word else ""
             text = (
                 f"{scope['method']} {_shown_path(scope)} {exchange.status}{word} "
@@ -99,7 +110,7 @@ class Edge:
         """Takes from the headers what this layer needs, and refuses what may not enter.
 
         Raises:
-            Unauthorized, ServiceStopping, Overloaded: the request may not enter.
+            Unauthorized, MalformedBody, ServiceStopping, Overloaded: the request may not enter.
         """
         scope = exchange.scope
         headers = scope.get(_WANTED)
@@ -116,6 +127,8 @@ class Edge:
             self._allow_origin(scope, headers.get(b"origin", b""), exchange)
         if self._token:
             self._check_token(scope, headers.get(b"authorization", b""))
+        if b"content-encoding" in headers:
+            _check_encoding(headers[b"content-encoding"].decode("latin-1").strip())
         if self._state.phase != "ready":
             if self._state.phase == "draining":
                 # The next request on this connection would meet a closed one.
@@ -130,15 +143,15 @@ class Edge:
                 exchange.headers += _PREFLIGHT
 
     def _check_token(self, scope: Scope, authorization: bytes) -> None:
-        # A browser sends no credentials with a preflight, and a probe of the orchestrator has none.
-        if scope["method"] == "OPTIONS" or scope["path"].startswith("/health/"):
+        # A browser sends no credentials with a preflight or to open a page, and a probe of the orchestrator has none.
+        if scope["method"] == "OPTIONS" or route_path(scope) in _OPEN_PATHS:
             return
         scheme, _, token = authorization.partition(b" ")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
             raise Unauthorized("a valid token is needed: Authorization: Bearer <MLPKIT_TOKEN>")
 
     def _refuse_new_work(self, scope: Scope) -> None:
-        if scope["method"] != "POST" or scope["path"] in self._cancel_paths:
+        if scope["method"] != "POST" or route_path(scope) in self._cancel_paths:
             return
         if self._state.phase == "draining":
             raise ServiceStopping("the service is stopping and takes no new work")
@@ -149,6 +162,13 @@ async def _refuse_other(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.close", "code": 1003, "reason": "there are no websockets here"})
+
+
+def _check_encoding(encoding: str) -> None:
+    if encoding.lower() not in ("", "identity"):
+        raise MalformedBody(
+            f"the body is sent with Content-Encoding: {encoding[:40]}, which is not supported: send it uncompressed"
+        )
 
 
 def _shown_path(scope: Scope) -> str:

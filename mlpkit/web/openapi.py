@@ -43,13 +43,17 @@ class DocumentRoutes:
         self._algorithms, self._prefix = parts.algorithms, parts.settings.api_prefix
         self.entries = [Entry("GET", "openapi.json", self.openapi), Entry("GET", "docs", self.docs)]
         self._tables = [*tables, ("/", self.entries)]
-        self._document = b""
+        self._documents: dict[str, bytes] = {}
 
     async def openapi(self, request: Request) -> Answer:
         """This description, as OpenAPI 3.1."""
-        if not self._document:
-            self._document = to_json(describe(self._algorithms, self._prefix, self._tables))
-        return Answer(self._document)
+        root_path = request.root_path
+        if root_path not in self._documents:
+            document = describe(self._algorithms, self._prefix, self._tables)
+            if root_path:
+                document["servers"] = [{"url": root_path}]
+            self._documents[root_path] = to_json(document)
+        return Answer(self._documents[root_path])
 
     async def docs(self, request: Request) -> Answer:
         """A page that shows this description and sends requests; it loads nothing from elsewhere."""

@@ -6,6 +6,7 @@ Source: `tests/wire/PROTOCOL.md`, sections 1.2 to 1.4; its section 8 says where 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,12 @@ Value = str | msgspec.Raw
 """A field as it arrived: text from a query or a form, or JSON."""
 
 _MOST_FORM_FIELDS = 1000
+_SEARCHED = 1 << 20
+"""Bytes of a body that are searched for the reason why it is not JSON."""
+_LONE_SURROGATE = re.compile(
+    rb"(?<!\\)(?:\\\\)*(?:\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
 _json_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _json_text = msgspec.json.Decoder(str)
 _json_list = msgspec.json.Decoder(list[msgspec.Raw])
@@ -188,9 +195,16 @@ def json_values(body: bytes) -> dict[str, Value]:
     except msgspec.ValidationError:
         raise MalformedBody("the body must be a JSON object") from None
     except msgspec.DecodeError as error:
-        raise MalformedBody(f"the body is not valid JSON: {error}") from None
+        raise MalformedBody(f"the body is not valid JSON: {_why_not_json(text, error)}") from None
     except RecursionError:
         raise MalformedBody("the body is nested too deep") from None
+
+
+def _why_not_json(body: bytes, error: msgspec.DecodeError) -> str:
+    lone = _LONE_SURROGATE.search(body, 0, _SEARCHED)
+    if lone is None:
+        return str(error)
+    return f"{lone[0].decode()[-6:]} (byte {lone.end() - 6}) is half of a surrogate pair: was the text cut there?"
 
 
 def _as_utf8(body: bytes) -> bytes:

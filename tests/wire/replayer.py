@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ PROFILES: dict[str, dict[str, str]] = {
 """The environment of each profile that needs no database."""
 
 _ENVIRONMENT = {"CONNECT_KAFKA": "false", "CHECKER_START": "false", "MLP_CLIENT_MODE": "standalone"}
+_COMMAND = ("-m", "mlpkit", "run", "wire_algorithms:app")
 _START_TIMEOUT, _STOP_TIMEOUT, _ANSWER_TIMEOUT = 60.0, 20.0, 20.0
 _HOLES = {"<generated id>": r"[0-9a-f]{32}_[0-9]{14}", "<trace>": r"(?s:.*)"}
 _ANY_NUMBER = ("<worker index>", "<int>", "<float>")
@@ -80,7 +81,7 @@ def read_cases() -> list[Case]:
 class Service:
     """A service with the scripted algorithms in the environment of a profile, in a process of its own."""
 
-    def __init__(self, profile: str, **environment: str) -> None:
+    def __init__(self, profile: str, *, command: Sequence[str] = _COMMAND, **environment: str) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="wire-")
         state = Path(self.folder.name) / "state"
         state.mkdir()
@@ -91,10 +92,7 @@ class Service:
         self._process = subprocess.Popen(
             [
                 sys.executable,
-                "-m",
-                "mlpkit",
-                "run",
-                "wire_algorithms:app",
+                *command,
                 "--host",
                 "127.0.0.1",
                 "--port",
