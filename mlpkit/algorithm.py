@@ -9,9 +9,10 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
 
 from mlpkit.errors import DeclarationError, did_you_mean
+from mlpkit.formats import kind_names
 from mlpkit.injection import FIELDS, Plan, calling_place, compile_plan, where
 
 if TYPE_CHECKING:
@@ -19,17 +20,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 O = TypeVar("O", bound="TrainOptions | LoadOptions | PredictOptions")  # noqa: E741 - a type variable
-Kind = Literal[
-    "text_classification",
-    "text_sequence_labeling",
-    "text_cluster",
-    "text_generation",
-    "relation_extraction",
-    "text_custom",
-]
-KINDS: tuple[str, ...] = get_args(Kind)
-"""The kinds of algorithms of the platform; `text_custom` checks nothing."""
-
 _LONGEST_NAME = 32
 
 
@@ -369,9 +359,10 @@ def _mistakes_of_declaration(name: object, kind: object, examples: object) -> li
     found = []
     if not isinstance(name, str) or not 1 <= len(name) <= _LONGEST_NAME or not name.isprintable():
         found.append(f"an algorithm's name is a string of 1 to {_LONGEST_NAME} printable characters, not {name!r}")
-    if kind not in KINDS:
+    kinds = kind_names()
+    if kind not in kinds:
         found.append(
-            f"algorithm {name!r} has no kind {kind!r}{did_you_mean(str(kind), KINDS)}\n  kinds: {', '.join(KINDS)}"
+            f"algorithm {name!r} has no kind {kind!r}{did_you_mean(str(kind), kinds)}\n  kinds: {', '.join(kinds)}"
         )
     if isinstance(examples, (str, bytes, Mapping)) or not isinstance(examples, Sequence):
         found.append(f"examples of algorithm {name!r} is a list of features, not {examples!r}")

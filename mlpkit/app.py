@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from mlpkit.algorithm import Algorithm, Hook, Kind
+from mlpkit.algorithm import Algorithm, Hook
 from mlpkit.errors import DeclarationError
 from mlpkit.injection import calling_frame, calling_place
 
@@ -36,11 +36,11 @@ class App(Algorithm):
 
     Args:
         name: the algorithm's name in requests, at most 32 characters.
-        kind: what its answers look like; see `KINDS`.
+        kind: what its data and answers look like; see `mlpkit.formats.KINDS`.
         examples: a few `features` that `mlpkit check` predicts.
     """
 
-    def __init__(self, name: str, *, kind: Kind = "text_custom", examples: Sequence[Any] = ()) -> None:
+    def __init__(self, name: str, *, kind: str = "text_custom", examples: Sequence[Any] = ()) -> None:
         super().__init__(name, kind=kind, examples=examples)
         caller = calling_frame().f_globals
         self.origin = Origin(caller.get("__name__", "__main__"), caller.get("__file__"))
@@ -51,7 +51,7 @@ class App(Algorithm):
         self._lifecycle: dict[Lifecycle, list[Hook]] = {"on_start": [], "on_stop": []}
         self._asgi: ASGIApp | None = None
 
-    def algorithm(self, name: str, *, kind: Kind = "text_custom", examples: Sequence[Any] = ()) -> Algorithm:
+    def algorithm(self, name: str, *, kind: str = "text_custom", examples: Sequence[Any] = ()) -> Algorithm:
         """A further algorithm of this app, with decorators of its own."""
         other = Algorithm(name, kind=kind, examples=examples)
         self._others.append(other)

@@ -7,6 +7,7 @@ A step returns a sentence, or raises: `StepFailed` with a sentence of its own, `
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import secrets
 import time
@@ -31,12 +32,11 @@ from mlpkit.errors import (
     UnexpectedAnswer,
     WorkerLost,
 )
+from mlpkit.formats import kind_of
 
 _MIB = 1 << 20
 _AT_ONCE = 32
 _SETTLE_SECONDS = 3.0
-_MAY_DIFFER = ("text_generation", "text_custom")
-"""Kinds whose answers may differ from one time to the next."""
 _LEAST_LEAK = 24 * _MIB
 _LONGEST_EXCERPT = 100
 _ROUNDING = 1e-4
@@ -94,11 +94,11 @@ def upload_data(run: CheckRun) -> str:
     service = run.service
     run.examples = list(service.examples)
     if run.data is None:
-        run.examples = run.examples or [_plain_example(service.kind)]
+        run.examples = run.examples or [dict(kind_of(service.kind).example)]
         raise StepSkipped("no data was given (--data FILE)")
     if not run.data.is_file():
         raise StepFailed(f"there is no file {run.data}")
-    findings = check_rows(run.data, service.kind, name=run.data.name) if service.kind != "text_custom" else None
+    findings = check_rows(run.data, service.kind, name=run.data.name) if kind_of(service.kind).checked else None
     if findings is not None and findings.fatal:
         raise StepFailed(f"{findings.summary()}; `mlpkit data check` shows every row")
     run.examples = run.examples or _examples_of(run.data, service.kind)
@@ -188,8 +188,8 @@ def check_kind(run: CheckRun) -> str:
     from mlpkit.formats import check_answer
 
     kind = run.service.kind
-    if kind == "text_custom":
-        raise StepSkipped("kind text_custom prescribes nothing")
+    if kind_of(kind).answer is None:
+        raise StepSkipped(f"kind {kind} prescribes nothing")
     for features, answer in zip(run.examples, run.answers, strict=True):
         try:
             check_answer(kind, answer)
@@ -204,7 +204,7 @@ def predict_again(run: CheckRun) -> str:
         second = run.predict(features)
         if not same(answer, second):
             sentence = f"the same features got {excerpt(answer)} and then {excerpt(second)}"
-            if run.service.kind in _MAY_DIFFER:
+            if kind_of(run.service.kind).may_differ:
                 raise StepWarning(sentence)
             raise StepFailed(sentence)
     return ""
@@ -222,7 +222,7 @@ def predict_at_once(run: CheckRun) -> str:
     if failures:
         raise StepFailed(f"{len(failures)} of {_AT_ONCE} predictions at once failed: {failures[0]}")
     wrong = [n for n in range(_AT_ONCE) if not same(answers[n], run.answers[n % len(run.answers)])]
-    if wrong and run.service.kind not in _MAY_DIFFER:
+    if wrong and not kind_of(run.service.kind).may_differ:
         raise StepFailed(f"{len(wrong)} of {_AT_ONCE} predictions at once got another answer than alone")
     return f"{run.throughput:.0f} a second"
 
@@ -231,7 +231,7 @@ def answer_bad_input(run: CheckRun) -> str:
     """Input that no algorithm can expect gets a clear answer in time, and the model answers well afterwards."""
     refused = [ask_badly(run, name, body) for name, body in bad_bodies(run.model_id).items()]
     after = run.predict(run.examples[0])
-    if not same(after, run.answers[0]) and run.service.kind not in _MAY_DIFFER:
+    if not same(after, run.answers[0]) and not kind_of(run.service.kind).may_differ:
         raise StepFailed("after the bad input the model answers otherwise than before")
     return f"{len(refused)} tried, {sum(refused)} refused, {refused.count(False)} answered"
 
@@ -255,7 +255,7 @@ def same_after_loading_again(run: CheckRun) -> str:
     client.unload(service.algorithm, run.model_id)
     run.levels["unloaded again"] = _settled_memory(service)
     for before, now in zip(run.answers, answers, strict=True):
-        if not same(before, now) and service.kind not in _MAY_DIFFER:
+        if not same(before, now) and not kind_of(service.kind).may_differ:
             raise StepFailed(f"before it was unloaded it answered {excerpt(before)}, now {excerpt(now)}")
     return ""
 
@@ -327,23 +327,14 @@ def clean_up(run: CheckRun) -> None:
             storage.delete(f"{run.service.settings.data_bucket}/{run.location}")
 
 
-def _plain_example(kind: str) -> Any:
-    return {} if kind == "text_custom" else {"sentence": "a sentence to try"}
-
-
-def _examples_of(data: Path, kind: str) -> list[Any]:
+def _examples_of(data: Path, name: str) -> list[Any]:
     from mlpkit.formats import read_rows
 
-    if kind == "text_custom":
-        return [_plain_example(kind)]
-    found = []
-    for row in read_rows(data, kind):
-        text = getattr(row, "sentence", None) or getattr(row, "text", None)
-        if isinstance(text, str):
-            found.append({"sentence": text})
-        if len(found) == 3:
-            break
-    return found or [_plain_example(kind)]
+    kind = kind_of(name)
+    if not kind.checked:
+        return [dict(kind.example)]
+    rows = itertools.islice(read_rows(data, name), 3)
+    return [{"sentence": kind.facts(row).sentence} for row in rows]
 
 
 def _answer_or_error(run: CheckRun, features: object) -> Any:

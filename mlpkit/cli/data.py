@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from mlpkit.algorithm import KINDS
 from mlpkit.cli.options import FILE, as_json, check_kind
+from mlpkit.formats import KINDS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mlpkit.formats import Report
+    from mlpkit.formats import DataReport
 
 _MOST_SHOWN = 50
 _MOST_LABELS = 30
@@ -53,7 +53,7 @@ def check_data(file: Path, kind: str, as_json: bool) -> None:
     sys.exit(1 if report.fatal else 0)
 
 
-def _show(report: Report) -> None:
+def _show(report: DataReport) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -67,7 +67,7 @@ def _show(report: Report) -> None:
     console.print(Text(f"{report.name}: {counts}; it {verdict}", "bold red" if report.fatal else "bold green"))
 
 
-def _show_findings(report: Report, console: Console) -> None:
+def _show_findings(report: DataReport, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -89,7 +89,7 @@ def _show_findings(report: Report, console: Console) -> None:
         console.print(Text(f"{left:,} more; --json shows the first 1,000 of each sort\n", "dim"))
 
 
-def _show_labels(report: Report, console: Console) -> None:
+def _show_labels(report: DataReport, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 

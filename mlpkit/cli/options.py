@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from mlpkit.algorithm import KINDS
 from mlpkit.errors import ArgumentError, did_you_mean
+from mlpkit.formats import kind_names
 
 FILE = click.Path(path_type=Path)
 """The type of an option that names a file or folder."""
@@ -31,13 +31,14 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON inste
 
 
 def check_kind(kind: str) -> None:
-    """Nothing, for a kind of the platform.
+    """Returns if there is such a kind.
 
     Raises:
         ArgumentError: there is no such kind; names those that there are.
     """
-    if kind not in KINDS:
-        raise ArgumentError(f"no kind {kind!r}{did_you_mean(kind, KINDS)}; kinds: {', '.join(KINDS)}")
+    kinds = kind_names()
+    if kind not in kinds:
+        raise ArgumentError(f"no kind {kind!r}{did_you_mean(kind, kinds)}; kinds: {', '.join(kinds)}")
 
 
 def json_value(text: str, option: str) -> bytes:

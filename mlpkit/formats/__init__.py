@@ -1,33 +1,65 @@
-"""Kinds of algorithms: their answers and their training data. The front door of this folder.
+"""Kinds of algorithms: their answers and their training data.
 
-Types are constructed as Python is used to (half-open spans) and written as the platform reads them (`end_pos` is the
-last character, scores are 0 to 100).
+Types are built as Python is used to (half-open spans) and written as the platform reads them (`end_pos` is the last
+character, scores are 0 to 100). A name is imported when it is first used.
 """
 
-from mlpkit.formats.answer import check_answer, limited
-from mlpkit.formats.classification import ClassificationRow, Info, Label
-from mlpkit.formats.cluster import Cluster, ClusterRow
-from mlpkit.formats.generation import Generated, GenerationRow
-from mlpkit.formats.json import plain, to_json
-from mlpkit.formats.relation import Argument, Mention, Predicate, Relation, RelationRow
-from mlpkit.formats.report import Finding, LabelCount, Report, check_rows
-from mlpkit.formats.rows import CustomRow, Row, read_rows, write_rows
-from mlpkit.formats.score import from_probabilities, from_probability
-from mlpkit.formats.sequence_labeling import Entities, Entity, SequenceRow, Span, from_markup, to_markup
-from mlpkit.formats.tags import from_bio, from_bmes, to_bio, to_bmes
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlpkit import front_door
+from mlpkit.formats.kinds import KINDS, kind_names, kind_of, register_kind
+
+if TYPE_CHECKING:
+    from mlpkit.formats.answer import check_answer
+    from mlpkit.formats.classification import ClassificationRow, Info, Label, limited
+    from mlpkit.formats.cluster import Cluster, ClusterRow
+    from mlpkit.formats.custom import CustomRow
+    from mlpkit.formats.generation import Generated, GenerationRow
+    from mlpkit.formats.json import plain, to_json
+    from mlpkit.formats.kind import BrokenRow, Doubt, Facts, Kind, Row
+    from mlpkit.formats.relation import Argument, Mention, Predicate, Relation, RelationRow
+    from mlpkit.formats.report import DataReport, Finding, LabelCount, Report, check_rows
+    from mlpkit.formats.rows import read_rows, write_rows
+    from mlpkit.formats.score import from_probabilities, from_probability
+    from mlpkit.formats.sequence_labeling import Entities, Entity, SequenceRow, Span, from_markup, to_markup
+    from mlpkit.formats.tags import from_bio, from_bmes, to_bio, to_bmes
+
+_NAMES = {
+    "answer": ("check_answer",),
+    "classification": ("ClassificationRow", "Info", "Label", "limited"),
+    "cluster": ("Cluster", "ClusterRow"),
+    "custom": ("CustomRow",),
+    "generation": ("Generated", "GenerationRow"),
+    "json": ("plain", "to_json"),
+    "kind": ("BrokenRow", "Doubt", "Facts", "Kind", "Row"),
+    "relation": ("Argument", "Mention", "Predicate", "Relation", "RelationRow"),
+    "report": ("DataReport", "Finding", "LabelCount", "Report", "check_rows"),
+    "rows": ("read_rows", "write_rows"),
+    "score": ("from_probabilities", "from_probability"),
+    "sequence_labeling": ("Entities", "Entity", "SequenceRow", "Span", "from_markup", "to_markup"),
+    "tags": ("from_bio", "from_bmes", "to_bio", "to_bmes"),
+}
 
 __all__ = [
+    "KINDS",
     "Argument",
+    "BrokenRow",
     "ClassificationRow",
     "Cluster",
     "ClusterRow",
     "CustomRow",
+    "DataReport",
+    "Doubt",
     "Entities",
     "Entity",
+    "Facts",
     "Finding",
     "Generated",
     "GenerationRow",
     "Info",
+    "Kind",
     "Label",
     "LabelCount",
     "Mention",
@@ -45,12 +77,21 @@ __all__ = [
     "from_markup",
     "from_probabilities",
     "from_probability",
+    "kind_names",
+    "kind_of",
     "limited",
     "plain",
     "read_rows",
+    "register_kind",
     "to_bio",
     "to_bmes",
     "to_json",
     "to_markup",
     "write_rows",
 ]
+
+__getattr__ = front_door(__name__, {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names})
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from mlpkit.formats.row import Facts, Format, join, split
+from mlpkit.formats.kind import Facts, Kind, Row, join, split
 from mlpkit.formats.score import Score
 
 
@@ -28,7 +28,7 @@ class ClusterAnswer(msgspec.Struct):
     score: Score
 
 
-class ClusterRow(msgspec.Struct, frozen=True):
+class ClusterRow(Row, frozen=True):
     """A sentence to be grouped."""
 
     sentence: str
@@ -38,9 +38,12 @@ def _facts(row: ClusterRow) -> Facts:
     return Facts(row.sentence, "")
 
 
-CLUSTER = Format(
+KIND = Kind(
+    name="text_cluster",
+    row=ClusterRow,
     columns="sentence",
     read=lambda line: ClusterRow(split(line, 1, ("sentence",))[0]),
     write=lambda row: join(row.sentence),
     facts=_facts,
+    answer=list[ClusterAnswer],
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from mlpkit.formats.row import Facts, Format, join, split
+from mlpkit.formats.kind import Facts, Kind, Row, join, split
 from mlpkit.formats.score import Score
 
 
@@ -26,7 +26,7 @@ class GeneratedAnswer(msgspec.Struct):
     score: Score | None = None
 
 
-class GenerationRow(msgspec.Struct, frozen=True):
+class GenerationRow(Row, frozen=True):
     """A text and what should be made of it."""
 
     source: str
@@ -42,4 +42,13 @@ def _facts(row: GenerationRow) -> Facts:
     return Facts(row.source, row.target)
 
 
-GENERATION = Format(columns="source, target", read=_read, write=lambda row: join(row.source, row.target), facts=_facts)
+KIND = Kind(
+    name="text_generation",
+    row=GenerationRow,
+    columns="source, target",
+    read=_read,
+    write=lambda row: join(row.source, row.target),
+    facts=_facts,
+    answer=list[str | GeneratedAnswer],
+    may_differ=True,
+)

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from mlpkit.errors import DataError
-from mlpkit.formats.row import BrokenRow, Facts, Format, check_encodable, shown
+from mlpkit.formats.kind import BrokenRow, Facts, Kind, Row, check_encodable, shown
 from mlpkit.formats.score import Score
 from mlpkit.formats.sequence_labeling import Position, check_end
 
@@ -122,7 +122,7 @@ class RelationAnswer(msgspec.Struct):
     predicate: PredicateAnswer
 
 
-class RelationRow(msgspec.Struct, frozen=True):
+class RelationRow(Row, frozen=True):
     """A sentence and the relations that it tells."""
 
     sentence: str
@@ -194,11 +194,14 @@ def _facts(row: RelationRow) -> Facts:
     return Facts(row.sentence, said, labels=tuple(each.predicate.text for each in row.relations))
 
 
-RELATION = Format(
+KIND = Kind(
+    name="relation_extraction",
+    row=RelationRow,
     columns='JSON, {"sentence": text, "relations": [...]}',
     read=_read,
     write=_write,
     facts=_facts,
+    answer=list[RelationAnswer],
     labelled=True,
     single=True,
 )

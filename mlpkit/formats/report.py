@@ -15,8 +15,9 @@ from typing import Literal
 import msgspec
 
 from mlpkit.errors import DataError
-from mlpkit.formats.row import AnyFormat, BrokenRow, Facts, is_blank, shown
-from mlpkit.formats.rows import format_of, read_lines
+from mlpkit.formats.kind import BrokenRow, Facts, Kind, is_blank, shown
+from mlpkit.formats.kinds import kind_of
+from mlpkit.formats.rows import read_lines
 
 MOST_FINDINGS = 1000
 """Findings of one code that a report keeps; the rest is only counted."""
@@ -51,7 +52,7 @@ class LabelCount(msgspec.Struct):
     line: int = 0
 
 
-class Report(msgspec.Struct, frozen=True):
+class DataReport(msgspec.Struct, frozen=True):
     """Everything that was found in a file.
 
     `lines` are all lines, `rows` those that can be read, `blank` those without text. `findings` holds, by line, the
@@ -90,7 +91,11 @@ class Report(msgspec.Struct, frozen=True):
             raise DataError(self.summary())
 
 
-def check_rows(path: Path, kind: str, *, name: str | None = None) -> Report:
+Report = DataReport
+"""The former name of `DataReport`."""
+
+
+def check_rows(path: Path, kind: str, *, name: str | None = None) -> DataReport:
     """All findings in a file, read once as a stream; what is kept of it is bounded.
 
     Args:
@@ -102,7 +107,7 @@ def check_rows(path: Path, kind: str, *, name: str | None = None) -> Report:
         DataError: the file cannot be opened or read.
         ValueError: there is no such kind.
     """
-    check = _Check(format_of(kind))
+    check = _Check(kind_of(kind))
     for number, line in read_lines(path):
         check.add(number, line)
     check.finish()
@@ -110,8 +115,8 @@ def check_rows(path: Path, kind: str, *, name: str | None = None) -> Report:
 
 
 class _Check:
-    def __init__(self, format: AnyFormat) -> None:
-        self.format = format
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
         self.lines = self.rows = self.blank = 0
         self.labels: dict[str, LabelCount] = {}
         self.counts: Counter[str] = Counter()
@@ -132,12 +137,12 @@ class _Check:
                 self.blank += 1
                 self.warn(number, 1, "blank-line", "the line is empty; it is skipped")
                 return
-            row = self.format.read(line)
+            row = self.kind.read(line)
         except BrokenRow as error:
             self.find(number, error.column, "error", error.code, str(error))
             return
         self.rows += 1
-        facts = self.format.facts(row)
+        facts = self.kind.facts(row)
         self.count(number, facts)
         self.compare(number, facts)
 
@@ -182,12 +187,12 @@ class _Check:
             else:
                 self.warn(number, 1, "contradiction", _contradiction(line, facts.said))
             return
-        if self.format.single and facts.positive and sentence in self.answered:
+        if self.kind.single and facts.positive and sentence in self.answered:
             message = f"line {self.answered[sentence]} says something else about the same sentence"
             self.warn(number, 1, "two-labels", message)
         if len(self.heard) < MOST_SENTENCES:
             self.heard[whole] = number * 2 + facts.positive
-            if self.format.single and facts.positive:
+            if self.kind.single and facts.positive:
                 self.answered.setdefault(sentence, number)
         elif not self.codes["not-compared"]:
             message = f"rows from here on are only compared with the first {MOST_SENTENCES:,} different ones"
@@ -195,8 +200,8 @@ class _Check:
 
     def finish(self) -> None:
         if not self.rows:
-            self.find(None, None, "error", "no-rows", f"no row can be read; the columns are {self.format.columns}")
-        elif self.format.labelled and not any(each.positive for each in self.labels.values()):
+            self.find(None, None, "error", "no-rows", f"no row can be read; the columns are {self.kind.columns}")
+        elif self.kind.labelled and not any(each.positive for each in self.labels.values()):
             self.find(None, None, "error", "no-examples", "no row is an example of any label")
         self.find_alike()
         self.find_unbalanced()
@@ -219,10 +224,10 @@ class _Check:
             elif count.positive * UNBALANCED < most:
                 self.warn(count.line, None, "unbalanced", f"{examples}, the most frequent label has {most}")
 
-    def report(self, name: str, kind: str) -> Report:
+    def report(self, name: str, kind: str) -> DataReport:
         errors, warnings = self.counts["error"], self.counts["warning"]
         codes = dict(self.codes.most_common())
-        return Report(
+        return DataReport(
             name,
             kind,
             self.lines,

@@ -11,54 +11,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import msgspec
-
 from mlpkit.errors import DataError
-from mlpkit.formats.classification import CLASSIFICATION, ClassificationRow
-from mlpkit.formats.cluster import CLUSTER, ClusterRow
-from mlpkit.formats.generation import GENERATION, GenerationRow
-from mlpkit.formats.relation import RELATION, RelationRow
-from mlpkit.formats.row import AnyFormat, BrokenRow, Facts, Format, is_blank, line_of
-from mlpkit.formats.sequence_labeling import SEQUENCE_LABELING, SequenceRow
+from mlpkit.formats.kind import BrokenRow, Kind, Row, is_blank
+from mlpkit.formats.kinds import kind_of
 
 LONGEST_ROW = 8 << 20
 """Bytes of the longest row that is read; a longer one is broken."""
-
-
-class CustomRow(msgspec.Struct, frozen=True):
-    """The columns of a line, as they are."""
-
-    columns: tuple[str, ...]
-
-
-Row = ClassificationRow | SequenceRow | ClusterRow | GenerationRow | RelationRow | CustomRow
-
-_CUSTOM = Format(
-    columns="anything",
-    read=lambda line: CustomRow(tuple(line.split("\t"))),
-    write=lambda row: line_of(row.columns),
-    facts=lambda row: Facts("\t".join(row.columns), ""),
-)
-_FORMATS: dict[str, AnyFormat] = {
-    "text_classification": CLASSIFICATION,
-    "text_sequence_labeling": SEQUENCE_LABELING,
-    "text_cluster": CLUSTER,
-    "text_generation": GENERATION,
-    "relation_extraction": RELATION,
-    "text_custom": _CUSTOM,
-}
-
-
-def format_of(kind: str) -> AnyFormat:
-    """How the rows of a kind are read and written.
-
-    Raises:
-        ValueError: there is no such kind.
-    """
-    try:
-        return _FORMATS[kind]
-    except KeyError:
-        raise ValueError(f"no kind {kind!r}: there are {', '.join(_FORMATS)}") from None
 
 
 def read_rows(path: Path, kind: str, *, name: str | None = None) -> Iterator[Row]:
@@ -73,17 +31,17 @@ def read_rows(path: Path, kind: str, *, name: str | None = None) -> Iterator[Row
         DataError: the file cannot be read, or a row is broken: names the file, the line and the column.
         ValueError: there is no such kind.
     """
-    return _read(path, format_of(kind), name or str(path))
+    return _read(path, kind_of(kind), name or str(path))
 
 
-def _read(path: Path, format: AnyFormat, name: str) -> Iterator[Row]:
+def _read(path: Path, kind: Kind, name: str) -> Iterator[Row]:
     for number, line in read_lines(path):
         if isinstance(line, str) and is_blank(line):
             continue
         try:
             if isinstance(line, BrokenRow):
                 raise line
-            yield format.read(line)
+            yield kind.read(line)
         except BrokenRow as error:
             raise DataError(f"{name}, line {number}, column {error.column}: {error}") from error
 
@@ -95,22 +53,22 @@ def write_rows(path: Path, kind: str, rows: Iterable[Any]) -> int:
         DataError: a row cannot be written; names which one, counted from 1.
         ValueError: there is no such kind.
     """
-    format = format_of(kind)
+    known = kind_of(kind)
     part = path.with_name(f"{path.name}.part")
     count = 0
     try:
         with part.open("w", encoding="utf-8", newline="\n") as file:
             for count, row in enumerate(rows, 1):
-                file.write(_line(format, row, count))
+                file.write(_line(known, row, count))
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
     return count
 
 
-def _line(format: AnyFormat, row: Any, number: int) -> str:
+def _line(kind: Kind, row: Any, number: int) -> str:
     try:
-        return format.write(row) + "\n"
+        return kind.write(row) + "\n"
     except DataError as error:
         raise DataError(f"row {number}: {error}") from error
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 
 from mlpkit.errors import DataError
-from mlpkit.formats.row import BrokenRow, Facts, Format, join, shown, split
+from mlpkit.formats.kind import BrokenRow, Facts, Kind, Row, join, shown, split
 from mlpkit.formats.score import Score
 
 _TAG = re.compile(r"<START:([^<>\t]*)>|(<END>)|[<＜]/?(?:START|END)\b", re.IGNORECASE)
@@ -120,7 +120,7 @@ def check_end(field: str, name: str, start: int, end: int) -> None:
         )
 
 
-class SequenceRow(msgspec.Struct, frozen=True):
+class SequenceRow(Row, frozen=True):
     """A sentence without its markup, and the spans that were marked, in order."""
 
     sentence: str
@@ -215,11 +215,14 @@ def _facts(row: SequenceRow) -> Facts:
     return Facts(row.sentence, said, labels=tuple(span.label for span in row.spans))
 
 
-SEQUENCE_LABELING = Format(
+KIND = Kind(
+    name="text_sequence_labeling",
+    row=SequenceRow,
     columns="sentence, with its entities marked as <START:LABEL>...<END>",
     read=_read,
     write=_write,
     facts=_facts,
+    answer=list[EntitiesAnswer],
     labelled=True,
     single=True,
 )

@@ -72,7 +72,8 @@ class Predictor:
         self._plan = algorithm.plan("predict")
         self._batches = self._plan is not None and self._plan.batch
         self._is_async = self._plan is not None and self._plan.is_async
-        self._checks = surroundings.settings.check_answers and algorithm.kind != "text_custom"
+        self._kind = formats.kind_of(algorithm.kind)
+        self._checks = surroundings.settings.check_answers and self._kind.answer is not None
         threads = algorithm.predict_options.threads
         self._inline = inline and threads == 1 and not self._is_async
         self._at_once = max(threads, _TOGETHER) if self._is_async else threads
@@ -265,11 +266,10 @@ class Predictor:
         }
 
     def _written(self, plan: Plan, item: Item, answer: object) -> bytes:
-        kind = self.algorithm.kind
-        if kind == "text_classification" and item.params != _NULL and not plan.takes("params"):
-            answer = formats.limited(answer, msgspec.json.decode(item.params))
+        if self._kind.limit is not None and item.params != _NULL and not plan.takes("params"):
+            answer = self._kind.limit(answer, msgspec.json.decode(item.params))
         if self._checks:
-            formats.check_answer(kind, answer)
+            formats.check_answer(self._kind.name, answer)
         try:
             return formats.to_json(answer)
         except (TypeError, ValueError, RecursionError) as error:

@@ -20,6 +20,7 @@ from mlpkit import __version__
 from mlpkit.algorithm import Algorithm
 from mlpkit.app import App
 from mlpkit.errors import MlpkitError, NotInRequest, UserCodeError
+from mlpkit.formats import kind_of
 from mlpkit.injection import Plan, ProcessScope
 from mlpkit.log import printable
 from mlpkit.services import Log
@@ -158,7 +159,7 @@ def _train(app: App, job: Job, settings: Settings, folder: Path, progress: Progr
         raise MlpkitError(f"algorithm {job.algorithm!r} has no train function")
     workshop = Workshop(algorithm, job, settings, folder, progress, data_name)
     try:
-        if takes(plan, TrainData) and algorithm.kind != "text_custom" and location_of(job) is not None:
+        if takes(plan, TrainData) and kind_of(algorithm.kind).checked and location_of(job) is not None:
             with progress.stage("check data"):
                 workshop.service(TrainData).check()
         scope = ProcessScope(workshop.service, app.overrides())

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from mlpkit.algorithm import KINDS, LoadOptions, PredictOptions, TrainOptions
+from mlpkit.algorithm import LoadOptions, PredictOptions, TrainOptions
 from mlpkit.app import App
 from mlpkit.errors import DeclarationError
+from mlpkit.formats import KINDS
 
 
 def train(data: dict[str, Any]) -> str:
@@ -129,7 +130,7 @@ def test_an_app_included_twice_counts_once() -> None:
 
 
 def test_mistakes_deep_inside_an_included_app_are_found() -> None:
-    inner = App("inner", kind="none")  # type: ignore[arg-type]
+    inner = App("inner", kind="none")
     app = App("all").include(App("middle").include(inner))
     app.train(train)
 
