@@ -1,6 +1,6 @@
 """One log for the server and its children: loguru set up, the request's uuid in every line, stdlib logging routed in.
 
-Children send their lines as `LogRecord`s over their channel; the server writes them where its own lines go. Code of
+Children send their lines as `LogLine`s over their channel; the server writes them where its own lines go. Code of
 mlpkit and of users logs through `loguru.logger` (or stdlib logging, warnings, print): nobody needs this module to log.
 """
 
@@ -21,12 +21,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 import msgspec
-from loguru import logger
+from loguru import logger as logger
 
 if TYPE_CHECKING:
     from loguru import Message, Record, RecordException
 
-request_uuid: ContextVar[str] = ContextVar("request_uuid", default="-")
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
 """The uuid of the request that is being worked on, as it stands in the log; `-` where there is none."""
 
 _LEVELS = {"trace": 5, "debug": 10, "info": 20, "success": 25, "warning": 30, "error": 40, "critical": 50}
@@ -37,7 +37,7 @@ _LINE_END = re.compile("\r\n|\n|\r(?=[^\n])")
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
-class LogRecord(msgspec.Struct, array_like=True, frozen=True):
+class LogLine(msgspec.Struct, array_like=True, frozen=True):
     """One line of the log, as children send it. `time` is in seconds since the epoch, `trace` a traceback or empty."""
 
     time: float
@@ -67,16 +67,16 @@ def printable(text: str) -> str:
 
 
 @contextmanager
-def uuid_bound(uuid: str) -> Iterator[None]:
+def with_request_id(uuid: str) -> Iterator[None]:
     """Puts `uuid` into every line that is logged inside the block (in this task or thread)."""
-    token = request_uuid.set(printable_uuid(uuid))
+    token = request_id.set(printable_uuid(uuid))
     try:
         yield
     finally:
-        request_uuid.reset(token)
+        request_id.reset(token)
 
 
-def format_text(record: LogRecord) -> str:
+def format_text(record: LogLine) -> str:
     """`2026-11-22 14:30:00.123 INFO    [uuid] process source | message`, and the traceback below it.
 
     Further lines of a message are indented, so that no message can look like a line of its own.
@@ -96,8 +96,8 @@ def _stamp_of(second: int) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S")
 
 
-def format_json(record: LogRecord) -> str:
-    """One JSON object a line, with the fields of `LogRecord`."""
+def format_json(record: LogLine) -> str:
+    """One JSON object a line, with the fields of `LogLine`."""
     return msgspec.json.encode(msgspec.structs.asdict(record)).decode() + "\n"
 
 
@@ -107,12 +107,12 @@ class LogOutput:
     Writing never raises: when the stream is gone, nobody is left to be told.
     """
 
-    def __init__(self, stream: TextIO, format: Callable[[LogRecord], str] = format_text, level: str = "info") -> None:
+    def __init__(self, stream: TextIO, format: Callable[[LogLine], str] = format_text, level: str = "info") -> None:
         self._stream, self._format, self._least = stream, format, _LEVELS[level]
         self._lock = threading.Lock()
-        self._waiting: list[LogRecord] = []
+        self._waiting: list[LogLine] = []
 
-    def write(self, record: LogRecord) -> None:
+    def write(self, record: LogLine) -> None:
         """Writes a line now, after the lines that were waiting."""
         if _LEVELS.get(record.level.lower(), 20) < self._least:
             return
@@ -120,7 +120,7 @@ class LogOutput:
             self._waiting.append(record)
             self._flush()
 
-    def write_soon(self, record: LogRecord) -> None:
+    def write_soon(self, record: LogLine) -> None:
         """Keeps a line until the next `write` or `flush` (or until 64 wait): for the access log's many lines."""
         if self._least <= _LEVELS["info"]:
             with self._lock:
@@ -154,7 +154,7 @@ def configure(
     return output
 
 
-def configure_child(send: Callable[[LogRecord], None], *, process: str, level: str = "info") -> None:
+def configure_child(send: Callable[[LogLine], None], *, process: str, level: str = "info") -> None:
     """Routes loguru, stdlib logging, warnings, `print` and stderr of a child into `send`.
 
     Lines written below Python (by C code, or by a grandchild) are not seen here; the parent reads them from the pipe.
@@ -162,7 +162,7 @@ def configure_child(send: Callable[[LogRecord], None], *, process: str, level: s
     _route(send, process=process, level=level)
 
 
-def _route(send: Callable[[LogRecord], None], *, process: str, level: str) -> None:
+def _route(send: Callable[[LogLine], None], *, process: str, level: str) -> None:
     def sink(message: Message) -> None:
         send(record_of(message, process))
 
@@ -177,15 +177,15 @@ def _route(send: Callable[[LogRecord], None], *, process: str, level: str) -> No
     logging.captureWarnings(True)
 
 
-def record_of(message: Message, process: str = "server") -> LogRecord:
+def record_of(message: Message, process: str = "server") -> LogLine:
     """What loguru hands to a sink, as a record that every output and channel can carry."""
     record = message.record
     error = record["exception"]
-    return LogRecord(
+    return LogLine(
         time=record["time"].timestamp(),
         level=record["level"].name,
         message=printable(record["message"]),
-        uuid=printable_uuid(str(record["extra"].get("uuid", request_uuid.get()))),
+        uuid=printable_uuid(str(record["extra"].get("uuid", request_id.get()))),
         process=process,
         source=f"{record['name']}:{record['line']}",
         trace=printable(_trace_of(error)) if error else "",
@@ -199,7 +199,7 @@ def _trace_of(error: RecordException) -> str:
 
 
 def _add_uuid(record: Record) -> None:
-    record["extra"].setdefault("uuid", request_uuid.get())
+    record["extra"].setdefault("uuid", request_id.get())
 
 
 class _StdlibHandler(logging.Handler):

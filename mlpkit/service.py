@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 import uvicorn
-from loguru import logger
 
 from mlpkit.app import App
 from mlpkit.errors import SettingsError
-from mlpkit.log import LogOutput, configure
+from mlpkit.log import LogOutput, configure, logger
 from mlpkit.script import target_of
 from mlpkit.serving import Models
 from mlpkit.settings import Settings, load_settings

@@ -43,7 +43,7 @@ class Log:
 
     @property
     def _logger(self) -> Logger:
-        from loguru import logger
+        from mlpkit.log import logger
 
         bound = logger if self._uuid is None else logger.bind(uuid=self._uuid)
         return bound.opt(depth=1)

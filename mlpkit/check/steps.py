@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loguru import logger
-
 from mlpkit.check.report import CheckReport, StepResult, Verdict
 from mlpkit.check.service import CheckedService, MemoryWatch
 from mlpkit.client import data_of
@@ -33,6 +31,7 @@ from mlpkit.errors import (
     WorkerLost,
 )
 from mlpkit.formats import kind_of
+from mlpkit.log import logger
 
 _MIB = 1 << 20
 _AT_ONCE = 32

@@ -113,7 +113,7 @@ class Call:
             self.exits.__exit__(type(cause), cause, cause.__traceback__)
         except BaseException as failure:
             if failure is not cause:
-                from loguru import logger
+                from mlpkit.log import logger
 
                 logger.error("the clean-up after a failed call failed too: {}", user_error(failure).trace)
 

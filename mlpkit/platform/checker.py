@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 import anyio
 import anyio.to_thread
-from loguru import logger
 
 from mlpkit.algorithm import Algorithm
 from mlpkit.errors import DatabaseError, JournalError, MlpkitError, ServiceStopping
-from mlpkit.log import uuid_bound
+from mlpkit.log import logger, with_request_id
 from mlpkit.platform.database import Change, Database
 from mlpkit.platform.notes import FollowedModel, Notes
 from mlpkit.platform.rows import Complaints, checked
@@ -203,7 +202,7 @@ class Checker:
     async def _change(self, wish: Wish, done: asyncio.Event) -> None:
         try:
             async with self._limiter:
-                with uuid_bound("checker"):
+                with with_request_id("checker"):
                     await self._fulfil(wish)
         except ServiceStopping:
             pass

@@ -10,9 +10,9 @@ from contextlib import AbstractAsyncContextManager
 
 import anyio
 import anyio.to_thread
-from loguru import logger
 
 from mlpkit.algorithm import Algorithm
+from mlpkit.log import logger
 from mlpkit.platform.checker import Checker, Wish
 from mlpkit.platform.database import Database
 from mlpkit.platform.notes import Notes

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import anyio
-from loguru import logger
 from sqlalchemy import URL, Connection, Engine, Row, create_engine, event, inspect
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from mlpkit.errors import DatabaseError
+from mlpkit.log import logger
 from mlpkit.platform.tables import Tables
 from mlpkit.settings import Settings
 

@@ -15,9 +15,9 @@ from typing import TypeVar
 
 import anyio
 import anyio.to_thread
-from loguru import logger
 
 from mlpkit.errors import DatabaseError, JournalError
+from mlpkit.log import logger
 from mlpkit.platform.database import Database
 from mlpkit.platform.notes import Notes
 from mlpkit.training import Job

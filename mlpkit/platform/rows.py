@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from loguru import logger
-
+from mlpkit.log import logger
 from mlpkit.platform.database import WantedModel
 from mlpkit.training import LONGEST_ID
 

@@ -21,9 +21,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from loguru import logger
-
-from mlpkit.log import LineStream
+from mlpkit.log import LineStream, logger
 from mlpkit.nursery import Forked, Nursery, NurseryGone
 
 _GUARD = """

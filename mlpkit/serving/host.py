@@ -15,13 +15,12 @@ from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
-from loguru import logger
 
 from mlpkit import formats
 from mlpkit.app import App
 from mlpkit.errors import MlpkitError, ModelNotLoaded, UserCodeError
 from mlpkit.injection import Call, Plan, ProcessScope, async_user_code, user_code, user_error
-from mlpkit.log import request_uuid, uuid_bound
+from mlpkit.log import logger, request_id, with_request_id
 from mlpkit.serving.memory import Growth
 from mlpkit.serving.messages import AT_ONCE, Answer, Failure, Load, Predict, Result, RunHook, Unload
 from mlpkit.serving.predictor import Predictor, Surroundings, error_text
@@ -103,7 +102,7 @@ class Host:
     async def _answer(self, request: Load | Unload | RunHook) -> None:
         started = time.perf_counter()
         result: Result = b"null"
-        with uuid_bound(request.log_uuid):
+        with with_request_id(request.log_uuid):
             try:
                 if isinstance(request, Load):
                     with self._growth.measured(whole=self._is_isolated(request)) as growth:
@@ -273,10 +272,10 @@ class Host:
         return await self._in_thread(user_code, plan.function, **call.arguments)
 
     async def _in_thread(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        uuid = request_uuid.get()
+        uuid = request_id.get()
 
         def run() -> T:
-            with uuid_bound(uuid):
+            with with_request_id(uuid):
                 return function(*args, **kwargs)
 
         return await self._loop.run_in_executor(self._threads, run)

@@ -10,7 +10,8 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import msgspec
-from loguru import logger
+
+from mlpkit.log import logger
 
 _RETRY = 5.0
 """Seconds between two tries to write what could not be written."""

@@ -9,7 +9,7 @@ import signal
 import sys
 
 from mlpkit.errors import MlpkitError
-from mlpkit.log import LogRecord, capture_streams, configure_child
+from mlpkit.log import LogLine, capture_streams, configure_child
 from mlpkit.processes import AsyncChannel, Message, channel_of_child
 from mlpkit.serving.host import Host
 from mlpkit.serving.messages import Broken, Log, Ready, Start, Stop, decode_request, encode
@@ -71,7 +71,7 @@ async def _serve() -> None:
     assert isinstance(start, Start)
     loop = asyncio.get_running_loop()
 
-    def send_record(record: LogRecord) -> None:
+    def send_record(record: LogLine) -> None:
         # Handlers log from threads too; the channel belongs to the loop.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(channel.send, encode(Log(record)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mlpkit import errors
-from mlpkit.log import LogRecord
+from mlpkit.log import LogLine
 from mlpkit.processes import LONG
 
 AT_ONCE = 8
@@ -135,7 +135,7 @@ class Broken(msgspec.Struct, array_like=True, tag=2):
 class Log(msgspec.Struct, array_like=True, tag=3):
     """A line for the log."""
 
-    record: LogRecord
+    record: LogLine
 
 
 Report = Answer | Ready | Broken | Log

@@ -15,7 +15,6 @@ from typing import Any
 
 import anyio
 import msgspec
-from loguru import logger
 
 from mlpkit.app import App
 from mlpkit.errors import (
@@ -30,7 +29,7 @@ from mlpkit.errors import (
     WorkerLost,
 )
 from mlpkit.injection import NULL
-from mlpkit.log import LogOutput, request_uuid, uuid_bound
+from mlpkit.log import LogOutput, logger, request_id, with_request_id
 from mlpkit.serving.ledger import Entry, Ledger
 from mlpkit.serving.messages import Item, Json, Load, RunHook, Unload
 from mlpkit.serving.model import Counts, Model, Replica
@@ -154,7 +153,7 @@ class Models:
             raise ServiceStopping(_STOPPING) if self._closing else ModelNotLoaded(model_id)
         if len(model.waiting) >= self._settings.max_waiting and not model.make_room(self._settings.max_waiting):
             raise Overloaded(f"{len(model.waiting)} predictions wait for model [{model_id}] already: try again later")
-        item = Item(params=params, uuid=uuid, log_uuid=request_uuid.get(), features=features)
+        item = Item(params=params, uuid=uuid, log_uuid=request_id.get(), features=features)
         return model.begin(item, settle)
 
     async def call(self, algorithm: str, hook: str, fields: Mapping[str, object]) -> Any:
@@ -166,7 +165,7 @@ class Models:
         limit = self._settings.hook_timeout
         encoded = {name: msgspec.json.encode(value) for name, value in fields.items()}
         worker = await self._pool.next().wait_ready(limit)
-        request = RunHook(next(request_ids), algorithm, hook, encoded, request_uuid.get())
+        request = RunHook(next(request_ids), algorithm, hook, encoded, request_id.get())
         return msgspec.json.decode(await ask(worker, request, limit))
 
     def algorithm_of(self, model_id: str) -> str | None:
@@ -251,11 +250,11 @@ class Models:
         model = Model(algorithm, entry.model_id, entry.model_path, extend, uuid, limit, patience=max(limit, usual))
         model.settled.add_done_callback(_look_at)
         self._models[entry.model_id] = model
-        self._start(self._load, model, entry, request_uuid.get())
+        self._start(self._load, model, entry, request_id.get())
         return model
 
     async def _load(self, model: Model, entry: Entry, log_uuid: str) -> None:
-        with uuid_bound(log_uuid):
+        with with_request_id(log_uuid):
             started = time.monotonic()
             options = model.algorithm.load_options
             isolated = options.isolated and self._settings.workers > 0
@@ -287,7 +286,7 @@ class Models:
 
     async def _load_replica(self, model: Model, replica: Replica) -> None:
         limit = self._load_limit(model)
-        number, name, log_uuid = next(request_ids), model.algorithm.name, request_uuid.get()
+        number, name, log_uuid = next(request_ids), model.algorithm.name, request_id.get()
         request = Load(number, name, model.model_id, model.model_path, model.extend, model.uuid, log_uuid)
         async with replica.slot.loads:
             worker = await replica.slot.wait_ready(min(limit, self._settings.start_timeout))
@@ -314,7 +313,7 @@ class Models:
             worker = replica.slot.worker
             if replica.ready and worker is not None:
                 with contextlib.suppress(MlpkitError):
-                    await ask(worker, Unload(next(request_ids), model.model_id, request_uuid.get()), limit)
+                    await ask(worker, Unload(next(request_ids), model.model_id, request_id.get()), limit)
             replica.ready = False
             if replica.slot.isolated:
                 await self._pool.remove(replica.slot, grace=5.0)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import anyio
 from anyio.abc import TaskGroup
-from loguru import logger
 
 from mlpkit.errors import MlpkitError, ServiceStopping, TimeLimitExceeded, WorkerNotReady
+from mlpkit.log import logger
 from mlpkit.serving.messages import AT_ONCE
 from mlpkit.serving.worker import Worker
 

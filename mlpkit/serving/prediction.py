@@ -6,9 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from loguru import logger
-
 from mlpkit.errors import MlpkitError
+from mlpkit.log import logger
 from mlpkit.serving.messages import Item
 
 Outcome = bytes | MlpkitError

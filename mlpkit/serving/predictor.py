@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
-from loguru import logger
 
 from mlpkit import formats
 from mlpkit.app import Algorithm
 from mlpkit.errors import AnswerError, MlpkitError, UserCodeError
 from mlpkit.injection import Plan, ProcessScope, Services, async_user_code, user_code, user_error
-from mlpkit.log import request_uuid
+from mlpkit.log import logger, request_id
 from mlpkit.serving.messages import Answer, Failure, Item, Predict, Result
 from mlpkit.settings import Settings
 
@@ -169,7 +168,7 @@ class Predictor:
 
     def _result(self, plan: Plan, item: Item) -> Result:
         """The result of one item of a synchronous handler; never raises."""
-        token = request_uuid.set(item.log_uuid)
+        token = request_id.set(item.log_uuid)
         try:
             fields = self._fields(item)
             arguments = plan.decode(fields)
@@ -183,7 +182,7 @@ class Predictor:
         except Exception as error:
             return self._broken(error)
         finally:
-            request_uuid.reset(token)
+            request_id.reset(token)
 
     def _broken(self, error: Exception) -> Failure:
         logger.exception("predict of model {!r} failed inside mlpkit", self.model_id)
@@ -221,17 +220,17 @@ class Predictor:
         return results
 
     async def _run_one(self, plan: Plan, item: Item, arguments: dict[str, object]) -> Result:
-        token = request_uuid.set(item.log_uuid)
+        token = request_id.set(item.log_uuid)
         try:
             return self._written(plan, item, await self._called(plan, arguments, item))
         except MlpkitError as error:
             return self._failed(error)
         finally:
-            request_uuid.reset(token)
+            request_id.reset(token)
 
     async def _run_batch(self, plan: Plan, items: list[Item], good: list[Decoded], results: list[Result]) -> None:
         """Fills in the results of a batch; one that raises is run again item by item: a bad item fails alone."""
-        token = request_uuid.set(",".join(items[index].log_uuid for index, _ in good[:8]))
+        token = request_id.set(",".join(items[index].log_uuid for index, _ in good[:8]))
         try:
             answers = _of_length(await self._called(plan, _merged(plan, good), None), len(good))
         except MlpkitError as error:
@@ -242,7 +241,7 @@ class Predictor:
                 results[good[0][0]] = self._failed(error)
             return
         finally:
-            request_uuid.reset(token)
+            request_id.reset(token)
         for (index, _), answer in zip(good, answers, strict=True):
             try:
                 results[index] = self._written(plan, items[index], answer)
@@ -279,7 +278,7 @@ class Predictor:
             raise user_error(error) from error
 
     def _failed(self, error: MlpkitError) -> Failure:
-        logger.bind(uuid=request_uuid.get()).error("predict of model {!r} failed: {}", self.model_id, error_text(error))
+        logger.bind(uuid=request_id.get()).error("predict of model {!r} failed: {}", self.model_id, error_text(error))
         return Failure.of(error)
 
 

@@ -13,10 +13,9 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 import anyio
 import msgspec
 from anyio.abc import TaskGroup
-from loguru import logger
 
 from mlpkit.errors import ArgumentError, MlpkitError, WorkerLost, WorkerNotReady
-from mlpkit.log import uuid_bound
+from mlpkit.log import logger, with_request_id
 from mlpkit.serving.ledger import Entry
 from mlpkit.serving.messages import AT_ONCE
 from mlpkit.serving.model import Model, Replica
@@ -100,7 +99,7 @@ class Reloads:
                 if slot.worker is worker:
                     await self._reload(model, replica, _FIRST_RETRY)
 
-        with uuid_bound("reload"):
+        with with_request_id("reload"):
             await asyncio.gather(*(in_turn(*each) for each in replicas if not each[0].deaths))
             for model, replica in sorted(replicas, key=lambda each: each[0].deaths):
                 if model.deaths and slot.worker is worker:
@@ -109,7 +108,7 @@ class Reloads:
     async def _restore(self, entry: Entry, pause: float, deaths: int = 0) -> None:
         if entry.model_id not in self._wanted:
             return
-        with uuid_bound("restore"):
+        with with_request_id("restore"):
             try:
                 await (self._load_alone if deaths else self._load_entry)(entry)
             except ArgumentError as error:
@@ -169,7 +168,7 @@ class Reloads:
     def _later(self, pause: float, retry: Callable[..., Awaitable[None]], *args: object) -> None:
         async def wait() -> None:
             await asyncio.sleep(pause)
-            with uuid_bound("reload"):
+            with with_request_id("reload"):
                 await retry(*args)
 
         assert self._tasks is not None

@@ -13,9 +13,9 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import msgspec
-from loguru import logger
 
 from mlpkit.errors import LoadFailed
+from mlpkit.log import logger
 from mlpkit.serving.ledger import replace_file
 from mlpkit.serving.memory import free_memory
 from mlpkit.serving.model import Model

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from mlpkit.errors import ArgumentError, MlpkitError, TimeLimitExceeded, WorkerLost, WorkerNotReady
-from mlpkit.log import LogOutput, LogRecord
+from mlpkit.log import LogLine, LogOutput
 from mlpkit.processes import AsyncChannel, Child, Message, start_child
 from mlpkit.serving.messages import (
     Answer,
@@ -228,7 +228,7 @@ class ProcessWorker:
             each.answered(WorkerLost(f"{self.name} {self._asked or how} while it held the request"))
 
     def _on_line(self, line: str) -> None:
-        self._log.write(LogRecord(time.time(), "INFO", line, "-", self.name, "output"))
+        self._log.write(LogLine(time.time(), "INFO", line, "-", self.name, "output"))
 
 
 def running(held: Iterable[Held]) -> list[Held]:

@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
-from loguru import logger
 
 from mlpkit.errors import StorageError, StorageUnavailable
+from mlpkit.log import logger
 from mlpkit.storage.digests import digest_of
 from mlpkit.storage.disk import is_full
 from mlpkit.storage.eviction import Eviction

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
-from loguru import logger
-
 from mlpkit.errors import ObjectNotFound, StorageUnavailable
+from mlpkit.log import logger
 from mlpkit.storage.cache import FileCache, link_or_copy
 from mlpkit.storage.paths import ObjectStat, checked_key
 from mlpkit.storage.store import ObjectChanged, Store

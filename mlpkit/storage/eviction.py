@@ -14,9 +14,8 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
-from loguru import logger
-
 from mlpkit.errors import StorageError, StorageUnavailable
+from mlpkit.log import logger
 from mlpkit.storage.leases import Leases
 from mlpkit.storage.locks import locked
 from mlpkit.storage.room import Room, name_in

@@ -17,10 +17,10 @@ from pathlib import Path, PurePath
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
-from loguru import logger
 
 from mlpkit.errors import IncompleteModel, ObjectNotFound, StorageError, StorageUnavailable
 from mlpkit.injection import service
+from mlpkit.log import logger
 from mlpkit.settings import Settings
 from mlpkit.storage.paths import checked_key, checked_name, checked_prefix
 from mlpkit.storage.storage import Storage, local_files

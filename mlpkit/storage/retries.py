@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import tenacity
-from loguru import logger
+
+from mlpkit.log import logger
 
 Result = TypeVar("Result")
 

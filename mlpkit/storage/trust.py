@@ -17,8 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from loguru import logger
-
+from mlpkit.log import logger
 from mlpkit.storage.disk import write_at
 
 _STAMPS = 512

@@ -13,12 +13,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from anyio.from_thread import start_blocking_portal
-from loguru import logger
 
 from mlpkit.app import App
 from mlpkit.client import Client
 from mlpkit.errors import ArgumentError, TrainFailed
-from mlpkit.log import LogOutput, record_of
+from mlpkit.log import LogOutput, logger, record_of
 from mlpkit.script import target_of
 from mlpkit.settings import Settings
 from mlpkit.testing.transport import InProcessTransport

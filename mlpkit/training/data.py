@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from loguru import logger
 
 from mlpkit.errors import ArgumentError, NotInRequest
 from mlpkit.formats import check_rows, read_rows
 from mlpkit.injection import Plan, service
+from mlpkit.log import logger
 from mlpkit.storage import Storage
 from mlpkit.training.job import Job
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
-from mlpkit.log import LogOutput, LogRecord, format_text, printable_uuid
+from mlpkit.log import LogLine, LogOutput, format_text, printable_uuid
 
 _LONGEST_NAME = 200
 
@@ -48,7 +48,7 @@ class JobLog:
         """Bytes that the log still takes."""
         return max(0, self._limit - self._size)
 
-    def write(self, record: LogRecord, *, always: bool = False) -> None:
+    def write(self, record: LogLine, *, always: bool = False) -> None:
         """Writes a line of the job; `always` is for the few lines that must not be dropped."""
         if not self.room and not always:
             self._drop(record.message)
@@ -108,5 +108,5 @@ class JobLog:
         self._dropped_lines += 1
         self._dropped_bytes += len(text) + 1
 
-    def _record(self, text: str, level: str, source: str = "", trace: str = "") -> LogRecord:
-        return LogRecord(time.time(), level, text, self._uuid, "train", source, trace)
+    def _record(self, text: str, level: str, source: str = "", trace: str = "") -> LogLine:
+        return LogLine(time.time(), level, text, self._uuid, "train", source, trace)

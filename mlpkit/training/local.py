@@ -25,7 +25,7 @@ import msgspec
 
 from mlpkit.algorithm import TrainOptions
 from mlpkit.errors import MlpkitError
-from mlpkit.log import LogRecord, capture_streams, configure_child, printable, uuid_bound
+from mlpkit.log import LogLine, capture_streams, configure_child, printable, with_request_id
 from mlpkit.processes import AsyncChannel, BlockingChannel, Child, Exit, Message, channel_of_child, start_child
 from mlpkit.script import import_app
 from mlpkit.settings import Settings, decode_settings, encode_settings
@@ -67,7 +67,7 @@ class Started(msgspec.Struct, frozen=True, array_like=True, tag=1):
 class Line(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """A line of the log."""
 
-    record: LogRecord
+    record: LogLine
 
 
 class Dropped(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -258,7 +258,7 @@ class Reporter:
         self._pid = os.getpid()
         self.progress: Progress | None = None
 
-    def line(self, record: LogRecord) -> None:
+    def line(self, record: LogLine) -> None:
         """Sends a line of the log; in a forked process, which must not use the socket, it goes to the pipe."""
         if self.progress is not None and record.source == "stderr:0":
             self.progress.redrawn(record.message)
@@ -315,7 +315,7 @@ def main() -> None:
     os.register_at_fork(after_in_child=_use_pipe)
     sys.argv = [start.target]
     sys.path[:] = start.sys_path
-    with uuid_bound(start.job.log_uuid):
+    with with_request_id(start.job.log_uuid):
         outcome = _run(start, settings, report, progress)
     for each in ours:
         each.close()

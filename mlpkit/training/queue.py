@@ -17,7 +17,6 @@ from typing import Literal, TypeVar
 import anyio
 import anyio.to_thread
 import msgspec
-from loguru import logger
 
 from mlpkit.algorithm import Algorithm, TrainOptions
 from mlpkit.errors import (
@@ -30,7 +29,7 @@ from mlpkit.errors import (
     Overloaded,
     ServiceStopping,
 )
-from mlpkit.log import LogOutput, uuid_bound
+from mlpkit.log import LogOutput, logger, with_request_id
 from mlpkit.settings import Settings
 from mlpkit.training.devices import Devices
 from mlpkit.training.job import Job
@@ -252,7 +251,7 @@ class TrainingQueue:
     async def _attend(self, place: _Place) -> None:
         """The task of one job, from its acceptance until it leaves."""
         try:
-            with uuid_bound(place.job.log_uuid):
+            with with_request_id(place.job.log_uuid):
                 if place.on_disk or await self._accept(place):
                     place.answered.set()
                     problem = self._why_not_again(place.job)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from mlpkit.log import printable_uuid, request_uuid
+from mlpkit.log import printable_uuid, request_id
 
 if TYPE_CHECKING:
     from starlette.types import Scope, Send
@@ -53,7 +53,7 @@ class Exchange:
             self.caller_uuid = uuid
             if uuid:
                 self.uuid = printable_uuid(uuid)
-                request_uuid.set(self.uuid)
+                request_id.set(self.uuid)
 
     def head(self, content_type: bytes, size: int) -> list[Header]:
         """The headers of an answer of `size` bytes, with those that every answer of this request has."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mlpkit.errors import MlpkitError
-from mlpkit.log import request_uuid, uuid_bound
+from mlpkit.log import request_id, with_request_id
 from mlpkit.web.body import ClientGone
 from mlpkit.web.exchange import Exchange, lines_of
 from mlpkit.web.heads import Heads
@@ -45,13 +45,13 @@ class Express:
         """Whether the head of a request gives no reason to refuse it before its body is there."""
         if self._edge.is_open:
             return True
-        reset = request_uuid.set("-")
+        reset = request_id.set("-")
         try:
             self._edge.admit(Exchange(scope))
         except MlpkitError:
             return False
         finally:
-            request_uuid.reset(reset)
+            request_id.reset(reset)
         return True
 
     def begin(self, scope: Scope, body: bytes, send: Send) -> GiveUp | None:
@@ -72,7 +72,7 @@ class Express:
             if prediction.give_up():
                 self._fail(exchange, ClientGone(), send)
 
-        reset = request_uuid.set("-")
+        reset = request_id.set("-")
         try:
             request = self._read(exchange, body)
             if request is None:
@@ -82,7 +82,7 @@ class Express:
             self._fail(exchange, error, send)
             return _nothing
         finally:
-            request_uuid.reset(reset)
+            request_id.reset(reset)
         return give_up
 
     def _read(self, exchange: Exchange, body: bytes) -> Envelope | None:
@@ -95,7 +95,7 @@ class Express:
             return None
 
     def _fail(self, exchange: Exchange, error: MlpkitError | ClientGone, send: Send) -> None:
-        with uuid_bound(exchange.uuid):
+        with with_request_id(exchange.uuid):
             answer = self._edge.answer_to(exchange, error)
             if answer is not None:
                 send(answer.status, lines_of(exchange.answered(answer)), answer.body)

@@ -8,10 +8,8 @@ from random import getrandbits
 from time import time
 from typing import TYPE_CHECKING
 
-from loguru import logger
-
 from mlpkit.errors import MalformedBody, MlpkitError, Overloaded, ServiceStopping, Unauthorized
-from mlpkit.log import LogRecord, request_uuid
+from mlpkit.log import LogLine, logger, request_id
 from mlpkit.web.answers import failure
 from mlpkit.web.body import ClientGone
 from mlpkit.web.exchange import Exchange
@@ -64,7 +62,7 @@ class Edge:
             await _refuse_other(scope, receive, send)
             return
         exchange = scope["exchange"] = Exchange(scope)
-        reset = request_uuid.set("-")
+        reset = request_id.set("-")
         try:
             self.admit(exchange)
             if route_path(scope) == self.predict_path:
@@ -78,7 +76,7 @@ class Edge:
                 await exchange.send(answer, send)
         finally:
             self.note(exchange, exchange.age())
-            request_uuid.reset(reset)
+            request_id.reset(reset)
 
     @property
     def is_open(self) -> bool:
@@ -104,7 +102,7 @@ class Edge:
                 f"{scope['method']} {_shown_path(scope)} {exchange.status}{word} "
                 f"{seconds * 1e3:.1f} ms {exchange.sent} B"
             )
-            self._log.write_soon(LogRecord(time(), "INFO", text, exchange.uuid, "server", "access"))
+            self._log.write_soon(LogLine(time(), "INFO", text, exchange.uuid, "server", "access"))
 
     def admit(self, exchange: Exchange) -> None:
         """Takes from the headers what this layer needs, and refuses what may not enter.
@@ -122,7 +120,7 @@ class Edge:
             exchange.adopt(headers[b"x-request-id"].decode("latin-1").strip() or None)
         if not exchange.uuid:
             exchange.uuid = f"{getrandbits(128):032x}"
-            request_uuid.set(exchange.uuid)
+            request_id.set(exchange.uuid)
         if self._origins:
             self._allow_origin(scope, headers.get(b"origin", b""), exchange)
         if self._token:

@@ -23,7 +23,7 @@ from mlpkit.errors import (
     TimeLimitExceeded,
     WorkerLost,
 )
-from mlpkit.log import uuid_bound
+from mlpkit.log import with_request_id
 from mlpkit.serving import Models
 from tests.serving.conftest import OpenModels
 
@@ -464,9 +464,9 @@ def predict(model):
     return 1
 """
     async with open_models(script) as models:
-        with uuid_bound("uuid-of-load"):
+        with with_request_id("uuid-of-load"):
             await models.load("talking", "m")
-        with uuid_bound("uuid-of-predict"):
+        with with_request_id("uuid-of-predict"):
             await ask(models)
         await until(lambda: "predicting, warned" in lines.getvalue())
     found = lines.getvalue().splitlines()

@@ -10,7 +10,7 @@ import anyio
 import psutil
 import pytest
 
-from mlpkit.log import LogRecord
+from mlpkit.log import LogLine
 from mlpkit.processes import BlockingChannel
 from mlpkit.settings import Settings
 from mlpkit.training import JobOutcome
@@ -135,7 +135,7 @@ def test_lines_past_the_limit_do_not_cross_the_channel() -> None:
     channel = BlockingChannel(theirs)
     report = Reporter(channel, "u", 1000)
     for _ in range(5000):
-        report.line(LogRecord(0.0, "INFO", "x" * 99))
+        report.line(LogLine(0.0, "INFO", "x" * 99))
     report.ended(JobOutcome("completed"))
     channel.close()
 

@@ -17,14 +17,14 @@ from loguru import logger
 
 from mlpkit.log import (
     LineStream,
+    LogLine,
     LogOutput,
-    LogRecord,
     configure,
     format_json,
     format_text,
     printable,
     printable_uuid,
-    uuid_bound,
+    with_request_id,
 )
 from mlpkit.services import Log
 
@@ -52,7 +52,7 @@ def lines_of(writes: list[str]) -> list[tuple[str, bool]]:
 
 
 def test_a_line_has_time_level_uuid_process_and_source() -> None:
-    record = LogRecord(0.25, "INFO", "hello", "u1", "worker 1", "script:3")
+    record = LogLine(0.25, "INFO", "hello", "u1", "worker 1", "script:3")
 
     assert format_text(record).endswith(":00.250 INFO    [u1] worker 1 script:3 | hello\n")
     assert json.loads(format_json(record)) == {
@@ -67,7 +67,7 @@ def test_a_line_has_time_level_uuid_process_and_source() -> None:
 
 
 def test_loguru_stdlib_logging_and_warnings_go_into_one_log(written: io.StringIO) -> None:
-    with uuid_bound("u1"):
+    with with_request_id("u1"):
         logger.info("from loguru")
         logging.getLogger("theirs").warning("from %s", "stdlib")
         warnings.warn("from warnings", UserWarning, stacklevel=1)
@@ -82,8 +82,8 @@ def test_loguru_stdlib_logging_and_warnings_go_into_one_log(written: io.StringIO
 
 
 def test_the_uuid_holds_for_its_block_only(written: io.StringIO) -> None:
-    with uuid_bound("outer"):
-        with uuid_bound("inner"):
+    with with_request_id("outer"):
+        with with_request_id("inner"):
             logger.info("1")
         logger.info("2")
     logger.info("3")
@@ -122,7 +122,7 @@ def test_what_no_encoding_can_carry_is_escaped() -> None:
 
     raw = io.BytesIO()
     output = LogOutput(io.TextIOWrapper(raw, encoding="ascii"))
-    output.write(LogRecord(0, "INFO", "你好"))
+    output.write(LogLine(0, "INFO", "你好"))
 
     assert rb"\u4f60\u597d" in raw.getvalue()
 
@@ -136,15 +136,15 @@ def test_a_stream_that_is_gone_disturbs_nobody() -> None:
     stream = io.StringIO()
     stream.close()
 
-    LogOutput(stream).write(LogRecord(0, "INFO", "unheard"))
+    LogOutput(stream).write(LogLine(0, "INFO", "unheard"))
 
 
 def test_lines_below_the_level_are_left_out() -> None:
     stream = io.StringIO()
     output = LogOutput(stream, level="warning")
-    output.write(LogRecord(0, "INFO", "no"))
-    output.write_soon(LogRecord(0, "INFO", "no"))
-    output.write(LogRecord(0, "ERROR", "yes"))
+    output.write(LogLine(0, "INFO", "no"))
+    output.write_soon(LogLine(0, "INFO", "no"))
+    output.write(LogLine(0, "ERROR", "yes"))
 
     assert stream.getvalue().count("\n") == 1
 
@@ -152,13 +152,13 @@ def test_lines_below_the_level_are_left_out() -> None:
 def test_lines_that_can_wait_are_written_in_order_and_not_kept_for_ever() -> None:
     stream = io.StringIO()
     output = LogOutput(stream, lambda record: record.message + "\n")
-    output.write_soon(LogRecord(0, "INFO", "first"))
+    output.write_soon(LogLine(0, "INFO", "first"))
     assert stream.getvalue() == ""
-    output.write(LogRecord(0, "INFO", "second"))
+    output.write(LogLine(0, "INFO", "second"))
     assert stream.getvalue() == "first\nsecond\n"
 
     for _ in range(1000):
-        output.write_soon(LogRecord(0, "INFO", "soon"))
+        output.write_soon(LogLine(0, "INFO", "soon"))
     assert stream.getvalue().count("soon") > 700
     output.flush()
     assert stream.getvalue().count("soon") == 1000
@@ -170,8 +170,8 @@ def test_lines_of_many_threads_are_whole() -> None:
 
     def write(name: str) -> None:
         for _ in range(500):
-            output.write(LogRecord(0, "INFO", name * 50))
-            output.write_soon(LogRecord(0, "INFO", name * 50))
+            output.write(LogLine(0, "INFO", name * 50))
+            output.write_soon(LogLine(0, "INFO", name * 50))
 
     threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
     for thread in threads:
@@ -224,13 +224,13 @@ def test_a_line_stream_takes_text_only() -> None:
 
 CHILD = """
 import logging, subprocess, sys
-from mlpkit.log import capture_streams, configure_child, uuid_bound
+from mlpkit.log import capture_streams, configure_child, with_request_id
 
 records = []
 configure_child(records.append, process="worker 1")
 under, bars = sys.stdout, []
 capture_streams(bars.append)
-with uuid_bound("u1"):
+with with_request_id("u1"):
     print("printed")
     sys.stderr.write("bar 10%\\rbar 20%\\r\\n")
     subprocess.run(["echo", "below python"], stdout=sys.stdout, check=True)
@@ -269,7 +269,7 @@ def test_a_handlers_log_carries_the_uuid_also_in_threads_of_its_own(written: io.
     thread = threading.Thread(target=lambda: log.info("read {} rows", 3))
     thread.start()
     thread.join(10)
-    with uuid_bound("u8"):
+    with with_request_id("u8"):
         Log().warning("braces stay: {}")
     log.debug("d")
     log.error("e")
