@@ -10,6 +10,7 @@ is imported when the name is first used.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,18 @@ __all__ = [
     "TrainJob",
     "__version__",
 ]
+
+
+def working_directory() -> str:
+    """The working directory, or `/` if it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return os.sep
+
+
+start_folder = working_directory()
+"""The working directory when mlpkit was imported: what relative paths are relative to, whatever `os.chdir` does."""
 
 
 def front_door(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:

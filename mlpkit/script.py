@@ -6,12 +6,14 @@ Every way in which a script cannot be imported ends in one message with the auth
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
 
+from mlpkit import start_folder, working_directory
 from mlpkit.algorithm import Algorithm
 from mlpkit.app import App
 from mlpkit.errors import ArgumentError, DeclarationError, did_you_mean
@@ -28,13 +30,16 @@ def import_app(target: str) -> App:
     Raises:
         DeclarationError: there is no such module or App, or the script cannot be imported; says where and why.
     """
+    # The script may change the working directory, so every path is made absolute before it is imported.
+    here = Path(working_directory())
+    sys.path[:] = absolute_search_path(here)
     folder = Path(target).expanduser()
     if target and not target.isidentifier() and folder.is_dir():
         raise DeclarationError(f"{target} is a folder: name the script in it{_scripts_in(folder)}")
     script, colon, name = target.rpartition(":") if ":" in target else (target, "", "")
     if not script or (colon and not name.isidentifier()):
         raise DeclarationError(f"{target!r} names no app: write module:app or file.py:app")
-    module = _import_file(Path(script).expanduser()) if _is_path(script) else _import_module(script, Path.cwd())
+    module = _import_file(Path(script).expanduser()) if _is_path(script) else _import_module(script, here)
     apps = {key: value for key, value in vars(module).items() if isinstance(value, App)}
     if name:
         return _named(module, name, apps)
@@ -69,6 +74,11 @@ def target_of(app: App) -> str:
     raise DeclarationError(
         f"{app.place}: App({app.name!r}) must be a global of a module, so that worker processes can import it"
     )
+
+
+def absolute_search_path(folder: Path = Path(start_folder)) -> list[str]:
+    """`sys.path` with absolute entries, so that an `os.chdir` of the script changes none of them."""
+    return [os.path.abspath(os.path.join(folder, entry)) for entry in sys.path if isinstance(entry, str)]
 
 
 def choose_algorithm(app: App, name: str | None) -> Algorithm:

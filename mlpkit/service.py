@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import math
+import sys
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,7 +25,7 @@ import uvicorn
 from mlpkit.app import App
 from mlpkit.errors import SettingsError
 from mlpkit.log import LogOutput, configure, logger
-from mlpkit.script import target_of
+from mlpkit.script import absolute_search_path, target_of
 from mlpkit.serving import Models
 from mlpkit.settings import Settings, load_settings
 from mlpkit.storage import Storage, open_storage
@@ -55,6 +56,7 @@ class Service:
 
     def __init__(self, app: App, settings: Settings, log: LogOutput, *, target: str | None = None) -> None:
         app.build()
+        sys.path[:] = absolute_search_path()
         self.app, self.settings, self.log = app, settings, log
         self.target = target or target_of(app)
         self.state = ServiceState()

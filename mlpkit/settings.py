@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from mlpkit import start_folder
 from mlpkit.errors import SettingsError, did_you_mean
 
 DATABASE_NAMES = (
@@ -345,6 +346,15 @@ class Settings:
         shown="90d",
     )
 
+    def __post_init__(self) -> None:
+        """Makes the paths absolute: an `os.chdir` of the author's code moves no file."""
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if isinstance(value, Path):
+                object.__setattr__(self, setting.name, Path(start_folder, value))
+        if self.db_type == "sqlite" and not self.db_name.startswith((":", "file:")):
+            object.__setattr__(self, "db_name", os.path.join(start_folder, self.db_name))
+
     @property
     def cache_path(self) -> Path:
         """The cache's folder, whether it was set or not."""
@@ -365,6 +375,8 @@ def decode_settings(data: bytes) -> Settings:
     return msgspec.json.decode(data, type=Settings, dec_hook=lambda wanted, value: wanted(value))
 
 
+ENV_FILE = Path(start_folder, ".env")
+
 IGNORED = {
     "CONNECT_KAFKA": "mlpkit sends no Kafka events",
     "KAFKA_SERVERS": "mlpkit sends no Kafka events",
@@ -380,7 +392,7 @@ def described() -> list[Field[Any]]:
     return list(fields(Settings))
 
 
-def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")) -> Settings:
+def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | None = ENV_FILE) -> Settings:
     """The settings of this process, from its environment and `.env`.
 
     Raises:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlpkit import start_folder
 from mlpkit.cli.options import FILE, algorithm_name, json_value, target
 from mlpkit.errors import ArgumentError, TrainFailed
 from mlpkit.script import choose_algorithm
@@ -53,6 +54,9 @@ def train(
     from mlpkit.training import Job, new_model_id
 
     settings = load_settings()
+    data = Path(start_folder, data) if data else None
+    parameters = json_value(parameters, "--parameters").decode()
+    extend = json_value(extend, "--extend").decode()
     configure(level=settings.log_level, process="train")
     with script_prints_to_stderr():
         app = import_app(target)
@@ -62,8 +66,8 @@ def train(
                 model_id or new_model_id(),
                 wanted.name,
                 data=asked,
-                parameters=json_value(parameters, "--parameters").decode(),
-                extend=json_value(extend, "--extend").decode(),
+                parameters=parameters,
+                extend=extend,
             )
             _check(wanted, job, settings, data)
             outcome = _run(app, job, settings, data)
@@ -202,7 +206,7 @@ def _placed(model: str, settings: Settings) -> Iterator[tuple[str, str | None]]:
     """The id and the path by which the store knows a model; a folder from elsewhere is in the store for that long."""
     from mlpkit.storage import open_storage
 
-    folder, store = Path(model).absolute(), (settings.home / "storage").absolute()
+    folder, store = Path(start_folder, model), settings.home / "storage"
     if not folder.exists():
         yield (model, None) if "/" not in model else (model.rstrip("/").rpartition("/")[2], model)
     elif not folder.is_dir():

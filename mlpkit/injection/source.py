@@ -11,14 +11,14 @@ from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
 
+from mlpkit import start_folder, working_directory
+
 
 def place(file: str, line: int) -> str:
     """`sentiment.py, line 23`; a file below the working directory is named from there."""
-    try:
-        folder = os.getcwd() + os.sep
-    except OSError:
-        folder = os.sep * 2
-    return f"{file.removeprefix(folder)}, line {line}"
+    for folder in (working_directory(), start_folder):
+        file = file.removeprefix(os.path.join(folder, ""))
+    return f"{file}, line {line}"
 
 
 def where(function: Callable[..., Any]) -> str:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NoReturn, Protocol
 
+from mlpkit import start_folder
 from mlpkit.nursery.parent import has_threads, import_framework, run
 from mlpkit.nursery.stack import can_descend, descend
 
@@ -51,6 +52,7 @@ def fresh(requests: socket.socket, modules: Sequence[str]) -> Process:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         pass_fds=(number,),
+        cwd=start_folder,
         start_new_session=True,
     )
 

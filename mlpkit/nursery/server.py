@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from mlpkit import start_folder
 from mlpkit.nursery.messages import BORN, NEWS, Birth
 from mlpkit.nursery.origin import Process, forked, fresh
 
@@ -146,7 +147,7 @@ class Nursery:
 def _birth(module: str, environment: Mapping[str, str]) -> Birth:
     return Birth(
         module,
-        os.fsencode(os.getcwd()),
+        os.fsencode(start_folder),
         [os.fsencode(each) for each in sys.path],
         {os.fsencode(name): os.fsencode(value) for name, value in environment.items()},
     )

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from mlpkit import start_folder
 from mlpkit.log import LineStream, logger
 from mlpkit.nursery import Forked, Nursery, NurseryGone
 
@@ -191,6 +192,7 @@ async def _started(
             stdout=output,
             stderr=output,
             pass_fds=(channel.fileno(),),
+            cwd=start_folder,
             start_new_session=True,
             env=environment,
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -17,6 +16,7 @@ from typing import Protocol
 from mlpkit.errors import ArgumentError, MlpkitError, TimeLimitExceeded, WorkerLost, WorkerNotReady
 from mlpkit.log import LogLine, LogOutput
 from mlpkit.processes import AsyncChannel, Child, Message, start_child
+from mlpkit.script import absolute_search_path
 from mlpkit.serving.messages import (
     Answer,
     Broken,
@@ -109,7 +109,7 @@ class ProcessWorker:
         self._child = await start_child("mlpkit.serving", on_line=self._on_line)
         self._channel = await AsyncChannel.connect(self._child.channel, self._on_messages, self._on_close)
         settings = encode_settings(self._settings)
-        self._channel.send(encode(Start(self._target, sys.path, settings, self.name)))
+        self._channel.send(encode(Start(self._target, absolute_search_path(), settings, self.name)))
         try:
             await asyncio.wait_for(self._started, self._settings.start_timeout)
         except asyncio.TimeoutError:

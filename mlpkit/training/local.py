@@ -27,7 +27,7 @@ from mlpkit.algorithm import TrainOptions
 from mlpkit.errors import MlpkitError
 from mlpkit.log import LogLine, capture_streams, configure_child, printable, with_request_id
 from mlpkit.processes import AsyncChannel, BlockingChannel, Child, Exit, Message, channel_of_child, start_child
-from mlpkit.script import import_app
+from mlpkit.script import absolute_search_path, import_app
 from mlpkit.settings import Settings, decode_settings, encode_settings
 from mlpkit.training.job import Job
 from mlpkit.training.joblog import JobLog
@@ -216,7 +216,7 @@ class Trainer:
     def _start_message(self, folder: str) -> StartTraining:
         return StartTraining(
             target=self._target,
-            sys_path=[os.path.abspath(each) for each in sys.path],
+            sys_path=absolute_search_path(),
             settings=encode_settings(self._settings),
             job=self._job,
             folder=folder,

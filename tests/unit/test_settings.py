@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mlpkit import start_folder
 from mlpkit.errors import SettingsError
 from mlpkit.settings import (
     IGNORED,
@@ -32,7 +33,7 @@ def test_without_an_environment_there_are_defaults() -> None:
     assert settings == Settings()
     assert (settings.api_prefix, settings.train_task_num, settings.train_queue_size) == ("/", 5, 100)
     assert 1 <= settings.workers <= 4
-    assert settings.cache_path == Path(".mlpkit/cache")
+    assert settings.cache_path == Path(start_folder, ".mlpkit/cache")
 
 
 def test_values_are_read_in_their_units() -> None:
