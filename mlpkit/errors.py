@@ -9,11 +9,14 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`, did you mean 'features'?`, or nothing where no known name is close: how messages about a wrong name end."""
-    import difflib  # only where something is wrong: not for the time of `import mlpkit`
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """`, did you mean 'features'?`, or nothing if no known name is close.
 
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    `cutoff` is how alike names must be, from 0 to 1 (`difflib.SequenceMatcher.ratio`).
+    """
+    import difflib  # here, as only mistakes need it: it would slow down every `import mlpkit`
+
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f", did you mean {close[0]!r}?" if close else ""
 
 

@@ -27,7 +27,7 @@ from mlpkit.errors import SettingsError
 from mlpkit.log import LogOutput, configure, logger
 from mlpkit.script import absolute_search_path, target_of
 from mlpkit.serving import Models
-from mlpkit.settings import Settings, load_settings
+from mlpkit.settings import Settings, environment_remarks, load_settings
 from mlpkit.storage import Storage, open_storage
 from mlpkit.training import TrainingQueue
 from mlpkit.web import Parts, ServiceState, build, connections
@@ -182,6 +182,7 @@ async def _live(app: App, settings: Settings, service: list[Service], receive: R
     await receive()
     try:
         log = configure(level=settings.log_level, format=settings.log_format)
+        _log_environment()
         opened = await Service(app, settings, log).__aenter__()
     except Exception as error:
         await send({"type": "lifespan.startup.failed", "message": str(error)})
@@ -209,7 +210,14 @@ def serve(
     """
     chosen = (settings or load_settings()).with_options(workers=workers)
     log = configure(level=chosen.log_level, format=chosen.log_format)
+    _log_environment()
     _run(_serve(app, chosen, log, host, port))
+
+
+def _log_environment() -> None:
+    """Logs which variables of the environment have no effect, and why."""
+    for level, remark in environment_remarks():
+        logger.log(level, remark)
 
 
 async def _serve(app: App, settings: Settings, log: LogOutput, host: str, port: int) -> None:

@@ -386,6 +386,13 @@ IGNORED = {
 }
 """Names of the original that are accepted and have no effect, with the reason."""
 
+_PLATFORM_PREFIXES = ("MLP_", "ML_PLATFORM_CLIENT_", "ML_CLIENT_", "MINIO_")
+"""Other programs may use such names too, so an unknown one is a warning, and only if it is like one of ours."""
+_ALIKE = 0.75
+_LINK_NAME = r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$"
+_LINK_VALUE = r"(tcp|udp|sctp)://\S+:\d+$"
+"""https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables"""
+
 
 def described() -> list[Field[Any]]:
     """The fields of `Settings` in order; `metadata` holds env, parse, doc, secret and shown (the default in words)."""
@@ -398,24 +405,54 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
     Raises:
         SettingsError: a `MLPKIT_*` name that does not exist, or a value that cannot be used; all mistakes at once.
     """
-    found = dict(_read_env_file(env_file)) if env_file is not None else {}
-    found.update(os.environ if environ is None else environ)
+    found = _variables(environ, env_file)
     mistakes = _unknown_names(found)
     values: dict[str, Any] = {}
-    for each in described():
-        text = found.get(each.metadata["env"], "")
-        if not text.strip():
-            continue  # Container tools pass on variables that nobody has set as empty ones.
+    for setting in described():
+        name, secret = setting.metadata["env"], setting.metadata["secret"]
+        text = found.get(name, "")
+        # Container tools pass on variables that nobody has set as empty ones.
+        if not text.strip() or _is_service_link(name, text):
+            continue
         try:
-            values[each.name] = each.metadata["parse"](text)
+            # Files of secrets mostly end with a newline, and so do the variables that are made from them.
+            values[setting.name] = setting.metadata["parse"](text.rstrip("\r\n") if secret else text)
         except ValueError as error:
-            shown = "(not shown)" if each.metadata["secret"] else repr(text)
-            mistakes.append(f"{each.metadata['env']} is {shown}: it must be {error}")
+            mistakes.append(f"{name} is {'(not shown)' if secret else repr(text)}: it must be {error}")
     if not mistakes:
         mistakes += _contradictions(values)
     if mistakes:
         raise SettingsError("\n".join(mistakes))
     return Settings(**values)
+
+
+def environment_remarks(
+    environ: Mapping[str, str] | None = None, env_file: Path | None = ENV_FILE
+) -> list[tuple[str, str]]:
+    """What to log about variables that have no effect: pairs of a level and a sentence."""
+    known = [setting.metadata["env"] for setting in described()] + list(IGNORED)
+    found = _variables(environ, env_file)
+    remarks = []
+    for name in sorted(found):
+        if _is_service_link(name, found[name]):
+            if name in known or name.startswith("MLPKIT_"):
+                remarks.append(("DEBUG", f"{name} is a service link of Kubernetes and was ignored"))
+        elif name.startswith(_PLATFORM_PREFIXES) and name not in known:
+            hint = did_you_mean(name, known, cutoff=_ALIKE)
+            if hint:
+                remarks.append(("WARNING", f"Unknown setting {name}{hint} It has no effect."))
+    return remarks
+
+
+def _variables(environ: Mapping[str, str] | None, env_file: Path | None) -> dict[str, str]:
+    found = dict(_read_env_file(env_file)) if env_file is not None else {}
+    found.update(os.environ if environ is None else environ)
+    return found
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes made this variable, for a Service of a name such as `mlpkit-ner` or `db`."""
+    return bool(re.search(_LINK_NAME, name) or (name.endswith("_PORT") and re.match(_LINK_VALUE, value)))
 
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
@@ -432,12 +469,13 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
 
 
 def _unknown_names(found: Mapping[str, str]) -> list[str]:
-    known = [each.metadata["env"] for each in described()]
-    mistakes = []
-    for name in sorted(found):
-        if name.startswith("MLPKIT_") and name not in known and not name.startswith("MLPKIT_TEST_"):
-            mistakes.append(f"{name} is no setting of mlpkit{did_you_mean(name, known)}")
-    return mistakes
+    known = [setting.metadata["env"] for setting in described()]
+    unknown = [name for name in sorted(found) if name.startswith("MLPKIT_") and name not in known]
+    return [
+        f"Unknown setting {name}{did_you_mean(name, known)}"
+        for name in unknown
+        if not name.startswith("MLPKIT_TEST_") and not _is_service_link(name, found[name])
+    ]
 
 
 def _read_env_file(path: Path) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from mlpkit.settings import (
     decode_settings,
     described,
     encode_settings,
+    environment_remarks,
     load_settings,
     seconds,
     size,
@@ -110,15 +111,74 @@ def test_every_value_that_cannot_be_used_is_told_with_what_is_allowed() -> None:
 
 
 def test_an_unknown_name_is_told_with_what_may_be_meant() -> None:
-    assert mistakes_of(MLPKIT_LOG_LEVL="info") == (
-        "MLPKIT_LOG_LEVL is no setting of mlpkit, did you mean 'MLPKIT_LOG_LEVEL'?"
-    )
+    assert mistakes_of(MLPKIT_LOG_LEVL="info") == ("Unknown setting MLPKIT_LOG_LEVL, did you mean 'MLPKIT_LOG_LEVEL'?")
 
 
 def test_names_of_other_programs_and_of_the_original_are_left_alone() -> None:
     others = {"PATH": "/bin", "MLP_SOMETHING": "x", "MLPKIT_TEST_S3": "x"}
 
     assert load_settings(others | dict.fromkeys(IGNORED, "x"), None) == Settings()
+
+
+LINKS = {
+    "MLPKIT_NER_PORT": "tcp://10.0.0.7:8000",
+    "MLPKIT_NER_PORT_8000_TCP": "tcp://10.0.0.7:8000",
+    "MLPKIT_NER_PORT_8000_TCP_ADDR": "10.0.0.7",
+    "MLPKIT_NER_PORT_8000_TCP_PORT": "8000",
+    "MLPKIT_NER_PORT_8000_TCP_PROTO": "tcp",
+    "MLPKIT_NER_SERVICE_HOST": "10.0.0.7",
+    "MLPKIT_NER_SERVICE_PORT": "8000",
+    "MLPKIT_NER_SERVICE_PORT_HTTP": "8000",
+    "MLPKIT_PORT": "tcp://10.0.0.7:8000",
+    "MLPKIT_SERVICE_HOST": "10.0.0.7",
+    "DB_PORT": "tcp://10.0.0.9:3306",
+}
+"""What Kubernetes sets for Services of the names `mlpkit-ner`, `mlpkit` and `db`."""
+
+
+def test_service_links_of_kubernetes_are_ignored() -> None:
+    assert load_settings(LINKS, None) == Settings()
+    assert environment_remarks(LINKS, None) == [
+        ("DEBUG", f"{name} is a service link of Kubernetes and was ignored") for name in sorted(LINKS)
+    ]
+
+
+def test_a_port_that_is_no_service_link_is_still_checked() -> None:
+    assert "Unknown setting MLPKIT_PORT" in mistakes_of(MLPKIT_PORT="8000")
+    assert "DB_PORT is 'tcp:3306': it must be a port" in mistakes_of(DB_PORT="tcp:3306")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("MLP_TRAIN_TASKS_NUM", "MLP_TRAIN_TASK_NUM"),
+        ("MLP_CLIENT_WORKERS", "MLP_CLIENT_WORKER"),
+        ("ML_PLATFORM_CLIENT_API_PREFX", "ML_PLATFORM_CLIENT_API_PREFIX"),
+        ("MINIO_ACESS_KEY", "MINIO_ACCESS_KEY"),
+    ],
+)
+def test_a_misspelt_name_of_the_platform_is_a_warning(name: str, meant: str) -> None:
+    assert load_settings({name: "2"}, None) == Settings()
+    assert environment_remarks({name: "2"}, None) == [
+        ("WARNING", f"Unknown setting {name}, did you mean {meant!r}? It has no effect.")
+    ]
+
+
+def test_other_names_need_no_remark() -> None:
+    others = {"MLP_SOMETHING": "x", "MLP_NER_SERVICE_HOST": "x", "PATH": "/bin", "MLP_TRAIN_TASK_NUM": "2"}
+
+    assert environment_remarks(others | dict.fromkeys(IGNORED, "x"), None) == []
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_newline_at_the_end_of_a_secret_is_not_part_of_it(end: str) -> None:
+    names = [setting.metadata["env"] for setting in described() if setting.metadata["secret"]]
+    secrets = {**dict.fromkeys(names, f" s3cr3t {end}"), "MINIO_HOST": "s3:9000"}
+
+    settings = load_settings(secrets, None)
+
+    assert settings.db_password == settings.minio_secret_key == " s3cr3t "
+    assert settings.token == "s3cr3t"
 
 
 def test_an_empty_value_counts_as_not_set() -> None:
