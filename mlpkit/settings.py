@@ -221,6 +221,14 @@ class Settings:
         "MLPKIT_STORAGE_RETRIES", 4, natural(0), "How often a failed operation of the store is tried again."
     )
 
+    store_retry: float = _setting(
+        "MLPKIT_STORE_RETRY",
+        3600.0,
+        seconds,
+        "Time after a training for which storing its model is tried again, if the store fails.",
+        shown="1h",
+    )
+
     checker: bool = _setting(
         "CHECKER_START", True, boolean, "In cluster mode: load and unload what the database says, on this replica."
     )

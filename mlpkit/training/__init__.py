@@ -11,10 +11,10 @@ from mlpkit import front_door
 
 if TYPE_CHECKING:
     from mlpkit.training.data import TrainData
-    from mlpkit.training.job import LONGEST_ID, STATES, Job, State, TrainJob, new_model_id
+    from mlpkit.training.job import LONGEST_ID, STATES, Job, JobOutcome, State, TrainJob, new_model_id
     from mlpkit.training.progress import Progress, Snapshot
     from mlpkit.training.queue import TrainingQueue
-    from mlpkit.training.run import JobOutcome, check_job, destination, run_train
+    from mlpkit.training.run import check_job, destination, run_train
 
 __all__ = [
     "LONGEST_ID",
@@ -39,11 +39,11 @@ __getattr__ = front_door(
     {
         "TrainData": "mlpkit.training.data",
         **dict.fromkeys(
-            ("LONGEST_ID", "STATES", "Job", "State", "TrainJob", "new_model_id"),
+            ("LONGEST_ID", "STATES", "Job", "JobOutcome", "State", "TrainJob", "new_model_id"),
             "mlpkit.training.job",
         ),
         **dict.fromkeys(("Progress", "Snapshot"), "mlpkit.training.progress"),
         "TrainingQueue": "mlpkit.training.queue",
-        **dict.fromkeys(("JobOutcome", "check_job", "destination", "run_train"), "mlpkit.training.run"),
+        **dict.fromkeys(("check_job", "destination", "run_train"), "mlpkit.training.run"),
     },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 from uuid import uuid4
 
@@ -22,6 +23,10 @@ TRANSITIONS: Mapping[State, tuple[State, ...]] = {
     "error": (),
 }
 """Where a job can go from a state. `init` waits; `training` goes back to `init` when the service ends meanwhile."""
+
+
+REQUEST_FIELDS = ("data", "parameters", "extend")
+"""What a job was asked to do, as JSON text."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -66,6 +71,22 @@ class Job(msgspec.Struct, frozen=True):
         """The job as it was before its last start, which does not count as an attempt."""
         return self.moved("init", attempt=self.attempt - 1, started=None, progress=None)
 
+    def asks_the_same(self, other: Job) -> bool:
+        """Whether both were submitted with the same content; the caller's address does not count."""
+        return self._content() == other._content()
+
+    def _content(self) -> tuple[object, ...]:
+        data, parameters, extend = (msgspec.json.decode(getattr(self, name)) for name in REQUEST_FIELDS)
+        if isinstance(extend, dict):
+            # The service writes the peer's address into `extend`; a repeated request may come through another proxy.
+            extend.pop("remote_ip", None)
+        request = msgspec.json.encode([data, parameters, extend], order="sorted")
+        return self.algorithm, self.model_path, request
+
+    def without_request(self) -> Job:
+        """The job with its `data`, `parameters` and `extend` left out, which can be very long."""
+        return msgspec.structs.replace(self, data="{}", parameters="{}", extend="{}")
+
     def fields(self) -> Fields:
         """The fields that a `train` handler can name."""
         return {
@@ -76,6 +97,19 @@ class Job(msgspec.Struct, frozen=True):
             "extend": msgspec.Raw(self.extend.encode()),
             "uuid": self.uuid,
         }
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """How a run of a job ended. `message` is for people; `trace` is the user's traceback, for the log only.
+
+    `lost` means that its process was killed for no fault of its own, so it may run again.
+    """
+
+    state: Literal["completed", "error"]
+    message: str = ""
+    trace: str = ""
+    lost: bool = False
 
 
 LONGEST_ID = 64

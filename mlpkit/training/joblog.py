@@ -28,6 +28,7 @@ class JobLog:
     """
 
     def __init__(self, path: Path, limit: int, output: LogOutput, uuid: str) -> None:
+        self.path = path
         self._limit, self._output, self._uuid = limit, output, printable_uuid(uuid)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -12,17 +12,18 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import filelock
 import msgspec
 
 from mlpkit.errors import JournalError, SettingsError
-from mlpkit.training.job import Job
+from mlpkit.training.job import REQUEST_FIELDS, Job
 
-VERSION = 1
-"""Of the schema; stored in the file as `user_version`."""
+VERSION = 2
+"""Of the schema; stored in the file as `user_version`. Version 1 had the request inside the record."""
 
-_SCHEMA = """
+_JOB_TABLE = """
 CREATE TABLE job (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     model_id TEXT NOT NULL UNIQUE,
@@ -33,10 +34,13 @@ CREATE TABLE job (
 CREATE INDEX job_by_state ON job (state, number);
 CREATE INDEX job_by_algorithm ON job (algorithm, number);
 """
+_REQUEST_TABLE = "CREATE TABLE request (model_id TEXT PRIMARY KEY, content TEXT NOT NULL);"
+"""Beside the jobs, so that neither a list of jobs nor a new state reads or writes requests of many megabytes."""
 _CLAIM_SECONDS = 2.0
 """How long the home may still be held: a service that was just killed may have been starting a process."""
 _LONGEST_WAIT = 10.0
 _decoder = msgspec.json.Decoder(Job)
+_request_decoder = msgspec.json.Decoder(tuple[str, str, str])
 
 
 class Journal:
@@ -62,32 +66,36 @@ class Journal:
                 raise
 
     def add(self, job: Job) -> None:
-        """Puts a job behind all others; takes the place of an ended one with the same model id."""
-        with self._writing, self._translated("written"), self._writer:
-            self._writer.execute("BEGIN IMMEDIATE")
-            self._writer.execute("DELETE FROM job WHERE model_id = ?", (job.model_id,))
-            self._writer.execute(
+        """Puts a job behind all others; it replaces an ended one with the same model id."""
+        with self._transaction() as writer:
+            _delete(writer, [job.model_id])
+            writer.execute(
                 "INSERT INTO job (model_id, algorithm, state, record) VALUES (?, ?, ?, ?)",
-                (job.model_id, job.algorithm, job.state, _text(job)),
+                (job.model_id, job.algorithm, job.state, _record(job)),
             )
+            writer.execute("INSERT INTO request VALUES (?, ?)", (job.model_id, _request(job)))
 
     def update(self, job: Job) -> None:
-        """Replaces the job's record; the job keeps its place."""
-        with self._writing, self._translated("written"), self._writer:
-            self._writer.execute("BEGIN IMMEDIATE")
-            self._writer.execute(
-                "UPDATE job SET state = ?, record = ? WHERE model_id = ?", (job.state, _text(job), job.model_id)
+        """Replaces what is known of the job, but not its request; the job keeps its place."""
+        with self._transaction() as writer:
+            writer.execute(
+                "UPDATE job SET state = ?, record = ? WHERE model_id = ?", (job.state, _record(job), job.model_id)
             )
 
     def job(self, model_id: str) -> Job | None:
         """The job with this model id."""
+        found = self._with_requests("WHERE model_id = ?", (model_id,))
+        return found[0] if found else None
+
+    def summary(self, model_id: str) -> Job | None:
+        """The job with this model id, without its data, parameters and extend."""
         found = self._select("WHERE model_id = ?", (model_id,))
         return found[0] if found else None
 
     def jobs(
         self, limit: int | None = None, offset: int = 0, *, state: str | None = None, algorithm: str | None = None
     ) -> list[Job]:
-        """Jobs, newest first: all of them, or those in one state, or of one algorithm."""
+        """Jobs, newest first, without data, parameters and extend: all, or those in one state or of one algorithm."""
         wanted = {name: value for name, value in (("state", state), ("algorithm", algorithm)) if value is not None}
         where = " AND ".join(["true", *(f"{name} = ?" for name in wanted)])
         values = (*wanted.values(), -1 if limit is None else limit, offset)
@@ -95,18 +103,17 @@ class Journal:
 
     def unfinished(self) -> list[Job]:
         """The jobs that have not ended, oldest first."""
-        return self._select("WHERE state IN ('init', 'training') ORDER BY number", ())
+        return self._with_requests("WHERE state IN ('init', 'training') ORDER BY number", ())
 
     def oldest_ended(self, limit: int) -> list[Job]:
-        """The jobs that have ended, in the order of their acceptance."""
+        """The jobs that have ended, oldest first, without data, parameters and extend."""
         # Without the index on the state, which would sort all of them.
         return self._select("WHERE +state NOT IN ('init', 'training') ORDER BY number LIMIT ?", (limit,))
 
     def remove(self, model_ids: Iterable[str]) -> None:
-        """Forgets jobs that have ended."""
-        with self._writing, self._translated("written"), self._writer:
-            self._writer.execute("BEGIN IMMEDIATE")
-            self._writer.executemany("DELETE FROM job WHERE model_id = ?", [(each,) for each in model_ids])
+        """Removes jobs that have ended."""
+        with self._transaction() as writer:
+            _delete(writer, model_ids)
 
     def close(self) -> None:
         """Closes the file, and lets go of the home."""
@@ -116,9 +123,30 @@ class Journal:
         self._lock.release()
 
     def _select(self, clause: str, values: tuple[object, ...]) -> list[Job]:
+        rows = self._rows(f"SELECT record FROM job {clause}", values)  # nosec B608  # noqa: S608 - our own text
+        return [self._decoded(record) for (record,) in rows]
+
+    def _with_requests(self, clause: str, values: tuple[object, ...]) -> list[Job]:
+        rows = self._rows(f"SELECT record, content FROM job JOIN request USING (model_id) {clause}", values)  # nosec B608  # noqa: S608 - our own text
+        return [self._decoded(record, content) for record, content in rows]
+
+    def _rows(self, query: str, values: tuple[object, ...]) -> list[Any]:
         with self._reading, self._translated("read"):
-            rows = self._reader.execute(f"SELECT record FROM job {clause}", values).fetchall()  # nosec B608  # noqa: S608 - our own text
-            return [_decoder.decode(record) for (record,) in rows]
+            return self._reader.execute(query, values).fetchall()
+
+    def _decoded(self, record: str, content: str | None = None) -> Job:
+        with self._translated("read"):
+            job = _decoder.decode(record)
+            if content is None:
+                return job
+            request = zip(REQUEST_FIELDS, _request_decoder.decode(content), strict=True)
+            return msgspec.structs.replace(job, **dict(request))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._writing, self._translated("written"), self._writer:
+            self._writer.execute("BEGIN IMMEDIATE")
+            yield self._writer
 
     def _claim(self, home: Path) -> None:
         try:
@@ -141,8 +169,13 @@ class Journal:
             raise SettingsError(
                 f"{self.path} was written by a newer mlpkit (version {version}, this one knows {VERSION})"
             )
-        if version == 0:
-            self._writer.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+        if version < VERSION:
+            with self._transaction() as writer:
+                for statement in (_JOB_TABLE if version == 0 else "").split(";"):
+                    writer.execute(statement)
+                writer.execute(_REQUEST_TABLE)
+                _move_requests(writer)
+                writer.execute(f"PRAGMA user_version = {VERSION}")
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:
@@ -154,5 +187,24 @@ class Journal:
             raise JournalError(f"the journal {self.path} cannot be {what}: {error}{advice}") from error
 
 
-def _text(job: Job) -> str:
-    return msgspec.json.encode(job).decode()
+def _move_requests(writer: sqlite3.Connection) -> None:
+    """Takes the requests out of the records of version 1, one job at a time: they can be long."""
+    for (number,) in writer.execute("SELECT number FROM job").fetchall():
+        (record,) = writer.execute("SELECT record FROM job WHERE number = ?", (number,)).fetchone()
+        job = _decoder.decode(record)
+        writer.execute("UPDATE job SET record = ? WHERE number = ?", (_record(job), number))
+        writer.execute("INSERT INTO request VALUES (?, ?)", (job.model_id, _request(job)))
+
+
+def _delete(writer: sqlite3.Connection, model_ids: Iterable[str]) -> None:
+    for model_id in model_ids:
+        writer.execute("DELETE FROM job WHERE model_id = ?", (model_id,))
+        writer.execute("DELETE FROM request WHERE model_id = ?", (model_id,))
+
+
+def _record(job: Job) -> str:
+    return msgspec.json.encode(job.without_request()).decode()
+
+
+def _request(job: Job) -> str:
+    return msgspec.json.encode([getattr(job, name) for name in REQUEST_FIELDS]).decode()

@@ -1,20 +1,24 @@
-"""Both ends of a job's process: `Trainer` starts it and sees to its end, `main` is what runs in it.
+"""The engine that runs each job in a process of its own on this machine, and what happens in that process.
 
-What: a process that imports the script by its import string, runs one job, and ends.
-How: one start message down, then messages up (lines of the log, snapshots of the progress, the outcome); msgpack.
-Who ends it: it ends by itself; `Trainer` kills it at a limit and when it is cancelled, the guard when the server dies.
+The server's end is `LocalEngine`: it gives out GPUs and places, starts the process, watches its limits and says how it
+ended. The process imports the script by its target, runs one job and ends (`main`). Between them goes one message down
+with all that the job needs, then messages up (lines of the log, progress, the outcome) in msgpack. The process ends by
+itself; the server kills it at a limit and when the job is cancelled, and the guard kills it if the server dies.
+
+The files of a job are in `<home>/work/<job>`: `out` is what `train` writes, and `trained.json` is the manifest of a
+model that has been trained and not been stored yet. Such a model survives a restart of the service.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -24,21 +28,25 @@ import anyio.to_thread
 import msgspec
 
 from mlpkit.algorithm import TrainOptions
-from mlpkit.errors import MlpkitError
+from mlpkit.errors import ArgumentError, MlpkitError
 from mlpkit.log import LogLine, capture_streams, configure_child, printable, with_request_id
 from mlpkit.processes import AsyncChannel, BlockingChannel, Child, Exit, Message, channel_of_child, start_child
 from mlpkit.script import absolute_search_path, import_app
 from mlpkit.settings import Settings, decode_settings, encode_settings
-from mlpkit.training.job import Job
-from mlpkit.training.joblog import JobLog
+from mlpkit.storage import Manifest
+from mlpkit.training.engine import JobRun, Place
+from mlpkit.training.job import Job, JobOutcome
+from mlpkit.training.joblog import file_name
 from mlpkit.training.progress import Progress, Snapshot
-from mlpkit.training.run import JobOutcome, run_train
+from mlpkit.training.run import run_train, store_trained
 
 _MODULE = "mlpkit.training"
 _MEMORY_INTERVAL = 0.5
 _EXIT_GRACE = 10.0
 _LOCK_WAIT = 3.0
 _LAST_WORDS = 5.0
+_OUT = "out"
+_TRAINED = "trained.json"
 _THREADS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -49,7 +57,7 @@ _THREADS = (
 
 
 class StartTraining(msgspec.Struct, frozen=True, array_like=True):
-    """What a child gets: all that it needs, and nothing more ever."""
+    """What the job's process gets. `folder` is the job's; `lock` is the file that it locks while it runs."""
 
     target: str
     sys_path: list[str]
@@ -83,6 +91,10 @@ class Moved(msgspec.Struct, frozen=True, array_like=True, tag=4):
     progress: Snapshot
 
 
+class Trained(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """`train` has made a model, which is stored now; the time limit ends."""
+
+
 class Ended(msgspec.Struct, frozen=True, array_like=True, tag=5):
     """How the job ended; nothing but lines comes after it."""
 
@@ -92,58 +104,184 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, tag=5):
 
 
 _start_decoder = msgspec.msgpack.Decoder(StartTraining)
-_decoder = msgspec.msgpack.Decoder(Started | Line | Dropped | Moved | Ended)
+_decoder = msgspec.msgpack.Decoder(Started | Line | Dropped | Moved | Ended | Trained)
 
 
-class Trainer:
-    """The server's end of one job's process. Make one for every run.
+class Devices:
+    """The GPUs of this machine, given to jobs in the order in which they ask.
 
-    Args:
-        on_progress: gets every snapshot that arrives.
-        devices: the GPUs that the process may see; none leaves its environment as it is.
+    Nobody is overtaken by a job that needs fewer.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        options: TrainOptions,
-        target: str,
-        settings: Settings,
-        *,
-        log: JobLog,
-        log_path: Path,
-        on_progress: Callable[[Snapshot], None],
-        devices: tuple[str, ...] = (),
-    ) -> None:
-        self._job, self._options, self._settings, self._log = job, options, settings, log
-        self._target, self._log_path, self._on_progress = target, log_path, on_progress
+    def __init__(self, names: Sequence[str]) -> None:
+        self._count = len(names)
+        self._free = list(names)
+        self._turn = anyio.Lock()
+        self._returned = anyio.Event()
+
+    def check(self, count: int) -> None:
+        """Refuses a number of devices that could never be given.
+
+        Raises:
+            ArgumentError: more devices than there are.
+        """
+        if count > self._count:
+            raise ArgumentError(
+                f"the algorithm asks for {count} GPU{'s' * (count != 1)}, this service has {self._count}: "
+                "MLPKIT_GPUS lists their numbers"
+            )
+
+    @asynccontextmanager
+    async def held(self, count: int) -> AsyncIterator[tuple[str, ...]]:
+        """Waits for `count` devices, and gives their names; nobody else has them meanwhile."""
+        if count == 0:
+            yield ()
+            return
+        async with self._turn:
+            while len(self._free) < count:
+                self._returned = anyio.Event()
+                await self._returned.wait()
+            taken, self._free = self._free[:count], self._free[count:]
+        try:
+            yield tuple(taken)
+        finally:
+            self._free = sorted(self._free + taken)
+            self._returned.set()
+
+
+class LocalEngine:
+    """Runs jobs in processes of this machine, at most `MLP_TRAIN_TASK_NUM` at a time."""
+
+    def __init__(self, target: str, settings: Settings) -> None:
+        self._target = target
+        self._settings = settings
+        self._work = settings.home / "work"
+
+    async def open(self, jobs: Sequence[Job]) -> None:
+        self._slots = anyio.CapacityLimiter(self._settings.train_task_num)
+        self._devices = Devices(self._settings.gpus)
+        await anyio.to_thread.run_sync(self._remove_others, jobs)
+
+    async def close(self) -> None:
+        pass
+
+    def check(self, options: TrainOptions) -> None:
+        self._devices.check(options.gpus)
+
+    @asynccontextmanager
+    async def place(self, job: Job, options: TrainOptions) -> AsyncIterator[Place]:
+        async with self._devices.held(options.gpus) as devices, self._slots:
+            yield _LocalPlace(self._target, self._settings, self._folder(job), devices)
+
+    def keeps(self, job: Job) -> bool:
+        return _trained(self._folder(job), job) is not None
+
+    async def discard(self, job: Job) -> None:
+        await anyio.to_thread.run_sync(_remove, self._folder(job))
+
+    def _folder(self, job: Job) -> Path:
+        return self._work.absolute() / f"train-{file_name(job.model_id)}"
+
+    def _remove_others(self, jobs: Sequence[Job]) -> None:
+        """Removes the folders of all jobs but these."""
+        kept = {self._folder(job) for job in jobs}
+        with contextlib.suppress(FileNotFoundError):
+            for folder in self._work.absolute().iterdir():
+                if folder not in kept:
+                    _remove(folder)
+
+
+class _LocalPlace:
+    """Runs one job in a process, which sees these GPUs."""
+
+    def __init__(self, target: str, settings: Settings, folder: Path, devices: tuple[str, ...]) -> None:
+        self._target = target
+        self._settings = settings
+        self._folder = folder
         self._devices = devices
-        self._started, self._closed, self._done = anyio.Event(), anyio.Event(), anyio.Event()
+
+    async def run(self, run: JobRun) -> JobOutcome:
+        await anyio.to_thread.run_sync(_prepare_folder, self._folder, run.job)
+        outcome = await _JobProcess(self._target, self._settings, self._folder, self._devices, run).run()
+        if outcome.state == "completed":
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(_remove, self._folder)
+        return outcome
+
+
+def _prepare_folder(folder: Path, job: Job) -> None:
+    if _trained(folder, job) is None:
+        _remove(folder)
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)
+        (folder / _OUT).mkdir(mode=0o700)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Trained(msgspec.Struct, frozen=True):
+    """What is in `trained.json`; `job_created` tells a job from an earlier one of the same id."""
+
+    job_created: float
+    manifest: Manifest
+
+
+def _trained(folder: Path, job: Job) -> Manifest | None:
+    """The manifest of the model that an earlier run of this job has trained and not stored."""
+    try:
+        found = msgspec.json.decode((folder / _TRAINED).read_bytes(), type=_Trained)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return found.manifest if found.job_created == job.created else None
+
+
+def _keep_trained(folder: Path, job: Job, manifest: Manifest) -> None:
+    written = folder / f"{_TRAINED}.part"
+    written.write_bytes(msgspec.json.encode(_Trained(job.created, manifest)))
+    written.replace(folder / _TRAINED)
+
+
+class _JobProcess:
+    """The server's end of one job's process. Make one for each run."""
+
+    def __init__(self, target: str, settings: Settings, folder: Path, devices: tuple[str, ...], run: JobRun) -> None:
+        self._target = target
+        self._settings = settings
+        self._folder = folder
+        self._devices = devices
+        self._run = run
+        self._options = run.options
+        self._log = run.log
+        self._started = anyio.Event()
+        self._trained = anyio.Event()
+        self._closed = anyio.Event()
+        self._done = anyio.Event()
         self._ended: Ended | None = None
 
     async def run(self) -> JobOutcome:
-        """Runs the job in a process of its own, and says how it ended. A cancellation kills the process.
+        """Runs the job, and says how it ended. A cancellation kills the process.
 
         Raises:
             OSError: no process could be started.
         """
-        async with _temporary_folder(self._settings.home / "work") as folder:
+        with anyio.CancelScope(shield=True):
+            child = await start_child(_MODULE, on_line=self._log.write_raw, environment=self._environment())
+            channel = await AsyncChannel.connect(child.channel, self._on_messages, self._closed.set)
+        try:
+            channel.send(msgspec.msgpack.encode(self._start_message()))
+            exit = await self._wait(child)
+        finally:
             with anyio.CancelScope(shield=True):
-                child = await start_child(_MODULE, on_line=self._log.write_raw, environment=self._environment())
-                channel = await AsyncChannel.connect(child.channel, self._on_messages, self._closed.set)
-            try:
-                channel.send(msgspec.msgpack.encode(self._start_message(folder)))
-                exit = await self._wait(child)
-            finally:
-                with anyio.CancelScope(shield=True):
-                    if child.running:
-                        child.kill("was cancelled")
-                        await child.wait()
-                channel.close()
-            outcome = self._outcome(exit)
-            if outcome.trace:
-                self._log.say(f"train failed: {outcome.message}", "ERROR", outcome.trace)
-            return outcome
+                if child.running:
+                    child.kill("was cancelled")
+                    await child.wait()
+            channel.close()
+        outcome = self._outcome(exit)
+        if outcome.trace:
+            self._log.say(f"train failed: {outcome.message}", "ERROR", outcome.trace)
+        return outcome
 
     async def _wait(self, child: Child) -> Exit:
         async with anyio.create_task_group() as limits:
@@ -172,9 +310,11 @@ class Trainer:
         if not self._started.is_set():
             child.kill(f"the script was not imported within {limit:g} s (MLPKIT_START_TIMEOUT): the process was killed")
         elif self._options.timeout is not None:
-            await anyio.sleep(self._options.timeout)
-            if self._ended is None:
-                limit = self._options.timeout
+            limit = self._options.timeout
+            # The limit is for `train`: what is trained may be stored later, when the store can be used again.
+            with anyio.move_on_after(limit):
+                await self._trained.wait()
+            if self._ended is None and not self._trained.is_set():
                 child.kill(f"train took longer than its time limit of {limit:g} s (timeout=): the process was killed")
 
     async def _limit_memory(self, child: Child) -> None:
@@ -198,29 +338,32 @@ class Trainer:
         child.kill()
 
     def _on_messages(self, messages: list[Message]) -> None:
-        for each in messages:
-            match _decoder.decode(each):
+        for message in messages:
+            match _decoder.decode(message):
                 case Line(record):
                     self._log.write(record)
                 case Moved(progress):
-                    self._on_progress(progress)
+                    self._run.on_progress(progress)
                 case Dropped(lines, size):
                     self._log.count_dropped(lines, size)
                 case Started():
                     self._started.set()
+                case Trained():
+                    self._trained.set()
+                    self._run.on_storing()
                 case Ended() as ended:
                     self._ended = ended
                     self._done.set()
         self._log.flush()
 
-    def _start_message(self, folder: str) -> StartTraining:
+    def _start_message(self) -> StartTraining:
         return StartTraining(
             target=self._target,
             sys_path=absolute_search_path(),
             settings=encode_settings(self._settings),
-            job=self._job,
-            folder=folder,
-            lock=str(self._log_path.resolve()),
+            job=self._run.job,
+            folder=str(self._folder),
+            lock=str(self._log.path.absolute()),
             log_room=self._log.room,
         )
 
@@ -231,21 +374,6 @@ class Trainer:
         if self._devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices)
         return environment
-
-
-@asynccontextmanager
-async def _temporary_folder(parent: Path) -> AsyncIterator[str]:
-    folder = await anyio.to_thread.run_sync(_make_folder, parent)
-    try:
-        yield folder
-    finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
-
-
-def _make_folder(parent: Path) -> str:
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return tempfile.mkdtemp(dir=parent.resolve(), prefix="train-")
 
 
 class Reporter:
@@ -278,6 +406,10 @@ class Reporter:
     def started(self) -> None:
         """Says that the script is imported."""
         self._send(Started())
+
+    def trained(self) -> None:
+        """Says that the model is trained, and will be stored now."""
+        self._send(Trained())
 
     def ended(self, outcome: JobOutcome) -> None:
         """Sends the outcome, and how much log was dropped."""
@@ -323,12 +455,22 @@ def main() -> None:
 
 
 def _run(start: StartTraining, settings: Settings, report: Reporter, progress: Progress) -> JobOutcome:
+    def on_trained(manifest: Manifest) -> None:
+        _keep_trained(folder, start.job, manifest)
+        report.trained()
+
+    folder = Path(start.folder)
     try:
-        lock = _hold(Path(start.lock))
-        app = import_app(start.target)
-        report.started()
-        with lock:
-            return run_train(app, start.job, settings, Path(start.folder), progress)
+        with _hold(Path(start.lock)):
+            manifest = _trained(folder, start.job)
+            if manifest is not None:
+                # An earlier run has trained the model: only storing is left, and the script is not needed.
+                report.started()
+                report.trained()
+                return store_trained(start.job, settings, folder / _OUT, manifest, progress)
+            app = import_app(start.target)
+            report.started()
+            return run_train(app, start.job, settings, folder / _OUT, progress, on_trained=on_trained)
     except MlpkitError as error:
         return JobOutcome("error", str(error))
 

@@ -48,6 +48,11 @@ class Snapshot(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     remaining: float | None = None
 
+    def completed(self) -> Snapshot:
+        """How it looks when the job is completed: all is done, and only the metrics are still worth knowing."""
+        done = self.done if self.done == self.total else None
+        return Snapshot(fraction=1.0, done=done, total=done, metrics=self.metrics, seconds=self.seconds, remaining=0.0)
+
 
 @dataclass(eq=False)
 class _Stage:

@@ -1,13 +1,12 @@
 """The training queue, the front door of everything about jobs: submit, cancel, look at.
 
-Every job that has not ended is a task of one task group. A job takes its GPUs, then a place of the limiter (both first
-come, first served), and runs in a process of its own. A move is on disk before anybody hears of it.
+Each job that has not ended is a task of one task group: it waits for a place of the engine, and runs there. A job's
+change of state is on disk before anybody hears of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,50 +30,78 @@ from mlpkit.errors import (
 )
 from mlpkit.log import LogOutput, logger, with_request_id
 from mlpkit.settings import Settings
-from mlpkit.training.devices import Devices
-from mlpkit.training.job import Job
+from mlpkit.training.engine import Engine, JobRun, Place, make_engine
+from mlpkit.training.job import Job, JobOutcome
 from mlpkit.training.joblog import JobLog, file_name
 from mlpkit.training.journal import Journal
-from mlpkit.training.local import Trainer
 from mlpkit.training.progress import Snapshot
-from mlpkit.training.retention import Retention
-from mlpkit.training.run import JobOutcome
 
 T = TypeVar("T")
 
-_RETRY_FIRST, _RETRY_LONGEST = 0.5, 30.0
+CANCELLED = "cancelled"
+"""The message of a job that somebody cancelled."""
+
+_RETRY_FIRST = 0.5
+_RETRY_LONGEST = 30.0
+"""Seconds between two tries to write a job's state to a full disk."""
 _LONGEST_START = 3.0
-_PATIENCE = 3.0
-"""How long a job may wait for a place in a full queue, and how long the running ones may have run that it waits for."""
+"""How long `open` waits for the jobs that cannot go on to be ended."""
+_REMOVED_TOGETHER = 500
+_REMOVAL_PAUSE_SHORTEST = 0.1
+_REMOVAL_PAUSE_LONGEST = 3600.0
 
 
 @dataclass(eq=False)
-class _Place:
-    """A job that has not ended, and its task. `asked` is why the task was told to stop."""
+class _LiveJob:
+    """A job that has not ended, and its task.
+
+    `asked` is why the task was told to stop; `written` is whether the job's latest state is on disk.
+    """
 
     job: Job
     on_disk: bool = False
     asked: Literal["", "cancel", "close"] = ""
+    storing: bool = False
+    written: bool = True
     refusal: MlpkitError | None = None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     answered: anyio.Event = field(default_factory=anyio.Event)
     left: anyio.Event = field(default_factory=anyio.Event)
 
     def stop(self, why: Literal["cancel", "close"]) -> None:
-        self.asked = self.asked or why
+        # A cancel counts although the service is closing: the job must not run again after a restart.
+        if why == "cancel" or not self.asked:
+            self.asked = why
         self.scope.cancel()
 
 
 class TrainingQueue:
-    """Training jobs: first come, first served; at most `MLP_TRAIN_TASK_NUM` run. All methods belong to one event loop.
+    """Training jobs: first come, first served. All methods belong to one event loop.
 
-    `on_end` is called with every job that has ended, after that is on disk.
+    At most `MLP_TRAIN_TASK_NUM` jobs run and `MLP_TRAIN_QUEUE_SIZE` wait.
+
+    Args:
+        engine: runs the jobs; the engine that `MLPKIT_ENGINE` names if it is None.
+
+    Attributes:
+        on_end: called with each job that has ended, after that is on disk.
     """
 
-    def __init__(self, algorithms: Mapping[str, Algorithm], target: str, settings: Settings, log: LogOutput) -> None:
-        self._algorithms, self._target, self._settings, self._log = algorithms, target, settings, log
-        self._places: dict[str, _Place] = {}
-        self._capacity = settings.train_task_num + settings.train_queue_size + 1
+    def __init__(
+        self,
+        algorithms: Mapping[str, Algorithm],
+        target: str,
+        settings: Settings,
+        log: LogOutput,
+        *,
+        engine: Engine | None = None,
+    ) -> None:
+        self._algorithms = algorithms
+        self._settings = settings
+        self._log = log
+        self._engine = engine or make_engine("local", target, settings)
+        self._live: dict[str, _LiveJob] = {}
+        self._capacity = settings.train_task_num + settings.train_queue_size
         self.on_end: Callable[[Job], None] | None = None
 
     async def open(self) -> None:
@@ -84,22 +111,22 @@ class TrainingQueue:
             SettingsError: another service uses the home.
             JournalError: the journal cannot be read.
         """
-        self._closing, self._closed, opened = anyio.Event(), anyio.Event(), anyio.Event()
-        self._one_left = anyio.Event()
-        self._slots = anyio.CapacityLimiter(self._settings.train_task_num)
+        self._closing = anyio.Event()
+        self._closed = anyio.Event()
+        opened = anyio.Event()
         self._disk = anyio.CapacityLimiter(1)
-        self._devices = Devices(self._settings.gpus)
         self._journal = await self._on_disk(lambda: Journal(self._settings.home))
-        await self._on_disk(lambda: shutil.rmtree(self._settings.home / "work", ignore_errors=True))
+        unfinished = await self._on_disk(self._journal.unfinished)
+        await self._engine.open(unfinished)
         self._host = asyncio.create_task(self._run_tasks(opened))
         await opened.wait()
         self._tasks.start_soon(self._remove_old)
-        resumed = [await self._resume(job) for job in await self._on_disk(self._journal.unfinished)]
+        resumed = [await self._resume(job) for job in unfinished]
         # Those that cannot go on have ended when this returns, unless the disk is full.
         with anyio.move_on_after(_LONGEST_START):
-            for place in resumed:
-                if self._why_not_again(place.job):
-                    await place.left.wait()
+            for live in resumed:
+                if self._why_not_again(live.job):
+                    await live.left.wait()
 
     async def drain(self, grace: float) -> None:
         """Takes no more jobs, gives the running ones `grace` seconds, and puts the others back to waiting.
@@ -107,109 +134,147 @@ class TrainingQueue:
         What is known of the jobs can still be asked. A cancellation ends the grace: then `close` does the rest.
         """
         self._closing.set()
-        for place in list(self._places.values()):
-            if place.job.state == "init":
-                place.stop("close")
+        for live in list(self._live.values()):
+            if live.job.state == "init":
+                live.stop("close")
         with anyio.move_on_after(grace):
             await self._all_left()
-        for place in list(self._places.values()):
-            place.stop("close")
+        for live in list(self._live.values()):
+            live.stop("close")
         await self._all_left()
 
     async def close(self, grace: float = 0.0) -> None:
-        """Drains the queue, where that was not done before, and lets go of the home."""
+        """Drains the queue, if that was not done before, and gives up the home."""
         await self.drain(grace)
         self._closed.set()
         await self._host
+        await self._engine.close()
         await self._on_disk(self._journal.close)
 
     async def submit(self, job: Job) -> None:
-        """Puts a job at the end of the queue; it is on disk when this returns. An ended job of the same id is replaced.
+        """Puts a job at the end of the queue; it is on disk when this returns.
+
+        An ended job of the same id is replaced. A job that was submitted before with the same id and the same content,
+        and has not ended, is accepted again and not started a second time.
 
         Raises:
-            Overloaded: the queue is full; at once, unless jobs have just started, which may be short.
+            Overloaded: the queue is full.
             ServiceStopping: the service takes no more jobs.
-            JobConflict: a job with this model id waits or runs.
+            JobConflict: a job with this model id and other content waits or runs.
             AlgorithmNotFound: this service does not have the algorithm.
             ArgumentError: it asks for more GPUs than there are.
             JournalError: it could not be written; it was not accepted.
         """
-        has_place = await self._has_place()
+        if await self.has_accepted(job):
+            return
         if self._closing.is_set():
             raise ServiceStopping("the service is shutting down and takes no new jobs")
         if job.algorithm not in self._algorithms:
             raise AlgorithmNotFound(job.algorithm)
-        if job.model_id in self._places:
-            state = self._places[job.model_id].job.state
-            raise JobConflict(
-                f"job [{job.model_id}] exists already and is {state!r}: cancel it, or use another model id"
-            )
-        self._devices.check(self._options(job).gpus)
-        if not has_place:
+        self._engine.check(self._options(job))
+        if len(self._live) >= self._capacity:
             raise Overloaded(
                 f"the training queue is full: {self._capacity} jobs run or wait (MLP_TRAIN_TASK_NUM, "
                 "MLP_TRAIN_QUEUE_SIZE); try again later",
                 retry_after=30,
             )
-        place = self._enter(job)
-        await place.answered.wait()
-        if place.refusal is not None:
-            raise place.refusal
+        live = self._enter(job)
+        await live.answered.wait()
+        if live.refusal is not None:
+            raise live.refusal
 
-    async def _has_place(self) -> bool:
-        """Whether one more job can be taken, now or in a moment: a burst of short jobs need not be refused.
+    async def has_accepted(self, job: Job) -> bool:
+        """Whether a job with the same id and the same content waits or runs already.
 
-        A job that has run for `_PATIENCE` seconds is not short; where no other runs, nobody waits.
+        Raises:
+            JobConflict: a job with this id and other content waits or runs.
+            JournalError: the job with the same content could not be written; it was not accepted.
         """
-        with anyio.move_on_after(_PATIENCE):
-            while len(self._places) >= self._capacity and (left := self._time_left()) > 0:
-                with anyio.move_on_after(left):
-                    await self._one_left.wait()
-        return len(self._places) < self._capacity
-
-    def _time_left(self) -> float:
-        """For how many seconds the job that was started last still counts as short."""
-        running = [place.job for place in self._places.values() if place.job.state == "training"]
-        youngest = max((job.started or 0.0 for job in running), default=time.time())
-        return min(_PATIENCE, youngest + _PATIENCE - time.time())
+        live = self._live.get(job.model_id)
+        if live is None:
+            return False
+        # In a thread: a request can have many megabytes.
+        if not await anyio.to_thread.run_sync(live.job.asks_the_same, job):
+            raise JobConflict(
+                f"job [{job.model_id}] exists already and is {live.job.state!r}: cancel it, or use another model id"
+            )
+        await live.answered.wait()
+        if live.refusal is not None:
+            raise live.refusal
+        return True
 
     async def cancel(self, model_id: str) -> Job:
-        """Ends the job wherever it stands, and returns it; a job that has ended already stays as it is.
+        """Ends the job in whatever state it is, and returns it; a job that has ended stays as it is.
+
+        The end is on disk when this returns, so the job does not run again after a restart.
 
         Raises:
             JobNotFound: nobody knows this id.
+            JournalError: the end could not be written.
         """
-        place = self._places.get(model_id)
-        if place is not None:
-            await place.answered.wait()
-            place.stop("cancel")
-            await place.left.wait()
-            if place.refusal is None:
-                return place.job
+        live = self._live.get(model_id)
+        if live is not None:
+            await live.answered.wait()
+            live.stop("cancel")
+            await live.left.wait()
+            if live.refusal is None and live.written and live.job.has_ended:
+                return live.job
+        # The service is closing and has put the job back to waiting, or nobody waits for it.
+        job, is_new = await self._on_disk(lambda: self._cancel_on_disk(model_id))
+        if is_new:
+            await self._engine.discard(job)
+            self._tell_end(job)
+        return job
+
+    def _cancel_on_disk(self, model_id: str) -> tuple[Job, bool]:
         job = self._journal.job(model_id)
         if job is None:
             raise JobNotFound(model_id)
-        return job
+        if job.has_ended:
+            return job, False
+        job = job.moved("error", message=CANCELLED, ended=time.time())
+        self._journal.update(job)
+        return job, True
+
+    def check_deletable(self, model_id: str) -> None:
+        """Refuses to delete a model that a job is storing at this moment.
+
+        Raises:
+            JobConflict: names the job.
+        """
+        live = self._live.get(model_id)
+        if live is not None and live.storing:
+            raise JobConflict(
+                f"the model of job [{model_id}] is being stored: cancel the job, or delete the model when it has ended"
+            )
 
     def job(self, model_id: str) -> Job | None:
-        """The job with this model id, as it stands now; None where nobody knows it."""
-        place = self._places.get(model_id)
-        return place.job if place is not None and place.on_disk else self._journal.job(model_id)
+        """The job with this model id, as it is now; None if nobody knows it."""
+        live = self._live.get(model_id)
+        return live.job if live is not None and live.on_disk else self._journal.job(model_id)
+
+    def summary(self, model_id: str) -> Job | None:
+        """The same as `job`, for callers that do not need its data, parameters and extend."""
+        live = self._live.get(model_id)
+        return live.job if live is not None and live.on_disk else self._journal.summary(model_id)
 
     def jobs(
         self, limit: int | None = None, offset: int = 0, *, state: str | None = None, algorithm: str | None = None
     ) -> list[Job]:
-        """The jobs that the home remembers, newest first: all of them, or those in one state, or of one algorithm."""
+        """The jobs that the home remembers, newest first: all, or those in one state or of one algorithm.
+
+        They have no data, parameters and extend, which can be very long.
+        """
         return [self._current(job) for job in self._journal.jobs(limit, offset, state=state, algorithm=algorithm)]
 
     def position(self, model_id: str) -> int | None:
-        """The job's position among the waiting ones, 1 is next; None where it does not wait."""
-        waiting = [place.job.model_id for place in self._places.values() if place.job.state == "init"]
+        """The job's position among the waiting ones, 1 is next; None if it does not wait."""
+        waiting = [live.job.model_id for live in self._live.values() if live.job.state == "init"]
         return waiting.index(model_id) + 1 if model_id in waiting else None
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in `init` and `training`."""
-        states = [place.job.state for place in self._places.values()]
+        states = [live.job.state for live in self._live.values()]
         return {"init": states.count("init"), "training": states.count("training")}
 
     def log_path(self, model_id: str) -> Path:
@@ -221,7 +286,7 @@ class TrainingQueue:
             opened.set()
             await self._closed.wait()
 
-    async def _resume(self, job: Job) -> _Place:
+    async def _resume(self, job: Job) -> _LiveJob:
         if job.state == "training" and not self._why_not_again(job):
             job = job.moved("init", started=None, progress=None)
             try:
@@ -232,158 +297,175 @@ class TrainingQueue:
         return self._enter(job, on_disk=True)
 
     def _why_not_again(self, job: Job) -> str:
-        """Why a job that an earlier service left cannot go on; an empty string where it can."""
+        """Why a job that an earlier service left cannot go on; an empty string if it can."""
         options = self._options(job)
-        if job.state == "training" and job.attempt >= options.max_attempts:
+        used_up = job.state == "training" and job.attempt >= options.max_attempts
+        if used_up and not self._engine.keeps(job):
             return f"the service ended while it ran (attempt {job.attempt} of {options.max_attempts}, max_attempts=)"
         try:
-            # It would wait for ever, and everybody behind it, where there are fewer devices now.
-            self._devices.check(options.gpus)
+            # It would wait for ever, and all jobs behind it, if there are fewer devices now.
+            self._engine.check(options)
         except ArgumentError as error:
             return str(error)
         return ""
 
-    def _enter(self, job: Job, *, on_disk: bool = False) -> _Place:
-        place = self._places[job.model_id] = _Place(job, on_disk)
-        self._tasks.start_soon(self._attend, place)
-        return place
+    def _enter(self, job: Job, *, on_disk: bool = False) -> _LiveJob:
+        live = self._live[job.model_id] = _LiveJob(job, on_disk)
+        self._tasks.start_soon(self._attend, live)
+        return live
 
-    async def _attend(self, place: _Place) -> None:
+    async def _attend(self, live: _LiveJob) -> None:
         """The task of one job, from its acceptance until it leaves."""
         try:
-            with with_request_id(place.job.log_uuid):
-                if place.on_disk or await self._accept(place):
-                    place.answered.set()
-                    problem = self._why_not_again(place.job)
-                    outcome = JobOutcome("error", problem) if problem else await self._take_turn(place)
-                    while outcome is not None and outcome.lost and not self._why_not_again(place.job):
+            with with_request_id(live.job.log_uuid):
+                if live.on_disk or await self._accept(live):
+                    live.answered.set()
+                    problem = self._why_not_again(live.job)
+                    outcome = JobOutcome("error", problem) if problem else await self._take_turn(live)
+                    while outcome is not None and outcome.lost and not self._why_not_again(live.job):
                         if self._closing.is_set():
                             outcome = None
                             break
-                        place.job = place.job.moved("init", started=None, progress=None)
-                        await self._write(place.job)
-                        outcome = await self._take_turn(place)
-                    await self._finish(place, outcome)
+                        live.job = live.job.moved("init", started=None, progress=None)
+                        await self._write(live, live.job)
+                        outcome = await self._take_turn(live)
+                    await self._finish(live, outcome)
         finally:
-            del self._places[place.job.model_id]
-            self._one_left.set()
-            self._one_left = anyio.Event()
-            place.answered.set()
-            place.left.set()
+            del self._live[live.job.model_id]
+            live.answered.set()
+            live.left.set()
 
-    async def _accept(self, place: _Place) -> bool:
+    async def _accept(self, live: _LiveJob) -> bool:
         def write() -> None:
-            self.log_path(place.job.model_id).unlink(missing_ok=True)
-            self._journal.add(place.job)
+            self.log_path(live.job.model_id).unlink(missing_ok=True)
+            self._journal.add(live.job)
 
         try:
             await self._on_disk(write)
         except (MlpkitError, OSError) as error:
-            place.refusal = (
+            live.refusal = (
                 error if isinstance(error, MlpkitError) else JournalError(f"the job cannot be stored: {error}")
             )
             return False
-        place.on_disk = True
-        logger.info("job [{}] of {} was accepted", place.job.model_id, place.job.algorithm)
+        live.on_disk = True
+        logger.info("job [{}] of {} was accepted", live.job.model_id, live.job.algorithm)
         return True
 
-    async def _take_turn(self, place: _Place) -> JobOutcome | None:
-        """Waits for the job's turn and runs it; None when it was told to stop."""
-        if place.asked:
+    async def _take_turn(self, live: _LiveJob) -> JobOutcome | None:
+        """Waits for the job's turn and runs it; None if it was told to stop."""
+        if live.asked:
             return None
-        with anyio.CancelScope() as place.scope:
-            async with self._devices.held(self._options(place.job).gpus) as devices, self._slots:
-                started = place.job.moved("training", attempt=place.job.attempt + 1, started=time.time())
-                await self._write(started)
-                place.job = started
-                return await self._run(place, devices)
+        with anyio.CancelScope() as live.scope:
+            async with self._engine.place(live.job, self._options(live.job)) as place:
+                started = live.job.moved("training", attempt=live.job.attempt + 1, started=time.time())
+                await self._write(live, started)
+                live.job = started
+                return await self._run(live, place)
         return None
 
-    async def _run(self, place: _Place, devices: tuple[str, ...]) -> JobOutcome:
+    async def _run(self, live: _LiveJob, place: Place) -> JobOutcome:
         def on_progress(progress: Snapshot) -> None:
-            place.job = msgspec.structs.replace(place.job, progress=progress)
+            live.job = msgspec.structs.replace(live.job, progress=progress)
 
-        job, path = place.job, self.log_path(place.job.model_id)
+        def on_storing() -> None:
+            live.storing = True
+
+        job, path = live.job, self.log_path(live.job.model_id)
         try:
             with JobLog(path, self._settings.job_log_size, self._log, job.log_uuid) as log:
                 log.say(f"job [{job.model_id}] of {job.algorithm} starts, attempt {job.attempt}")
-                trainer = Trainer(
-                    job,
-                    self._options(job),
-                    self._target,
-                    self._settings,
-                    log=log,
-                    log_path=path,
-                    on_progress=on_progress,
-                    devices=devices,
-                )
-                return await trainer.run()
+                return await place.run(JobRun(job, self._options(job), log, on_progress, on_storing))
         except Exception as error:
             logger.exception("job [{}] could not be run", job.model_id)
             return JobOutcome("error", f"the training process could not be run: {error}")
+        finally:
+            live.storing = False
 
-    async def _finish(self, place: _Place, outcome: JobOutcome | None) -> None:
-        job, now = place.job, time.time()
+    async def _finish(self, live: _LiveJob, outcome: JobOutcome | None) -> None:
+        job, now = live.job, time.time()
         if outcome is not None:
             job = job.moved(outcome.state, message=outcome.message, ended=now)
-        elif place.asked == "cancel":
-            job = job.moved("error", message="cancelled", ended=now)
+        elif live.asked == "cancel":
+            job = job.moved("error", message=CANCELLED, ended=now)
         elif job.state == "training":
             job = job.waiting_again()
-        await self._write(job)
-        place.job = job
+        if job.state == "error":
+            await self._engine.discard(job)
+        elif job.state == "completed" and job.progress is not None:
+            job = msgspec.structs.replace(job, progress=job.progress.completed())
+        await self._write(live, job)
+        live.job = job
         if job.has_ended:
             self._tell_end(job)
 
     def _tell_end(self, job: Job) -> None:
+        failed = job.state == "error" and job.message != CANCELLED
         words = f": {job.message}" if job.message else ""
-        logger.info("job [{}] of {} ended: {}{}", job.model_id, job.algorithm, job.state, words)
+        level = "WARNING" if failed else "INFO"
+        logger.log(level, "job [{}] of {} ended: {}{}", job.model_id, job.algorithm, job.state, words)
         if self.on_end is not None:
             try:
                 self.on_end(job)
             except Exception:
                 logger.exception("what follows the end of job [{}] failed", job.model_id)
 
-    async def _write(self, job: Job) -> None:
-        """Writes the job's move; a full disk may have room later, so it is tried until the service closes."""
+    async def _write(self, live: _LiveJob, job: Job) -> None:
+        """Writes a job's new state; if the disk is full, tries again until the service closes."""
         pause = _RETRY_FIRST
+        live.written = False
         while True:
             try:
-                return await self._on_disk(lambda: self._journal.update(job))
+                await self._on_disk(lambda: self._journal.update(job))
             except JournalError as error:
                 if self._closing.is_set():
                     logger.error("{}; job [{}] stays as it was on disk", error, job.model_id)
-                    return None
+                    return
                 logger.error("{}; trying again in {:g} s", error, pause)
+            else:
+                live.written = True
+                return
             with anyio.move_on_after(pause):
                 await self._closing.wait()
             pause = min(2 * pause, _RETRY_LONGEST)
 
     async def _remove_old(self) -> None:
-        """Removes the jobs that ended longer ago than they are kept; now, and again and again."""
-        if not self._settings.jobs_keep:
+        """Removes the jobs that ended longer ago than they are kept, again and again."""
+        keep = self._settings.jobs_keep
+        if not keep:
             return
-        retention = Retention(self._journal, self.log_path, self._settings.jobs_keep)
+        pause = min(max(keep / 10, _REMOVAL_PAUSE_SHORTEST), _REMOVAL_PAUSE_LONGEST)
         while not self._closing.is_set():
             try:
-                while await self._on_disk(retention.remove_some) and not self._closing.is_set():
+                while await self._on_disk(self._remove_some) and not self._closing.is_set():
                     pass
             except (MlpkitError, OSError) as error:
                 logger.error("old jobs cannot be removed: {}", error)
-            with anyio.move_on_after(retention.pause):
+            with anyio.move_on_after(pause):
                 await self._closing.wait()
+
+    def _remove_some(self) -> bool:
+        """Removes some hundreds of old jobs with their logs; False if none is left."""
+        before = time.time() - self._settings.jobs_keep
+        jobs = self._journal.oldest_ended(_REMOVED_TOGETHER)
+        old = [job.model_id for job in jobs if (job.ended or job.created) < before]
+        for model_id in old:
+            # The logs first, so that no log remains that nobody knows of.
+            self.log_path(model_id).unlink(missing_ok=True)
+        if old:
+            self._journal.remove(old)
+        return bool(old)
 
     async def _on_disk(self, call: Callable[[], T]) -> T:
         return await anyio.to_thread.run_sync(call, limiter=self._disk)
 
     async def _all_left(self) -> None:
-        for place in list(self._places.values()):
-            await place.left.wait()
+        for live in list(self._live.values()):
+            await live.left.wait()
 
     def _options(self, job: Job) -> TrainOptions:
         algorithm = self._algorithms.get(job.algorithm)
         return algorithm.train_options if algorithm is not None else TrainOptions()
 
     def _current(self, job: Job) -> Job:
-        place = self._places.get(job.model_id)
-        return job if place is None else place.job
+        live = self._live.get(job.model_id)
+        return job if live is None else live.job.without_request()

@@ -1,64 +1,99 @@
 """One training run in this process: checks the data, calls the algorithm's `train`, stores what it made.
 
-The child process of a job does this (`local.py`), and so does the command line, in the foreground.
+The process of a job does this (`local.py`), and so does the command line, in the foreground.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NoReturn
 
 import msgspec
 
 from mlpkit import __version__
 from mlpkit.algorithm import Algorithm
 from mlpkit.app import App
-from mlpkit.errors import MlpkitError, NotInRequest, UserCodeError
+from mlpkit.errors import ArgumentError, MlpkitError, NotInRequest, StorageError, UserCodeError
 from mlpkit.formats import kind_of
 from mlpkit.injection import Plan, ProcessScope
-from mlpkit.log import printable
+from mlpkit.log import logger, printable
 from mlpkit.services import Log
 from mlpkit.settings import Settings
-from mlpkit.storage import Manifest, ModelDir, Storage, checked_path, open_storage, save_model, settings_for
+from mlpkit.storage import (
+    Manifest,
+    ModelDir,
+    Storage,
+    checked_path,
+    open_storage,
+    save_model,
+    settings_for,
+)
 from mlpkit.training.data import TrainData, location_of, takes
-from mlpkit.training.job import Job, TrainJob, train_job
+from mlpkit.training.job import Job, JobOutcome, TrainJob, train_job
 from mlpkit.training.progress import Progress
 
 _LONGEST_MESSAGE = 2000
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 60.0
+"""Seconds between two tries to store a model."""
 _WELL_KNOWN = frozenset(
     ("joblib", "lightgbm", "numpy", "scikit-learn", "tensorflow", "torch", "transformers", "xgboost")
 )
 
 
-@dataclass(frozen=True)
-class JobOutcome:
-    """How a training ended. `message` is for people; `trace` is the user's traceback, for the log only.
-
-    `lost`: its process was killed for no fault of its own, so it may run again.
-    """
-
-    state: Literal["completed", "error"]
-    message: str = ""
-    trace: str = ""
-    lost: bool = False
-
-
 def run_train(
-    app: App, job: Job, settings: Settings, folder: Path, progress: Progress, data_name: str | None = None
+    app: App,
+    job: Job,
+    settings: Settings,
+    folder: Path,
+    progress: Progress,
+    data_name: str | None = None,
+    *,
+    on_trained: Callable[[Manifest], None] | None = None,
 ) -> JobOutcome:
     """Runs the job here and now; never raises.
 
-    `folder` must be empty: the handler's `out` is made in it. `data_name` is what messages call the data file, where
-    that is not its location.
+    Args:
+        folder: must be empty; it is the handler's `out`.
+        data_name: what messages call the data file, if that is not its location.
+        on_trained: called when the handler has made a model, before it is stored. If it is given, storing is tried
+            again for `MLPKIT_STORE_RETRY`.
     """
+
+    def train() -> None:
+        with closing(Services(algorithm_of(app, job), job, settings, folder, progress, data_name)) as services:
+            manifest = _train(app, services, progress)
+            if manifest is None:
+                return
+            if on_trained is not None:
+                on_trained(manifest)
+            retry = settings.store_retry if on_trained is not None else 0.0
+            _store(services.service(Storage), folder, destination(job, settings), manifest, progress, retry)
+
+    return _outcome_of(train)
+
+
+def store_trained(job: Job, settings: Settings, folder: Path, manifest: Manifest, progress: Progress) -> JobOutcome:
+    """Stores the model that an earlier run of the job has left in `folder`; never raises."""
+
+    def store() -> None:
+        progress.update(**manifest.metrics)
+        with closing(open_storage(settings_for(settings, job.extend))) as storage:
+            _store(storage, folder, destination(job, settings), manifest, progress, settings.store_retry)
+
+    return _outcome_of(store)
+
+
+def _outcome_of(work: Callable[[], None]) -> JobOutcome:
     try:
-        _train(app, job, settings, folder, progress, data_name)
+        work()
     except UserCodeError as error:
         return JobOutcome("error", _sentence(error.kind, str(error)), error.trace)
     except MlpkitError as error:
@@ -69,14 +104,14 @@ def run_train(
 
 
 def check_job(algorithm: Algorithm, job: Job, settings: Settings) -> None:
-    """Refuses a job that could only fail: a field that does not fit, no data, no place for the model, no store.
+    """Refuses a job that could only fail: no `train`, a wrong field, no data, no place for the model.
 
     Raises:
         ArgumentError: names the field and the place in it.
     """
     plan = algorithm.plan("train")
     if plan is None:
-        return
+        raise ArgumentError(f"algorithm [{algorithm.name}] cannot be trained: its script has no @app.train")
     _decode_all(plan, job)
     if takes(plan, TrainData) and location_of(job) is None and takes(plan, TrainData, required=True):
         raise NotInRequest(f"[data] has no location: algorithm {algorithm.name!r} trains on a file of the data bucket")
@@ -90,8 +125,8 @@ def destination(job: Job, settings: Settings) -> str:
     return job.model_path or f"{settings.model_bucket}/{job.model_id}"
 
 
-class Workshop:
-    """What one run hands to the handler: the services of the `train` hook, each made when it is first asked for."""
+class Services:
+    """The services that one run gives to `train`, each made when it is first asked for."""
 
     def __init__(
         self,
@@ -102,8 +137,10 @@ class Workshop:
         progress: Progress,
         data_name: str | None = None,
     ) -> None:
-        self._algorithm, self._job, self._settings, self._progress = algorithm, job, settings, progress
-        self._folder = folder
+        self.algorithm = algorithm
+        self.job = job
+        self.settings = settings
+        self._progress = progress
         self._made: dict[type, Any] = {}
         self._makers: dict[type, Callable[[], object]] = {
             Storage: lambda: open_storage(settings_for(settings, job.extend)),
@@ -124,19 +161,15 @@ class Workshop:
             self._made[wanted] = self._makers[wanted]()
         return self._made[wanted]
 
-    def store_model(self, versions: dict[str, str]) -> None:
-        """Uploads what the handler left in its `out`, all or nothing; nothing happens where it took no `out`.
-
-        Raises:
-            StorageError: the upload failed.
-        """
+    def manifest(self, versions: dict[str, str]) -> Manifest | None:
+        """The manifest of the model that the handler has made; None if it took no `out`."""
         if ModelDir not in self._made:
-            return
-        job, data = self._job, self._made.get(TrainData)
+            return None
+        job, data = self.job, self._made.get(TrainData)
         parameters = msgspec.json.decode(job.parameters)
-        manifest = Manifest(
-            algorithm=self._algorithm.name,
-            kind=self._algorithm.kind,
+        return Manifest(
+            algorithm=self.algorithm.name,
+            kind=self.algorithm.kind,
             model_id=job.model_id,
             parameters=parameters if isinstance(parameters, dict) else {},
             data_etag=data.etag if data is not None else None,
@@ -144,35 +177,82 @@ class Workshop:
             versions=versions,
             metrics=self._progress.metrics,
         )
-        save_model(self.service(Storage), self._folder, destination(job, self._settings), manifest)
 
     def close(self) -> None:
-        """Lets go of the store."""
+        """Closes the store."""
         if Storage in self._made:
             self._made[Storage].close()
 
 
-def _train(app: App, job: Job, settings: Settings, folder: Path, progress: Progress, data_name: str | None) -> None:
+def algorithm_of(app: App, job: Job) -> Algorithm:
+    """The algorithm that the job is for.
+
+    Raises:
+        MlpkitError: the app does not have it, or it has no `train`.
+    """
     algorithm = app.build().get(job.algorithm)
-    plan = algorithm.plan("train") if algorithm is not None else None
-    if algorithm is None or plan is None:
+    if algorithm is None or algorithm.plan("train") is None:
         raise MlpkitError(f"algorithm {job.algorithm!r} has no train function")
-    workshop = Workshop(algorithm, job, settings, folder, progress, data_name)
+    return algorithm
+
+
+def _train(app: App, services: Services, progress: Progress) -> Manifest | None:
+    """Checks what can be checked, and calls the handler; gives the manifest of the model if it made one."""
+    algorithm, job = services.algorithm, services.job
+    plan = algorithm.plan("train")
+    assert plan is not None
+    if takes(plan, TrainData) and location_of(job) is not None:
+        with progress.stage("check data"):
+            data: TrainData = services.service(TrainData)
+            # Now, because the store may be out of reach when the manifest is made.
+            _ = data.etag
+            if kind_of(algorithm.kind).checked:
+                data.check()
+    scope = ProcessScope(services.service, app.overrides())
+    job_process = os.getpid()
     try:
-        if takes(plan, TrainData) and kind_of(algorithm.kind).checked and location_of(job) is not None:
-            with progress.stage("check data"):
-                workshop.service(TrainData).check()
-        scope = ProcessScope(workshop.service, app.overrides())
         try:
-            result = plan(job.fields(), workshop.service, scope)
+            result = plan(job.fields(), services.service, scope)
         finally:
-            scope.close()
-        if result is False:
-            raise MlpkitError("train returned False")
-        with progress.stage("store model"):
-            workshop.store_model(versions_of(plan.function))
+            if os.getpid() != job_process:
+                _end_forked_child()
     finally:
-        workshop.close()
+        scope.close()
+    if result is False:
+        raise MlpkitError("train returned False")
+    return services.manifest(versions_of(plan.function))
+
+
+def _end_forked_child() -> NoReturn:
+    """Ends a process that `train` has forked and that came out of it: only the job's own process speaks for the job."""
+    error = sys.exc_info()[1]
+    code = 0
+    try:
+        if isinstance(error, UserCodeError) and error.kind != "SystemExit":
+            code = 1
+            print(f"a process that train has forked failed:\n{error.trace}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _store(storage: Storage, folder: Path, path: str, manifest: Manifest, progress: Progress, retry: float) -> None:
+    """Stores the model; if the store fails, tries again until `retry` seconds after the training."""
+    pause = _FIRST_PAUSE
+    with progress.stage("storing"):
+        while True:
+            try:
+                return save_model(storage, folder, path, manifest)
+            except StorageError as error:
+                left = manifest.created + retry - time.time()
+                if left <= 0:
+                    raise
+                pause = min(pause, left)
+                logger.warning("the model could not be stored: {}; the next try is in {:.0f} s", error, pause)
+                progress.update(message=f"the model could not be stored, the next try is in {pause:.0f} s: {error}")
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _decode_all(plan: Plan, job: Job) -> None:

@@ -47,15 +47,16 @@ class AlgorithmRoutes:
             log_uuid=request.uuid,
         )
         check_job(algorithm, job, self._settings)
-        async with self._cluster.reporting(job) if self._cluster is not None else nullcontext():
-            await self._training.submit(job)
+        if not await self._training.has_accepted(job):
+            async with self._cluster.reporting(job) if self._cluster is not None else nullcontext():
+                await self._training.submit(job)
         return success({"model_id": job.model_id})
 
     async def status(self, request: Request) -> Answer:
         """The word for how the training of a model stands, and beside it what else is known of the job."""
         model_id = request.arguments.text("model_id")
         algorithm = self._algorithm(request.arguments.text("algorithm"))
-        job = self._training.job(model_id)
+        job = self._training.summary(model_id)
         word: object = job.state if job is not None else await self._word_of_others(model_id)
         if "status" in algorithm.hooks:
             fields = {"model_id": model_id, "default": word}
@@ -89,6 +90,7 @@ class AlgorithmRoutes:
         """Unloads a model, then calls the algorithm's `delete`, or removes the model's folder from the store."""
         model_id = request.arguments.text("model_id")
         algorithm = self._algorithm(request.arguments.text("algorithm"))
+        self._training.check_deletable(model_id)
         await self._unload(model_id)
         if "delete" in algorithm.hooks:
             await self._models.call(algorithm.name, "delete", {"model_id": model_id})

@@ -42,7 +42,10 @@ class JobRoutes:
 
     async def job(self, request: Request) -> Answer:
         """Everything that is known of one job, with what it was asked to do."""
-        job = self._job(request.path["model_id"])
+        model_id = request.path["model_id"]
+        job = await to_thread.run_sync(self._training.job, model_id, limiter=self._threads)
+        if job is None:
+            raise JobNotFound(model_id)
         asked = {name: msgspec.json.decode(getattr(job, name)) for name in ("data", "parameters", "extend")}
         return success({**self._line(job), "model_path": job.model_path, **asked})
 
@@ -69,7 +72,7 @@ class JobRoutes:
         return success({"models": _compared(listed, wishes), "checker": checker})
 
     def _job(self, model_id: str) -> Job:
-        job = self._training.job(model_id)
+        job = self._training.summary(model_id)
         if job is None:
             raise JobNotFound(model_id)
         return job

@@ -67,7 +67,9 @@ def open_queue(home: Path, write_script: WriteScript, lines: io.StringIO) -> Ope
     @asynccontextmanager
     async def opened(script: str, **settings: Any) -> AsyncIterator[TrainingQueue]:
         target = script if script.endswith(":app") else write_script(script)
-        queue = TrainingQueue(import_app(target).build(), target, Settings(home=home, **settings), log)
+        queue = TrainingQueue(
+            import_app(target).build(), target, Settings(home=home, **{"store_retry": 0.0, **settings}), log
+        )
         await queue.open()
         try:
             yield queue

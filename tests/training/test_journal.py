@@ -6,12 +6,27 @@ import sqlite3
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mlpkit.errors import JobConflict, JournalError, SettingsError
 from mlpkit.training import Job, Snapshot
 from mlpkit.training.job import TRANSITIONS
 from mlpkit.training.journal import Journal
+
+FIRST_VERSION = """
+CREATE TABLE job (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    model_id TEXT NOT NULL UNIQUE,
+    algorithm TEXT NOT NULL,
+    state TEXT NOT NULL,
+    record TEXT NOT NULL
+);
+CREATE INDEX job_by_state ON job (state, number);
+CREATE INDEX job_by_algorithm ON job (algorithm, number);
+PRAGMA user_version = 1;
+"""
+"""The schema of mlpkit 0.1 before the requests had a table of their own."""
 
 
 @pytest.fixture
@@ -31,6 +46,43 @@ def test_job_comes_back_as_it_was_written(tmp_path: Path, full_job: Job) -> None
     assert journal.job("模型") == full_job
     assert journal.job("other") is None
     journal.close()
+
+
+def test_request_is_not_read_to_list_jobs(tmp_path: Path, full_job: Job) -> None:
+    journal = Journal(tmp_path)
+    journal.add(full_job)
+    brief = full_job.without_request()
+    assert (brief.data, brief.parameters, brief.extend) == ("{}", "{}", "{}")
+    assert journal.jobs() == [brief]
+    assert journal.summary("模型") == brief
+    journal.update(brief)
+    assert journal.job("模型") == full_job
+    journal.close()
+    assert [row[0] for row in rows(tmp_path, "SELECT length(record) < 500 FROM job")] == [1]
+
+
+def test_file_of_the_first_version_is_taken_over(tmp_path: Path, full_job: Job) -> None:
+    others = [Job(f"m-{number}", "it", parameters='"' + "x" * 5000 + '"', state="completed") for number in range(5)]
+    with sqlite3.connect(tmp_path / "jobs.db") as connection:
+        connection.executescript(FIRST_VERSION)
+        for job in (full_job, *others):
+            connection.execute(
+                "INSERT INTO job (model_id, algorithm, state, record) VALUES (?, ?, ?, ?)",
+                (job.model_id, job.algorithm, job.state, msgspec.json.encode(job).decode()),
+            )
+    for _ in range(2):
+        journal = Journal(tmp_path)
+        assert journal.job("模型") == full_job
+        assert journal.unfinished() == [full_job]
+        assert journal.jobs(1)[0] == others[-1].without_request()
+        assert journal.job("m-3") == others[3]
+        journal.close()
+    assert rows(tmp_path, "SELECT max(length(record)) < 1000 FROM job") == [(1,)]
+
+
+def rows(home: Path, query: str) -> list[tuple[object, ...]]:
+    with sqlite3.connect(home / "jobs.db") as connection:
+        return connection.execute(query).fetchall()
 
 
 def test_job_that_is_submitted_again_goes_to_the_end(tmp_path: Path) -> None:

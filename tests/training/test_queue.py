@@ -10,6 +10,7 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import pytest
 
 from mlpkit.errors import AlgorithmNotFound, ArgumentError, JobConflict, JobNotFound, Overloaded, ServiceStopping
@@ -102,29 +103,64 @@ async def test_job_is_on_disk_when_it_has_been_submitted(open_queue: OpenQueue, 
                 assert connection.execute("SELECT count(*) FROM job").fetchone() == (number + 1,)
 
 
-async def test_one_job_more_than_the_capacity_is_refused_at_once(open_queue: OpenQueue, tmp_path: Path) -> None:
-    async with open_queue(SCRIPT, train_task_num=1, train_queue_size=1) as queue:
-        for number in range(3):
+@pytest.mark.parametrize("waiting", [0, 1, 3])
+async def test_as_many_jobs_wait_as_the_setting_says_and_one_more_is_refused_immediately(
+    open_queue: OpenQueue, tmp_path: Path, waiting: int
+) -> None:
+    async with open_queue(SCRIPT, train_task_num=2, train_queue_size=waiting) as queue:
+        for number in range(2 + waiting):
             await queue.submit(job(f"m-{number}", folder=str(tmp_path)))
 
-        started = time.monotonic()
-        with pytest.raises(Overloaded, match="the training queue is full: 3 jobs run or wait"):
-            await queue.submit(job("m-3", folder=str(tmp_path)))
-        assert time.monotonic() - started < 8
-        assert queue.job("m-3") is None
+        with anyio.fail_after(1), pytest.raises(Overloaded, match=f"queue is full: {2 + waiting} jobs run or wait"):
+            await queue.submit(job("more", folder=str(tmp_path)))
+        assert queue.job("more") is None
+        await reached(queue, "m-0", running)
+        await reached(queue, "m-1", running)
+        assert queue.counts() == {"init": waiting, "training": 2}
 
-        await queue.cancel("m-2")
-        await queue.submit(job("m-3", folder=str(tmp_path)))
+        await queue.cancel("m-1")
+        await queue.submit(job("more", folder=str(tmp_path)))
 
 
-async def test_two_jobs_of_one_model_id_are_a_conflict_until_the_first_has_ended(
+async def test_job_that_is_submitted_again_with_the_same_content_is_accepted_and_starts_once(
     open_queue: OpenQueue, tmp_path: Path
 ) -> None:
+    def submitted(peer: str) -> Job:
+        return job("m", folder=str(tmp_path), extend={"b": 1, "remote_ip": peer, "a": 2})
+
+    ended: list[Job] = []
+    async with open_queue(SCRIPT, train_task_num=1, train_queue_size=0) as queue:
+        queue.on_end = ended.append
+        await asyncio.gather(*(queue.submit(submitted(f"10.0.0.{number}")) for number in range(3)))
+        await reached(queue, "m", running)
+        await queue.submit(job("m", folder=str(tmp_path), extend={"a": 2, "b": 1}))
+        assert queue.counts() == {"init": 0, "training": 1}
+
+        (tmp_path / "go").touch()
+        await end_of(queue, "m")
+    assert (tmp_path / "started").read_text().split() == ["m"]
+    assert [each.attempt for each in ended] == [1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"algorithm": "two-cpus"},
+        {"model_path": "bucket/m"},
+        {"data": '{"location": "x"}'},
+        {"parameters": "{}"},
+        {"extend": '{"a": 1}'},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+async def test_job_of_the_same_id_with_other_content_is_a_conflict_until_the_first_has_ended(
+    open_queue: OpenQueue, tmp_path: Path, changes: dict[str, str]
+) -> None:
     async with open_queue(SCRIPT) as queue:
-        outcomes = await asyncio.gather(
-            *(queue.submit(job("m", folder=str(tmp_path))) for _ in range(3)), return_exceptions=True
-        )
-        assert [type(each) for each in outcomes] == [type(None), JobConflict, JobConflict]
+        first = job("m", folder=str(tmp_path))
+        await queue.submit(first)
+        with pytest.raises(JobConflict, match=r"job \[m\] exists already"):
+            await queue.submit(msgspec.structs.replace(first, **changes))
 
         (tmp_path / "go").touch()
         await end_of(queue, "m")
@@ -179,6 +215,37 @@ async def test_cancel_at_any_moment_ends_the_job_once(open_queue: OpenQueue, tmp
         assert first == second == queue.job("m")
         assert ended == [first]
         assert first.has_ended
+
+
+@pytest.mark.parametrize("moment", ["put back", "being put back", "running"])
+async def test_cancel_while_the_service_stops_holds_after_the_restart(
+    open_queue: OpenQueue, tmp_path: Path, moment: str
+) -> None:
+    ended: list[Job] = []
+    async with open_queue(SCRIPT, train_task_num=1) as queue:
+        queue.on_end = ended.append
+        for model_id in ("runs", "waits"):
+            await queue.submit(job(model_id, folder=str(tmp_path)))
+        await exists(tmp_path / "runs.env")
+        wanted = "runs" if moment == "running" else "waits"
+        closing = asyncio.create_task(queue.drain(60))
+        if moment == "put back":
+            await until(lambda: queue.position("waits") is None)
+        else:
+            await anyio.lowlevel.checkpoint()
+        cancelled = await asyncio.gather(queue.cancel(wanted), queue.cancel(wanted))
+
+        assert cancelled[0] == cancelled[1] == queue.job(wanted)
+        assert (cancelled[0].state, cancelled[0].message) == ("error", "cancelled")
+        assert [each.model_id for each in ended] == [wanted]
+        closing.cancel()
+
+    (tmp_path / "go").touch()
+    async with open_queue(SCRIPT) as queue:
+        other = "waits" if moment == "running" else "runs"
+        assert (await end_of(queue, other)).state == "completed"
+        assert queue.job(wanted) == cancelled[0]
+    assert wanted not in (tmp_path / "started").read_text().split()[1:]
 
 
 async def test_cancel_of_an_ended_job_changes_nothing(open_queue: OpenQueue, tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""Where training jobs run: the protocol of an engine, and the table of the engines.
+
+The queue decides which job is next, and what a job's end means. An engine gives a job a place with the resources that
+it asks for, and runs it there. Running a job never twice at the same time is the engine's duty.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from mlpkit.algorithm import TrainOptions
+from mlpkit.errors import SettingsError, did_you_mean
+from mlpkit.settings import Settings
+from mlpkit.training.job import Job, JobOutcome
+from mlpkit.training.joblog import JobLog
+from mlpkit.training.progress import Snapshot
+
+ENGINES = {
+    "local": "mlpkit.training.local:LocalEngine",
+}
+"""The engines by name, as `module:class`; a class is called with the app's target and the settings."""
+
+
+@dataclass(frozen=True)
+class JobRun:
+    """One run of a job, as the queue orders it.
+
+    Attributes:
+        log: takes the lines of the job while it runs.
+        on_progress: gets each snapshot of the progress.
+        on_storing: called when `train` has made a model, before it is stored.
+    """
+
+    job: Job
+    options: TrainOptions
+    log: JobLog
+    on_progress: Callable[[Snapshot], None]
+    on_storing: Callable[[], None]
+
+
+class Place(Protocol):
+    """Resources that one job has for itself."""
+
+    async def run(self, run: JobRun) -> JobOutcome:
+        """Runs the job and returns how it ended. A cancellation ends the job first.
+
+        If the job had trained its model when it was cancelled, the engine may keep the files: see `Engine.keeps`.
+
+        Raises:
+            OSError: the job could not be started.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """Runs training jobs. All methods belong to the event loop of the queue."""
+
+    async def open(self, jobs: Sequence[Job]) -> None:
+        """Starts the engine. `jobs` have not ended; what it keeps of other jobs can be removed."""
+        ...
+
+    async def close(self) -> None:
+        """Ends the engine. No job has a place any more."""
+        ...
+
+    def check(self, options: TrainOptions) -> None:
+        """Refuses resources that this engine can never give.
+
+        Raises:
+            ArgumentError: names what is asked for and what there is.
+        """
+        ...
+
+    def place(self, job: Job, options: TrainOptions) -> AbstractAsyncContextManager[Place]:
+        """Waits for a place with these resources, first come, first served."""
+        ...
+
+    def keeps(self, job: Job) -> bool:
+        """Whether the engine keeps the job's trained model, so that its next run only stores it."""
+        ...
+
+    async def discard(self, job: Job) -> None:
+        """Removes what is left of a job that will not run again: kept files, and a model stored in part."""
+        ...
+
+
+def make_engine(name: str, target: str, settings: Settings) -> Engine:
+    """The engine of this name.
+
+    Raises:
+        SettingsError: there is no such engine, or a package that it needs is not installed.
+    """
+    if name not in ENGINES:
+        raise SettingsError(f"unknown engine {name!r}{did_you_mean(name, ENGINES)}: one of {', '.join(ENGINES)}")
+    module, _, attribute = ENGINES[name].partition(":")
+    try:
+        made = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"engine {name!r} needs the package {error.name}: install it first") from error
+    return cast("Engine", made(target, settings))
