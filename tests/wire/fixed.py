@@ -56,3 +56,14 @@ FIXED: dict[str, tuple[int, dict[str, Any]]] = {
     "common-uuid-list": _wrong_type("uuid", "str"),
 }
 """HTTP status and body by case id; `<trace>` stands for any text."""
+
+REFUSED: dict[str, tuple[int, dict[str, Any]]] = {
+    "train-bare-accepted": (
+        200,
+        {"status": "arg_error", "message": "algorithm [bare] cannot be trained: its script has no @app.train"},
+    ),
+}
+"""What the original accepts (verdict `keep`), although it can only fail, and mlpkit refuses immediately."""
+
+NEVER_STARTED = {"train-bare-status"}
+"""The state of a job that the original accepts and mlpkit refuses: there is nothing to compare."""

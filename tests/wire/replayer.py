@@ -25,7 +25,9 @@ from tests.secret import files_with_secrets
 HERE = Path(__file__).parent
 PROFILES: dict[str, dict[str, str]] = {
     "default": {},
-    "one_slot": {"MLP_TRAIN_TASK_NUM": "1", "MLP_TRAIN_QUEUE_SIZE": "1"},
+    # The original holds one job more than its queue size, and lets a caller wait if it is full; mlpkit refuses, so the
+    # jobs of these recordings need a longer queue.
+    "one_slot": {"MLP_TRAIN_TASK_NUM": "1", "MLP_TRAIN_QUEUE_SIZE": "4"},
     "two_slots": {"MLP_TRAIN_TASK_NUM": "2"},
     "one_worker": {"MLP_CLIENT_WORKER": "1"},
     "prefix": {"ML_PLATFORM_CLIENT_API_PREFIX": "/mlp/tagger"},

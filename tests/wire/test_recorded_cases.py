@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.wire.fixed import FIXED
+from tests.wire.fixed import FIXED, NEVER_STARTED, REFUSED
 from tests.wire.replayer import PROFILES, Case, Service, alike, filled, read_cases
 
 ServiceFor = Callable[[Case], Service]
@@ -15,9 +15,8 @@ CASES = [case for case in read_cases() if case.profile in PROFILES]
 
 
 def of(verdict: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(
-        "case", [pytest.param(case, id=case.id) for case in CASES if case.verdict == verdict]
-    )
+    cases = [case for case in CASES if case.verdict == verdict and case.id not in {*REFUSED, *NEVER_STARTED}]
+    return pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in cases])
 
 
 @of("keep")
@@ -29,6 +28,13 @@ def test_what_a_client_can_rely_on_is_answered_as_recorded(case: Case, service_f
     assert answer.status == case.response["status"]
     assert answer.content_type == case.response["content_type"].split(";")[0]
     assert answer.headers.get("allow") == case.response.get("headers", {}).get("allow")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.id in REFUSED], ids=lambda case: case.id)
+def test_what_can_only_fail_is_refused_immediately(case: Case, service_for: ServiceFor) -> None:
+    answer, _ = service_for(case).replay(case)
+
+    assert (answer.status, answer.json) == REFUSED[case.id]
 
 
 @of("fix")
