@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _FLUSH_SECONDS = 0.05
 """How long a line of the access log may wait for company."""
 _STORE_CHECK_SECONDS = 10.0
+_NOT_CHECKED = "the store has not been checked yet"
 _HURRIED_SECONDS = 0.2
 """How long workers get to close their models after a second signal."""
 
@@ -67,7 +68,8 @@ class Service:
         self.web = build(
             Parts(app.build(), settings, self.models, self.training, self.storage, log, self.state, self.cluster)
         )
-        self._store_problem: str = ""
+        self._store_problem = _NOT_CHECKED
+        self._store_warnings: list[str] = []
         self._draining: asyncio.Task[None] | None = None
         self._hurried = False
         self._exits = AsyncExitStack()
@@ -87,7 +89,7 @@ class Service:
             await exits.enter_async_context(self._background())
             self._exits = exits.pop_all()
         self.state.checks += [self.models.problems, lambda: [self._store_problem] if self._store_problem else []]
-        self.state.remarks.append(self.models.warnings)
+        self.state.remarks += [self.models.warnings, lambda: self._store_warnings]
         if self.cluster is not None:
             self.state.checks.append(self.cluster.problems)
             self.state.remarks.append(self.cluster.warnings)
@@ -146,17 +148,20 @@ class Service:
     async def _check_store(self) -> None:
         limiter = anyio.CapacityLimiter(1)
         while True:
+            problem, warnings = "", []
             try:
-                await anyio.to_thread.run_sync(self.storage.check, limiter=limiter, abandon_on_cancel=True)
-                problem = ""
+                warnings = await anyio.to_thread.run_sync(self.storage.check, limiter=limiter, abandon_on_cancel=True)
             except Exception as error:
                 # Whatever a store or its client raises, the other tasks of the background must go on.
                 problem = f"the store cannot be used: {error}"
             if problem and problem != self._store_problem:
                 logger.error(problem)
-            elif self._store_problem and not problem:
+            elif not problem and self._store_problem not in ("", _NOT_CHECKED):
                 logger.info("the store can be used again")
+            for warning in set(warnings).difference(self._store_warnings):
+                logger.warning(warning)
             self._store_problem = problem
+            self._store_warnings = warnings
             await asyncio.sleep(_STORE_CHECK_SECONDS)
 
 
@@ -259,8 +264,7 @@ class _Server(uvicorn.Server):
             raise SettingsError(f"cannot listen on {place}: is the port in use? --port chooses another") from None
         url = url_of(self.servers[0].sockets[0].getsockname())
         names = ", ".join(self._service.app.build())
-        store = self._service.settings.minio_host or self._service.settings.home / "storage"
-        logger.info("serving {} on {} (store: {})", names, url, store)
+        logger.info("serving {} on {} (store: {})", names, url, self._service.settings.store)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._loop.call_soon_threadsafe(self._stop)

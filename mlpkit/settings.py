@@ -163,6 +163,13 @@ def _database_names(text: str) -> tuple[tuple[str, str], ...]:
     return tuple((pair[0], pair[1]) for pair in pairs)
 
 
+def _store_url(text: str) -> str:
+    text = text.strip()
+    if not re.match(r"[a-z][a-z0-9+.-]*://", text) or "@" in text:
+        raise ValueError("a URL without credentials, such as s3://minio:9000 or folder:///srv/store")
+    return text
+
+
 def _default_workers() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     return max(1, min(4, len(affinity(0)) if affinity else os.cpu_count() or 1))
@@ -203,11 +210,19 @@ class Settings:
         "MLPKIT_GPUS", (), names, "Numbers of the GPUs that training jobs with `gpus=` share, separated by commas."
     )
 
-    minio_host: str = _setting(
-        "MINIO_HOST", "", str.strip, "`host:port` or URL of the S3 store; without it a folder in the home is the store."
+    store_url: str = _setting(
+        "MLPKIT_STORE",
+        "",
+        _store_url,
+        "URL of the store, such as `s3://minio:9000` or `folder:///srv/store`; use either this or `MINIO_HOST`.",
+        shown="a folder in the home",
     )
+    minio_host: str = _setting("MINIO_HOST", "", str.strip, "`host:port` or URL of the S3 store.")
     minio_access_key: str = _setting("MINIO_ACCESS_KEY", "", str, "Access key of the S3 store.", secret=True)
     minio_secret_key: str = _setting("MINIO_SECRET_KEY", "", str, "Secret key of the S3 store.", secret=True)
+    minio_session_token: str = _setting(
+        "MINIO_SESSION_TOKEN", "", str, "Session token, if the keys of the S3 store are temporary.", secret=True
+    )
     minio_secure: bool = _setting("MINIO_SECURE", False, boolean, "Speak TLS to the S3 store.")
     s3_region: str = _setting("MLPKIT_S3_REGION", "us-east-1", str.strip, "Region that requests are signed for.")
     model_bucket: str = _setting("MLPKIT_MODEL_BUCKET", "ml-platform-model", str.strip, "Bucket that holds the models.")
@@ -368,6 +383,22 @@ class Settings:
         """The cache's folder, whether it was set or not."""
         return self.cache_dir if self.cache_dir is not None else self.home / "cache"
 
+    @property
+    def store(self) -> str:
+        """The URL of the store, without credentials: its identity.
+
+        It is `MLPKIT_STORE`, or what `MINIO_HOST` and `MINIO_SECURE` say, or the folder `storage` in the home.
+        """
+        if self.store_url:
+            return self.store_url.rstrip("/")
+        if self.minio_host:
+            scheme, _, host = self.minio_host.rpartition("://")
+            if scheme not in ("", "http", "https"):
+                host = self.minio_host
+            secure = scheme == "https" or (scheme == "" and self.minio_secure)
+            return f"s3://{host.rstrip('/')}" + ("?secure=on" if secure else "")
+        return f"folder://{(self.home / 'storage').absolute()}"
+
     def with_options(self, **changes: Any) -> Settings:
         """A copy with the options of a command line; None leaves a setting alone."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
@@ -426,7 +457,9 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
             # Files of secrets mostly end with a newline, and so do the variables that are made from them.
             values[setting.name] = setting.metadata["parse"](text.rstrip("\r\n") if secret else text)
         except ValueError as error:
-            mistakes.append(f"{name} is {'(not shown)' if secret else repr(text)}: it must be {error}")
+            # A URL may hold a password.
+            shown = "(not shown)" if secret or "@" in text else repr(text)
+            mistakes.append(f"{name} is {shown}: it must be {error}")
     if not mistakes:
         mistakes += _contradictions(values)
     if mistakes:
@@ -465,11 +498,16 @@ def _is_service_link(name: str, value: str) -> bool:
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
     mistakes = []
-    if values.get("minio_host") and not (values.get("minio_access_key") and values.get("minio_secret_key")):
+    store_url = values.get("store_url", "")
+    is_s3 = bool(values.get("minio_host")) or store_url.startswith("s3://")
+    if values.get("minio_host") and store_url:
+        mistakes.append("MINIO_HOST and MLPKIT_STORE both name the store: set one of them")
+    if is_s3 and not (values.get("minio_access_key") and values.get("minio_secret_key")):
         mistakes.append(
-            "MINIO_HOST is set, so MINIO_ACCESS_KEY and MINIO_SECRET_KEY must be set: no credential has a default"
+            f"{'MLPKIT_STORE' if store_url else 'MINIO_HOST'} is set, so MINIO_ACCESS_KEY and MINIO_SECRET_KEY must be "
+            "set: no credential has a default"
         )
-    if values.get("remote_storage") and not (values.get("minio_host") and values.get("remote_allow")):
+    if values.get("remote_storage") and not (is_s3 and values.get("remote_allow")):
         mistakes.append("MLPKIT_REMOTE_STORAGE=on needs MLPKIT_REMOTE_ALLOW, and MINIO_HOST with its keys")
     if values.get("sync") == "lead" and values.get("mode") != "cluster":
         mistakes.append("MLPKIT_SYNC=lead needs MLP_CLIENT_MODE=cluster: there is no database to write to otherwise")

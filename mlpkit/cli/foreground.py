@@ -158,10 +158,12 @@ def _bar_out_of_the_way(bar: ProgressBar) -> Iterator[None]:
 
 
 def _place(job: Job, settings: Settings) -> str:
+    from mlpkit.storage import folder_of
     from mlpkit.training import destination
 
     prefix = destination(job, settings)
-    return prefix if settings.minio_host else str(settings.home / "storage" / prefix)
+    folder = folder_of(settings)
+    return prefix if folder is None else str(folder / prefix)
 
 
 @click.command()
@@ -204,14 +206,14 @@ def predict(target: str, model: str, features: str, params: str, algorithm: str 
 @contextlib.contextmanager
 def _placed(model: str, settings: Settings) -> Iterator[tuple[str, str | None]]:
     """The id and the path by which the store knows a model; a folder from elsewhere is in the store for that long."""
-    from mlpkit.storage import open_storage
+    from mlpkit.storage import folder_of, open_storage
 
-    folder, store = Path(start_folder, model), settings.home / "storage"
+    folder, store = Path(start_folder, model), folder_of(settings)
     if not folder.exists():
         yield (model, None) if "/" not in model else (model.rstrip("/").rpartition("/")[2], model)
     elif not folder.is_dir():
         raise ArgumentError(f"--model: {model} is a file; the folder of a model is needed")
-    elif not settings.minio_host and folder.is_relative_to(store):
+    elif store is not None and folder.is_relative_to(store):
         yield folder.name, folder.relative_to(store).as_posix()
     else:
         path = f"{settings.model_bucket}/foreground/{secrets.token_hex(16)}"

@@ -37,9 +37,9 @@ class Stores:
             if self._users[storage] > 0:
                 return
             del self._users[storage]
-            if storage is self._open.get(self._settings.minio_host):
+            if storage is self._open.get(self._settings.store):
                 return
-            self._open = {host: each for host, each in self._open.items() if each is not storage}
+            self._open = {url: each for url, each in self._open.items() if each is not storage}
         storage.close()
 
     def close(self) -> None:
@@ -51,8 +51,8 @@ class Stores:
 
     def _opened(self, settings: Settings, users: int = 0) -> Storage:
         with self._lock:
-            storage = self._open.get(settings.minio_host)
+            storage = self._open.get(settings.store)
             if storage is None:
-                storage = self._open[settings.minio_host] = open_storage(settings)
+                storage = self._open[settings.store] = open_storage(settings)
             self._users[storage] += users
             return storage

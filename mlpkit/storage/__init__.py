@@ -1,21 +1,34 @@
-"""Storage: objects by `bucket/key` in an S3 store or a folder, a file cache in front, and whole models on top."""
+"""Storage: objects by `bucket/key` in a store, a file cache in front, and whole models on top."""
 
-from mlpkit.storage.callers import settings_for
-from mlpkit.storage.model_dir import Manifest, ModelDir, delete_model, open_model, save_model
-from mlpkit.storage.paths import ObjectStat, checked_key, checked_name, checked_path
+from mlpkit.storage.model_dir import (
+    Manifest,
+    ModelDir,
+    begin_model,
+    delete_model,
+    discard_model,
+    open_model,
+    save_model,
+)
+from mlpkit.storage.paths import ObjectStat, checked_key, checked_name, checked_path, location
 from mlpkit.storage.storage import Storage, open_storage
+from mlpkit.storage.store import folder_of, register_store, settings_for
 
 __all__ = [
     "Manifest",
     "ModelDir",
     "ObjectStat",
     "Storage",
+    "begin_model",
     "checked_key",
     "checked_name",
     "checked_path",
     "delete_model",
+    "discard_model",
+    "folder_of",
+    "location",
     "open_model",
     "open_storage",
+    "register_store",
     "save_model",
     "settings_for",
 ]

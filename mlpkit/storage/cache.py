@@ -26,12 +26,11 @@ import msgspec
 
 from mlpkit.errors import StorageError, StorageUnavailable
 from mlpkit.log import logger
-from mlpkit.storage.digests import digest_of
-from mlpkit.storage.disk import is_full
 from mlpkit.storage.eviction import Eviction
 from mlpkit.storage.leases import Leases
 from mlpkit.storage.locks import locked
 from mlpkit.storage.room import Room
+from mlpkit.storage.store import digest_of, is_full
 
 _LONGEST_WAIT = 3600.0
 _MOST_KNOWN = 1000

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from mlpkit.errors import ObjectNotFound, StorageUnavailable
+from mlpkit.errors import ObjectNotFound, StorageDenied, StorageError, StorageUnavailable
 from mlpkit.log import logger
 from mlpkit.storage.cache import FileCache, link_or_copy
 from mlpkit.storage.paths import ObjectStat, checked_key
-from mlpkit.storage.store import ObjectChanged, Store
-from mlpkit.storage.threads import Threads
+from mlpkit.storage.store import ObjectChanged, Store, Threads, objects_below
 from mlpkit.storage.trust import Trust
 
 _ATTEMPTS = 10
@@ -87,7 +86,7 @@ class Copies:
         return self._cache.obtain(
             f"{subject}\n{_version(stat)}",
             subject=subject,
-            source=f"{self._store.place}: {stat.path}",
+            source=f"{self._store.url}: {stat.path}",
             make=lambda folder: {name: self._store.download(stat, folder / name, self._threads)},
         )
 
@@ -117,7 +116,7 @@ class Copies:
             return self._cache.obtain(
                 "\n".join([subject, *(f"{name}\n{_version(each)}" for name, each in stats.items())]),
                 subject=subject,
-                source=f"{self._store.place}: {bucket}/{start}",
+                source=f"{self._store.url}: {bucket}/{start}",
                 make=make,
             )
         finally:
@@ -125,24 +124,36 @@ class Copies:
                 self._cache.release(copy)
 
     def _chosen(self, bucket: str, start: str, only: Collection[str] | None) -> dict[str, ObjectStat]:
-        """What is below `start`, by safe relative names; exactly `only` where that is given."""
-        found = {each.key[len(start) :]: each for each in objects_below(self._store, bucket, start)}
+        """What is below `start`, by safe relative names; exactly `only` if that is given."""
+        try:
+            found = {stat.key[len(start) :]: stat for stat in objects_below(self._store, bucket, start)}
+        except StorageDenied:
+            if only is None:
+                raise
+            # Credentials that may read and not list: the names are known, so each object is asked for.
+            names = sorted(only)
+            stats = self._threads.each(lambda name: self._store.stat(bucket, start + name), names)
+            found = dict(zip(names, stats, strict=True))
         if only is None:
             if not found:
-                raise ObjectNotFound(f"{self._store.place}: there is nothing below {bucket}/{start}")
-            return {checked_key(name): each for name, each in found.items()}
+                raise ObjectNotFound(f"{self._store.url}: there is nothing below {bucket}/{start}")
+            only = found
         missing = sorted(set(only) - found.keys())
         if missing:
-            raise ObjectNotFound(f"{self._store.place}: there is no object {bucket}/{start}{missing[0]}")
-        return {checked_key(name): found[name] for name in sorted(only)}
+            raise ObjectNotFound(f"{self._store.url}: there is no object {bucket}/{start}{missing[0]}")
+        for name in only:
+            folder = checked_key(name).rpartition("/")[0]
+            while folder:
+                if folder in only:
+                    raise StorageError(
+                        f"{self._store.url}: {bucket}/{start}{folder} is an object, and there are objects below it "
+                        f"({name}): a local folder cannot hold both, rename one of them"
+                    )
+                folder = folder.rpartition("/")[0]
+        return {name: found[name] for name in sorted(only)}
 
     def _subject(self, *names: str) -> str:
-        return "\n".join((self._store.place, *names))
-
-
-def objects_below(store: Store, bucket: str, start: str) -> Iterator[ObjectStat]:
-    """The objects whose keys begin with `start`, without the empty ones that some consoles make to show a folder."""
-    return (each for each in store.list(bucket, start) if not each.path.endswith("/"))
+        return "\n".join((self._store.url, *names))
 
 
 def _version(stat: ObjectStat) -> str:

@@ -6,6 +6,7 @@ A file is written beside the buckets and renamed into its place, so that nobody 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import stat as modes
@@ -15,24 +16,27 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mlpkit.errors import ObjectNotFound, StorageDenied, StorageError, UnsafePath
-from mlpkit.storage.digests import BlockDigest, combined
-from mlpkit.storage.disk import is_full
+from mlpkit.settings import Settings
 from mlpkit.storage.paths import ObjectStat
-from mlpkit.storage.store import ObjectChanged
-from mlpkit.storage.threads import Threads
+from mlpkit.storage.store import BlockDigest, ObjectChanged, Threads, combined, folder_of, is_full
 
 _CHUNK = 256 << 10
 _HALF_WRITTEN = ".writing"
+_LOCKED = "locked-"
+"""A half-written file of this name is locked as long as its writer lives."""
 _ABANDONED_SECONDS = 24 * 3600
-"""A half-written file that was not written to for so long was left by a process that was killed."""
+"""Any other half-written file that was not written to for so long was left by a process that was killed."""
 
 
 class FolderStore:
     """The store in a folder, which is made with the first save. The etag is made of inode, size and time of change."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root.absolute()
-        self.place = f"folder {self._root}"
+    def __init__(self, settings: Settings) -> None:
+        root = folder_of(settings)
+        assert root is not None
+        self.url = settings.store
+        self._root = root
+        self._place = f"folder {root}"
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
         with self._translated(bucket, key):
@@ -73,7 +77,7 @@ class FolderStore:
             if not base.is_dir():
                 raise self._missing(bucket, prefix)
             start = self._file(bucket, prefix.rstrip("/")) if prefix else base
-            keys = [each.relative_to(base).as_posix() for each in _files_below(start)]
+            keys = [file.relative_to(base).as_posix() for file in _files_below(start)]
         for key in sorted(keys, key=str.encode):
             # A file may be deleted between the listing and this line.
             with contextlib.suppress(ObjectNotFound):
@@ -87,6 +91,10 @@ class FolderStore:
                     file.unlink()
                 self._remove_empty_folders(file.parent, self._root / bucket)
 
+    def discard_uploads(self, bucket: str, prefix: str) -> None:
+        with self._translated(bucket, prefix):
+            self._remove_abandoned()
+
     def make_bucket(self, bucket: str) -> None:
         with self._translated(bucket, ""):
             (self._root / bucket).mkdir(parents=True, exist_ok=True)
@@ -94,11 +102,13 @@ class FolderStore:
     def presign(self, bucket: str, key: str, expires: int) -> str:
         return self._file(bucket, key).as_uri()
 
-    def check(self, bucket: str) -> None:
+    def check(self, bucket: str) -> bool:
         with self._translated(bucket, ""):
             self._root.mkdir(parents=True, exist_ok=True)
             with self._half_written():
                 pass
+        # A bucket that is missing is made like any other folder, so it is not worth a warning.
+        return True
 
     def close(self) -> None:
         pass
@@ -108,11 +118,11 @@ class FolderStore:
         with self._translated(bucket, key), self._file(bucket, key).open("rb") as source:
             # Of the open file, not of its name: a save in between replaces the name only.
             if _described(bucket, key, os.fstat(source.fileno())).etag != stat.etag:
-                raise ObjectChanged(f"{self.place}: {stat.path} was replaced while it was read: try again")
+                raise ObjectChanged(f"{self._place}: {stat.path} was replaced while it was read: try again")
             while chunk := source.read(_CHUNK):
                 yield chunk
             if _described(bucket, key, os.fstat(source.fileno())).etag != stat.etag:
-                raise ObjectChanged(f"{self.place}: {stat.path} was edited while it was read: try again")
+                raise ObjectChanged(f"{self._place}: {stat.path} was edited while it was read: try again")
 
     def _file(self, bucket: str, key: str) -> Path:
         """The file of a key; its folder is inside the bucket, whatever symbolic links there are."""
@@ -120,31 +130,42 @@ class FolderStore:
         real_root = os.path.realpath(self._root / bucket)
         inside = os.path.commonpath([real_root, os.path.realpath(file)]) == real_root
         if not inside or real_root != os.path.join(os.path.realpath(self._root), bucket):
-            raise UnsafePath(f"{self.place}: {bucket}/{key} is, or lies behind, a symbolic link that leaves the bucket")
+            raise UnsafePath(
+                f"{self._place}: {bucket}/{key} is a symbolic link that leaves the bucket, or lies behind one"
+            )
         return file
 
     @contextlib.contextmanager
     def _half_written(self) -> Iterator[tempfile._TemporaryFileWrapper[bytes]]:
         folder = self._root / _HALF_WRITTEN
         folder.mkdir(parents=True, exist_ok=True)
-        for other in folder.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - other.stat().st_mtime > _ABANDONED_SECONDS:
-                    other.unlink()
+        self._remove_abandoned()
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
             try:
+                # Locked before it is called so: whoever finds it unlocked removes it.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    file.name = _renamed(file.name, _LOCKED)
                 yield file
             finally:
                 # It has been renamed by then, unless something failed.
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(file.name)
 
+    def _remove_abandoned(self) -> None:
+        """Removes what writers that were killed have left."""
+        with contextlib.suppress(FileNotFoundError):
+            for file in (self._root / _HALF_WRITTEN).iterdir():
+                with contextlib.suppress(FileNotFoundError, PermissionError):
+                    if _is_abandoned(file):
+                        file.unlink()
+
     def _missing(self, bucket: str, key: str) -> ObjectNotFound:
         if not (self._root / bucket).is_dir():
             return ObjectNotFound(
-                f"{self.place}: bucket {bucket!r} does not exist (asked for {bucket}/{key}): make that folder"
+                f"{self._place}: bucket {bucket!r} does not exist (asked for {bucket}/{key}): make that folder"
             )
-        return ObjectNotFound(f"{self.place}: there is no object {bucket}/{key}")
+        return ObjectNotFound(f"{self._place}: there is no object {bucket}/{key}")
 
     def _remove_empty_folders(self, folder: Path, stop: Path) -> None:
         while folder != stop:
@@ -156,7 +177,7 @@ class FolderStore:
 
     @contextlib.contextmanager
     def _translated(self, bucket: str, key: str) -> Iterator[None]:
-        where = f"{self.place}: {bucket}/{key}"
+        where = f"{self._place}: {bucket}/{key}"
         try:
             yield
         except FileNotFoundError:
@@ -170,6 +191,27 @@ class FolderStore:
         except OSError as error:
             advice = ": free some space" if is_full(error) else ""
             raise StorageError(f"{where}: {error.strerror or error}{advice}") from error
+
+
+def _renamed(file: str, prefix: str) -> str:
+    folder, name = os.path.split(file)
+    renamed = os.path.join(folder, prefix + name)
+    os.rename(file, renamed)
+    return renamed
+
+
+def _is_abandoned(file: Path) -> bool:
+    if not file.name.startswith(_LOCKED):
+        return time.time() - file.stat().st_mtime > _ABANDONED_SECONDS
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        # Shared, so that two who look at the same time do not take each other for the writer.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _move(file: str, target: Path) -> None:

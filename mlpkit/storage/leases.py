@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from mlpkit.errors import StorageError
-from mlpkit.storage.disk import write_at
+from mlpkit.storage.store import write_at
 
 _ENTRY = 40
 """Characters of an entry's name: all have as many, so that a line can be written over another."""

@@ -14,11 +14,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
-from mlpkit.errors import IncompleteModel, ObjectNotFound, StorageError, StorageUnavailable
+from mlpkit.errors import IncompleteModel, ObjectNotFound, StorageDenied, StorageError, StorageUnavailable
 from mlpkit.injection import service
 from mlpkit.log import logger
 from mlpkit.settings import Settings
@@ -70,31 +70,59 @@ class ModelDir(os.PathLike[str]):
         return os.fspath(self.path)
 
 
-def save_model(storage: Storage, directory: Path, destination: str, manifest: Manifest) -> None:
-    """Stores the folder's files below `destination` (`bucket/prefix`) as one model: all of them, or there is no model.
+def begin_model(storage: Storage, destination: str) -> None:
+    """Writes the marker of a model that will be saved at `destination`.
 
-    The manifest's `files` are filled in here. A model that was there before is replaced; nobody can open a mixture,
-    and where the new one fails the old one is gone too. Other objects below the destination are left alone.
+    Call it before a training, which may take hours: it fails if the model could not be stored afterwards. A model that
+    is there already stays as it is. Call `discard_model` if nothing is saved after all.
 
     Raises:
-        StorageError: something could not be stored; the destination holds no model then.
-        UnsafePath: a file's name, or the destination, cannot be used; nothing was changed.
-        FileNotFoundError: there is no such folder, or something in it is no file; nothing was changed.
+        StorageDenied: the credentials may not write there; the message names the right that is missing.
+        StorageError: the store cannot be used.
+        UnsafePath: the destination cannot be used.
     """
-    bucket, start = checked_prefix(destination)
-    prefix = f"{bucket}/{start}".rstrip("/")
-    # A manifest is in the folder where it is a copy of a model that was opened.
-    names = [checked_key(name) for name in local_files(directory) if name not in (MANIFEST, INCOMPLETE)]
-    files = {name: (directory / name).stat().st_size for name in names}
-    manifest = msgspec.structs.replace(manifest, files=files)
+    prefix = _folder(destination)
+    # Of an upload that never finished, whose files are still to be removed.
+    names = _read(storage, f"{prefix}/{INCOMPLETE}", list[str]) or []
+    with _file(msgspec.json.encode(names)) as marker:
+        storage.save(marker, f"{prefix}/{INCOMPLETE}")
+
+
+def save_model(storage: Storage, directory: Path, destination: str, manifest: Manifest) -> None:
+    """Stores the folder's files below `destination` as one model, all or nothing.
+
+    `destination` is `bucket/prefix`. The manifest's `files` are filled in here. A model that was there before is
+    replaced; nobody can open a mixture, and if the new one fails the old one is gone too. Other objects below the
+    destination are left alone.
+
+    Raises:
+        StorageError: something could not be stored, a file changed meanwhile (the message names it), or the model was
+            deleted meanwhile; the destination holds no model then.
+        UnsafePath: a file's name, or the destination, cannot be used; nothing was changed.
+        FileNotFoundError: there is no such folder, or something in it is not a file; nothing was changed.
+    """
+    prefix = _folder(destination)
+    versions = _versions_of(directory)
+    names = [checked_key(name) for name in versions]
+    manifest = msgspec.structs.replace(manifest, files={name: found.size for name, found in versions.items()})
     earlier = _names_of_earlier(storage, prefix)
     with _file(msgspec.json.encode(sorted({*names, *earlier}))) as marker:
         storage.save(marker, f"{prefix}/{INCOMPLETE}")
     try:
         storage.delete(f"{prefix}/{MANIFEST}")
-        storage.save_dir(directory, prefix, only=names)
+        try:
+            storage.save_dir(directory, prefix, only=names)
+        except OSError:
+            # A file that became shorter or went away breaks its upload.
+            _check_unchanged(directory, versions)
+            raise
+        _check_unchanged(directory, versions)
         with _file(msgspec.json.format(msgspec.json.encode(manifest))) as written:
             storage.save(written, f"{prefix}/{MANIFEST}")
+        # After the manifest: `delete_model` removes the marker before it lists what there is, so one of the two
+        # notices the other, whichever is first.
+        if not storage.exists(f"{prefix}/{INCOMPLETE}"):
+            raise StorageError(f"the model {prefix} was deleted while it was stored")
     except StorageUnavailable:
         raise
     except BaseException:
@@ -107,6 +135,24 @@ def save_model(storage: Storage, directory: Path, destination: str, manifest: Ma
     except StorageError as error:
         # The new model is complete all the same: it has exactly the files of its manifest.
         logger.warning("files of an earlier model remain below {}: {}", prefix, error)
+
+
+def discard_model(storage: Storage, destination: str) -> None:
+    """Removes what a `save_model` that was killed, or a `begin_model`, has left.
+
+    A complete model at the destination stays. The store may be asked for some seconds.
+
+    Raises:
+        StorageError: not all of it could be removed.
+    """
+    prefix = _folder(destination)
+    names = _read(storage, f"{prefix}/{INCOMPLETE}", list[str])
+    if names is None:
+        return
+    storage.discard_uploads(prefix)
+    manifest = _read(storage, f"{prefix}/{MANIFEST}", Manifest)
+    _delete_names(storage, prefix, set(names).difference(manifest.files if manifest else ()))
+    _delete_names(storage, prefix, {INCOMPLETE})
 
 
 def open_model(storage: Storage, settings: Settings, model_id: str, model_path: str | None) -> ModelDir:
@@ -133,10 +179,14 @@ def open_model(storage: Storage, settings: Settings, model_id: str, model_path: 
 
 
 def delete_model(storage: Storage, settings: Settings, model_id: str) -> None:
-    """Removes the model's folder from the model bucket; one that does not exist is no error."""
+    """Removes the model's folder from the model bucket; one that does not exist is not an error.
+
+    A job that is storing the model at this moment fails: `save_model` notices that its marker is gone.
+    """
     prefix = f"{settings.model_bucket}/{checked_name(model_id)}"
-    # First, so that what remains after an interruption is no model.
+    # First, so that what remains after an interruption is not a model.
     storage.delete(f"{prefix}/{MANIFEST}")
+    storage.delete(f"{prefix}/{INCOMPLETE}")
     storage.delete(prefix, recursive=True)
 
 
@@ -194,9 +244,46 @@ def _open_foreign(storage: Storage, settings: Settings, prefix: str, model_id: s
 
 
 def _refuse(storage: Storage, prefix: str) -> NoReturn:
-    if storage.list(prefix, limit=1):
-        raise IncompleteModel(f"{prefix} is no model: it has no {MANIFEST}, so its upload never finished")
+    with contextlib.suppress(StorageDenied):
+        if storage.list(prefix, limit=1):
+            raise IncompleteModel(f"{prefix} is not a model: it has no {MANIFEST}, so its upload never finished")
     raise ObjectNotFound(f"there is no model {prefix}")
+
+
+class _Version(NamedTuple):
+    """What changes when a file does."""
+
+    size: int
+    modified: int
+    inode: int
+
+
+def _versions_of(directory: Path) -> dict[str, _Version]:
+    """The files of a model's folder by name."""
+    # A manifest is in the folder if it is a copy of a model that was opened.
+    files = {name: file.stat() for name, file in local_files(directory).items() if name not in (MANIFEST, INCOMPLETE)}
+    return {name: _Version(stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in files.items()}
+
+
+def _check_unchanged(directory: Path, before: dict[str, _Version]) -> None:
+    """Raises StorageError, with the file's name, if the folder is not as it was before."""
+    try:
+        now = _versions_of(directory)
+    except FileNotFoundError as error:
+        raise StorageError(f"the model's folder changed while it was stored: {error}") from error
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            how = "is new" if name not in before else "is gone" if name not in now else "changed"
+            sizes = f" from {before[name].size} to {now[name].size} bytes" if how == "changed" else ""
+            raise StorageError(
+                f"the model was not stored: its file {name} {how}{sizes} while it was stored; "
+                "close every file, and end whatever writes into the folder, before train returns"
+            )
+
+
+def _folder(destination: str) -> str:
+    bucket, start = checked_prefix(destination)
+    return f"{bucket}/{start}".rstrip("/")
 
 
 def _names_of_earlier(storage: Storage, prefix: str) -> set[str]:

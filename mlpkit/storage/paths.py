@@ -1,15 +1,13 @@
-"""Names that come from outside, checked before they are used: the endpoint, `bucket/key`, prefixes, and model ids."""
+"""Names that come from outside, checked before they are used: locations, `bucket/key`, prefixes and model ids."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from urllib.parse import urlsplit
 
 import msgspec
 
-from mlpkit.errors import SettingsError, UnsafePath
-from mlpkit.settings import Settings
+from mlpkit.errors import UnsafePath
 
 _LONGEST_KEY = 1024
 _LONGEST_PART = 255
@@ -40,22 +38,25 @@ class ObjectStat(msgspec.Struct, frozen=True):
         return self.path.partition("/")[2]
 
 
-def endpoint_of(settings: Settings) -> tuple[str, bool]:
-    """`host:port` and whether to speak TLS, from `MINIO_HOST` (which may be a URL) and `MINIO_SECURE`.
+def location(text: str, field: str, *, bucket: str = "") -> str:
+    """The `bucket/key` that a field of a request names.
+
+    With `bucket`, the text is a key in that bucket; without, it begins with a bucket itself. One leading slash is
+    accepted, because the platform's own pages show locations so. A slash at the end may mark a folder; it is removed.
+
+    Args:
+        field: what the message calls the field, such as `data.location`.
 
     Raises:
-        SettingsError: it is no address, or a URL with a path, a query or credentials.
+        UnsafePath: the text cannot be a path in the store; the message begins with the field.
     """
-    text = settings.minio_host
-    scheme, _, rest = text.rpartition("://")
+    name = text.removeprefix("/").removesuffix("/")
+    path = f"{bucket}/{name}" if bucket else name
     try:
-        parts = urlsplit(f"//{rest}")
-        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable or scheme not in ("", "http", "https") or "@" in rest or rest.rstrip("/") != parts.netloc:
-        raise SettingsError("MINIO_HOST must be host:port, or http://host:port or https://host:port without a path")
-    return parts.netloc, scheme == "https" if scheme else settings.minio_secure
+        checked_path(path)
+    except UnsafePath as error:
+        raise UnsafePath(f"[{field}] {error}") from None
+    return path
 
 
 def checked_path(path: str) -> tuple[str, str]:
@@ -67,12 +68,12 @@ def checked_path(path: str) -> tuple[str, str]:
     """
     bucket, slash, key = path.partition("/")
     if not slash:
-        raise UnsafePath(f"{path!r} is no path in the store: it must be bucket/key")
+        raise UnsafePath(f"{path!r} is not a path in the store: it must be bucket/key")
     return _checked_bucket(bucket, path), checked_key(key)
 
 
 def checked_prefix(path: str) -> tuple[str, str]:
-    """The bucket and the prefix of `bucket`, `bucket/` or `bucket/folder` with or without a slash at its end.
+    """The bucket and the prefix of `bucket`, `bucket/` or `bucket/folder`.
 
     The prefix ends with a slash, so that `models/1` does not cover `models/10`; it is empty for a whole bucket.
 
@@ -85,16 +86,16 @@ def checked_prefix(path: str) -> tuple[str, str]:
 
 
 def checked_key(key: str) -> str:
-    """The key itself, where it can be a path below a folder and a key of S3 alike (at most 1024 bytes of UTF-8).
+    """The key itself, if it can be a path below a folder and a key of S3 (at most 1024 bytes of UTF-8).
 
     Raises:
         UnsafePath: as `checked_path`.
     """
     parts = key.split("/")
     if not key.strip() or "" in parts:
-        raise UnsafePath(f"{key!r} is no safe path: it has an empty part (a slash first, last, or two in a row)")
+        raise UnsafePath(f"{key!r} is not a safe path: it has an empty part (a slash first, last, or two in a row)")
     if "." in parts or ".." in parts:
-        raise UnsafePath(f"{key!r} is no safe path: '.' and '..' are not allowed in it")
+        raise UnsafePath(f"{key!r} is not a safe path: '.' and '..' are not allowed in it")
     _check_characters(key)
     if len(key.encode()) > _LONGEST_KEY or any(len(part.encode()) > _LONGEST_PART for part in parts):
         raise UnsafePath(
@@ -104,13 +105,13 @@ def checked_key(key: str) -> str:
 
 
 def checked_name(model_id: str) -> str:
-    """The model id itself, where it can be the name of a folder or a file (at most 200 bytes of UTF-8).
+    """The model id itself, if it can be the name of a file (at most 200 bytes of UTF-8).
 
     Raises:
-        UnsafePath: it is empty, has a slash, or is no part of a path that `checked_path` allows.
+        UnsafePath: it is empty, has a slash, or is not a part of a path that `checked_path` allows.
     """
     if "/" in model_id or not model_id.strip() or model_id in (".", ".."):
-        raise UnsafePath(f"{model_id!r} is no model id: it must be a name without slashes, not empty, not '.' or '..'")
+        raise UnsafePath(f"{model_id!r} is not a model id: it must be a name without slashes, not empty, '.' or '..'")
     _check_characters(model_id)
     if len(model_id.encode()) > _LONGEST_NAME:
         raise UnsafePath(f"model id {model_id[:80]!r}... is too long: at most {_LONGEST_NAME} bytes")
@@ -119,17 +120,18 @@ def checked_name(model_id: str) -> str:
 
 def _check_characters(name: str) -> None:
     if "\\" in name:
-        raise UnsafePath(f"{name!r} is no safe path: backslashes are not allowed in it")
+        raise UnsafePath(f"{name!r} is not a safe path: backslashes are not allowed in it")
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
-        raise UnsafePath(f"{name!r} is no safe path: control characters are not allowed in it")
+        raise UnsafePath(f"{name!r} is not a safe path: control characters are not allowed in it")
 
 
 def _checked_bucket(bucket: str, path: str) -> str:
     if not bucket:
-        raise UnsafePath(f"{path!r} is no safe path: it must start with a bucket, not with a slash")
+        raise UnsafePath(f"{path!r} is not a safe path: it must start with a bucket, not with a slash")
     strange = any(pair in bucket for pair in ("..", ".-", "-.")) or _ADDRESS.fullmatch(bucket)
     if not _BUCKET.fullmatch(bucket) or strange:
         raise UnsafePath(
-            f"{bucket!r} is no bucket name: 3 to 63 letters, digits, '.', '-' and '_', a letter or digit first and last"
+            f"{bucket!r} is not a bucket name: 3 to 63 letters, digits, '.', '-' and '_', "
+            "with a letter or digit first and last"
         )
     return bucket

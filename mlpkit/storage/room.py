@@ -17,8 +17,8 @@ import os
 from collections.abc import Callable, Collection, Generator, Iterator
 from pathlib import Path
 
-from mlpkit.storage.disk import write_at
 from mlpkit.storage.locks import locked
+from mlpkit.storage.store import write_at
 
 _DIGITS = 20
 _NAME = 40

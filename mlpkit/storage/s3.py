@@ -6,28 +6,54 @@ off goes on where it was. Format of the errors: https://docs.aws.amazon.com/Amaz
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import os
 import ssl
-from collections.abc import Iterator, Sequence
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+from xml.etree.ElementTree import ParseError
 
+import tenacity
 import urllib3
 from minio import Minio
 from minio.deleteobjects import DeleteObject
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, ProtocolError, ReadTimeoutError
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NewConnectionError,
+    ProtocolError,
+    ProxyError,
+    ReadTimeoutError,
+    SSLError,
+    TimeoutError,
+)
 
-from mlpkit.errors import SettingsError, StorageError
+from mlpkit.errors import ObjectNotFound, SettingsError, StorageDenied, StorageError, StorageUnavailable
+from mlpkit.log import logger
 from mlpkit.settings import Settings
-from mlpkit.storage.digests import BLOCK, BlockDigest, combined
-from mlpkit.storage.disk import write_at
-from mlpkit.storage.paths import ObjectStat, endpoint_of
-from mlpkit.storage.retries import Patience, current_patience, patience_of
-from mlpkit.storage.s3_errors import translated
-from mlpkit.storage.threads import LARGE, Threads
+from mlpkit.storage.paths import ObjectStat
+from mlpkit.storage.store import (
+    BLOCK,
+    LARGE,
+    BlockDigest,
+    ObjectChanged,
+    Threads,
+    combined,
+    endpoint_of,
+    write_at,
+)
+
+Result = TypeVar("Result")
 
 PART = BLOCK
 """Bytes of one part, which is digested on its own; objects up to this size are sent in one request."""
@@ -44,59 +70,104 @@ _KEYS_A_DELETE = 100
 _WORTH_RETRYING = (ConnectTimeoutError, ReadTimeoutError, ProtocolError)
 """NewConnectionError (refused, unknown host) is a ConnectTimeoutError in urllib3 2."""
 _STATUSES_WORTH_RETRYING = frozenset({429, 500, 502, 503, 504})
+_FIRST_PAUSE = 0.2
+_LONGEST_PAUSE = 5.0
+_SHORTEST_ATTEMPT = 0.1
+
+_NO_SUCH_KEY = "mlpkit.check/"
+"""What the check lists: nothing, so that its answer is short however full the bucket is."""
+
+_DENIED = {
+    "InvalidAccessKeyId": "the store does not know the access key: check MINIO_ACCESS_KEY",
+    "SignatureDoesNotMatch": "the secret key is wrong: check MINIO_SECRET_KEY",
+    "AuthorizationHeaderMalformed": "the request was signed for another region: check MLPKIT_S3_REGION",
+    "RequestTimeTooSkewed": "the clocks of this machine and of the store differ: set them",
+    "RequestExpired": "the clocks of this machine and of the store differ: set them",
+    "InvalidToken": "the session token is wrong: check MINIO_SESSION_TOKEN",
+    "ExpiredToken": "the session token has expired: set a new MINIO_SESSION_TOKEN",
+}
+_MISSING = ("NoSuchKey", "NoSuchBucket", "ResourceNotFound")
+_PASSING = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout")
+_NOT_S3 = "is not S3: is the address of the store (MINIO_HOST or MLPKIT_STORE) right?"
 
 
 class S3Store:
-    """The S3 store of the settings; one pool of connections, safe from every thread. Made without a connection."""
+    """The S3 store of the settings; one pool of connections, safe from every thread."""
 
     def __init__(self, settings: Settings) -> None:
         host, secure = endpoint_of(settings)
-        self.place = f"{'https' if secure else 'http'}://{host}"
-        self._patience = Patience(settings.storage_timeout, settings.storage_retries)
-        self._pool = _Pool(self._patience, secure)
+        self.url = settings.store
+        self._place = f"{'https' if secure else 'http'}://{host}"
+        self._limits = CallLimits(settings.storage_timeout, settings.storage_retries)
+        self._pool = _pool(self._limits, self._place)
         try:
             self._client = Minio(
                 endpoint=host,
                 access_key=settings.minio_access_key,
                 secret_key=settings.minio_secret_key,
+                session_token=settings.minio_session_token or None,
                 secure=secure,
                 region=settings.s3_region,
                 http_client=self._pool,
             )
         except ValueError as error:
-            raise SettingsError(f"MINIO_HOST is {settings.minio_host!r}: {error}") from None
+            raise SettingsError(f"the address of the store {settings.store!r} cannot be used: {error}") from None
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
-        with translated(self.place, bucket, key, bucket_exists=self._bucket_exists):
-            return _described(self._client.stat_object(bucket_name=bucket, object_name=key))
+        with translated(self._place, bucket, key, "s3:GetObject", bucket_exists=self._bucket_exists):
+            try:
+                found = self._client.stat_object(bucket_name=bucket, object_name=key)
+            except S3Error as error:
+                if error.code == "AccessDenied":
+                    # The answer to a HEAD has no body that gives the reason: that to a GET has.
+                    self._client.get_object(bucket_name=bucket, object_name=key, length=1).close()
+                raise
+            if not found.etag or found.etag.startswith("W/"):
+                raise _NotS3(f"the answer without an etag {_NOT_S3}")
+            return _described(found)
 
     def download(self, stat: ObjectStat, target: Path, threads: Threads) -> str:
-        with translated(self.place, stat.bucket, stat.key), target.open("wb") as file:
+        with translated(self._place, stat.bucket, stat.key, "s3:GetObject"), target.open("wb") as file:
             os.truncate(file.fileno(), stat.size)
             if stat.size < LARGE:
                 return combined(self._fetch_range(stat, 0, stat.size, file.fileno()))
             ranges = [(start, min(start + PART, stat.size)) for start in range(0, stat.size, PART)]
             blocks = threads.each(lambda part: self._fetch_range(stat, *part, file.fileno()), ranges)
-            return combined(block for each in blocks for block in each)
+            return combined(block for part in blocks for block in part)
 
     def upload(self, source: Path, bucket: str, key: str) -> None:
-        least = -(-source.stat().st_size // _MOST_PARTS)
-        with translated(self.place, bucket, key):
-            self._client.fput_object(
-                bucket_name=bucket,
-                object_name=key,
-                file_path=str(source),
-                part_size=max(PART, -(-least // PART) * PART),
-                num_parallel_uploads=_PARTS_AT_A_TIME,
-            )
+        size = source.stat().st_size
+        least = -(-size // _MOST_PARTS)
+        part_size = max(PART, -(-least // PART) * PART)
+        with translated(self._place, bucket, key, "s3:PutObject"):
+            try:
+                result = self._client.fput_object(
+                    bucket_name=bucket,
+                    object_name=key,
+                    file_path=str(source),
+                    part_size=part_size,
+                    num_parallel_uploads=_PARTS_AT_A_TIME,
+                )
+            except Exception:
+                raise
+            except BaseException:
+                # The client cleans up after an Exception only; this is Ctrl-C, or a job that is cancelled.
+                with contextlib.suppress(StorageError):
+                    self.discard_uploads(bucket, key)
+                raise
+        if not result.etag or result.etag.startswith("W/"):
+            # Some servers give no etag for an upload in parts; what is no S3 store at all gives none either.
+            found = self.stat(bucket, key)
+            if found.size != size:
+                raise StorageError(f"{self._place}: {bucket}/{key} has {found.size} bytes after {size} were stored")
 
     def list(self, bucket: str, prefix: str) -> Iterator[ObjectStat]:
-        with translated(self.place, bucket, prefix):
-            for each in self._client.list_objects(bucket_name=bucket, prefix=prefix, recursive=True):
-                yield _described(each)
+        with translated(self._place, bucket, prefix, "s3:ListBucket"):
+            for found in self._client.list_objects(bucket_name=bucket, prefix=prefix, recursive=True):
+                yield _described(found)
 
     def delete(self, bucket: str, keys: Sequence[str]) -> None:
-        with translated(self.place, bucket, keys[0] if len(keys) == 1 else ""):
+        with translated(self._place, bucket, keys[0] if len(keys) == 1 else "", "s3:DeleteObject"):
             if len(keys) == 1:
                 self._client.remove_object(bucket_name=bucket, object_name=keys[0])
                 return
@@ -105,12 +176,21 @@ class S3Store:
                 batch = [DeleteObject(key) for key in keys[start : start + _KEYS_A_DELETE]]
                 for failure in self._client.remove_objects(bucket_name=bucket, delete_object_list=batch):
                     raise StorageError(
-                        f"{self.place}: {bucket}/{failure.name} was not deleted ({failure.code}: {failure.message})"
+                        f"{self._place}: {bucket}/{failure.name} was not deleted ({failure.code}: {failure.message})"
                     )
+
+    def discard_uploads(self, bucket: str, prefix: str) -> None:
+        limits = CallLimits(min(_CLEAN_UP_TIMEOUT, self._limits.timeout), retries=0)
+        with limited(limits), translated(self._place, bucket, prefix, "s3:ListBucketMultipartUploads"):
+            found = self._client._list_multipart_uploads(bucket_name=bucket, prefix=prefix)
+            for upload in found.uploads:
+                self._client._abort_multipart_upload(
+                    bucket_name=bucket, object_name=upload.object_name, upload_id=upload.upload_id
+                )
 
     def make_bucket(self, bucket: str) -> None:
         try:
-            with translated(self.place, bucket, ""):
+            with translated(self._place, bucket, "", "s3:CreateBucket"):
                 self._client.make_bucket(bucket_name=bucket)
         except StorageError:
             # Servers differ in the error for a bucket that exists; only whether it does matters.
@@ -118,36 +198,43 @@ class S3Store:
                 raise
 
     def presign(self, bucket: str, key: str, expires: int) -> str:
-        with translated(self.place, bucket, key):
+        with translated(self._place, bucket, key, "s3:GetObject"):
             url: str = self._client.presigned_get_object(
                 bucket_name=bucket, object_name=key, expires=timedelta(seconds=expires)
             )
         return url
 
-    def check(self, bucket: str) -> None:
-        timeout = min(_CHECK_TIMEOUT, self._patience.timeout)
-        with patience_of(Patience(timeout, retries=0)), translated(self.place, bucket, ""):
-            self._client.bucket_exists(bucket_name=bucket)
+    def check(self, bucket: str) -> bool:
+        limits = CallLimits(min(_CHECK_TIMEOUT, self._limits.timeout), retries=0)
+        try:
+            # A signed GET whose answer is XML: the answer to a HEAD could be that of any web server, without a reason.
+            with limited(limits), translated(self._place, bucket, "", "s3:ListBucket"):
+                found = self._client.list_objects(bucket_name=bucket, prefix=_NO_SUCH_KEY, recursive=True)
+                next(iter(found), None)
+        except ObjectNotFound:
+            return False
+        return True
 
     def close(self) -> None:
         self._pool.clear()
 
     def _bucket_exists(self, bucket: str) -> bool:
-        with translated(self.place, bucket, ""):
+        with translated(self._place, bucket, "", "s3:ListBucket"):
             return bool(self._client.bucket_exists(bucket_name=bucket))
 
     def _fetch_range(self, stat: ObjectStat, start: int, end: int, file: int) -> Sequence[bytes]:
         """Fetches a range that begins with a block; the digests of its blocks."""
-        patience, digest = current_patience(self._patience), BlockDigest()
+        limits = current_limits(self._limits)
+        digest = BlockDigest()
         while start < end:
             # Every call that gets on begins with a fresh deadline: only silence is given up.
-            start += patience.call(partial(self._copy, stat, start, end, file, digest), on=(_BrokenBody,))
+            start += limits.call(partial(self._copy, stat, start, end, file, digest), on=(_BrokenBody,))
         return digest.blocks
 
     def _copy(self, stat: ObjectStat, start: int, end: int, file: int, digest: BlockDigest, left: float) -> int:
-        """Copies from `start` on until the range ends or the connection breaks; how many bytes came, at least one.
+        """Copies a range until it ends or the connection breaks; how many bytes came.
 
-        The seconds left are not used: each request has its own deadline.
+        That is at least one. The seconds left are not used: each request has its own deadline.
         """
         response = self._client.get_object(
             bucket_name=stat.bucket,
@@ -159,7 +246,7 @@ class S3Store:
         received = 0
         try:
             if response.status != 206 and end - start != stat.size:
-                raise StorageError(f"{self.place}: {stat.path}: the store ignores Range, which large objects need")
+                raise StorageError(f"{self._place}: {stat.path}: the store ignores Range, which large objects need")
             for chunk in response.stream(_CHUNK):
                 wanted = memoryview(chunk)[: end - start - received]
                 write_at(file, wanted, start + received)
@@ -172,7 +259,7 @@ class S3Store:
             response.close()
             response.release_conn()
         if not received:
-            raise _BrokenBody(f"{stat.path}: an empty answer where {end - start} bytes were asked for")
+            raise _BrokenBody(f"{stat.path}: an empty answer instead of {end - start} bytes")
         return received
 
 
@@ -180,22 +267,92 @@ class _BrokenBody(ProtocolError):
     """The connection broke before the first byte of a body: worth asking again, unlike what the pool gave up."""
 
 
-class _Pool(urllib3.PoolManager):
-    """Connections to the store: each request has a deadline, and is tried again when the fault may pass.
+class _NotS3(HTTPError):
+    """An answer that no S3 server gives."""
+
+
+@dataclass(frozen=True)
+class CallLimits:
+    """How long one call may take with all its attempts, and how often it is tried again."""
+
+    timeout: float
+    """In seconds."""
+    retries: int
+
+    def call(
+        self,
+        attempt: Callable[[float], Result],
+        *,
+        on: tuple[type[Exception], ...],
+        unwanted: Callable[[Result], bool] = lambda result: False,
+    ) -> Result:
+        """What `attempt(seconds left)` returns.
+
+        It is tried again, with back-off, if it raises one of `on` or returns what is unwanted, but never past the
+        deadline. After the last attempt its own exception is raised, or its unwanted result returned.
+        """
+        deadline = time.monotonic() + self.timeout
+
+        def too_late(state: tenacity.RetryCallState) -> bool:
+            return state.attempt_number > self.retries or time.monotonic() + _FIRST_PAUSE >= deadline
+
+        retrying = tenacity.Retrying(
+            stop=too_late,
+            wait=_pause_until(deadline),
+            retry=tenacity.retry_if_exception_type(on) | tenacity.retry_if_result(unwanted),
+            before_sleep=_log_retry,
+            retry_error_callback=_last_outcome,
+        )
+        return retrying(lambda: attempt(max(deadline - time.monotonic(), _SHORTEST_ATTEMPT)))
+
+
+_current: ContextVar[CallLimits | None] = ContextVar("call_limits", default=None)
+
+
+def current_limits(usual: CallLimits) -> CallLimits:
+    """The limits that `limited` set for this context, else the usual ones."""
+    return _current.get() or usual
+
+
+@contextlib.contextmanager
+def limited(limits: CallLimits) -> Iterator[None]:
+    """Calls inside the block have these limits instead of the usual ones."""
+    token = _current.set(limits)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def _pause_until(deadline: float) -> Callable[[tenacity.RetryCallState], float]:
+    backoff = tenacity.wait_random_exponential(multiplier=_FIRST_PAUSE, max=_LONGEST_PAUSE)
+    return lambda state: max(0.0, min(backoff(state), deadline - time.monotonic() - _SHORTEST_ATTEMPT))
+
+
+def _log_retry(state: tenacity.RetryCallState) -> None:
+    outcome = state.outcome
+    reason = "an answer that may pass" if outcome is None or not outcome.failed else repr(outcome.exception())
+    logger.debug("the store failed ({}); attempt {} follows", reason, state.attempt_number + 1)
+
+
+def _last_outcome(state: tenacity.RetryCallState) -> object:
+    assert state.outcome is not None
+    return state.outcome.result()
+
+
+class _Limited(urllib3.PoolManager):
+    """Connections whose requests have a deadline, and are tried again if the fault may pass.
 
     The bodies of the `minio` client are bytes, so that a request can be sent again as it is.
     """
 
-    def __init__(self, patience: Patience, secure: bool) -> None:
-        # The default context trusts the system's authorities, or those in the file of SSL_CERT_FILE.
-        super().__init__(maxsize=16, ssl_context=ssl.create_default_context() if secure else None)
-        self._patience = patience
+    limits: CallLimits
 
     def urlopen(self, method: str, url: str, redirect: bool = True, **options: Any) -> urllib3.BaseHTTPResponse:  # type: ignore[override]
-        patience = current_patience(self._patience)
+        limits = current_limits(self.limits)
         if method == "DELETE" and "uploadId=" in url:
             # The clean-up after an upload that has failed: the caller has waited for its whole time already.
-            patience = Patience(min(_CLEAN_UP_TIMEOUT, patience.timeout), retries=0)
+            limits = CallLimits(min(_CLEAN_UP_TIMEOUT, limits.timeout), retries=0)
         send = super().urlopen
 
         # A socket's time limit holds for all that is sent at once, however well it gets on: so for a piece each.
@@ -207,7 +364,57 @@ class _Pool(urllib3.PoolManager):
             timeout = urllib3.Timeout(connect=min(_CONNECT_TIMEOUT, left), read=left)
             return send(method, url, **{**options, "redirect": False, "retries": False, "timeout": timeout})
 
-        return patience.call(attempt, on=_WORTH_RETRYING, unwanted=_may_pass)
+        response = limits.call(attempt, on=_WORTH_RETRYING, unwanted=_may_pass)
+        is_page = response.headers.get("content-type", "").startswith("text/html")
+        # Swift calls its empty answers text/html too.
+        if is_page and response.status < 300 and method not in ("GET", "HEAD") and response.data:
+            raise _NotS3(f"the answer (a web page) {_NOT_S3}")
+        return response
+
+
+class _ThroughProxy(_Limited, urllib3.ProxyManager):
+    """The same through the proxy of the environment."""
+
+
+def _pool(limits: CallLimits, place: str) -> urllib3.PoolManager:
+    """The connections to the store, through the proxy that `http_proxy` and its kin name for it."""
+    options: dict[str, Any] = {"maxsize": 16, "ssl_context": _trust() if place.startswith("https") else None}
+    proxy = _proxy_for(place)
+    if proxy is None:
+        pool = _Limited(**options)
+    else:
+        url, headers = proxy
+        pool = _ThroughProxy(url, proxy_headers=headers, **options)
+    pool.limits = limits
+    return pool
+
+
+def _trust() -> ssl.SSLContext:
+    """Trusts the system's authorities, or those in the file of SSL_CERT_FILE."""
+    authorities = os.environ.get("SSL_CERT_FILE") or None
+    try:
+        return ssl.create_default_context(cafile=authorities)
+    except OSError as error:
+        raise StorageError(f"SSL_CERT_FILE is {authorities!r}: it cannot be used ({error})") from None
+
+
+def _proxy_for(place: str) -> tuple[str, dict[str, str]] | None:
+    """The address of the proxy for this URL, and the headers that it asks for; None if there is none.
+
+    A loopback address is never asked for through a proxy.
+    """
+    parts = urlsplit(place)
+    host = parts.hostname or ""
+    url = urllib.request.getproxies().get(parts.scheme, "")
+    loopback = host == "localhost" or host.startswith("127.") or host == "::1"
+    if not url or loopback or urllib.request.proxy_bypass(parts.netloc):
+        return None
+    proxy = urlsplit(url if "://" in url else f"http://{url}")
+    if not proxy.hostname:
+        raise SettingsError(f"{parts.scheme}_proxy is not the URL of a proxy, such as http://proxy:3128")
+    user = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}" if proxy.username else ""
+    headers = urllib3.make_headers(proxy_basic_auth=user) if user else {}
+    return f"{proxy.scheme}://{proxy.netloc.rpartition('@')[2]}", dict(headers)
 
 
 def _may_pass(response: urllib3.BaseHTTPResponse) -> bool:
@@ -225,3 +432,98 @@ def _described(found: Any) -> ObjectStat:
         size=found.size or 0,
         modified=found.last_modified.timestamp() if found.last_modified else 0.0,
     )
+
+
+@contextlib.contextmanager
+def translated(
+    place: str, bucket: str, key: str, right: str, *, bucket_exists: Callable[[str], bool] | None = None
+) -> Iterator[None]:
+    """Turns every error of `minio` and `urllib3` into one of the `StorageError` family.
+
+    `right` is the right that the call needs. `bucket_exists` is asked if the server does not say whether the object or
+    its bucket is missing, as for a HEAD.
+    """
+    where = f"{place}: {bucket}/{key}" if key else f"{place}: bucket {bucket!r}"
+    try:
+        yield
+    except S3Error as error:
+        if error.code == "NoSuchKey" and bucket_exists is not None and not bucket_exists(bucket):
+            raise _missing(place, bucket, key, "NoSuchBucket") from None
+        raise _of_s3(error, place, bucket, key, where, right) from None
+    except InvalidResponseError as error:
+        raise _of_status(error._code, where, right) from None
+    except ServerError as error:
+        raise _of_status(error.status_code, where, right) from None
+    except _NotS3 as error:
+        raise StorageError(f"{where}: {error}") from None
+    except ParseError:
+        raise StorageError(f"{where}: the answer (not valid XML) {_NOT_S3}") from None
+    except SSLError as error:
+        raise StorageError(
+            f"{where}: TLS failed ({error}): check MINIO_SECURE and the certificate (SSL_CERT_FILE)"
+        ) from None
+    except ProxyError as error:
+        raise StorageUnavailable(
+            f"{where}: the proxy failed ({_reason(error)}): check http_proxy, https_proxy and no_proxy"
+        ) from None
+    except NewConnectionError as error:
+        raise StorageUnavailable(
+            f"{where}: the store cannot be reached ({_reason(error)}): check MINIO_HOST, and that it runs"
+        ) from None
+    except HTTPError as error:
+        raise _of_connection(error, where) from None
+    except (MinioException, ValueError) as error:
+        raise StorageError(f"{where}: {error}") from None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).rpartition(": ")[2].rstrip("')")
+
+
+def _of_connection(error: HTTPError, where: str) -> StorageUnavailable:
+    # What stands still while it is sent is a ProtocolError around the socket's own.
+    if isinstance(error, TimeoutError) or any(isinstance(cause, builtins.TimeoutError) for cause in error.args):
+        return StorageUnavailable(
+            f"{where}: the store did not answer in time: check that it is well (MLPKIT_STORAGE_TIMEOUT is the limit)"
+        )
+    return StorageUnavailable(f"{where}: the connection broke ({type(error).__name__}: {error})")
+
+
+def _of_s3(error: S3Error, place: str, bucket: str, key: str, where: str, right: str) -> StorageError:
+    code = error.code or ""
+    if code in _MISSING:
+        return _missing(place, bucket, key, code)
+    if code == "AccessDenied":
+        return _denied(where, code, right)
+    if code in _DENIED:
+        said = f": {error.message}" if code == "AuthorizationHeaderMalformed" and error.message else ""
+        return StorageDenied(f"{where}: {_DENIED[code]} ({code}{said})")
+    if code == "PreconditionFailed":
+        return ObjectChanged(f"{where} was replaced while it was read: try again")
+    if code in _PASSING or error.response.status >= 500:
+        return StorageUnavailable(f"{where}: the store is in trouble ({code}: {error.message}): try again later")
+    return StorageError(f"{where}: the store refused ({code}: {error.message})")
+
+
+def _denied(where: str, code: str, right: str) -> StorageDenied:
+    return StorageDenied(
+        f"{where}: the credentials are wrong, or they lack the right {right} here: "
+        f"check MINIO_ACCESS_KEY, MINIO_SECRET_KEY and what they allow ({code})"
+    )
+
+
+def _missing(place: str, bucket: str, key: str, code: str) -> ObjectNotFound:
+    if code == "NoSuchKey" and key:
+        return ObjectNotFound(f"{place}: there is no object {bucket}/{key}")
+    asked = f" (asked for {bucket}/{key})" if key else ""
+    return ObjectNotFound(f"{place}: bucket {bucket!r} does not exist{asked}: make it first, or check the name")
+
+
+def _of_status(status: int, where: str, right: str) -> StorageError:
+    if status == 412:
+        return ObjectChanged(f"{where} was replaced while it was read: try again")
+    if status in (401, 403):
+        return _denied(where, f"HTTP {status}", right)
+    if status == 429 or status >= 500:
+        return StorageUnavailable(f"{where}: the store is in trouble (HTTP {status}): try again later")
+    return StorageError(f"{where}: the answer (HTTP {status}) {_NOT_S3}")

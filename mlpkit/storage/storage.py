@@ -1,7 +1,4 @@
-"""Objects by `bucket/key`, in an S3 store or in a folder, with local copies that are fetched once and kept.
-
-The store is chosen by the settings: S3 where `MINIO_HOST` is set, else the folder `<home>/storage`.
-"""
+"""Objects by `bucket/key` in the store of the settings, with local copies that are fetched once and kept."""
 
 from __future__ import annotations
 
@@ -14,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from mlpkit.errors import ArgumentError, ObjectNotFound, SettingsError, StorageError
+from mlpkit.errors import ArgumentError, ObjectNotFound, StorageError
 from mlpkit.injection import service
 from mlpkit.settings import Settings
 from mlpkit.storage.cache import FileCache
-from mlpkit.storage.copies import Copies, objects_below
-from mlpkit.storage.paths import ObjectStat, checked_key, checked_path, checked_prefix, endpoint_of
-from mlpkit.storage.store import Store
-from mlpkit.storage.threads import Threads
+from mlpkit.storage.copies import Copies
+from mlpkit.storage.paths import ObjectStat, checked_key, checked_path, checked_prefix
+from mlpkit.storage.store import Store, Threads, check_store, objects_below, store_of
 from mlpkit.storage.trust import Trust
 
 _TRANSFERS_AT_A_TIME = 16
@@ -50,10 +46,7 @@ class Storage:
     """
 
     def __init__(self, settings: Settings) -> None:
-        if settings.minio_host:
-            endpoint_of(settings)
-            if not (settings.minio_access_key and settings.minio_secret_key):
-                raise SettingsError("MINIO_HOST is set, so MINIO_ACCESS_KEY and MINIO_SECRET_KEY must be set too")
+        check_store(settings)
         self._settings = settings
         self._lock = threading.Lock()
         self._made: _Parts | None = None
@@ -156,6 +149,11 @@ class Storage:
                 parts.copies.changed(bucket, keys)
         return len(keys)
 
+    def discard_uploads(self, prefix: str) -> None:
+        """Removes what uploads below the prefix that were killed have left in the store, half-written."""
+        bucket, start = checked_prefix(prefix)
+        self._parts().store.discard_uploads(bucket, start)
+
     def presign(self, path: str, expires: int = 3600) -> str:
         """A URL that reads the object for `expires` seconds without credentials (a `file:` URL in the folder store)."""
         bucket, key = checked_path(path)
@@ -169,9 +167,17 @@ class Storage:
         if made is not None:
             made.copies.release(Path(path))
 
-    def check(self) -> None:
-        """Returns when the store can be used; raises StorageError when it cannot, within 3 seconds."""
-        self._parts().store.check(self._settings.model_bucket)
+    def check(self) -> builtins.list[str]:
+        """Warnings about the store; asks it, and takes a few seconds at most.
+
+        Raises:
+            StorageError: the store cannot be used.
+        """
+        store, data_bucket = self._parts().store, self._settings.data_bucket
+        store.check(self._settings.model_bucket)
+        if store.check(data_bucket):
+            return []
+        return [f"{store.url}: the data bucket {data_bucket!r} (MLPKIT_DATA_BUCKET) does not exist"]
 
     def close(self) -> None:
         """Closes connections and threads, and releases all local copies; the next use opens them again."""
@@ -183,16 +189,17 @@ class Storage:
             parts.store.close()
 
     def __repr__(self) -> str:
-        return f"Storage({self._settings.minio_host or self._settings.home / 'storage'})"
+        return f"Storage({self._settings.store})"
 
     def _parts(self) -> _Parts:
         with self._lock:
             # Neither connections nor threads nor locks survive a fork.
             if self._made is None or self._made.process != os.getpid():
-                store, threads = _store_of(self._settings), Threads(_TRANSFERS_AT_A_TIME)
+                store = store_of(self._settings)
+                threads = Threads(_TRANSFERS_AT_A_TIME)
                 cache = FileCache(self._settings.cache_path, self._settings.cache_size)
                 try:
-                    trust = Trust(self._settings.cache_path / "changes", store.place, self._settings.cache_trust)
+                    trust = Trust(self._settings.cache_path / "changes", store.url, self._settings.cache_trust)
                 except OSError as error:
                     cache.close()
                     raise StorageError(f"the file cache cannot be used ({error}): check MLPKIT_CACHE_DIR") from error
@@ -219,7 +226,7 @@ def open_storage(settings: Settings) -> Storage:
     """The storage of these settings; nothing is connected, made or imported before its first use.
 
     Raises:
-        SettingsError: `MINIO_HOST` is no address, or there are no credentials for it.
+        SettingsError: the store's URL cannot be used, or there are no credentials for it.
     """
     return Storage(settings)
 
@@ -243,13 +250,3 @@ def local_files(folder: Path) -> dict[str, Path]:
                 raise FileNotFoundError(f"{file} is no file that can be saved (a broken link, or a socket)")
             files[file.relative_to(folder).as_posix()] = file
     return dict(sorted(files.items()))
-
-
-def _store_of(settings: Settings) -> Store:
-    if settings.minio_host:
-        from mlpkit.storage.s3 import S3Store
-
-        return S3Store(settings)
-    from mlpkit.storage.folder import FolderStore
-
-    return FolderStore(settings.home / "storage")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlpkit.log import logger
-from mlpkit.storage.disk import write_at
+from mlpkit.storage.store import write_at
 
 _STAMPS = 512
 _STAMP = 8

@@ -18,7 +18,7 @@ class Refusing:
 
 @contextlib.contextmanager
 def refusing(
-    status: int, headers: Mapping[str, str] = {}, *, host: str = "127.0.0.1", port: int = 0
+    status: int, headers: Mapping[str, str] = {}, *, host: str = "127.0.0.1", port: int = 0, body: bytes = b""
 ) -> Iterator[Refusing]:
     """Answers on a port of `host` (a free one unless it is given) inside the block."""
 
@@ -27,9 +27,11 @@ def refusing(
             found.requests.append(f"{self.command} {self.path}")
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self.send_response(status)
-            for name, value in {**headers, "Content-Length": "0"}.items():
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer
 

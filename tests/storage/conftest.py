@@ -31,8 +31,8 @@ def opened() -> Iterator[OpenStorage]:
 
 @pytest.fixture
 def folder_settings(tmp_path: Path) -> Settings:
-    """Settings of the folder store."""
-    return Settings(home=tmp_path / "home", storage_timeout=5.0, storage_retries=2)
+    """Settings of the folder store; a store on a busy machine gets time enough."""
+    return Settings(home=tmp_path / "home", storage_timeout=60.0, storage_retries=2)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlpkit.storage.disk import write_at
+from mlpkit.storage.store import write_at
 
 
 def test_write_that_the_kernel_cuts_off_is_an_error(tmp_path: Path) -> None:

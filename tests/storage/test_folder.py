@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from mlpkit.errors import StorageError, UnsafePath
 from mlpkit.settings import Settings
+from tests.servers import wait_until
 from tests.storage.conftest import OpenStorage
 
 
@@ -73,6 +76,44 @@ def test_what_a_killed_save_has_left_goes_after_a_day(
     opened(folder_settings).save(local, f"{folder_settings.data_bucket}/k")
 
     assert [each.name for each in half_written.iterdir()] == ["slow"]
+
+
+_SAVER = """
+import sys
+from pathlib import Path
+from mlpkit.settings import Settings
+from mlpkit.storage import open_storage
+
+open_storage(Settings(home=Path(sys.argv[1]))).save(sys.argv[2], "ml-platform-data/k")
+"""
+
+
+def test_what_a_killed_save_has_left_goes_with_the_next_check_and_a_living_one_stays(
+    folder_settings: Settings, opened: OpenStorage, tmp_path: Path
+) -> None:
+    storage, half_written = opened(folder_settings), folder_settings.home / "storage" / ".writing"
+    storage.save(_small(tmp_path), "ml-platform-data/k")
+    command = [sys.executable, "-c", _SAVER, str(folder_settings.home), str(tmp_path / "large")]
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(4 << 30)
+    saving = subprocess.Popen(command)
+    try:
+        wait_until(lambda: any(half_written.iterdir()), "the save has begun", timeout=60)
+        wait_until(lambda: all(each.name.startswith("locked-") for each in half_written.iterdir()), "it is locked")
+        storage.check()
+        assert len(list(half_written.iterdir())) == 1
+    finally:
+        saving.kill()
+        saving.wait(10)
+    assert len(list(half_written.iterdir())) == 1
+
+    storage.check()
+    assert list(half_written.iterdir()) == []
+
+
+def _small(folder: Path) -> Path:
+    (folder / "small").write_bytes(b"content")
+    return folder / "small"
 
 
 def test_a_folder_that_cannot_be_written_fails_the_check(

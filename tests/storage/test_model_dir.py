@@ -6,14 +6,32 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mlpkit.errors import IncompleteModel, ObjectNotFound, StorageUnavailable, UnsafePath
+from mlpkit.errors import (
+    IncompleteModel,
+    ObjectNotFound,
+    StorageDenied,
+    StorageError,
+    StorageUnavailable,
+    UnsafePath,
+)
 from mlpkit.settings import Settings, encode_settings
-from mlpkit.storage import Manifest, ModelDir, Storage, delete_model, open_model, save_model
-from tests.servers import Relay, wait_until
+from mlpkit.storage import (
+    Manifest,
+    ModelDir,
+    Storage,
+    begin_model,
+    delete_model,
+    discard_model,
+    open_model,
+    save_model,
+)
+from tests.servers import Relay, refusing, wait_until
 from tests.storage.conftest import OpenStorage
 
 _SAVER = """
@@ -309,3 +327,131 @@ def test_a_known_model_opens_offline(s3_settings: Settings, opened: OpenStorage,
 
     assert _names(open_model(storage, settings, "m1", None)) == {"weights", "mlpkit.json"}
     assert _names(open_model(storage, settings, "m2", f"{settings.data_bucket}/foreign")) == {"weights"}
+
+
+def _grow(file: Path) -> None:
+    with file.open("ab") as content:
+        content.write(b"more")
+
+
+def _shrink(file: Path) -> None:
+    os.truncate(file, 1)
+
+
+def _rewrite(file: Path) -> None:
+    size = file.stat().st_size
+    file.write_bytes(b"?" * size)
+
+
+def _add(file: Path) -> None:
+    file.with_name("new").write_bytes(b"new")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_grow, "weights changed from 7 to 11 bytes"),
+        (_shrink, "weights changed from 7 to 1 bytes"),
+        (_rewrite, "weights changed"),
+        (Path.unlink, "weights is gone"),
+        (_add, "new is new"),
+    ],
+)
+def test_file_that_changes_while_the_model_is_stored_is_named_and_there_is_no_model(
+    storage: Storage, settings: Settings, destination: str, tmp_path: Path, change: Callable[[Path], None], words: str
+) -> None:
+    folder = _folder(tmp_path / "out", first=b"f", weights=b"content")
+    save_dir = storage.save_dir
+
+    def save_while_it_changes(local: Path, prefix: str, *, only: list[str]) -> None:
+        save_dir(local, prefix, only=only[:1])
+        change(folder / "weights")
+        save_dir(local, prefix, only=only[1:])
+
+    storage.save_dir = save_while_it_changes  # type: ignore[method-assign, assignment]
+
+    with pytest.raises(StorageError, match=f"the model was not stored: its file {words}.*before train returns"):
+        save_model(storage, folder, destination, _manifest())
+
+    assert storage.list(destination) == []
+
+
+def test_model_that_is_deleted_while_it_is_stored_is_an_error_and_leaves_nothing(
+    s3_settings: Settings, opened: OpenStorage, relay: Relay, tmp_path: Path
+) -> None:
+    destination = f"{s3_settings.model_bucket}/m1"
+    storage, through = opened(s3_settings), opened(s3_settings.with_options(minio_host=relay.endpoint))
+    folder = _folder(tmp_path / "out", large=os.urandom(40 << 20), small=b"s")
+    failed: list[StorageError] = []
+
+    def save() -> None:
+        try:
+            save_model(through, folder, destination, _manifest())
+        except StorageError as error:
+            failed.append(error)
+
+    saving = threading.Thread(target=save)
+    with relay.slowed(20 << 20):
+        saving.start()
+        wait_until(lambda: relay.count("PUT", "partNumber=") > 0, "parts are sent", timeout=60)
+        delete_model(storage, s3_settings, "m1")
+    saving.join(120)
+
+    assert [str(error) for error in failed] == [f"the model {destination} was deleted while it was stored"]
+    assert storage.list(destination) == []
+
+
+def test_marker_of_a_model_is_written_first_and_can_be_taken_back(
+    storage: Storage, settings: Settings, destination: str, tmp_path: Path
+) -> None:
+    begin_model(storage, destination)
+    with pytest.raises(IncompleteModel):
+        open_model(storage, settings, "m1", None)
+    discard_model(storage, destination)
+    discard_model(storage, destination)
+    assert storage.list(destination) == []
+
+    begin_model(storage, destination)
+    save_model(storage, _folder(tmp_path / "out", a=b"1"), destination, _manifest())
+    assert {stat.key for stat in storage.list(destination)} == {"m1/a", "m1/mlpkit.json"}
+
+    begin_model(storage, destination)
+    discard_model(storage, destination)
+    assert (open_model(storage, settings, "m1", None) / "a").read_bytes() == b"1", "a complete model stays"
+
+
+def test_right_that_is_missing_is_named_before_a_training(s3_settings: Settings, opened: OpenStorage) -> None:
+    body = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+    with refusing(403, {"Content-Type": "application/xml"}, body=body) as store:
+        storage = opened(s3_settings.with_options(minio_host=store.endpoint, storage_retries=0))
+        with pytest.raises(StorageDenied, match="lack the right s3:"):
+            begin_model(storage, f"{s3_settings.model_bucket}/m1")
+
+
+def test_what_a_killed_upload_has_left_can_be_discarded(
+    s3_settings: Settings, opened: OpenStorage, relay: Relay, tmp_path: Path
+) -> None:
+    storage, destination = opened(s3_settings), f"{s3_settings.model_bucket}/m1"
+    _save_and_kill(s3_settings, relay, tmp_path, destination)
+    assert storage.list(destination)
+
+    discard_model(storage, destination)
+
+    assert storage.list(destination) == []
+    with pytest.raises(ObjectNotFound):
+        open_model(storage, s3_settings, "m1", None)
+
+
+def test_credentials_that_may_not_list_open_a_model_by_the_names_in_its_manifest(
+    storage: Storage, settings: Settings, destination: str, tmp_path: Path
+) -> None:
+    save_model(storage, _folder(tmp_path / "out", a=b"a", b__c=b"c"), destination, _manifest())
+
+    def denied(bucket: str, prefix: str) -> object:
+        raise StorageDenied("they lack the right s3:ListBucket")
+
+    storage._parts().store.list = denied  # type: ignore[method-assign, assignment]
+
+    assert _names(open_model(storage, settings, "m1", None)) == {"a", "b/c", "mlpkit.json"}
+    with pytest.raises(ObjectNotFound, match="there is no model"):
+        open_model(storage, settings, "m2", None)

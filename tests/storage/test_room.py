@@ -14,9 +14,9 @@ import pytest
 from mlpkit.errors import StorageUnavailable
 from mlpkit.settings import Settings, encode_settings
 from mlpkit.storage.cache import FileCache
-from mlpkit.storage.digests import BLOCK, BlockDigest, combined, digest_of
 from mlpkit.storage.locks import locked
 from mlpkit.storage.room import Room
+from mlpkit.storage.store import BLOCK, BlockDigest, combined, digest_of
 from tests.servers import Relay, wait_until
 from tests.storage.conftest import OpenStorage
 from tests.storage.test_look import looked_through
