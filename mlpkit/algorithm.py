@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
 
 from mlpkit.errors import DeclarationError, did_you_mean
 from mlpkit.formats import kind_names
-from mlpkit.injection import FIELDS, Plan, calling_place, compile_plan, where
+from mlpkit.injection import FIELDS, Plan, calling_place, compile_plan, is_importing, where
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -344,13 +344,13 @@ def _problem_of(function: object) -> str:
         return f"class {name}: a plain function of the module is needed"
     if "<lambda>" in name:
         return "a lambda: a named function of the module is needed, so that logs and errors can name it"
-    if "<locals>" in name:
-        outer = name.partition(".<locals>")[0]
+    outer, _, own_name = name.rpartition(".<locals>.")
+    if outer and not is_importing(getattr(function, "__module__", "")):
         return (
-            f"{name.rpartition('.')[2]}, which is defined inside {outer}: move it to the top of the module, "
-            "where it is for certain when worker processes import the script"
+            f"{own_name}, which {outer} defines after the module was imported: call {outer} at the top of the module, "
+            "because worker processes only import the script"
         )
-    if inspect.isfunction(function) and "." in name:
+    if inspect.isfunction(function) and "." in own_name:
         return f"{name}, a method: a plain function of the module is needed"
     return ""
 

@@ -6,6 +6,7 @@ Every way in which a script cannot be imported ends in one message with the auth
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import re
 import sys
@@ -42,12 +43,64 @@ def import_app(target: str) -> App:
     module = _import_file(Path(script).expanduser()) if _is_path(script) else _import_module(script, here)
     apps = {key: value for key, value in vars(module).items() if isinstance(value, App)}
     if name:
-        return _named(module, name, apps)
-    if len({id(each) for each in apps.values()}) == 1:
-        return next(iter(apps.values()))
-    if not apps:
+        app = _named(module, name, apps)
+    elif not apps:
         raise DeclarationError(f'{script} has no app: make one with app = App("name")')
-    raise DeclarationError(f"{script} has several apps, write {script}:<name>; there are: {', '.join(apps)}")
+    elif len({id(app) for app in apps.values()}) > 1:
+        raise DeclarationError(f"{script} has several apps, write {script}:<name>; there are: {', '.join(apps)}")
+    else:
+        app = next(iter(apps.values()))
+    know_by_other_names(module)
+    _stand_in_for_main(module)
+    return app
+
+
+def know_by_other_names(script: ModuleType) -> None:
+    """Lets pickles find the script's classes under every name of its module.
+
+    A class of `algos/senti.py` is pickled as one of `senti` under `run algos/senti.py`, and as one of `algos.senti`
+    under `run algos.senti:app`. A name that leads to another file is left alone.
+    """
+    if not script.__file__:
+        return
+    file, start = Path(script.__file__).resolve(), Path(start_folder).resolve()
+    names = {_name_and_folder(file)[0]}
+    if file.is_relative_to(start):
+        names.add(".".join(file.relative_to(start).with_suffix("").parts))
+    for name in names:
+        if all(part.isidentifier() for part in name.split(".")) and _leads_to(name, file):
+            sys.modules[name] = script
+            # Unpicklers that are written in Python import the packages around a module too.
+            for depth, folder in enumerate(reversed(file.parents[: name.count(".")]), 1):
+                _make_package(".".join(name.split(".")[:depth]), folder)
+
+
+def _leads_to(name: str, file: Path) -> bool:
+    """Whether a module of this name is the file, or nothing else."""
+    if name in sys.modules:
+        found = getattr(sys.modules[name], "__file__", None)
+        return found is not None and Path(found).resolve() == file
+    # Looking for a module in a package would run the package.
+    spec = None if "." in name else importlib.util.find_spec(name)
+    return spec is None or spec.origin == str(file)
+
+
+def _make_package(name: str, folder: Path) -> None:
+    if name not in sys.modules and ("." in name or importlib.util.find_spec(name) is None):
+        package = sys.modules[name] = ModuleType(name)
+        package.__path__ = [str(folder)]
+
+
+def _stand_in_for_main(script: ModuleType) -> None:
+    """Lets pickles of `python senti.py`, whose classes are in `__main__`, find them in the script."""
+
+    def find(name: str) -> object:
+        if name.startswith("__") or name not in vars(script):
+            raise AttributeError(f"module '__main__' has no attribute {name!r}")
+        return vars(script)[name]
+
+    if sys.modules["__main__"] is not script:
+        vars(sys.modules["__main__"])["__getattr__"] = find
 
 
 def target_of(app: App) -> str:
@@ -118,9 +171,9 @@ def _import_file(file: Path) -> ModuleType:
         near = [str(each) for each in (file.with_suffix(".py"), *sorted(file.parent.glob("*.py"))) if each.is_file()]
         raise DeclarationError(f"there is no file {file}{did_you_mean(str(file), near)}{_scripts_in(file.parent)}")
     file = file.resolve()
-    folder, name = file.parent, file.stem
-    while (folder / "__init__.py").is_file():
-        name, folder = f"{folder.name}.{name}", folder.parent
+    if "." in file.stem:
+        raise DeclarationError(_dotted(file))
+    name, folder = _name_and_folder(file)
     module = _import_module(name, folder)
     if not module.__file__ or Path(module.__file__).resolve() != file:
         raise DeclarationError(
@@ -128,6 +181,21 @@ def _import_file(file: Path) -> ModuleType:
             "rename the file"
         )
     return module
+
+
+def _name_and_folder(file: Path) -> tuple[str, Path]:
+    """The name by which a script is imported, and the folder that must be on `sys.path` for that."""
+    folder, name = file.parent, file.stem
+    while (folder / "__init__.py").is_file():
+        name, folder = f"{folder.name}.{name}", folder.parent
+    return name, folder
+
+
+def _dotted(file: Path) -> str:
+    return (
+        f"{file} cannot be imported, because Python reads a dot in a module's name as a package: "
+        f"rename it, for example to {file.stem.replace('.', '_')}.py"
+    )
 
 
 def _import_module(name: str, folder: Path) -> ModuleType:
@@ -145,6 +213,8 @@ def _import_module(name: str, folder: Path) -> ModuleType:
         raise
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            if "." in name and (folder / f"{name}.py").is_file():
+                raise DeclarationError(_dotted(folder / f"{name}.py")) from None
             scripts = [each.stem for each in folder.glob("*.py")]
             hint = did_you_mean(name, scripts)
             raise DeclarationError(f"there is no module {name!r}{hint}{_scripts_in(folder)}") from None

@@ -25,7 +25,7 @@ import uvicorn
 from mlpkit.app import App
 from mlpkit.errors import SettingsError
 from mlpkit.log import LogOutput, configure, logger
-from mlpkit.script import absolute_search_path, target_of
+from mlpkit.script import absolute_search_path, know_by_other_names, target_of
 from mlpkit.serving import Models
 from mlpkit.settings import Settings, environment_remarks, load_settings
 from mlpkit.storage import Storage, open_storage
@@ -58,6 +58,8 @@ class Service:
     def __init__(self, app: App, settings: Settings, log: LogOutput, *, target: str | None = None) -> None:
         app.build()
         sys.path[:] = absolute_search_path()
+        if app.origin.module in sys.modules:
+            know_by_other_names(sys.modules[app.origin.module])
         self.app, self.settings, self.log = app, settings, log
         self.target = target or target_of(app)
         self.state = ServiceState()

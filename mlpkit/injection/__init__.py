@@ -17,7 +17,7 @@ from mlpkit.injection.declarations import (
 )
 from mlpkit.injection.plan import Call, DependencyParameter, FieldParameter, Plan, ProcessScope, ServiceParameter
 from mlpkit.injection.signature import compile_plan
-from mlpkit.injection.source import calling_frame, calling_place, place_of_error, where
+from mlpkit.injection.source import calling_frame, calling_place, is_importing, place_of_error, where
 
 __all__ = [
     "BATCHED",
@@ -37,6 +37,7 @@ __all__ = [
     "calling_frame",
     "calling_place",
     "compile_plan",
+    "is_importing",
     "place_of_error",
     "service",
     "user_code",

@@ -48,6 +48,18 @@ def calling_place() -> str:
     return place(frame.f_code.co_filename, frame.f_lineno)
 
 
+def is_importing(module: str) -> bool:
+    """Whether an import, or the main script if that is `module`, led to this call."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        # The main program of mlpkit, of pytest or of an ASGI server is always running.
+        if frame.f_code.co_name == "<module>" and (name == module or (name != "__main__" and name in sys.modules)):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def place_of_error(error: BaseException) -> str:
     """The deepest place of a traceback that is the author's own code, or an empty string where there is none."""
     if isinstance(error, SyntaxError) and error.filename and error.lineno:

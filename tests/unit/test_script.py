@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -65,10 +66,6 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     ),
     "a predict without a load": ("@app.predict  # <-\ndef predict(model): ...", ["no load", "@app.load"]),
     "a lambda": ("app.train(lambda data: None)  # <-", ["@app.train decorates a lambda", "a named function"]),
-    "a nested function": (
-        "def outer():\n    @app.train  # <-\n    def inner(data): ...\nouter()",
-        ["inner", "defined inside outer", "top of the module"],
-    ),
     "a method": ("class Mine:\n    @app.train  # <-\n    def train(self): ...", ["Mine.train, a method"]),
     "a class": ("@app.load  # <-\nclass Mine: ...", ["class Mine", "a plain function"]),
     "no function at all": ("app.unload(5)  # <-", ["@app.unload decorates 5, which is no function"]),
@@ -327,3 +324,141 @@ def test_an_app_that_no_module_holds_has_no_target() -> None:
         target_of(App("lost"))
 
     assert "test_script.py, line" in str(caught.value)
+
+
+FACTORY = """
+from mlpkit import App
+
+app = App("shop")
+
+
+def add(name, answer):
+    algorithm = app.algorithm(name)
+
+    @algorithm.load
+    def load():
+        return answer
+
+    @algorithm.predict
+    def predict(model):
+        return model
+
+
+for name in ("toys", "books"):
+    add(name, name.upper())
+"""
+
+
+def test_hooks_may_be_made_by_a_function_while_the_script_is_imported(tmp_path: Path) -> None:
+    write(tmp_path, FACTORY)
+
+    algorithms = import_app("script.py").build()
+
+    assert list(algorithms) == ["toys", "books"]
+    plan = algorithms["books"].plan("load")
+    assert plan is not None
+    assert plan.function() == "BOOKS"
+
+
+def test_a_function_of_another_module_may_make_hooks_too(tmp_path: Path) -> None:
+    (tmp_path / "makers.py").write_text(FACTORY.partition("for name")[0].replace("def add(", "def add(app, "))
+    write(tmp_path, "import makers\nfrom mlpkit import App\napp = App('main')\nmakers.add(app, 'toys', 1)\n")
+
+    assert list(import_app("script.py").build()) == ["toys"]
+
+
+def test_hooks_that_are_made_after_the_import_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, FACTORY.partition("for name")[0])
+    app = import_app("script.py")
+
+    sys.modules["script"].add("late", 1)
+
+    with pytest.raises(DeclarationError, match="load, which add defines after the module was imported: call add at"):
+        app.build()
+
+
+def test_a_script_with_a_dot_in_its_name_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "model.v2.py").write_text("from mlpkit import App\napp = App('v2')\n")
+
+    for target in ("model.v2.py", "model.v2.py:app", "model.v2", "model.v2:app"):
+        with pytest.raises(DeclarationError, match=r"model\.v2\.py cannot be imported.* to model_v2\.py"):
+            import_app(target)
+
+
+SENTI = """
+import pickle
+import sys
+from mlpkit import App
+
+
+class Model:
+    pass
+
+
+app = App("senti")
+
+
+@app.load
+def load(): ...
+
+
+@app.predict
+def predict(model): ...
+
+
+if __name__ == "__main__":
+    pickle.dump(Model(), open(sys.argv[1], "wb"))
+"""
+WRITE = """
+import pickle, sys
+from mlpkit.script import import_app, target_of
+app = import_app(sys.argv[2])
+pickle.dump(sys.modules[app.origin.module].Model(), open(sys.argv[1], "wb"))
+"""
+READ = """
+import pickle, sys
+from mlpkit.script import import_app
+app = import_app(sys.argv[1])
+Model = sys.modules[app.origin.module].Model
+for file in sys.argv[2:]:
+    for loads in (pickle.loads, pickle._loads):
+        assert type(loads(open(file, "rb").read())) is Model, file
+"""
+
+
+@pytest.mark.parametrize("folder", ["algos", "deep/algos", ""])
+@pytest.mark.parametrize("package", [True, False], ids=["package", "no package"])
+def test_a_pickle_is_found_under_every_name_of_the_script(tmp_path: Path, folder: str, package: bool) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    (here / folder).mkdir(parents=True)
+    elsewhere.mkdir()
+    (here / folder / "senti.py").write_text(SENTI)
+    if package and folder:
+        (here / folder / "__init__.py").touch()
+    # Programs in a folder of their own: the working directory is not on sys.path, as for a console script.
+    for name, code in (("write.py", WRITE), ("read.py", READ)):
+        (elsewhere / name).write_text(code)
+    file, module = str(Path(folder) / "senti.py"), f"{folder}/senti:app".strip("/").replace("/", ".")
+
+    def python(*arguments: str) -> None:
+        subprocess.run([sys.executable, *arguments], cwd=here, check=True, timeout=100)
+
+    python(file, "as_main")
+    python("../elsewhere/write.py", "as_file", file)
+    python("../elsewhere/write.py", "as_module", module)
+
+    python("../elsewhere/read.py", file, "as_main", "as_file", "as_module")
+    python("../elsewhere/read.py", module, "as_main", "as_file", "as_module")
+
+
+def test_another_module_of_the_scripts_name_stays_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "algos").mkdir()
+    (tmp_path / "algos" / "json.py").write_text(SENTI)
+    code = """
+from mlpkit.script import import_app
+import_app("algos.json:app")
+import json, algos.json
+assert json is not algos.json
+assert json.loads("1") == 1
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=100)
