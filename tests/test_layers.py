@@ -56,7 +56,7 @@ SIDE_DOORS = {
     "platform.cluster": "needs SQLAlchemy, which only cluster mode has",
     "platform.database": "`mlpkit db` makes the tables before any service runs",
     "client.bar": "draws with rich, which a program that only calls a service need not import",
-    "serving.host": "`mlpkit predict` holds a model in the terminal's own process, for a debugger",
+    "serving.runtime": "`mlpkit predict` holds a model in the terminal's own process, for a debugger",
     "serving.messages": "what that host understands",
 }
 """The modules that are imported past the front door of their folder, and why."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlpkit.algorithm import Algorithm
     from mlpkit.app import App
     from mlpkit.client.bar import ProgressBar
-    from mlpkit.serving.messages import Answer, Load, Predict
+    from mlpkit.serving.messages import Load, Predict, Reply
     from mlpkit.training import Job, JobOutcome
 
 
@@ -187,8 +187,6 @@ def predict(target: str, model: str, features: str, params: str, algorithm: str 
       mlpkit predict sentiment.py --model .mlpkit/storage/ml-platform-model/MODEL_ID \\
           --features '{"sentence": "good"}'
     """
-    import asyncio
-
     from mlpkit.log import configure
     from mlpkit.script import import_app
 
@@ -199,7 +197,7 @@ def predict(target: str, model: str, features: str, params: str, algorithm: str 
         app = import_app(target)
         name = choose_algorithm(app, algorithm).name
         with _placed(model, settings) as (model_id, model_path):
-            answer = asyncio.run(_predicted(app, settings, name, model_id, model_path, *asked))
+            answer = _predicted(app, settings, name, model_id, model_path, *asked)
     print(answer.decode())
 
 
@@ -225,31 +223,33 @@ def _placed(model: str, settings: Settings) -> Iterator[tuple[str, str | None]]:
                 storage.delete(path + "/", recursive=True)
 
 
-async def _predicted(
+def _predicted(
     app: App, settings: Settings, algorithm: str, model_id: str, model_path: str | None, features: bytes, params: bytes
 ) -> bytes:
-    import asyncio
+    """The answer of a model that lives in this process, in threads as in a worker."""
+    from queue import SimpleQueue
 
-    from mlpkit.serving.host import Host
     from mlpkit.serving.messages import Item, Load, Predict
+    from mlpkit.serving.runtime import WorkerRuntime
 
-    waiting: asyncio.Queue[Answer] = asyncio.Queue()
-    host = Host(app, settings, waiting.put_nowait)
+    replies: SimpleQueue[Reply] = SimpleQueue()
+    isolated = app.build()[algorithm].load_options.isolated
+    runtime = WorkerRuntime(app, settings, replies.put, single=isolated)
 
-    async def result(request: Load | Predict) -> bytes:
-        host.take(request)
-        found = (await waiting.get()).results[0]
+    def result(request: Load | Predict) -> bytes:
+        runtime.take(request)
+        found = replies.get().results[0]
         if isinstance(found, bytes):
             return found
-        # The host has logged its traceback.
+        # The runtime has logged its traceback.
         raise found.to_error()
 
-    await host.start()
+    runtime.start()
     try:
-        await result(Load(1, algorithm, model_id, model_path, b"null", None, "-"))
-        return await result(Predict(2, model_id, [Item(params=params, uuid=None, log_uuid="-", features=features)]))
+        result(Load(1, algorithm, model_id, model_path, b"null", None, "-"))
+        return result(Predict(2, model_id, [Item(params=params, uuid=None, log_uuid="-", features=features)]))
     finally:
-        await host.stop()
+        runtime.stop()
 
 
 @contextlib.contextmanager

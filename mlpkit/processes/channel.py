@@ -21,10 +21,11 @@ LONGEST_MESSAGE = 1 << 30
 """Bytes; no request and no answer is longer. A length above it means that somebody else wrote into the socket."""
 
 LONG = 1 << 16
-"""Bytes from which on what travels is not copied; below, that is cheaper than to hand on each part by itself."""
-
+"""Messages of at least this size are sent without copying; for smaller ones a copy is cheaper than several writes."""
+_READ_BUFFER = 4 * LONG
+"""Bytes that one read of the blocking end may return."""
 _SEND_BUFFER = 2 << 20
-"""Bytes that the system may hold of what was sent, where it allows so many: a long message wakes the other end once."""
+"""Bytes that the system may hold of what was sent, if it allows so many: a long message then wakes the reader once."""
 
 
 def frame(message: bytes) -> bytes:
@@ -34,6 +35,10 @@ def frame(message: bytes) -> bytes:
         ValueError: it is longer than `LONGEST_MESSAGE`.
     """
     return _head(len(message)) + message
+
+
+def _allow_long_writes(channel: socket.socket) -> None:
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
 
 
 def _head(length: int) -> bytes:
@@ -109,38 +114,83 @@ class Frames:
 
 
 class BlockingChannel:
-    """A child's end without an event loop: `send` from any thread, `receive` from one."""
+    """A child's end, without an event loop: `send` from any thread, `receive` from one."""
 
     def __init__(self, channel: socket.socket) -> None:
-        self._socket, self._lock = channel, threading.Lock()
-        self._stream = channel.makefile("rb")
+        channel.setblocking(True)
+        _allow_long_writes(channel)
+        self._socket = channel
+        self._sending = threading.Lock()
+        # One buffer for all that arrives: a new one for every read costs more than the read itself.
+        self._buffer = memoryview(bytearray(_READ_BUFFER))
+        self._start = 0
+        self._end = 0
 
-    def send(self, message: bytes) -> None:
-        """Writes a message; nothing happens when the server is gone (the guard ends this process).
+    def send(self, message: Message) -> None:
+        """Writes a message; nothing happens if the server is gone (the guard ends this process).
 
         Raises:
             ValueError: the message is too long.
         """
-        whole = frame(message)
-        with self._lock, contextlib.suppress(OSError):
-            self._socket.sendall(whole)
+        head = _head(len(message))
+        with self._sending, contextlib.suppress(OSError):
+            if len(message) < LONG:
+                self._socket.sendall(head + message)
+            else:
+                self._socket.sendall(head)
+                self._socket.sendall(message)
 
-    def receive(self) -> bytes | None:
-        """The next message, or None when the server has closed the channel or is gone."""
-        try:
-            head = self._stream.read(4)
-            if len(head) < 4:
+    def receive(self) -> Message | None:
+        """The next message, or None if the server has closed the channel or is gone."""
+        while True:
+            arrived = self._end - self._start
+            if arrived >= 4:
+                (length,) = _unpack(self._buffer, self._start)
+                begin = self._start + 4
+                if length <= arrived - 4:
+                    self._start = begin + length
+                    return bytes(self._buffer[begin : begin + length])
+                if length > LONG:
+                    return self._receive_long(length)
+            if not self._read_more():
                 return None
-            (length,) = _LENGTH.unpack(head)
-            message = self._stream.read(length)
-        except OSError:
-            return None
-        return message if len(message) == length else None
 
     def close(self) -> None:
         """Closes the socket; the other end reads to the end of what was sent."""
-        self._stream.close()
         self._socket.close()
+
+    def _read_more(self) -> bool:
+        """Reads what has arrived behind the beginning of a message; False at the end of the channel."""
+        if self._start:
+            rest = self._end - self._start
+            self._buffer[:rest] = self._buffer[self._start : self._end]
+            self._start = 0
+            self._end = rest
+        count = self._receive_into(self._buffer[self._end :])
+        self._end += count
+        return count > 0
+
+    def _receive_long(self, length: int) -> Message | None:
+        """A message that does not fit into the buffer, read to where it stays."""
+        if length > LONGEST_MESSAGE:
+            return None
+        message = memoryview(bytearray(length))
+        filled = self._end - self._start - 4
+        message[:filled] = self._buffer[self._start + 4 : self._end]
+        self._start = 0
+        self._end = 0
+        while filled < length:
+            count = self._receive_into(message[filled:])
+            if count == 0:
+                return None
+            filled += count
+        return message
+
+    def _receive_into(self, space: memoryview) -> int:
+        try:
+            return self._socket.recv_into(space)
+        except OSError:
+            return 0
 
 
 class AsyncChannel(asyncio.Protocol):
@@ -165,7 +215,7 @@ class AsyncChannel(asyncio.Protocol):
     ) -> AsyncChannel:
         """Puts the socket on the running loop."""
         channel.setblocking(False)
-        channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        _allow_long_writes(channel)
         loop = asyncio.get_running_loop()
         _, protocol = await loop.create_connection(lambda: cls(on_messages, on_close), sock=channel)
         return protocol

@@ -36,7 +36,7 @@ while read -r sign group; do
 done
 for each in $groups; do kill -s KILL -- "-$each" 2>/dev/null; done
 """
-_FRAMEWORK = ("mlpkit.serving.main", "mlpkit.training.local", "mlpkit.script", "uvloop")
+_FRAMEWORK = ("mlpkit.serving.runtime", "mlpkit.training.local", "mlpkit.script", "uvloop")
 """What the nursery imports: all that a worker or a job needs before it imports the script."""
 _LOST = "was killed: the process that had started it has ended"
 _DRAIN_SECONDS = 2.0

@@ -1,5 +1,5 @@
 """The process of a worker: `python -m mlpkit.serving`, started by the server only."""
 
-from mlpkit.serving.main import main
+from mlpkit.serving.runtime import main
 
 main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,7 +33,9 @@ class Growth:
     """By how many bytes this process grows in a load; nobody can say that of loads that overlap."""
 
     def __init__(self) -> None:
-        self._under_way, self._begun = 0, 0
+        self._lock = threading.Lock()
+        self._under_way = 0
+        self._begun = 0
 
     @contextlib.contextmanager
     def measured(self, *, whole: bool) -> Iterator[Callable[[], int | None]]:
@@ -40,15 +43,17 @@ class Growth:
 
         `whole` counts everything that the process holds: it was started for this load.
         """
-        alone = not self._under_way
+        with self._lock:
+            alone = not self._under_way
+            self._under_way += 1
+            self._begun += 1
+            number = self._begun
         before = own_memory() if alone and not whole else 0
-        self._under_way += 1
-        self._begun += 1
-        number = self._begun
         try:
             yield lambda: max(0, own_memory() - before) if alone and number == self._begun else None
         finally:
-            self._under_way -= 1
+            with self._lock:
+                self._under_way -= 1
 
 
 def _left_in_groups(groups: Path, membership: Path) -> Iterator[int]:

@@ -1,7 +1,7 @@
 """What the server and a worker say to each other, as msgpack arrays on the channel.
 
 `features`, `params` and answers travel as the JSON bytes that came in and go out: only the worker decodes them.
-Every request has an `id` that its `Answer` repeats; several are in flight at the same time.
+Every request has an `id` that its `Reply` repeats; several are in flight at the same time.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ AT_ONCE = 8
 """So many loads, unloads and hooks run in a worker at the same time; more would wait there while their limits run."""
 
 
-class Start(msgspec.Struct, array_like=True, tag=0):
-    """The first message to a worker: which script to import, from where, with which settings (`encode_settings`)."""
+class StartWorker(msgspec.Struct, array_like=True, tag=0):
+    """The first message to a worker: which script to import, from where, with which settings (`encode_settings`).
+
+    `single`: it gets one model, whose handlers run in the main thread.
+    """
 
     target: str
     sys_path: list[str]
     settings: bytes
     name: str
+    single: bool = False
 
 
 class Load(msgspec.Struct, array_like=True, tag=1):
@@ -86,7 +90,7 @@ class Stop(msgspec.Struct, array_like=True, tag=5):
     """Close the models, run `on_stop`, and end."""
 
 
-Request = Start | Load | Unload | Predict | RunHook | Stop
+Request = StartWorker | Load | Unload | Predict | RunHook | Stop
 
 
 class Failure(msgspec.Struct, array_like=True):
@@ -114,7 +118,7 @@ Result = bytes | Failure
 """What became of one item: the answer as JSON, or why there is none."""
 
 
-class Answer(msgspec.Struct, array_like=True, tag=0):
+class Reply(msgspec.Struct, array_like=True, tag=0):
     """The results of a request, one per item. `seconds` is what the user's code took."""
 
     id: int
@@ -132,13 +136,13 @@ class Broken(msgspec.Struct, array_like=True, tag=2):
     text: str
 
 
-class Log(msgspec.Struct, array_like=True, tag=3):
+class Logged(msgspec.Struct, array_like=True, tag=3):
     """A line for the log."""
 
-    record: LogLine
+    line: LogLine
 
 
-Report = Answer | Ready | Broken | Log
+WorkerMessage = Reply | Ready | Broken | Logged
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
@@ -159,5 +163,5 @@ def parts_of(work: Load | Unload | Predict | RunHook) -> tuple[bytes | memoryvie
 
 decode_request: Callable[[bytes | memoryview], Request] = msgspec.msgpack.Decoder(Request).decode
 """A message of the server."""
-decode_report: Callable[[bytes | memoryview], Report] = msgspec.msgpack.Decoder(Report).decode
+decode_worker_message: Callable[[bytes | memoryview], WorkerMessage] = msgspec.msgpack.Decoder(WorkerMessage).decode
 """A message of a worker."""

@@ -18,7 +18,7 @@ from typing import Literal
 
 from mlpkit.app import Algorithm
 from mlpkit.errors import AnswerError, MlpkitError, PredictFailed, TimeLimitExceeded, UserCodeError
-from mlpkit.serving.messages import Answer, Failure, Item, Predict
+from mlpkit.serving.messages import Failure, Item, Predict, Reply
 from mlpkit.serving.pool import Slot
 from mlpkit.serving.prediction import Prediction, Settle
 from mlpkit.serving.worker import Worker, request_ids
@@ -251,12 +251,12 @@ class Model:
         answered = partial(self._answered, replica, batch)
         worker.begin(request, self.limit, answered, self._at_once)
 
-    def _answered(self, replica: Replica, batch: list[Prediction], answer: Answer | MlpkitError) -> None:
+    def _answered(self, replica: Replica, batch: list[Prediction], answer: Reply | MlpkitError) -> None:
         calls = 1 if self._batches else len(batch)
         replica.busy -= calls
         counts = self.counts
         counts.predictions += len(batch)
-        if isinstance(answer, Answer):
+        if isinstance(answer, Reply):
             seconds = answer.seconds / calls
             self._usual = 0.8 * self._usual + 0.2 * seconds if self._usual else seconds
             counts.seconds += answer.seconds

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import msgspec
@@ -38,8 +38,11 @@ from mlpkit.serving.prediction import Prediction, Settle, future_of
 from mlpkit.serving.reloads import Reloads
 from mlpkit.serving.room import Room
 from mlpkit.serving.view import ModelView, view_of
-from mlpkit.serving.worker import ProcessWorker, Worker, ask, request_ids
+from mlpkit.serving.worker import LocalWorker, ProcessWorker, Worker, ask, request_ids
 from mlpkit.settings import Settings
+
+if TYPE_CHECKING:
+    from mlpkit.serving.execution import ThreadState
 
 _WATCH = 0.1
 """Seconds between two looks at the time limits."""
@@ -63,6 +66,7 @@ class Models:
         self._closed = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
+        self._local_state = _state_of_this_thread() if settings.workers == 0 else None
         self._past = {name: Counts() for name in self._algorithms}
 
     async def open(self) -> None:
@@ -325,11 +329,10 @@ class Models:
         return model.algorithm.load_options.timeout or self._settings.load_timeout
 
     def _make_worker(self, slot: Slot) -> Worker:
-        if self._settings.workers == 0:
-            from mlpkit.serving.local import LocalWorker
-
-            return LocalWorker(slot.index, self._app, self._settings)
-        return ProcessWorker(slot.index, self._target, self._settings, self._log, name=f"worker-{slot.index}")
+        if self._local_state is not None:
+            return LocalWorker(slot.index, self._app, self._settings, self._local_state)
+        name = f"worker-{slot.index}"
+        return ProcessWorker(slot.index, self._target, self._settings, self._log, name=name, single=slot.isolated)
 
     def _worker_up(self, slot: Slot) -> None:
         self._start(self._reloads.reload, slot)
@@ -356,6 +359,13 @@ class Models:
             await self._forget(model)
             model.settled.set_result(None)
         await self._ledger.give_up(entry, str(error))
+
+
+def _state_of_this_thread() -> ThreadState:
+    # A server whose models live in workers needs none of this module.
+    from mlpkit.serving.execution import ThreadState
+
+    return ThreadState()
 
 
 async def _at_rest(model: Model, end: float) -> bool:

@@ -1,6 +1,6 @@
-"""The server's end of a worker; `serving/main.py` is the other, the process `python -m mlpkit.serving`.
+"""The server's end of a worker; `serving/runtime.py` is the other, the process `python -m mlpkit.serving`.
 
-The channel carries several requests at a time; an `Answer` finds its request by id. A worker that ends, however it
+The channel carries several requests at a time; a `Reply` finds its request by id. A worker that ends, however it
 ends, closes the channel: then every request that it held fails at once, with how the process ended.
 """
 
@@ -11,32 +11,37 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
+from mlpkit.app import App
 from mlpkit.errors import ArgumentError, MlpkitError, TimeLimitExceeded, WorkerLost, WorkerNotReady
 from mlpkit.log import LogLine, LogOutput
 from mlpkit.processes import AsyncChannel, Child, Message, start_child
 from mlpkit.script import absolute_search_path
 from mlpkit.serving.messages import (
-    Answer,
     Broken,
     Failure,
     Load,
-    Log,
+    Logged,
     Predict,
     Ready,
+    Reply,
     RunHook,
-    Start,
+    StartWorker,
     Stop,
     Unload,
-    decode_report,
+    decode_worker_message,
     encode,
     parts_of,
 )
 from mlpkit.settings import Settings, encode_settings
 
+if TYPE_CHECKING:
+    from mlpkit.serving.execution import ThreadState
+
 Work = Load | Unload | Predict | RunHook
-Answered = Callable[["Answer | MlpkitError"], None]
+Answered = Callable[["Reply | MlpkitError"], None]
 
 _MOST_OVERDUE = 4
 """Hooks that outlive their limit keep their threads, and would leave none for loads: so many end the worker."""
@@ -73,7 +78,7 @@ class Worker(Protocol):
         """Ends what has taken longer than its limit."""
 
 
-class Held:
+class InFlight:
     """A request that a worker has, and who waits for it. `began` is when its time began, in monotonic seconds."""
 
     __slots__ = ("answered", "at_once", "began", "limit", "work")
@@ -90,13 +95,22 @@ class Held:
 
 
 class ProcessWorker:
-    """A worker in a process of its own: the server's end."""
+    """A worker in a process of its own: the server's end.
 
-    def __init__(self, index: int, target: str, settings: Settings, log: LogOutput, *, name: str) -> None:
-        self.index, self.name = index, name
+    `single`: it is to hold one model, which gets the process's main thread.
+    """
+
+    def __init__(
+        self, index: int, target: str, settings: Settings, log: LogOutput, *, name: str, single: bool = False
+    ) -> None:
+        self.index = index
+        self.name = name
         self.ready = False
-        self._target, self._settings, self._log = target, settings, log
-        self._held: dict[int, Held] = {}
+        self._target = target
+        self._settings = settings
+        self._log = log
+        self._single = single
+        self._held: dict[int, InFlight] = {}
         self._child: Child | None = None
         self._channel: AsyncChannel | None = None
         self._started: asyncio.Future[None] | None = None
@@ -109,7 +123,8 @@ class ProcessWorker:
         self._child = await start_child("mlpkit.serving", on_line=self._on_line)
         self._channel = await AsyncChannel.connect(self._child.channel, self._on_messages, self._on_close)
         settings = encode_settings(self._settings)
-        self._channel.send(encode(Start(self._target, absolute_search_path(), settings, self.name)))
+        search_path = absolute_search_path()
+        self._channel.send(encode(StartWorker(self._target, search_path, settings, self.name, self._single)))
         try:
             await asyncio.wait_for(self._started, self._settings.start_timeout)
         except asyncio.TimeoutError:
@@ -150,7 +165,7 @@ class ProcessWorker:
         if self._channel is None or not self.ready:
             answered(WorkerNotReady(f"{self.name} is not running"))
             return
-        self._held[work.id] = Held(work, limit, answered, at_once)
+        self._held[work.id] = InFlight(work, limit, answered, at_once)
         try:
             self._channel.send(*parts_of(work))
         except ValueError as error:
@@ -185,15 +200,15 @@ class ProcessWorker:
 
     def _on_messages(self, messages: list[Message]) -> None:
         for message in messages:
-            report = decode_report(message)
-            if type(report) is Answer:
+            report = decode_worker_message(message)
+            if type(report) is Reply:
                 held = self._held.pop(report.id, None)
                 if held is not None:
                     held.answered(report)
                 else:
                     self._overdue -= 1
-            elif isinstance(report, Log):
-                self._log.write(report.record)
+            elif isinstance(report, Logged):
+                self._log.write(report.line)
             elif isinstance(report, Ready):
                 if self._started is not None and not self._started.done():
                     self._started.set_result(None)
@@ -231,9 +246,97 @@ class ProcessWorker:
         self._log.write(LogLine(time.time(), "INFO", line, "-", self.name, "output"))
 
 
-def running(held: Iterable[Held]) -> list[Held]:
+class LocalWorker:
+    """Models in the server process (`--workers 0`): for debugging, so that a breakpoint in a handler works.
+
+    Handlers run in threads of their own as in a worker process. What would run in the main thread of that has a thread
+    here too, which begins with `state`: the server's loop never waits for code of the user's.
+    """
+
+    def __init__(self, index: int, app: App, settings: Settings, state: ThreadState) -> None:
+        from mlpkit.serving.execution import WorkerThreads
+        from mlpkit.serving.runtime import WorkerRuntime
+
+        self.index = index
+        self.ready = False
+        self._held: dict[int, InFlight] = {}
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._main = WorkerThreads("mlpkit-main", state)
+        self._runtime = WorkerRuntime(app, settings, self._send)
+
+    async def start(self) -> None:
+        await self._in_main(self._runtime.start)
+        self.ready = True
+
+    async def ended(self) -> str:
+        return await self._ended
+
+    async def stop(self, grace: float) -> None:
+        self.ready = False
+        limit = max(grace, 0.1)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._in_main(partial(self._runtime.stop, limit)), limit)
+        self._main.close()
+        if not self._ended.done():
+            self._ended.set_result("was stopped")
+
+    def begin(self, work: Work, limit: float, answered: Answered, at_once: int = 1) -> None:
+        if not self.ready:
+            answered(WorkerNotReady("the server's own worker is not running"))
+            return
+        self._held[work.id] = InFlight(work, limit, answered, at_once)
+        self._runtime.take(work)
+
+    def hold(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+    def watch(self, now: float) -> None:
+        for held in running(self._held.values()):
+            if held.is_late(now):
+                del self._held[held.work.id]
+                held.answered(TimeLimitExceeded(f"{type(held.work).__name__} took longer than {held.limit:g} s"))
+
+    def _send(self, reply: Reply) -> None:
+        # A handler may outlive the loop of a service that stops; nobody waits for its answer then.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._take, reply)
+
+    def _take(self, reply: Reply) -> None:
+        held = self._held.pop(reply.id, None)
+        if held is not None:
+            held.answered(reply)
+
+    async def _in_main(self, function: Callable[[], None]) -> None:
+        ended: asyncio.Future[None] = self._loop.create_future()
+
+        def tell(error: Exception | None) -> None:
+            if ended.done():
+                return
+            if error is None:
+                ended.set_result(None)
+            else:
+                ended.set_exception(error)
+
+        def run(_: None) -> None:
+            failure: Exception | None = None
+            try:
+                function()
+            except Exception as error:
+                failure = error
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(tell, failure)
+
+        self._main.put((run, None))
+        await ended
+
+
+def running(held: Iterable[InFlight]) -> list[InFlight]:
     """Those that the worker can have begun: of one model it runs `at_once` predictions, first come, first served."""
-    found: list[Held] = []
+    found: list[InFlight] = []
     counts: dict[str, int] = {}
     for each in held:
         if isinstance(each.work, Predict):
@@ -256,7 +359,7 @@ async def ask(worker: Worker, work: Work, limit: float) -> bytes:
     """
     future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-    def answered(answer: Answer | MlpkitError) -> None:
+    def answered(answer: Reply | MlpkitError) -> None:
         if future.done():
             return
         if isinstance(answer, MlpkitError):

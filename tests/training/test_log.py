@@ -141,7 +141,9 @@ def test_lines_past_the_limit_do_not_cross_the_channel() -> None:
 
     with ours:
         received = BlockingChannel(ours)
-        messages = [decoder.decode(each) for each in iter(received.receive, None)]
+        messages = []
+        while (message := received.receive()) is not None:
+            messages.append(decoder.decode(message))
     assert [type(each) for each in messages] == [Line] * 10 + [Dropped, Dropped, Ended]
     assert messages[-2] == Dropped(4990, 499_000)
 

@@ -201,7 +201,7 @@ def test_messages_of_many_threads_stay_whole() -> None:
         thread.join(10)
     sender.close()
 
-    assert all(message is not None and message == message[:1] * 5000 for message in found)
+    assert all(message is not None and message == bytes(message[:1]) * 5000 for message in found)
     assert receiver.receive() is None
     receiver.close()
 
@@ -230,3 +230,48 @@ def test_garbage_ends_the_channel(loop: asyncio.AbstractEventLoop) -> None:
         theirs.close()
 
     loop.run_until_complete(main())
+
+
+@pytest.mark.parametrize("cut", [1, 3, 4, 5, 1000, 65_536, 262_143, 262_144, 262_145])
+def test_a_blocking_end_gets_whole_messages_however_the_bytes_are_cut(cut: int) -> None:
+    ours, theirs = socket.socketpair()
+    lengths = [0, 1, 65_535, 65_536, 65_537, 262_139, 262_140, 262_141, 3, 70_000, 0, 2]
+    sent = [random.Random(length).randbytes(length) for length in lengths]
+    whole = b"".join(map(frame, sent))
+
+    def write() -> None:
+        for start in range(0, len(whole), cut) if cut > 100 else (0,):
+            ours.sendall(whole[start : start + max(cut, 100)] if cut > 100 else whole[:cut])
+        if cut <= 100:
+            ours.sendall(whole[cut:])
+        ours.close()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    child = BlockingChannel(theirs)
+    found = [child.receive() for _ in sent]
+    assert found == sent
+    assert child.receive() is None
+    child.close()
+    thread.join()
+
+
+def test_messages_that_threads_send_at_the_same_time_are_not_mixed() -> None:
+    ours, theirs = socket.socketpair()
+    child, server = BlockingChannel(theirs), BlockingChannel(ours)
+
+    def send(letter: bytes) -> None:
+        for length in (1, 100_000, 10, 70_000) * 20:
+            child.send(letter * length)
+
+    threads = [threading.Thread(target=send, args=(letter,)) for letter in (b"a", b"b", b"c", b"d")]
+    for thread in threads:
+        thread.start()
+    found = [bytes(server.receive() or b"") for _ in range(4 * 80)]
+    for thread in threads:
+        thread.join()
+    assert all(message == bytes(message[:1]) * len(message) for message in found)
+    for letter in (b"a", b"b", b"c", b"d"):
+        assert [len(message) for message in found if message[:1] == letter] == [1, 100_000, 10, 70_000] * 20
+    child.close()
+    server.close()

@@ -1,0 +1,251 @@
+"""The predictions of one loaded model in one process: from JSON to the user's `predict`, and back to JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from mlpkit import formats
+from mlpkit.algorithm import Algorithm
+from mlpkit.errors import AnswerError, MlpkitError, UserCodeError
+from mlpkit.injection import Plan, ProcessScope, Services, async_user_code, user_code, user_error
+from mlpkit.log import logger, request_id, with_request_id
+from mlpkit.serving.messages import Failure, Item, Predict, Reply, Result
+from mlpkit.settings import Settings
+
+Arguments = dict[str, object]
+Decoded = tuple[int, Arguments]
+"""An item's place in its batch, and its arguments."""
+
+_NULL = b"null"
+_MOST_UUIDS = 8
+"""How many uuids of a batch stand in a line of the log."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a process offers to handlers: its settings, its services, its process-wide dependencies."""
+
+    settings: Settings
+    services: Services
+    scope: ProcessScope
+
+
+class PredictRunner:
+    """Runs the predictions of one model. `send` gets the reply to every request, in the thread that made it."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        model_id: str,
+        model: object,
+        surroundings: Surroundings,
+        send: Callable[[Reply], None],
+    ) -> None:
+        self.algorithm = algorithm
+        self.model_id = model_id
+        self.model = model
+        self._around = surroundings
+        self._send = send
+        self._plan = algorithm.plan("predict")
+        self._kind = formats.kind_of(algorithm.kind)
+        self._checks = surroundings.settings.check_answers and self._kind.answer is not None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_async(self) -> bool:
+        """Whether predictions run on the event loop, with `start`, and not in a thread, with `run`."""
+        return self._plan is not None and self._plan.is_async
+
+    def run(self, request: Predict) -> None:
+        """Answers a request here and now; never raises."""
+        started = time.perf_counter()
+        plan = self._plan
+        if plan is None:
+            missing = UserCodeError(f"algorithm {self.algorithm.name!r} has no predict function")
+            results: list[Result] = [Failure.of(missing)] * len(request.items)
+        elif plan.batch:
+            results = self._batch(plan, request.items)
+        else:
+            results = [self._single(plan, item) for item in request.items]
+        self._send(Reply(request.id, results, time.perf_counter() - started))
+
+    def start(self, request: Predict) -> None:
+        """Begins to answer a request of an `async` handler. To be called on the event loop."""
+        assert self._plan is not None
+        task = asyncio.get_running_loop().create_task(self._run_async(self._plan, request))
+        # The loop itself keeps only weak references.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _single(self, plan: Plan, item: Item) -> Result:
+        token = request_id.set(item.log_uuid)
+        try:
+            fields = self._fields(item)
+            arguments = plan.decode(fields)
+            if plan.is_simple:
+                return self._written(plan, item, user_code(plan.function, **arguments))
+            with plan.complete(arguments, fields, self._around.services, self._around.scope) as call:
+                answer = user_code(plan.function, **call.arguments)
+            return self._written(plan, item, answer)
+        except Exception as error:
+            return self._failed(error)
+        finally:
+            request_id.reset(token)
+
+    def _batch(self, plan: Plan, items: list[Item]) -> list[Result]:
+        """The results of a batch. If it raises, its items run one by one, so that a bad item fails alone."""
+        results, good = self._decoded(plan, items)
+        if good:
+            with with_request_id(_uuids(items, good)):
+                try:
+                    with self._completed(plan, good) as call:
+                        answers = _of_length(user_code(plan.function, **call.arguments), len(good))
+                except Exception as error:
+                    if len(good) == 1:
+                        results[good[0][0]] = self._failed(error)
+                        return results
+                    answers = None
+            if answers is not None:
+                self._write_all(plan, items, good, answers, results)
+            else:
+                for index, _ in good:
+                    results[index] = self._batch(plan, [items[index]])[0]
+        return results
+
+    async def _run_async(self, plan: Plan, request: Predict) -> None:
+        started = time.perf_counter()
+        if plan.batch:
+            results = await self._batch_async(plan, request.items)
+        else:
+            results = [await self._single_async(plan, item) for item in request.items]
+        self._send(Reply(request.id, results, time.perf_counter() - started))
+
+    async def _single_async(self, plan: Plan, item: Item) -> Result:
+        """`_single` for an `async` handler."""
+        with with_request_id(item.log_uuid):
+            try:
+                fields = self._fields(item)
+                with plan.complete(plan.decode(fields), fields, self._around.services, self._around.scope) as call:
+                    answer = await async_user_code(plan.function, **call.arguments)
+                return self._written(plan, item, answer)
+            except (Exception, asyncio.CancelledError) as error:
+                return self._failed(error)
+
+    async def _batch_async(self, plan: Plan, items: list[Item]) -> list[Result]:
+        """`_batch` for an `async` handler."""
+        results, good = self._decoded(plan, items)
+        if good:
+            with with_request_id(_uuids(items, good)):
+                try:
+                    with self._completed(plan, good) as call:
+                        answers = _of_length(await async_user_code(plan.function, **call.arguments), len(good))
+                except (Exception, asyncio.CancelledError) as error:
+                    if len(good) == 1:
+                        results[good[0][0]] = self._failed(error)
+                        return results
+                    answers = None
+            if answers is not None:
+                self._write_all(plan, items, good, answers, results)
+            else:
+                for index, _ in good:
+                    results[index] = (await self._batch_async(plan, [items[index]]))[0]
+        return results
+
+    def _decoded(self, plan: Plan, items: list[Item]) -> tuple[list[Result], list[Decoded]]:
+        """Room for the results of a batch, and the items that enter it: one that does not decode fails here."""
+        results: list[Result] = [_NULL] * len(items)
+        good: list[Decoded] = []
+        for index, item in enumerate(items):
+            with with_request_id(item.log_uuid):
+                try:
+                    good.append((index, plan.decode(self._fields(item))))
+                except Exception as error:
+                    results[index] = self._failed(error)
+        return results, good
+
+    def _completed(self, plan: Plan, good: list[Decoded]) -> Any:
+        fields = {"model": self.model, "model_id": self.model_id}
+        return plan.complete(_merged(plan, good), fields, self._around.services, self._around.scope)
+
+    def _write_all(
+        self, plan: Plan, items: list[Item], good: list[Decoded], answers: list[Any], results: list[Result]
+    ) -> None:
+        """Fills in the results of a batch; each line of the log has the uuid of its item."""
+        for (index, _), answer in zip(good, answers, strict=True):
+            with with_request_id(items[index].log_uuid):
+                try:
+                    results[index] = self._written(plan, items[index], answer)
+                except Exception as error:
+                    results[index] = self._failed(error)
+
+    def _fields(self, item: Item) -> Mapping[str, object]:
+        return {
+            "model": self.model,
+            "model_id": self.model_id,
+            "features": msgspec.Raw(item.features),
+            "params": msgspec.Raw(item.params),
+            "uuid": item.uuid,
+        }
+
+    def _written(self, plan: Plan, item: Item, answer: object) -> bytes:
+        """The answer as JSON, checked against its kind and cut by `threshold` and `top_n`."""
+        if self._kind.limit is not None and item.params != _NULL and not plan.takes("params"):
+            answer = self._kind.limit(answer, msgspec.json.decode(item.params))
+        if self._checks:
+            formats.check_answer(self._kind.name, answer)
+        try:
+            return formats.to_json(answer)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise AnswerError(str(error)) from error
+        except Exception as error:
+            # An answer may be of the author's own classes, which say themselves what they are in JSON.
+            raise user_error(error) from error
+
+    def _failed(self, error: BaseException) -> Failure:
+        """The failure of an item, and a line in the log with the uuid that is bound."""
+        if isinstance(error, asyncio.CancelledError):
+            # Nobody cancels a prediction: something that the handler awaited was cancelled.
+            error = UserCodeError("CancelledError")
+        if not isinstance(error, MlpkitError):
+            logger.exception("predict of model {!r} failed inside mlpkit", self.model_id)
+            return Failure.of(MlpkitError(f"internal error: {error}"))
+        logger.error("predict of model {!r} failed: {}", self.model_id, error_text(error))
+        return Failure.of(error)
+
+
+def error_text(error: MlpkitError) -> str:
+    """The error and, if the user's code raised it, its traceback: for the log."""
+    return f"{error}\n{error.trace}".rstrip() if error.trace else str(error)
+
+
+def _uuids(items: list[Item], good: list[Decoded]) -> str:
+    return ",".join(items[index].log_uuid for index, _ in good[:_MOST_UUIDS])
+
+
+def _merged(plan: Plan, good: list[Decoded]) -> Arguments:
+    """The arguments of a batch: a list per batched field, the first item's value for what belongs to the model."""
+    first = good[0][1]
+    merged: Arguments = {}
+    for field in plan.fields:
+        if field.batched:
+            merged[field.name] = [arguments[field.name] for _, arguments in good]
+        elif field.name in first:
+            merged[field.name] = first[field.name]
+    return merged
+
+
+def _of_length(answers: Any, wanted: int) -> list[Any]:
+    try:
+        iterator = iter(answers)
+    except TypeError:
+        raise AnswerError(f"predict takes batches, so it must answer a list, not {type(answers).__name__}") from None
+    found: list[Any] = user_code(list, iterator)
+    if isinstance(answers, (str, bytes, dict)) or len(found) != wanted:
+        raise AnswerError(f"predict answered {len(found)} items to a batch of {wanted}: one answer per item is needed")
+    return found

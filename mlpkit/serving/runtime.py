@@ -1,0 +1,497 @@
+"""The models of one process: runs the user's `load`, `unload` and other hooks, and hands predictions to their models.
+
+It is the inside of a worker process, `python -m mlpkit.serving` (`main`), and the whole of serving if models live in
+the server process (`--workers 0`). `serving/worker.py` is the server's end. Where code of the user's runs is described
+in `serving/execution.py`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import contextvars
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from mlpkit import formats
+from mlpkit.app import App
+from mlpkit.errors import MlpkitError, ModelNotLoaded, UserCodeError
+from mlpkit.injection import Call, Plan, ProcessScope, user_code
+from mlpkit.log import LogLine, capture_streams, configure_child, logger, with_request_id
+from mlpkit.processes import BlockingChannel, channel_of_child
+from mlpkit.script import import_app
+from mlpkit.serving.execution import CallingThread, EventLoopThread, Thread, ThreadState, WorkerThreads
+from mlpkit.serving.memory import Growth
+from mlpkit.serving.messages import (
+    AT_ONCE,
+    Broken,
+    Failure,
+    Load,
+    Logged,
+    Predict,
+    Ready,
+    Reply,
+    Result,
+    RunHook,
+    StartWorker,
+    Stop,
+    Unload,
+    decode_request,
+    encode,
+)
+from mlpkit.serving.runner import PredictRunner, Surroundings, error_text
+from mlpkit.serving.stores import Stores
+from mlpkit.settings import Settings, decode_settings
+from mlpkit.storage import ModelDir, Storage, open_model
+
+_STOP_SECONDS = 5.0
+"""How long a worker gets to close its models after it was asked to stop."""
+_KEPT = 4 << 20
+"""Bytes; glibc then keeps up to twice as many that were freed."""
+_LONGEST_NAME = 64
+
+Close = Callable[[], object]
+_Files = tuple[Storage, ModelDir | None]
+"""A storage that was borrowed, or files that it holds."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in this process: how its predictions begin, its thread, and what is to be cleaned up after it.
+
+    `files` must stay in the cache as long as the model lives.
+    """
+
+    runner: PredictRunner
+    predict: Callable[[Predict], None]
+    threads: list[Thread]
+    closers: list[Close]
+    files: list[_Files]
+
+
+class WorkerRuntime:
+    """The models and hooks of one process. `send` gets the reply to every request, in any thread.
+
+    Args:
+        single: the process has one model, whose handlers run in the thread that calls `take`.
+    """
+
+    def __init__(self, app: App, settings: Settings, send: Callable[[Reply], None], *, single: bool = False) -> None:
+        self._app = app
+        self._algorithms = app.build()
+        self._settings = settings
+        self._send = send
+        self._single = single
+        self._models: dict[str, LoadedModel] = {}
+        self._unloading = 0
+        self._lock = threading.Lock()
+        self._growth = Growth()
+        self._state: ThreadState | None = None
+        self._hooks: WorkerThreads | None = None
+        self._async = EventLoopThread()
+        self._stores = Stores(settings)
+        scope = ProcessScope(self._service, app.overrides())
+        self._around = Surroundings(settings, self._service, scope)
+
+    def start(self) -> None:
+        """Runs the `on_start` hooks in this thread; models begin with what they and the import have left.
+
+        Raises:
+            UserCodeError: one of them failed.
+        """
+        for hook in self._app.lifecycle("on_start"):
+            self._call(hook.plan, {})
+        self._state = ThreadState()
+
+    def stop(self, limit: float = _STOP_SECONDS) -> None:
+        """Drops the models, runs the `on_stop` hooks here, and cleans up process-wide dependencies.
+
+        Models that have not closed after `limit` seconds are left as they are.
+        """
+        dropped = [self._drop_soon(model_id) for model_id in list(self._models)]
+        end = time.monotonic() + limit
+        for done in dropped:
+            done.wait(max(0.0, end - time.monotonic()))
+        for hook in self._app.lifecycle("on_stop"):
+            try:
+                self._call(hook.plan, {})
+            except MlpkitError as error:
+                logger.error("on_stop failed: {}", error_text(error))
+        _clean_up(self._around.scope.close)
+        if self._hooks is not None:
+            self._hooks.close()
+        self._async.close()
+        self._stores.close()
+
+    def take(self, request: Load | Unload | Predict | RunHook) -> None:
+        """Hands a request to the thread that answers it."""
+        if type(request) is Predict:
+            model = self._models.get(request.model_id)
+            if model is not None:
+                model.predict(request)
+            else:
+                missing = Failure.of(ModelNotLoaded(request.model_id))
+                self._send(Reply(request.id, [missing] * len(request.items)))
+            return
+        try:
+            if isinstance(request, Load):
+                self._begin_load(request)
+            elif isinstance(request, Unload):
+                self._begin_unload(request)
+            elif isinstance(request, RunHook):
+                self._begin_hook(request)
+        except RuntimeError as error:
+            failure = MlpkitError(f"the system allows no more threads in this process: {error}")
+            self._send(Reply(request.id, [Failure.of(failure)]))
+
+    def _begin_load(self, request: Load) -> None:
+        name = _thread_name("model", request.model_id)
+        thread: Thread = CallingThread() if self._single else WorkerThreads(name, self._start_state())
+
+        def load(request: Load) -> bytes:
+            try:
+                with self._growth.measured(whole=self._single) as growth:
+                    self._load(request, thread)
+                    return msgspec.json.encode(growth())
+            except BaseException:
+                thread.close()
+                raise
+
+        thread.put((self._answer, (request, load)))
+
+    def _begin_unload(self, request: Unload) -> None:
+        model = self._models.get(request.model_id)
+        if model is None:
+            self._send(Reply(request.id, [b"null"]))
+            return
+        with self._lock:
+            self._unloading += 1
+        model.threads[0].put((self._answer, (request, self._unload)))
+
+    def _begin_hook(self, request: RunHook) -> None:
+        if self._hooks is None:
+            self._hooks = WorkerThreads("mlpkit-hook", self._start_state(), AT_ONCE)
+        self._hooks.put((self._answer, (request, self._run_hook)))
+
+    def _answer(self, job: tuple[Any, Callable[[Any], bytes]]) -> None:
+        """Answers a request with what a function makes of it; never raises."""
+        request, function = job
+        started = time.perf_counter()
+        with with_request_id(request.log_uuid):
+            try:
+                result: Result = function(request)
+            except MlpkitError as error:
+                result = Failure.of(error)
+            except Exception as error:
+                logger.exception("{} failed inside mlpkit", type(request).__name__)
+                result = Failure.of(MlpkitError(f"internal error: {error}"))
+        self._send(Reply(request.id, [result], time.perf_counter() - started))
+
+    def _load(self, request: Load, thread: Thread) -> None:
+        """Calls `load` in this thread, which is the model's from now on."""
+        algorithm = self._algorithms[request.algorithm]
+        plan = algorithm.plan("load")
+        if plan is None:
+            raise UserCodeError(f"algorithm {request.algorithm!r} has no load function")
+        fields = {
+            "model_id": request.model_id,
+            "model_path": request.model_path,
+            "extend": msgspec.Raw(request.extend),
+            "uuid": request.uuid,
+        }
+        files: list[_Files] = []
+
+        def service(wanted: type) -> object:
+            if wanted not in (Storage, ModelDir):
+                return self._service(wanted)
+            storage = self._stores.borrow(request.extend)
+            files.append((storage, None))
+            if wanted is Storage:
+                return storage
+            found = open_model(storage, self._settings, request.model_id, request.model_path)
+            files.append((storage, found))
+            _warn_of_other_algorithm(found, request)
+            return found
+
+        try:
+            model, closers = self._open(plan, fields, service)
+            runner = PredictRunner(algorithm, request.model_id, model, self._around, self._send)
+            loaded = self._place(runner, thread, closers, files)
+        except BaseException as error:
+            self._release(files)
+            if isinstance(error, MlpkitError):
+                logger.error("load of model {!r} failed: {}", request.model_id, error_text(error))
+            raise
+        self._models[request.model_id] = loaded
+        # What a model holds lives long: outside the collector's generations it makes no collection slower.
+        gc.collect()
+        gc.freeze()
+
+    def _place(self, runner: PredictRunner, thread: Thread, closers: list[Close], files: list[_Files]) -> LoadedModel:
+        """The model with the threads of its predictions, which begin with what this one has now."""
+        threads = [thread]
+        if runner.is_async:
+            loop, context = self._async.loop, contextvars.copy_context()
+
+            def predict(request: Predict) -> None:
+                loop.call_soon_threadsafe(runner.start, request, context=context)
+
+            return LoadedModel(runner, predict, threads, closers, files)
+        count = runner.algorithm.predict_options.threads
+        if count > 1:
+            threads.append(WorkerThreads(_thread_name("predict", runner.model_id), ThreadState(), count))
+        put, run = threads[-1].put, runner.run
+        return LoadedModel(runner, lambda request: put((run, request)), threads, closers, files)
+
+    def _open(
+        self, plan: Plan, fields: Mapping[str, object], service: Callable[[type], object]
+    ) -> tuple[object, list[Close]]:
+        """What `load` returns or yields, and what cleans up after it when the model is dropped."""
+        call = plan.complete(plan.decode(fields), fields, service, self._around.scope)
+        if not plan.is_generator:
+            with call:
+                return self._run(plan, call), []
+        generator = plan.function(**call.arguments)
+
+        def step() -> object:
+            return self._async.run(_advance, generator=generator) if plan.is_async else user_code(next, generator, _END)
+
+        try:
+            model = step()
+            if model is _END:
+                raise UserCodeError("load is a generator that yielded no model")
+        except BaseException as error:
+            call.close(error)
+            raise
+        return model, [step, call.close]
+
+    def _unload(self, request: Unload) -> bytes:
+        try:
+            model = self._models.get(request.model_id)
+            if model is not None:
+                self._call_unload(model.runner)
+                self._drop(request.model_id)
+        finally:
+            with self._lock:
+                self._unloading -= 1
+                is_last = self._unloading == 0
+        if is_last:
+            # The collector looks at everything that the process holds: after many unloads at a time, once for all.
+            gc.unfreeze()
+            gc.collect()
+            gc.freeze()
+        return b"null"
+
+    def _call_unload(self, runner: PredictRunner) -> None:
+        plan = runner.algorithm.plan("unload")
+        if plan is None:
+            return
+        try:
+            self._call(plan, {"model_id": runner.model_id, "model": runner.model})
+        except MlpkitError as error:
+            logger.error("unload of model {!r} failed, it is dropped: {}", runner.model_id, error_text(error))
+
+    def _drop_soon(self, model_id: str) -> threading.Event:
+        """Drops a model in its own thread; the event is set when that is done."""
+        done = threading.Event()
+
+        def drop(model_id: str) -> None:
+            try:
+                self._drop(model_id)
+            finally:
+                done.set()
+
+        self._models[model_id].threads[0].put((drop, model_id))
+        return done
+
+    def _drop(self, model_id: str) -> None:
+        """Lets go of a model, in its own thread."""
+        model = self._models.pop(model_id, None)
+        if model is None:
+            # The process stops while the model is being unloaded: the unload dropped it.
+            return
+        model.runner.model = None
+        for close in model.closers:
+            _clean_up(close)
+        self._release(model.files)
+        for thread in model.threads:
+            thread.close()
+
+    def _release(self, files: list[_Files]) -> None:
+        """Lets the cache have the files of a model that is gone."""
+        for storage, folder in reversed(files):
+            if folder is None:
+                self._stores.give_back(storage)
+            else:
+                storage.release(folder)
+
+    def _run_hook(self, request: RunHook) -> bytes:
+        plan = self._algorithms[request.algorithm].plan(request.hook)
+        if plan is None:
+            raise UserCodeError(f"algorithm {request.algorithm!r} has no {request.hook} function")
+        try:
+            answer = self._call(plan, {name: msgspec.Raw(value) for name, value in request.fields.items()})
+        except UserCodeError as error:
+            logger.error("{} of {!r} failed: {}", request.hook, request.algorithm, error_text(error))
+            raise
+        try:
+            return formats.to_json(answer)
+        except (TypeError, ValueError) as error:
+            raise UserCodeError(f"{request.hook} answered what JSON cannot hold: {error}") from error
+
+    def _call(self, plan: Plan, fields: Mapping[str, object]) -> Any:
+        """What a handler answers; the clean-up of its dependencies sees what it raised."""
+        with plan.complete(plan.decode(fields), fields, self._service, self._around.scope) as call:
+            return self._run(plan, call)
+
+    def _run(self, plan: Plan, call: Call) -> Any:
+        if plan.is_async:
+            return self._async.run(plan.function, **call.arguments)
+        return user_code(plan.function, **call.arguments)
+
+    def _start_state(self) -> ThreadState:
+        assert self._state is not None, "the runtime was not started"
+        return self._state
+
+    def _service(self, wanted: type) -> object:
+        return self._stores.own() if wanted is Storage else wanted()
+
+
+_END = object()
+
+
+def _thread_name(what: str, model_id: str) -> str:
+    return f"mlpkit-{what}-{model_id}"[:_LONGEST_NAME]
+
+
+def _warn_of_other_algorithm(files: ModelDir, request: Load) -> None:
+    """Says before `load` runs what is the likely cause if it fails."""
+    trained_by = files.manifest.algorithm if files.manifest is not None else request.algorithm
+    if trained_by != request.algorithm:
+        logger.warning("model {!r} is of algorithm {!r}, not {!r}", request.model_id, trained_by, request.algorithm)
+
+
+async def _advance(generator: Any) -> Any:
+    return await anext(generator, _END)
+
+
+def _clean_up(close: Close) -> None:
+    """Runs a clean-up whose failure changes nothing any more: it is logged."""
+    try:
+        close()
+    except MlpkitError as error:
+        logger.error("the clean-up failed: {}", error_text(error))
+
+
+def main() -> None:
+    """Runs a worker process until it is told to stop, or the server is gone."""
+    _leave_signals_to_the_server()
+    _keep_freed_memory()
+    channel = BlockingChannel(channel_of_child())
+    message = channel.receive()
+    if message is None:
+        # The server is gone already.
+        return
+    start = decode_request(message)
+    assert isinstance(start, StartWorker)
+    settings = decode_settings(start.settings)
+    _send_log(channel, start.name, settings.log_level)
+    sys.path[:] = start.sys_path
+    try:
+        runtime = WorkerRuntime(import_app(start.target), settings, _sender(channel), single=start.single)
+        runtime.start()
+    except MlpkitError as error:
+        channel.send(encode(Broken(str(error))))
+        channel.close()
+        return
+    channel.send(encode(Ready()))
+    _work(channel, runtime)
+    _end(channel, runtime)
+
+
+def _leave_signals_to_the_server() -> None:
+    """Ignores Ctrl-C, which goes to the whole terminal, and SIGTERM, which may go to the whole container.
+
+    The server drains then, and ends its workers when their predictions are done.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker = os.getpid()
+
+    def ignore(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != worker:
+            # A process that the user's code has forked, such as one of a pool, ends as usual.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, ignore)
+
+
+def _keep_freed_memory() -> None:
+    """Lets the memory of one long request be used for the next, instead of being given back and cleared each time.
+
+    glibc takes its limits for that from the largest block that was freed: mallopt(3), M_MMAP_THRESHOLD.
+    """
+    bytearray(_KEPT)
+
+
+def _send_log(channel: BlockingChannel, name: str, level: str) -> None:
+    """Sends what is logged and printed in this process to the server."""
+    worker = os.getpid()
+
+    def send(line: LogLine) -> None:
+        if os.getpid() == worker:
+            channel.send(encode(Logged(line)))
+        else:
+            # A forked process must not write into its parent's socket; the server reads this pipe too.
+            os.write(1, f"{line.message}{line.trace}\n".encode())
+
+    configure_child(send, process=name, level=level)
+    capture_streams()
+
+
+def _sender(channel: BlockingChannel) -> Callable[[Reply], None]:
+    """What writes replies to the channel, from any thread."""
+
+    def send(reply: Reply) -> None:
+        try:
+            channel.send(encode(reply))
+        except Exception as error:
+            # Too long, or no memory to write it: whoever waits for it must hear that.
+            failure = Failure.of(MlpkitError(f"the answer cannot be sent: {error!r}"))
+            channel.send(encode(Reply(reply.id, [failure] * len(reply.results), reply.seconds)))
+
+    return send
+
+
+def _work(channel: BlockingChannel, runtime: WorkerRuntime) -> None:
+    """Takes requests until the server says stop, or is gone."""
+    take, receive = runtime.take, channel.receive
+    while (message := receive()) is not None:
+        request = decode_request(message)
+        if type(request) is Stop:
+            return
+        take(request)  # type: ignore[arg-type]
+        del message, request
+
+
+def _end(channel: BlockingChannel, runtime: WorkerRuntime) -> None:
+    """Closes the models and ends the process, also if a handler never returns."""
+    late = threading.Timer(_STOP_SECONDS, os._exit, (0,))
+    late.daemon = True
+    with contextlib.suppress(RuntimeError):
+        late.start()
+    runtime.stop()
+    atexit._run_exitfuncs()
+    channel.close()
+    # Without waiting for threads that handlers have started.
+    os._exit(0)

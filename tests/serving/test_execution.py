@@ -1,0 +1,419 @@
+"""Where handlers run: a thread per model, one context, no event loop; also without worker processes."""
+
+from __future__ import annotations
+
+import asyncio
+import decimal
+import io
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import psutil
+import pytest
+import sklearn
+
+from mlpkit.errors import PredictFailed
+from mlpkit.log import with_request_id
+from mlpkit.serving import Models
+from tests.serving.conftest import OpenModels
+from tests.serving.test_models import ask, until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def own_settings() -> Iterator[None]:
+    """The settings of this process, which a script that is imported here changes."""
+    with decimal.localcontext(), np.errstate(), sklearn.config_context():
+        yield
+
+
+both_ways = pytest.mark.parametrize("workers", [1, 0])
+"""In a worker process, and in the server's own."""
+
+SAME_THREAD = """
+import asyncio, json, os, threading, time
+app = App("same")
+
+def here(what):
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        loop = False
+    else:
+        loop = True
+    with open(os.environ["HERE"], "a") as file:
+        file.write(json.dumps([what, threading.get_ident(), loop]) + "\\n")
+
+@app.load{load}
+def load():
+    here("load")
+    return 1
+
+@app.predict
+def predict(model, features):
+    here("predict")
+    time.sleep(features)
+
+@app.unload
+def unload():
+    here("unload")
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file into which the scripts of these tests write."""
+    monkeypatch.setenv("HERE", str(tmp_path / "here"))
+    return tmp_path / "here"
+
+
+def written_at_all(here: Path) -> bool:
+    return here.exists()
+
+
+def written(here: Path) -> list[Any]:
+    return [msgspec.json.decode(line) for line in here.read_text(encoding="utf-8").splitlines()]
+
+
+async def ask_all(models: Models, *features: object) -> list[Any]:
+    return [await ask(models, features=each) for each in features]
+
+
+@both_ways
+@pytest.mark.parametrize("load", ["", "(isolated=True)"])
+async def test_load_predict_and_unload_run_in_one_thread_without_an_event_loop(
+    open_models: OpenModels, here: Path, workers: int, load: str
+) -> None:
+    async with open_models(SAME_THREAD.format(load=load), workers=workers) as models:
+        await models.load("same", "m")
+        # Slow ones, quick ones, and several at a time.
+        await ask_all(models, 0.05, 0, 0, 0.05, 0)
+        await asyncio.gather(*(ask(models, features=0) for _ in range(20)))
+        await models.unload("m")
+    calls = written(here)
+    assert [what for what, _, _ in calls] == ["load", *["predict"] * 25, "unload"]
+    assert len({thread for _, thread, _ in calls}) == 1
+    assert not any(loop for _, _, loop in calls)
+
+
+@both_ways
+async def test_each_model_has_a_thread_of_its_own_that_ends_with_it(
+    open_models: OpenModels, here: Path, workers: int
+) -> None:
+    async with open_models(SAME_THREAD.format(load=""), workers=workers) as models:
+        for number in range(20):
+            await models.load("same", f"m{number}")
+        assert len({thread for _, thread, _ in written(here)}) == 20
+        pid = os.getpid() if workers == 0 else psutil.Process().children(recursive=True)
+        before = _threads(pid)
+        for number in range(20):
+            await models.unload(f"m{number}")
+        await until(lambda: _threads(pid) <= before - 20)
+
+
+def _threads(where: Any) -> int:
+    if isinstance(where, int):
+        return sum(thread.name.startswith("mlpkit-model") for thread in threading.enumerate())
+    return int(max(process.num_threads() for process in where if process.is_running()))
+
+
+@both_ways
+async def test_isolated_model_runs_in_the_main_thread_so_that_signals_work(
+    open_models: OpenModels, workers: int
+) -> None:
+    script = """
+import signal, threading, time
+app = App("alarm")
+
+class Late(Exception):
+    pass
+
+def late(number, frame):
+    raise Late("too late")
+
+@app.load(isolated=True)
+def load():
+    signal.signal(signal.SIGALRM, late)
+    return 1
+
+@app.predict
+def predict(model, features):
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    time.sleep(10)
+"""
+    async with open_models(script) as models:
+        await models.load("alarm", "m")
+        for _ in range(3):
+            with pytest.raises(PredictFailed, match="too late"):
+                await ask(models)
+        await models.unload("m")
+
+
+STATE = """
+import decimal, threading
+from contextvars import ContextVar
+import numpy as np
+import sklearn
+app = App("state")
+imported, started, loaded, counted = (ContextVar(name, default=0) for name in ("i", "s", "l", "c"))
+local = threading.local()
+
+imported.set(1)
+decimal.getcontext().prec = 7
+np.seterr(divide="raise")
+sklearn.set_config(transform_output="pandas")
+
+@app.on_start
+{on_start}def start():
+    started.set(2)
+
+@app.load{options}
+{load}def load(model_id):
+    loaded.set(3)
+    local.opened = True
+    if model_id == "other":
+        decimal.getcontext().prec = 3
+        sklearn.set_config(transform_output="default")
+    return 1
+
+@app.predict{predict_options}
+{predict}def predict(model, features):
+    counted.set(counted.get() + 1)
+    return [
+        imported.get(), started.get(), loaded.get(), decimal.getcontext().prec,
+        np.geterr()["divide"], sklearn.get_config()["transform_output"], getattr(local, "opened", False), counted.get(),
+    ]
+"""
+KEPT = [1, 2, 3, 7, "raise", "pandas", True]
+
+
+def state(**parts: str) -> str:
+    return STATE.format(
+        **{name: parts.get(name, "") for name in ("on_start", "options", "load", "predict_options", "predict")}
+    )
+
+
+@both_ways
+@pytest.mark.parametrize("options", ["", "(isolated=True)"])
+async def test_what_import_start_and_load_have_set_holds_in_every_prediction(
+    open_models: OpenModels, workers: int, options: str
+) -> None:
+    async with open_models(state(options=options), workers=workers) as models:
+        await models.load("state", "m")
+        await models.load("state", "other")
+        answers = await ask_all(models, *range(5))
+        assert answers == [[*KEPT, number] for number in range(1, 6)]
+        other = await ask(models, "other")
+        assert other == [1, 2, 3, 3, "raise", "default", True, 1]
+
+
+@both_ways
+async def test_async_hooks_leave_their_context_to_plain_ones(open_models: OpenModels, workers: int) -> None:
+    async with open_models(state(on_start="async ", load="async "), workers=workers) as models:
+        await models.load("state", "m")
+        answers = await ask_all(models, 0, 0)
+    # What is local to a thread stays in that of the loop.
+    assert answers == [[1, 2, 3, 7, "raise", "pandas", False, number] for number in (1, 2)]
+
+
+async def test_async_predictions_begin_with_the_context_that_load_has_left(open_models: OpenModels) -> None:
+    async with open_models(state(predict="async ")) as models:
+        await models.load("state", "m")
+        answers = await ask_all(models, 0, 0)
+    assert [answer[:4] for answer in answers] == [KEPT[:4]] * 2
+    assert [answer[-1] for answer in answers] == [1, 1], "one prediction does not see what another has set"
+
+
+@both_ways
+async def test_further_threads_begin_with_what_load_has_left(open_models: OpenModels, workers: int) -> None:
+    script = state(predict_options="(threads=4)").replace(
+        "counted.set(counted.get() + 1)", "import time; time.sleep(0.1); counted.set(threading.get_ident())"
+    )
+    async with open_models(script, workers=workers) as models:
+        await models.load("state", "m")
+        began = time.monotonic()
+        answers: list[Any] = await asyncio.gather(*(ask(models) for _ in range(12)))
+        assert time.monotonic() - began < 1.1, "they ran at the same time"
+    assert len({answer[-1] for answer in answers}) == 4
+    assert {tuple(answer[:6]) for answer in answers} == {tuple(KEPT[:6])}
+
+
+@both_ways
+async def test_async_handlers_share_one_loop_in_a_thread_of_their_own(open_models: OpenModels, workers: int) -> None:
+    script = """
+import asyncio, threading
+app = App("looped")
+
+def here():
+    return [threading.get_ident(), id(asyncio.get_running_loop())]
+
+@app.load
+async def load():
+    return here()
+
+@app.predict
+async def predict(model, features):
+    await asyncio.sleep(0.3)
+    return [model, here(), threading.current_thread() is threading.main_thread()]
+"""
+    async with open_models(script, workers=workers) as models:
+        await asyncio.gather(models.load("looped", "a"), models.load("looped", "b"))
+        began = time.monotonic()
+        answers: list[Any] = await asyncio.gather(*(ask(models, each) for each in "ab" * 10))
+        assert time.monotonic() - began < 2.0
+    (place,) = {tuple(map(tuple, answer[:2])) for answer in answers}
+    assert place[0] == place[1]
+    assert not any(answer[2] for answer in answers)
+
+
+@both_ways
+async def test_asyncio_run_and_connections_of_sqlite_work_in_every_call(open_models: OpenModels, workers: int) -> None:
+    script = """
+import asyncio, sqlite3
+app = App("plain")
+
+@app.load
+def load():
+    connection = sqlite3.connect(":memory:")
+    connection.execute("create table t (n int)")
+    yield connection
+    connection.close()
+
+async def double(n):
+    await asyncio.sleep(0)
+    return 2 * n
+
+@app.predict
+def predict(model, features):
+    model.execute("insert into t values (?)", [asyncio.run(double(features))])
+    return [n for n, in model.execute("select n from t")]
+"""
+    async with open_models(script, workers=workers) as models:
+        await models.load("plain", "m")
+        assert await ask_all(models, 1, 2, 3) == [[2], [2, 4], [2, 4, 6]]
+        await models.unload("m")
+
+
+async def test_models_in_the_server_process_never_hold_up_its_loop(open_models: OpenModels) -> None:
+    script = """
+import time
+app = App("slow")
+
+@app.on_start
+def start():
+    time.sleep(0.5)
+
+@app.load
+def load():
+    time.sleep(0.5)
+    return 1
+
+@app.predict
+def predict(model):
+    time.sleep(0.5)
+    return model
+
+@app.on_stop
+def stop():
+    time.sleep(0.5)
+"""
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.monotonic() - began)
+
+    watching = asyncio.ensure_future(watch())
+    async with open_models(script, workers=0) as models:
+        await models.load("slow", "m")
+        assert await ask(models) == 1
+    watching.cancel()
+    assert longest < 0.4
+
+
+async def test_item_of_a_batch_that_fails_after_predict_is_logged_with_its_own_uuid(
+    open_models: OpenModels, lines: io.StringIO
+) -> None:
+    script = """
+app = App("checked", kind="text_classification")
+
+@app.load
+def load():
+    return 1
+
+@app.predict(max_batch_size=8, max_wait_ms=50)
+def predict(model, features: list[str]) -> list:
+    bad = {"kind": [{"label": 1}], "json": [object()], "good": [{"label": "a", "score": 1}]}
+    return [bad[each] for each in features]
+"""
+
+    async def asked(what: str) -> object:
+        with with_request_id(f"uuid-{what}"):
+            try:
+                return await ask(models, features=what)
+            except PredictFailed as error:
+                return error
+
+    async with open_models(script) as models:
+        await models.load("checked", "m")
+        answers = await asyncio.gather(*map(asked, ("kind", "good", "json")))
+        assert [isinstance(answer, PredictFailed) for answer in answers] == [True, False, True]
+        await until(lambda: lines.getvalue().count("predict of model 'm' failed") == 2)
+    for what in ("kind", "json"):
+        assert any(f"[uuid-{what}]" in line and "failed" in line for line in lines.getvalue().splitlines()), what
+
+
+async def test_worker_outlives_a_sigterm_but_a_process_that_its_model_has_forked_does_not(
+    open_models: OpenModels,
+) -> None:
+    script = """
+import multiprocessing, os, time
+app = App("forking")
+
+@app.load
+def load():
+    return multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
+
+@app.predict
+def predict(model, features):
+    if features == "start":
+        model.start()
+    if features == "end":
+        model.terminate()
+        model.join(20)
+    return [os.getpid(), model.exitcode]
+"""
+    async with open_models(script) as models:
+        await models.load("forking", "m")
+        answer: Any = await ask(models, features="start")
+        os.kill(answer[0], signal.SIGTERM)
+        assert await ask(models, features="end") == [answer[0], -signal.SIGTERM]
+        assert models.restarts == 0
+
+
+async def test_worker_runs_exit_handlers_when_it_is_stopped(open_models: OpenModels, here: Path) -> None:
+    script = """
+import atexit, os
+from pathlib import Path
+app = App("leaving")
+
+@app.load
+def load():
+    atexit.register(Path(os.environ["HERE"]).touch)
+    return 1
+"""
+    async with open_models(script) as models:
+        await models.load("leaving", "m")
+        assert not written_at_all(here)
+    assert written_at_all(here)
