@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -187,5 +188,5 @@ def test_the_real_data_keeps_its_entities_in_every_format(tmp_path: Path, corpus
         assert _entities(before) == _entities(after)
 
 
-def _entities(row: SequenceRow) -> list[tuple[str, str]]:
+def _entities(row: Any) -> list[tuple[str, str]]:
     return [("".join(row.sentence[span.start : span.end].split()), span.label) for span in row.spans]
