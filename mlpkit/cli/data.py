@@ -73,9 +73,9 @@ def convert_data(source: Path, target: Path, read_as: str, write_as: str, repair
       mlpkit data convert train.conll train.txt
       mlpkit data convert train.txt train.bio --from markup --to bio
     """
-    from mlpkit.formats.convert import convert
+    from mlpkit.formats import convert_file
 
-    done = convert(source, target, read_as, write_as, repair=repair)
+    done = convert_file(source, target, read_as, write_as, repair=repair)
     repaired = f", {done.repaired:,} sentences repaired" if done.repaired else ""
     print(f"{target}: {done.sentences:,} sentences, {done.entities:,} entities{repaired}")
 

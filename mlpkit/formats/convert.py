@@ -23,7 +23,7 @@ from mlpkit.formats.sequence_labeling import KIND, SequenceRow, Span
 from mlpkit.formats.tags import SCHEMES, from_tags, to_tags
 
 FORMATS = ("markup", *SCHEMES, "conll", "doccano")
-"""The names of the formats that `convert` reads and writes."""
+"""The names of the formats that `convert_file` reads and writes."""
 
 _NAMES = {**{name: scheme.name for name, scheme in SCHEMES.items()}, "conll": "CoNLL", "doccano": "doccano JSONL"}
 _TAG = re.compile(r"O|([BIESLUM])-\S+")
@@ -76,7 +76,7 @@ def detect_format(lines: Sequence[str]) -> str:
     return "bioes" if marks & {"E", "S"} else "bio"
 
 
-def convert(source: Path, target: Path, read_as: str, write_as: str, *, repair: bool = False) -> Converted:
+def convert_file(source: Path, target: Path, read_as: str, write_as: str, *, repair: bool = False) -> Converted:
     """Converts a file, one sentence at a time; the target appears whole or not at all.
 
     Args:

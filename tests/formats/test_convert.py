@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mlpkit.errors import ArgumentError, DataError
 from mlpkit.formats import SequenceRow, Span, read_rows, write_rows
-from mlpkit.formats.convert import FORMATS, Converted, convert, detect_format
+from mlpkit.formats.convert import FORMATS, Converted, convert_file, detect_format
 from mlpkit.formats.rows import first_lines
 
 KIND = "text_sequence_labeling"
@@ -32,7 +32,7 @@ def _file(folder: Path, content: str, name: str = "source") -> Path:
 
 def _converted(folder: Path, content: str, read_as: str = "", *, repair: bool = False) -> tuple[str, Converted]:
     target = folder / "target"
-    done = convert(_file(folder, content), target, read_as, "markup", repair=repair)
+    done = convert_file(_file(folder, content), target, read_as, "markup", repair=repair)
     return target.read_text(encoding="utf-8"), done
 
 
@@ -41,15 +41,15 @@ def _converted(folder: Path, content: str, read_as: str = "", *, repair: bool = 
 def test_every_format_is_written_recognised_and_read_back(tmp_path: Path, name: str, markup: str) -> None:
     other, back = tmp_path / "other", tmp_path / "back"
     sentences = len(markup.splitlines())
-    assert convert(_file(tmp_path, markup), other, "markup", name).sentences == sentences
+    assert convert_file(_file(tmp_path, markup), other, "markup", name).sentences == sentences
     assert detect_format(first_lines(other)) == name
-    assert convert(other, back, name, "markup").repaired == 0
+    assert convert_file(other, back, name, "markup").repaired == 0
     assert back.read_text(encoding="utf-8") == markup
 
 
 def test_tokens_are_words_and_single_chinese_characters(tmp_path: Path) -> None:
     target = tmp_path / "target"
-    convert(_file(tmp_path, "我 <START:ORG>IBM<END>爱Ann's\n"), target, "markup", "bio")
+    convert_file(_file(tmp_path, "我 <START:ORG>IBM<END>爱Ann's\n"), target, "markup", "bio")
     assert target.read_text(encoding="utf-8") == "我 O\nIBM B-ORG\n爱 O\nAnn's O\n\n"
 
 
@@ -76,8 +76,8 @@ def _rows(draw: st.DrawFn) -> SequenceRow:
 def test_any_sentences_of_words_or_characters_come_back(tmp_path: Path, rows: list[SequenceRow], name: str) -> None:
     source, other, back = (tmp_path / name for name in ("source", "other", "back"))
     write_rows(source, KIND, rows)
-    convert(source, other, "markup", name)
-    convert(other, back, name, "markup")
+    convert_file(source, other, "markup", name)
+    convert_file(other, back, name, "markup")
     assert list(read_rows(back, KIND)) == rows
 
 
@@ -159,12 +159,12 @@ def test_a_file_that_cannot_be_converted_is_an_error_and_leaves_no_file(
 
 def test_a_label_that_a_format_cannot_hold_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 1: the label 'a b' has a space, which bio cannot hold"):
-        convert(_file(tmp_path, "<START:a b>x<END>\n"), tmp_path / "target", "markup", "bio")
+        convert_file(_file(tmp_path, "<START:a b>x<END>\n"), tmp_path / "target", "markup", "bio")
 
 
 def test_an_unknown_format_is_an_error_that_names_the_formats(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="there is no format 'iob'; formats: markup, bio, bioes"):
-        convert(_file(tmp_path, CHINESE), tmp_path / "target", "iob", "markup")
+        convert_file(_file(tmp_path, CHINESE), tmp_path / "target", "iob", "markup")
 
 
 def test_a_file_without_blank_lines_is_an_error_before_it_fills_the_memory(tmp_path: Path) -> None:
@@ -182,8 +182,8 @@ DATA = Path(os.environ.get("MLPKIT_TEST_DATA", ""))
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_real_data_keeps_its_entities_in_every_format(tmp_path: Path, corpus: str, name: str) -> None:
     source, other, back = DATA / corpus / "train.tsv", tmp_path / "other", tmp_path / "back"
-    there = convert(source, other, "markup", name)
-    assert convert(other, back, name, "markup") == there
+    there = convert_file(source, other, "markup", name)
+    assert convert_file(other, back, name, "markup") == there
     for before, after in zip(read_rows(source, KIND), read_rows(back, KIND), strict=True):
         assert _entities(before) == _entities(after)
 
