@@ -30,7 +30,7 @@ from mlpkit.serving import Models
 from mlpkit.settings import Settings, environment_remarks, load_settings
 from mlpkit.storage import Storage, open_storage
 from mlpkit.training import TrainingQueue
-from mlpkit.web import Parts, ServiceState, build, connections
+from mlpkit.web import Application, Dependencies, ServiceState, connections
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -67,8 +67,17 @@ class Service:
         self.training = TrainingQueue(app.build(), self.target, settings, log)
         self.models = Models(app, self.target, settings, log)
         self.cluster = _open_cluster(app, settings, self.models, self.training) if settings.mode == "cluster" else None
-        self.web = build(
-            Parts(app.build(), settings, self.models, self.training, self.storage, log, self.state, self.cluster)
+        self.web = Application(
+            Dependencies(
+                algorithms=app.build(),
+                settings=settings,
+                models=self.models,
+                training=self.training,
+                storage=self.storage,
+                log=log,
+                state=self.state,
+                cluster=self.cluster,
+            )
         )
         self._store_problem = _NOT_CHECKED
         self._store_warnings: list[str] = []

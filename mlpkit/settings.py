@@ -337,6 +337,12 @@ class Settings:
     check_answers: bool = _setting(
         "MLPKIT_CHECK_ANSWERS", True, boolean, "Check what `predict` answers against the algorithm's kind."
     )
+    predict_shortcut: bool = _setting(
+        "MLPKIT_PREDICT_SHORTCUT",
+        True,
+        boolean,
+        "Hand predictions from the connection straight to the model; `off` sends them the way of all other routes.",
+    )
     cors_origins: tuple[str, ...] = _setting(
         "MLPKIT_CORS_ORIGINS", (), names, "Origins that browsers may call from, separated by commas; `*` is any."
     )

@@ -13,12 +13,11 @@ from mlpkit.errors import AlgorithmNotFound, ObjectNotFound, TimeLimitExceeded, 
 from mlpkit.injection import NULL
 from mlpkit.storage import delete_model
 from mlpkit.training import LONGEST_ID, Job, check_job, new_model_id
-from mlpkit.web.answers import Answer, success
+from mlpkit.web.request import HttpResponse, success
 
 if TYPE_CHECKING:
     from mlpkit.algorithm import Algorithm
-    from mlpkit.web.endpoint import Request
-    from mlpkit.web.parts import Parts
+    from mlpkit.web.routes import Dependencies, Request
 
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -26,16 +25,19 @@ _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 class AlgorithmRoutes:
     """The handlers of the platform's routes but `predict`, which has a way of its own."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts, self._settings = parts, parts.settings
-        self._models, self._training, self._cluster = parts.models, parts.training, parts.cluster
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
+        self._settings = dependencies.settings
+        self._models = dependencies.models
+        self._training = dependencies.training
+        self._cluster = dependencies.cluster
         self._storage_threads = anyio.CapacityLimiter(4)
 
-    async def train(self, request: Request) -> Answer:
+    async def train(self, request: Request) -> HttpResponse:
         """Queues a training job; it is on disk when the answer goes out."""
         arguments = request.arguments
         algorithm = self._algorithm(arguments.text("algorithm"))
-        extend = _with_peer(arguments.object("extend"), request.peer)
+        extend = _with_peer(arguments.object("extend"), request.context.peer)
         job = Job(
             model_id=await self._new_model_id(algorithm, extend),
             algorithm=algorithm.name,
@@ -43,8 +45,8 @@ class AlgorithmRoutes:
             data=_as_text(arguments.object("data")),
             parameters=_as_text(arguments.object("parameter")),
             extend=_as_text(extend),
-            uuid=request.caller_uuid,
-            log_uuid=request.uuid,
+            uuid=request.context.caller_uuid,
+            log_uuid=request.context.request_id,
         )
         check_job(algorithm, job, self._settings)
         if not await self._training.has_accepted(job):
@@ -52,7 +54,7 @@ class AlgorithmRoutes:
                 await self._training.submit(job)
         return success({"model_id": job.model_id})
 
-    async def status(self, request: Request) -> Answer:
+    async def status(self, request: Request) -> HttpResponse:
         """The word for how the training of a model stands, and beside it what else is known of the job."""
         model_id = request.arguments.text("model_id")
         algorithm = self._algorithm(request.arguments.text("algorithm"))
@@ -68,25 +70,25 @@ class AlgorithmRoutes:
             data["queue_position"] = self._training.position(model_id)
         return success(data)
 
-    async def load(self, request: Request) -> Answer:
+    async def load(self, request: Request) -> HttpResponse:
         """Loads a model; one that is loaded already stays as it is."""
         arguments = request.arguments
         algorithm = self._algorithm(arguments.text("algorithm"))
         model_id, path = arguments.text("model_id"), arguments.optional("model_path")
         extend = arguments.object("extend")
-        extend = extend if extend == NULL else _with_peer(extend, request.peer)
-        await self._models.load(algorithm.name, model_id, path, extend, request.caller_uuid)
+        extend = extend if extend == NULL else _with_peer(extend, request.context.peer)
+        await self._models.load(algorithm.name, model_id, path, extend, request.context.caller_uuid)
         if self._cluster is not None:
             await self._cluster.announce_load(model_id, path)
         return success()
 
-    async def unload(self, request: Request) -> Answer:
+    async def unload(self, request: Request) -> HttpResponse:
         """Unloads a model, by the algorithm that loaded it, whichever is named; one that is not loaded is no error."""
         self._algorithm(request.arguments.text("algorithm"))
         await self._unload(request.arguments.text("model_id"))
         return success()
 
-    async def delete(self, request: Request) -> Answer:
+    async def delete(self, request: Request) -> HttpResponse:
         """Unloads a model, then calls the algorithm's `delete`, or removes the model's folder from the store."""
         model_id = request.arguments.text("model_id")
         algorithm = self._algorithm(request.arguments.text("algorithm"))
@@ -98,9 +100,9 @@ class AlgorithmRoutes:
             await self._delete_files(model_id)
         return success()
 
-    async def monitor(self, request: Request) -> Answer:
+    async def monitor(self, request: Request) -> HttpResponse:
         """Which models are loaded in which workers, and the algorithms in the order of their registration."""
-        return success({"load": self._models.placement(), "algorithms": list(self._parts.algorithms)})
+        return success({"load": self._models.placement(), "algorithms": list(self._dependencies.algorithms)})
 
     async def _word_of_others(self, model_id: str) -> str:
         return "unknown" if self._cluster is None else await self._cluster.status(model_id)
@@ -112,7 +114,7 @@ class AlgorithmRoutes:
 
     def _algorithm(self, name: str) -> Algorithm:
         try:
-            return self._parts.algorithms[name]
+            return self._dependencies.algorithms[name]
         except KeyError:
             raise AlgorithmNotFound(name) from None
 
@@ -128,13 +130,14 @@ class AlgorithmRoutes:
         return model_id
 
     async def _delete_files(self, model_id: str) -> None:
-        parts, limit = self._parts, self._settings.hook_timeout
+        dependencies = self._dependencies
+        limit = self._settings.hook_timeout
         try:
             with anyio.fail_after(limit):
                 await to_thread.run_sync(
                     delete_model,
-                    parts.storage,
-                    parts.settings,
+                    dependencies.storage,
+                    dependencies.settings,
                     model_id,
                     limiter=self._storage_threads,
                     abandon_on_cancel=True,

@@ -1,8 +1,9 @@
-"""uvicorn's connection, with a short way for predictions (`web/express.py`); all else takes uvicorn's own.
+"""uvicorn's connection, with a shortcut for predictions.
 
-A prediction whose head has been read is held until its body is there too, without the pauses, copies and objects that
-handing on its parts would need; one whose head was read before is not parsed at all (`web/heads.py`). It goes uvicorn's
-way after all where the body is too long, or late, or anything about it is not plain: there are the answers to that.
+uvicorn makes a task, an event, a queue and several coroutines for every request. A prediction needs none of them: it is
+held here until it is whole, handed to `PredictEndpoint.begin`, and its response is written when it comes. Everything
+else takes uvicorn's way to the same application: other routes, a body that is too long or late, a request that must
+be refused before its body is there. `MLPKIT_PREDICT_SHORTCUT=off` sends predictions that way too.
 """
 
 from __future__ import annotations
@@ -11,102 +12,119 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
 
-from mlpkit.web.exchange import lines_of
+from mlpkit.errors import MlpkitError
+from mlpkit.processes import LONG
+from mlpkit.web.request import CLIENT_CLOSED, CLOSE, RequestContext
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
 
-    from mlpkit.web.exchange import Header
-    from mlpkit.web.express import Express, GiveUp
+    from mlpkit.serving import Prediction
+    from mlpkit.web.application import Application
+    from mlpkit.web.request import Header, HttpResponse
 
+_HELD_SECONDS = 1.0
+"""How long to wait for the body here. After that uvicorn reads it, with flow control and a timeout."""
 _OFFERS = (b"upgrade", b"http2-settings")
 """Headers, and tokens of `Connection`, that offer to go on in another protocol."""
-_HELD_SECONDS = 1.0
-"""For so long a body is waited for here; then it is read with uvicorn's flow control and a limit of time."""
+_NEEDED = (
+    *("app_state", "cycle", "flow", "loop", "parser", "pipeline", "server_state", "transport", "headers", "scope"),
+    *("timeout_keep_alive", "timeout_keep_alive_task", "timeout_keep_alive_handler", "send_400_response"),
+    *("on_headers_complete", "on_body", "on_message_complete", "on_response_complete", "connection_lost"),
+)
+"""What this module uses of uvicorn's connection beside the callbacks of its parser."""
 
 
-class _Turn:
-    """A prediction's place in the order of answers: what uvicorn asks the present request of a connection."""
+def missing_of_uvicorn() -> str:
+    """The names that this version of uvicorn does not have; empty if it fits."""
+    config = Config(lambda: None, http=HttpToolsProtocol, ws="none", lifespan="off", log_config=None)
+    protocol = HttpToolsProtocol(config=config, server_state=ServerState(), app_state={})
+    return ", ".join(name for name in _NEEDED if not hasattr(protocol, name))
 
-    __slots__ = ("disconnected", "keep_alive", "message_event", "response_complete")
 
-    def __init__(self, keep_alive: bool) -> None:
+class _HeldRequest:
+    """A prediction in its connection; has what uvicorn asks of the current request (`cycle`)."""
+
+    __slots__ = ("body", "context", "disconnected", "keep_alive", "message_event", "prediction", "response_complete")
+
+    def __init__(self, context: RequestContext, keep_alive: bool) -> None:
+        self.context = context
         self.keep_alive = keep_alive
-        self.disconnected = self.response_complete = False
+        self.body: bytes | bytearray = b""
+        self.prediction: Prediction | None = None
+        self.disconnected = False
+        self.response_complete = False
         self.message_event = self
 
     def set(self) -> None:
-        """Nobody waits for its parts."""
+        """Does nothing: nobody waits for the parts of this request."""
+
+    def add(self, body: bytes) -> None:
+        """Takes a further part of the body."""
+        if isinstance(self.body, bytes):
+            self.body = bytearray(self.body + body)
+        else:
+            # A list of a million small chunks would take a quarter of a second to join and to free.
+            self.body += body
 
 
 class Connection(HttpToolsProtocol):
-    """An HTTP/1.1 connection, for `uvicorn.Config(http=partial(Connection, express))`."""
+    """An HTTP/1.1 connection, for `uvicorn.Config(http=partial(Connection, application))`."""
 
     cycle: Any
 
-    def __init__(self, express: Express, **of_uvicorn: Any) -> None:
+    def __init__(self, application: Application, **of_uvicorn: Any) -> None:
         super().__init__(**of_uvicorn)
-        self._express = express
-        self._raw_path = express.path.encode()
-        self._held: _Turn | None = None
-        self._body: bytes | bytearray = b""
-        """What has arrived of the body of the prediction that is held."""
+        self._application = application
+        self._predict = application.predict
+        self._predict_path = application.predict_path
+        self._raw_predict_path = application.predict_path.encode()
+        self._has_shortcut = application.settings.predict_shortcut
+        self._held: _HeldRequest | None = None
+        """The prediction whose body is being read."""
         self._deadline: TimerHandle | None = None
-        self._give_up: GiveUp | None = None
-        self._between = True
-        """Whether the parser has read every request to its end."""
-        self._piece = b""
-        """What is being parsed, where it begins with a request."""
-        self._idle_since = 0.0
-        """In seconds of the loop's clock; of interest where the connection is idle, and its timer older than that."""
+        self._last_active = 0.0
+        """When something was last received or answered, in seconds of the loop's clock."""
         self._dates: list[Header] = []
         self._date_lines = b""
 
     def data_received(self, data: bytes) -> None:
-        if self._between:
-            if self._predict_known(data):
-                return
-            self._piece = data
-        self._unset_keepalive_if_required()
+        self._last_active = self.loop.time()
         try:
-            self._read(data)
+            try:
+                self.parser.feed_data(data)
+            except HttpParserUpgrade as offer:
+                self._parse_without_offer(memoryview(data)[offer.args[0] :])
         except HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
-        self._piece = b""
         if self._held is not None and self._deadline is None:
             self._deadline = self.loop.call_later(_HELD_SECONDS, self._let_go)
 
-    def _read(self, data: bytes) -> None:
-        """Parses what has arrived.
+    def _parse_without_offer(self, rest: memoryview) -> None:
+        """Ignores the offer to upgrade of the head that was just parsed; `rest` follows it.
 
-        Raises:
-            HttpParserError: it is not HTTP.
+        The parser takes all that follows for another protocol, the body too. A new one reads the same head without the
+        offer, and then the rest, which may have further offers.
         """
-        while True:
+        while self.parser.get_method() != b"CONNECT":
+            head = self._head_without_offer()
+            self.parser = HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             try:
-                return self.parser.feed_data(data)
+                self.parser.feed_data(head)
+                self.parser.feed_data(rest)
             except HttpParserUpgrade as offer:
-                if self._is_connect():
-                    raise HttpParserError("CONNECT is not supported") from None
-                # The parser takes all that follows this head for another protocol, the body too.
-                data = self._head_without_offer() + data[offer.args[0] :]
-                self.parser = HttpRequestParser(self)
-                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-
-    def _is_connect(self) -> bool:
-        method: bytes = self.parser.get_method()
-        return method == b"CONNECT"
-
-    def _has_offer(self) -> bool:
-        """Whether the request that is being parsed offers to go on in another protocol, such as HTTP/2."""
-        return self.parser.should_upgrade() and not self._is_connect()
+                rest = rest[offer.args[0] :]
+            else:
+                return
+        raise HttpParserError("CONNECT is not supported")
 
     def _head_without_offer(self) -> bytes:
-        """The head that was parsed, as the caller would send it without its offer to upgrade: that is not taken up."""
-        version = self.parser.get_http_version().encode()
-        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
         for name, value in self.headers:
             if name == b"connection":
                 value = b", ".join(token for token in value.split(b",") if token.strip().lower() not in _OFFERS)
@@ -114,142 +132,122 @@ class Connection(HttpToolsProtocol):
                 lines.append(b"%b: %b" % (name, value))
         return b"\r\n".join([*lines, b"\r\n"])
 
-    def on_message_begin(self) -> None:
-        self._between = False
-        super().on_message_begin()
-
     def on_headers_complete(self) -> None:
-        if self._has_offer():
+        if self.parser.should_upgrade():
+            # It is parsed again without the offer to upgrade.
             return
-        if self._is_short():
-            self._held = turn = _Turn(self.parser.should_keep_alive())
-            self.cycle = turn
-        else:
-            super().on_headers_complete()
-
-    def _is_short(self) -> bool:
-        """Whether this is the head of a prediction for which nothing else must be waited for."""
-        return (
-            self.url == self._raw_path
-            and self._is_free()
+        # Whether a prediction can be answered as soon as its answer is there, with nothing else to wait for.
+        if (
+            self.url == self._raw_predict_path
+            and self._has_shortcut
+            and (self.cycle is None or self.cycle.response_complete)
+            and not self.flow.write_paused
             and self.parser.get_method() == b"POST"
             and self.parser.get_http_version() == "1.1"
             and not self.expect_100_continue
-            and self._express.lets_in(self._named_scope())
-        )
-
-    def _is_free(self) -> bool:
-        """Whether a request that begins now can be answered as soon as its answer is there."""
-        return (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
-
-    def _named_scope(self) -> Any:
-        """The scope as far as uvicorn has filled it, with what it would add for this request."""
-        scope: Any = self.scope
-        scope["method"], scope["path"], scope["raw_path"] = "POST", self._express.path, self._raw_path
-        scope["query_string"] = b""
-        return scope
+        ):
+            context = RequestContext("POST", self._predict_path, self._raw_predict_path, self.headers)
+            context.route = "predict"
+            try:
+                self._application.admit(context)
+            except MlpkitError:
+                pass  # It is refused on uvicorn's way.
+            else:
+                self.cycle = self._held = _HeldRequest(context, self.parser.should_keep_alive())
+                return
+        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        if self._held is None:
+        held = self._held
+        if held is None:
             super().on_body(body)
             return
-        if not self._body:
-            self._body = body
-        elif isinstance(self._body, bytes):
-            self._body = bytearray(self._body + body)
+        if not held.body:
+            held.body = body
         else:
-            # A list of a million small chunks would take a quarter of a second to join and to free.
-            self._body += body
-        if len(self._body) > self._express.limit:
+            held.add(body)
+        if len(held.body) > self._predict.limit:
             self._let_go()
 
     def on_message_complete(self) -> None:
-        self._between = True
-        if self._has_offer():
+        held = self._held
+        if held is None:
+            if not self.parser.should_upgrade():
+                super().on_message_complete()
             return
-        if self._held is None or not self._predict(self._held):
-            self._let_go()
-            super().on_message_complete()
+        self._held = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        body = bytes(held.body)
+        held.body = b""
+        held.prediction = self._predict.begin(held.context, body, partial(self._respond, held))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._let_go()
         super().connection_lost(exc)
-        give_up, self._give_up = self._give_up, None
-        if give_up is not None:
-            give_up()
-
-    def _predict(self, turn: _Turn) -> bool:
-        """Whether the prediction that is held has begun."""
-        body, scope = bytes(self._body), self._named_scope()
-        self._give_up = self._express.begin(scope, body, partial(self._send, turn))
-        if self._give_up is None:
-            return False
-        if self._piece and turn.keep_alive:
-            self._express.heads.learn(self._piece, len(body), scope)
-        self._forget()
-        return True
-
-    def _predict_known(self, data: bytes) -> bool:
-        """Whether this is a whole prediction with a head that is known, and it has begun."""
-        head = self._express.heads.find(data)
-        if head is None or not self._is_free():
-            return False
-        last, turn = self.cycle, _Turn(keep_alive=True)
-        self.cycle = turn
-        self._give_up = self._express.begin(head.scope, data[len(data) - head.length :], partial(self._send, turn))
-        if self._give_up is None:
-            self.cycle = last
-            return False
-        return True
+        request = self.cycle
+        if isinstance(request, _HeldRequest) and request.prediction is not None and request.prediction.give_up():
+            request.context.status = CLIENT_CLOSED
+            self._application.note_soon(request.context)
 
     def _let_go(self) -> None:
-        """Gives a prediction to uvicorn, if one is held, with what has arrived of its body."""
-        if self._held is not None:
-            turn, body = self._held, self._body
-            self._forget()
-            self.cycle = None
-            super().on_headers_complete()
-            self.cycle.keep_alive &= turn.keep_alive
-            if body:
-                # In one piece: for each of many small ones, older versions of uvicorn copy all that came before it.
-                super().on_body(bytes(body))
-
-    def _forget(self) -> None:
-        self._held, self._body = None, b""
+        """Gives the prediction that is held, if any, to uvicorn, with what has arrived of its body."""
+        held = self._held
+        if held is None:
+            return
+        self._held = None
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+        self.cycle = None
+        super().on_headers_complete()
+        self.cycle.keep_alive &= held.keep_alive
+        if held.body:
+            # In one piece: for each of many small ones, older versions of uvicorn copy all that came before it.
+            super().on_body(bytes(held.body))
 
-    def _send(self, turn: _Turn, status: int, lines: bytes, body: bytes) -> None:
-        """Sends a whole answer, and lets the next request have its turn."""
-        # It holds the request, which may be long, and would keep it for as long as the connection is idle.
-        self._give_up = None
-        if turn.disconnected:
+    def _respond(self, request: _HeldRequest, response: HttpResponse) -> None:
+        """Sends a response, and lets the next request have its turn."""
+        # It holds the body, which may be long, and would keep it for as long as the connection is idle.
+        request.prediction = None
+        if request.disconnected:
             return
         if self.server_state.default_headers is not self._dates:
             self._dates = self.server_state.default_headers
-            self._date_lines = lines_of(self._dates)
-        end = b"\r\n" if turn.keep_alive else b"connection: close\r\n\r\n"
-        turn.response_complete = True
-        self.transport.write(b"".join((STATUS_LINE[status], lines, self._date_lines, end, body)))
-        if not turn.keep_alive:
+            self._date_lines = b"".join([b"%b: %b\r\n" % header for header in self._dates])
+        closes = not request.keep_alive or CLOSE in response.headers
+        lines = [b"%b: %b\r\n" % header for header in request.context.response_lines(response)]
+        end = b"connection: close\r\n\r\n" if closes and CLOSE not in response.headers else b"\r\n"
+        head = b"".join((STATUS_LINE[response.status], *lines, self._date_lines, end))
+        request.response_complete = True
+        if len(response.body) < LONG:
+            self.transport.write(head + response.body)
+        else:
+            self.transport.write(head)
+            self.transport.write(response.body)
+        if closes:
             self.transport.close()
         self._complete()
+        self._application.note_soon(request.context)
 
     def _complete(self) -> None:
-        """What `on_response_complete` does; but a timer that is set is left, and looks at the time when it rings."""
+        """Does what `on_response_complete` does, without setting a timer for each response.
+
+        A timer that is set is left; it looks at the time when it rings.
+        """
         if self.timeout_keep_alive_task is None or self.pipeline or self.flow.read_paused:
             self.on_response_complete()
         else:
             self.server_state.total_requests += 1
-            self._idle_since = self.loop.time()
+            self._last_active = self.loop.time()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Closes the connection where it has been idle for long enough."""
+        """Closes the connection if it has been idle for long enough."""
         self.timeout_keep_alive_task = None
         if self.cycle is not None and not self.cycle.response_complete:
             return
-        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        left = self._last_active + self.timeout_keep_alive - self.loop.time()
         if left > 0:
             self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
         else:

@@ -10,15 +10,14 @@ from anyio import CapacityLimiter, to_thread
 
 from mlpkit.errors import ArgumentError, JobNotFound, did_you_mean
 from mlpkit.training import STATES
-from mlpkit.web.answers import Answer, success
+from mlpkit.web.request import HttpResponse, success
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from mlpkit.platform.cluster import Wish
     from mlpkit.training import Job
-    from mlpkit.web.endpoint import Request
-    from mlpkit.web.parts import Parts
+    from mlpkit.web.routes import Dependencies, Request
 
 _MOST_JOBS = 1000
 _LARGEST_LOG = 16 << 20
@@ -27,11 +26,13 @@ _LARGEST_LOG = 16 << 20
 class JobRoutes:
     """The handlers of mlpkit's own routes."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._models, self._training, self._cluster = parts.models, parts.training, parts.cluster
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._models = dependencies.models
+        self._training = dependencies.training
+        self._cluster = dependencies.cluster
         self._threads = CapacityLimiter(4)
 
-    async def jobs(self, request: Request) -> Answer:
+    async def jobs(self, request: Request) -> HttpResponse:
         """The newest jobs, at most `limit` (1000), of one `algorithm` or in one `state` where the query says so."""
         jobs = self._training.jobs(
             _number(request, "limit", _MOST_JOBS),
@@ -40,7 +41,7 @@ class JobRoutes:
         )
         return success({"jobs": [self._line(job) for job in jobs]})
 
-    async def job(self, request: Request) -> Answer:
+    async def job(self, request: Request) -> HttpResponse:
         """Everything that is known of one job, with what it was asked to do."""
         model_id = request.path["model_id"]
         job = await to_thread.run_sync(self._training.job, model_id, limiter=self._threads)
@@ -49,20 +50,20 @@ class JobRoutes:
         asked = {name: msgspec.json.decode(getattr(job, name)) for name in ("data", "parameters", "extend")}
         return success({**self._line(job), "model_path": job.model_path, **asked})
 
-    async def log(self, request: Request) -> Answer:
+    async def log(self, request: Request) -> HttpResponse:
         """The job's log as text; the last `tail` lines of it where the query says so, at most 16 MiB."""
         job = self._job(request.path["model_id"])
         lines = _number(request, "tail", None)
         path = self._training.log_path(job.model_id)
         text = await to_thread.run_sync(_read_end, path, lines, limiter=self._threads)
-        return Answer(text, content_type=b"text/plain; charset=utf-8")
+        return HttpResponse(text, content_type=b"text/plain; charset=utf-8")
 
-    async def cancel(self, request: Request) -> Answer:
+    async def cancel(self, request: Request) -> HttpResponse:
         """Ends a job, waiting or running."""
         job = await self._training.cancel(request.arguments.text("model_id"))
         return success({"model_id": job.model_id, "status": job.state, "message": job.message})
 
-    async def models(self, request: Request) -> Answer:
+    async def models(self, request: Request) -> HttpResponse:
         """The models that are loaded, or should be; in cluster mode beside what the database wants."""
         listed = msgspec.to_builtins(self._models.listed(), str_keys=True)
         wishes = self._cluster.wishes if self._cluster is not None else None

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from mlpkit.web.answers import Answer, to_json
-from mlpkit.web.endpoint import Entry, Request
+import msgspec
+
+from mlpkit.log import logger
 from mlpkit.web.protocol import PREDICT, TRAIN, Field
-from mlpkit.web.schemas import AuthorTypes, Schema
+from mlpkit.web.request import HttpResponse, to_json
 
 if TYPE_CHECKING:
     from mlpkit.algorithm import Algorithm
-    from mlpkit.web.parts import Parts
+    from mlpkit.web.routes import Request, RouteSpec
 
+Schema = dict[str, Any]
+_PLACE = "#/components/schemas/"
+_LITERAL = frozenset(("default", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"))
+"""Keys whose values come from the author, and may be infinite."""
 _FAILURE: Schema = {
     "type": "object",
     "description": "`arg_error`: the caller's mistake, nothing was changed; `fail`: anything else.",
@@ -33,44 +38,45 @@ _SUCCESS: Schema = {
 }
 _JSON = "application/json"
 _NO_JSON = {"log": "text/plain", "metrics": "text/plain", "docs": "text/html"}
-_HOOK_FIELDS = {"data": "data", "parameter": "parameters", "extend": "extend"}
+_TRAIN_FIELDS = {"data": "data", "parameter": "parameters", "extend": "extend"}
+"""The fields of a train request, and what handlers call them."""
+_PREDICT_FIELDS = ("features", "params")
+_TYPED = (*[("train", name) for name in _TRAIN_FIELDS.values()], *[("predict", name) for name in _PREDICT_FIELDS])
+"""The hooks and their fields for which authors can annotate types."""
 
 
 class DocumentRoutes:
     """The handlers of the description, which is made when it is first asked for."""
 
-    def __init__(self, parts: Parts, tables: Sequence[tuple[str, Sequence[Entry]]]) -> None:
-        self._algorithms, self._prefix = parts.algorithms, parts.settings.api_prefix
-        self.entries = [Entry("GET", "openapi.json", self.openapi), Entry("GET", "docs", self.docs)]
-        self._tables = [*tables, ("/", self.entries)]
+    def __init__(self, algorithms: Mapping[str, Algorithm], tables: Sequence[tuple[str, Sequence[RouteSpec]]]) -> None:
+        self._algorithms = algorithms
+        self._tables = tables
         self._documents: dict[str, bytes] = {}
 
-    async def openapi(self, request: Request) -> Answer:
+    async def openapi(self, request: Request) -> HttpResponse:
         """This description, as OpenAPI 3.1."""
-        root_path = request.root_path
+        root_path = request.context.root_path
         if root_path not in self._documents:
-            document = describe(self._algorithms, self._prefix, self._tables)
+            document = describe(self._algorithms, self._tables)
             if root_path:
                 document["servers"] = [{"url": root_path}]
             self._documents[root_path] = to_json(document)
-        return Answer(self._documents[root_path])
+        return HttpResponse(self._documents[root_path])
 
-    async def docs(self, request: Request) -> Answer:
-        """A page that shows this description and sends requests; it loads nothing from elsewhere."""
+    async def docs(self, request: Request) -> HttpResponse:
+        """A page that shows this description and sends requests."""
         page = (files("mlpkit.web") / "docs.html").read_bytes()
-        return Answer(page, content_type=b"text/html; charset=utf-8")
+        return HttpResponse(page, content_type=b"text/html; charset=utf-8")
 
 
-def describe(algorithms: Mapping[str, Algorithm], prefix: str, tables: Sequence[tuple[str, Sequence[Entry]]]) -> Schema:
-    """The OpenAPI document of a service with these algorithms; `tables` holds the routes below each path."""
+def describe(algorithms: Mapping[str, Algorithm], tables: Sequence[tuple[str, Sequence[RouteSpec]]]) -> Schema:
+    """The OpenAPI document of these algorithms; `tables` has the routes below each path."""
     types = AuthorTypes(algorithms)
-    predict = _operation("predict", "Asks a loaded model for its predictions.", body=_predict_body(algorithms, types))
-    paths: dict[str, Schema] = {f"{prefix}predict": {"post": predict}}
+    paths: dict[str, Schema] = {}
     for place, table in tables:
-        for entry in table:
-            path = place + entry.path.replace(":path}", "}")
-            body = _train_body(algorithms, types) if entry.fields is TRAIN else _object(entry.fields)
-            paths[path] = {entry.method.lower(): _described(entry, body)}
+        for spec in table:
+            path = place + spec.path.replace(":path}", "}")
+            paths[path] = {spec.method.lower(): _described(spec, _body_of(spec, algorithms, types))}
     return {
         "openapi": "3.1.0",
         "info": {"title": "mlpkit", "version": "1", "description": f"Algorithms: {', '.join(algorithms)}."},
@@ -79,16 +85,88 @@ def describe(algorithms: Mapping[str, Algorithm], prefix: str, tables: Sequence[
     }
 
 
-def _described(entry: Entry, body: Schema) -> Schema:
-    summary = (inspect.getdoc(entry.handler) or "").partition("\n")[0]
-    name = entry.handler.__name__.strip("_")
-    parameters = [_parameter(field.name, "query", _schema(field), field.required) for field in entry.fields]
-    asked = [_parameter(each, "query", {"type": "string"}, False, text) for each, text in entry.query.items()]
-    if "{model_id" in entry.path:
+class AuthorTypes:
+    """The JSON schemas of the types that authors annotate.
+
+    `components` has those that the others refer to. A type that has no schema is described as any object.
+    """
+
+    def __init__(self, algorithms: Mapping[str, Algorithm]) -> None:
+        self._foreign: dict[str, Schema] = {}
+        types: dict[tuple[str, str, str], Any] = {}
+        for name, algorithm in algorithms.items():
+            for hook, field in _TYPED:
+                plan = algorithm.plan(hook)
+                annotation = plan.field_type(field) if plan is not None else None
+                if annotation not in (None, Any) and self._has_schema(annotation):
+                    types[name, hook, field] = annotation
+        # All in one call: types of the same name get names of their own.
+        schemas, components = self._schemas_of(types.values())
+        self._schemas = {key: _plain(schema) for key, schema in zip(types, schemas, strict=True)}
+        self.components: dict[str, Schema] = {
+            name: _plain(schema) for name, schema in {**components, **self._foreign}.items()
+        }
+
+    def of(self, algorithm: str, hook: str, field: str) -> Schema:
+        """The schema of one field: any object if its type has none."""
+        return self._schemas.get((algorithm, hook, field)) or {"type": "object"}
+
+    def _has_schema(self, annotation: Any) -> bool:
+        try:
+            to_json(_plain(self._schemas_of([annotation])))
+        except Exception:
+            # Whatever a type of the author raises, the other types must be described.
+            logger.opt(exception=True).debug("the type {} has no JSON schema", annotation)
+            return False
+        return True
+
+    def _schemas_of(self, annotations: Iterable[Any]) -> tuple[tuple[Schema, ...], dict[str, Schema]]:
+        return msgspec.json.schema_components(
+            annotations, schema_hook=self._schema_of_foreign, ref_template=_PLACE + "{name}"
+        )
+
+    def _schema_of_foreign(self, cls: type) -> Schema:
+        """The schema of a pydantic model; its own definitions join the components."""
+        model_schema = getattr(cls, "model_json_schema", None)
+        if model_schema is None:
+            raise NotImplementedError
+        schema: Schema = model_schema(ref_template=_PLACE + "{model}")
+        self._foreign.update(schema.pop("$defs", {}))
+        return schema
+
+
+def _plain(schema: Any) -> Any:
+    """The schema without what JSON cannot hold: infinite defaults and limits."""
+    if isinstance(schema, dict):
+        kept = {key: value for key, value in schema.items() if key not in _LITERAL or _is_finite(value)}
+        return {key: value if key in _LITERAL else _plain(value) for key, value in kept.items()}
+    return [_plain(item) for item in schema] if isinstance(schema, (list, tuple)) else schema
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        to_json(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _described(spec: RouteSpec, body: Schema) -> Schema:
+    summary = (inspect.getdoc(spec.handler) or "").partition("\n")[0]
+    name = getattr(spec.handler, "__name__", spec.path).strip("_")
+    parameters = [_parameter(field.name, "query", _schema(field), field.required) for field in spec.fields]
+    asked = [_parameter(key, "query", {"type": "string"}, False, text) for key, text in spec.query.items()]
+    if "{model_id" in spec.path:
         asked.append(_parameter("model_id", "path", {"type": "string", "minLength": 1}, True))
-    if entry.method == "GET":
+    if spec.method == "GET":
         return _operation(name, summary, parameters=parameters + asked)
     return _operation(name, summary, parameters=asked, body=body)
+
+
+def _body_of(spec: RouteSpec, algorithms: Mapping[str, Algorithm], types: AuthorTypes) -> Schema:
+    if spec.fields is TRAIN:
+        return _train_body(algorithms, types)
+    return _predict_body(algorithms, types) if spec.fields is PREDICT else _object(spec.fields)
 
 
 def _operation(name: str, summary: str, parameters: Sequence[Schema] = (), body: Schema | None = None) -> Schema:
@@ -119,7 +197,7 @@ def _train_body(algorithms: Mapping[str, Algorithm], types: AuthorTypes) -> Sche
         body = _object(TRAIN)
         body["title"] = f"train {name}"
         body["properties"]["algorithm"] = {"const": name}
-        for field, hook_field in _HOOK_FIELDS.items():
+        for field, hook_field in _TRAIN_FIELDS.items():
             body["properties"][field] = types.of(name, "train", hook_field)
         bodies.append(body)
     return bodies[0] if len(bodies) == 1 else {"oneOf": bodies}
@@ -127,9 +205,9 @@ def _train_body(algorithms: Mapping[str, Algorithm], types: AuthorTypes) -> Sche
 
 def _predict_body(algorithms: Mapping[str, Algorithm], types: AuthorTypes) -> Schema:
     body = _object(PREDICT)
-    for field in ("features", "params"):
+    for field in _PREDICT_FIELDS:
         found = [types.of(name, "predict", field) for name in algorithms]
-        different = [each for number, each in enumerate(found) if each not in found[:number]]
+        different = [schema for number, schema in enumerate(found) if schema not in found[:number]]
         body["properties"][field] = {"anyOf": [*different, {"type": "null"}]}
     return body
 

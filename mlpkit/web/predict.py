@@ -1,136 +1,157 @@
-"""`POST /predict`, the hot path: a plain ASGI callable ahead of the router.
+"""`POST /predict`: from the body of a request to a model, and from its answer to the response.
 
-The server decodes only the envelope: `features`, `params` and the answer stay JSON on their way to the worker and back.
+The server decodes only the envelope. `features`, `params` and the answer stay JSON on their way to the worker and back.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from mlpkit.injection import NULL
+from mlpkit.log import request_id
 from mlpkit.processes import LONG
-from mlpkit.web.answers import Answer, other_method
-from mlpkit.web.body import read_body
-from mlpkit.web.callers import Callers
-from mlpkit.web.protocol import PREDICT, caller_uuid, check, check_no_null, is_json, json_values, read_values
+from mlpkit.web.body import body_too_large
+from mlpkit.web.protocol import PREDICT, caller_uuid, check, check_no_null, is_json, read_values
+from mlpkit.web.request import ClientGone, HttpResponse, failed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from starlette.types import Receive
 
-    from starlette.types import Receive, Scope, Send
+    from mlpkit.serving import Outcome, Prediction
+    from mlpkit.web.request import RequestContext
+    from mlpkit.web.routes import Dependencies, Request
 
-    from mlpkit.serving import Prediction, Settle
-    from mlpkit.web.exchange import Exchange
-    from mlpkit.web.parts import Parts
-    from mlpkit.web.protocol import Value
+Respond = Callable[[HttpResponse], None]
+"""Takes the response to a request; called once, on the event loop."""
 
-_HEAD, _TAIL = b'{"status": "success", "data": {"predictions": ', b"}}"
+_HEAD = b'{"status": "success", "data": {"predictions": '
+_TAIL = b"}}"
 _OBJECT = ord("{")
 _LONGEST_ID = 64
+_UNWATCHED_SECONDS = 0.25
+"""How long a caller may wait before it is watched: a watch costs a task, and most answers are faster."""
 _FEW = 32
-"""So many letters are looked at one by one: beyond, the plain search is as fast."""
+"""How many letters `n` are looked at one by one; beyond that the plain search is as fast."""
 
 
 class Envelope(msgspec.Struct):
-    """A predict request of the usual shape; whatever else fits the protocol takes the general way."""
+    """A request of the usual shape; all others that fit the protocol are read field by field."""
 
     model_id: str
     features: msgspec.Raw = NULL
     params: msgspec.Raw = NULL
     uuid: str | None = None
 
-    def is_plain(self) -> bool:
-        """Whether nothing is left to be checked but nulls inside `features`."""
-        features, params = self.features, self.params
-        return (
-            len(self.model_id) <= _LONGEST_ID
-            and (features == NULL or memoryview(features)[0] == _OBJECT)
-            and (params == NULL or memoryview(params)[0] == _OBJECT)
-        )
 
-    def to_ask(self) -> tuple[str, bytes | memoryview, bytes]:
-        """What a model is asked: its id, `features` and `params` as JSON; long `features` keep the body alive."""
-        features = memoryview(self.features)
-        held = features if len(features) > LONG else bytes(features)
-        return self.model_id, held, bytes(self.params)
+_decode_envelope = msgspec.json.Decoder(Envelope).decode
 
 
-_envelope = msgspec.json.Decoder(Envelope)
+class PredictEndpoint:
+    """Answers predictions: the connection's (`begin`) and those of any ASGI server (`predict`)."""
 
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._models = dependencies.models
+        self._settings = dependencies.settings
+        self.limit = dependencies.settings.max_body
 
-class Predict:
-    """Answers a prediction: the envelope in, the worker's bytes out."""
+    def begin(self, context: RequestContext, body: bytes, respond: Respond) -> Prediction | None:
+        """Begins a prediction for a request that was admitted; never raises.
 
-    def __init__(self, parts: Parts) -> None:
-        self._models, self.limit = parts.models, parts.settings.max_body
-        self._callers = Callers()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange: Exchange = scope["exchange"]
-        answer = other_method(scope["method"], "POST")
-        if answer is None:
-            answer = Answer(enclosed(await self._predictions(scope, receive, exchange)))
-        await exchange.send(answer, send)
-
-    def plain(self, exchange: Exchange, body: bytes) -> Envelope | None:
-        """The envelope of a request of the usual shape, fully checked; None where it has another.
-
-        Raises:
-            ArgumentError: a null in `features`.
+        `respond` gets the response, whatever becomes of the request. None if it has it already.
         """
-        if len(body) > self.limit or exchange.scope["query_string"] or not is_json(exchange.content_type):
-            return None
-        request = _plain(body)
-        if request is not None:
-            if request.uuid is not None:
-                exchange.adopt(request.uuid)
-            if (b"null" in body if len(body) <= LONG else _holds_null(body)) and request.features != NULL:
-                check_no_null("features", request.features)
-        return request
 
-    def begin(self, exchange: Exchange, request: Envelope, settle: Settle) -> Prediction:
-        """Begins a prediction, whose outcome `settle` is told.
+        def settle(outcome: Outcome) -> None:
+            if isinstance(outcome, bytes):
+                respond(HttpResponse(b"".join((_HEAD, outcome, _TAIL))))
+            else:
+                respond(failed(context, outcome, self._settings))
 
-        Raises:
-            MlpkitError: what `Models.begin` refuses.
-        """
-        return self._models.begin(*request.to_ask(), exchange.caller_uuid, settle)
-
-    async def _predictions(self, scope: Scope, receive: Receive, exchange: Exchange) -> bytes:
-        if scope["query_string"] or not is_json(exchange.content_type):
-            request = _general(await read_values(scope, receive, exchange.content_type, self.limit), exchange)
-        else:
-            body = await read_body(receive, self.limit)
-            request = self.plain(exchange, body) or _general(json_values(body), exchange)
-        future = self._models.predict(*request.to_ask(), exchange.caller_uuid)
-        self._callers.enter(future, receive)
         try:
-            return await future
+            envelope = self._read(context, body)
+            features = memoryview(envelope.features)
+            bound = request_id.set(context.request_id)
+            try:
+                return self._models.begin(
+                    envelope.model_id,
+                    # A view of long features saves a copy; one of short features would keep the whole body.
+                    features if len(features) > LONG else bytes(features),
+                    bytes(envelope.params),
+                    context.caller_uuid,
+                    settle,
+                )
+            finally:
+                request_id.reset(bound)
+        except Exception as error:
+            respond(failed(context, error, self._settings))
+            return None
+
+    async def predict(self, request: Request) -> HttpResponse:
+        """Asks a loaded model for its predictions."""
+        answered: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
+
+        def respond(response: HttpResponse) -> None:
+            if not answered.done():
+                answered.set_result(response)
+
+        pending = self.begin(request.context, request.body, respond)
+        try:
+            return await _unless_gone(answered, request.receive)
         finally:
-            self._callers.leave(future)
+            if pending is not None:
+                pending.give_up()
 
+    def _read(self, context: RequestContext, body: bytes) -> Envelope:
+        """The fields of a request, checked.
 
-def enclosed(predictions: bytes) -> bytes:
-    """The body of the answer that holds these predictions."""
-    return b"".join((_HEAD, predictions, _TAIL))
+        Raises:
+            ArgumentError: they do not fit the protocol.
+        """
+        if len(body) > self.limit:
+            raise body_too_large(self.limit)
+        envelope = None if context.query_string or not is_json(context.content_type) else _plain(body)
+        if envelope is None:
+            values = read_values(context, body)
+            context.adopt(caller_uuid(values))
+            arguments = check(PREDICT, values)
+            return Envelope(arguments.text("model_id"), arguments.object("features"), arguments.object("params"))
+        if envelope.uuid is not None:
+            context.adopt(envelope.uuid)
+        if (b"null" in body if len(body) <= LONG else _has_null(body)) and envelope.features != NULL:
+            check_no_null("features", envelope.features)
+        return envelope
 
 
 def _plain(body: bytes) -> Envelope | None:
-    """The envelope of a request of the usual shape, else None."""
+    """The envelope of a request of the usual shape, else None.
+
+    Nothing is left to be checked but nulls inside `features`.
+    """
     try:
-        request = _envelope.decode(body)
+        envelope = _decode_envelope(body)
         if not body.isascii():
-            # What is left raw was not looked at: broken UTF-8 in it ends here, not in the worker.
+            # What is left raw was not decoded: broken UTF-8 in it must end here, not in the worker.
             body.decode()
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    return request if request.is_plain() else None
+    features = envelope.features
+    params = envelope.params
+    fits = (
+        len(envelope.model_id) <= _LONGEST_ID
+        and (features == NULL or memoryview(features)[0] == _OBJECT)
+        and (params == NULL or memoryview(params)[0] == _OBJECT)
+    )
+    return envelope if fits else None
 
 
-def _holds_null(body: bytes) -> bool:
-    """Whether the word stands anywhere in a long body: much faster than a plain search where it has few letters `n`."""
+def _has_null(body: bytes) -> bool:
+    """Whether `null` stands anywhere in a long body.
+
+    Much faster than a plain search if the body has few letters `n`.
+    """
     place = -1
     for _ in range(_FEW):
         place = body.find(b"n", place + 1)
@@ -139,7 +160,23 @@ def _holds_null(body: bytes) -> bool:
     return body.find(b"null", place) >= 0
 
 
-def _general(values: Mapping[str, Value], exchange: Exchange) -> Envelope:
-    exchange.adopt(caller_uuid(values))
-    arguments = check(PREDICT, values)
-    return Envelope(arguments.text("model_id"), arguments.object("features"), arguments.object("params"))
+async def _unless_gone(answered: asyncio.Future[HttpResponse], receive: Receive) -> HttpResponse:
+    """The response, once it is there.
+
+    Raises:
+        ClientGone: the caller has closed the connection before.
+    """
+    await asyncio.wait([answered], timeout=_UNWATCHED_SECONDS)
+    if not answered.done():
+        gone = asyncio.create_task(_gone(receive))
+        either: list[asyncio.Future[Any]] = [answered, gone]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if not answered.done():
+            raise ClientGone
+    return answered.result()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -17,10 +17,11 @@ import msgspec
 
 from mlpkit.errors import ArgumentError, MalformedBody
 from mlpkit.injection import NULL
-from mlpkit.web.body import read_body
 
 if TYPE_CHECKING:
-    from starlette.types import Message, Receive, Scope
+    from python_multipart.multipart import Field as FormField
+
+    from mlpkit.web.request import RequestContext
 
 Value = str | msgspec.Raw
 """A field as it arrived: text from a query or a form, or JSON."""
@@ -147,23 +148,25 @@ def check_no_null(name: str, value: bytes | msgspec.Raw) -> None:
             waiting += [(key, each) for each in reversed(item)]
 
 
-async def read_values(scope: Scope, receive: Receive, content_type: str, limit: int) -> dict[str, Value]:
-    """All fields of a request: the JSON body's win over the query's, these over those of a form.
+def read_values(context: RequestContext, body: bytes) -> dict[str, Value]:
+    """All fields of a request.
+
+    Those of a JSON body win over those of the query, and these over those of a form.
 
     Raises:
         ArgumentError: the body is a JSON object, but its type does not say so, and there are no other fields.
-        MalformedBody: the body is no JSON object, or no form, although its type says so.
-        BodyTooLarge: it has more than `limit` bytes.
+        MalformedBody: the body is not a JSON object, or not a form, although its type says so.
     """
-    body = await read_body(receive, limit)
-    media_type = content_type.partition(";")[0].strip().lower()
+    media_type = context.content_type.partition(";")[0].strip().lower()
     values: dict[str, Value] = {}
-    if scope["method"] == "POST" and media_type in ("application/x-www-form-urlencoded", "multipart/form-data"):
-        values.update(await _form_values(scope, body, media_type))
-    values.update(query_values(scope["query_string"]))
-    if is_json(content_type):
+    if context.method == "POST" and media_type == "application/x-www-form-urlencoded":
+        values.update(_first_of_each(_parsed(body)))
+    elif context.method == "POST" and media_type == "multipart/form-data":
+        values.update(_multipart_values(context.content_type, body))
+    values.update(query_values(context.query_string))
+    if is_json(context.content_type):
         values.update(json_values(body))
-    elif not scope["query_string"] and body[:64].lstrip().startswith(b"{"):
+    elif not context.query_string and body[:64].lstrip().startswith(b"{"):
         sent = f"is sent as {media_type}" if media_type else "is sent without a type"
         raise ArgumentError(f"the body looks like JSON but {sent}: add the header Content-Type: application/json")
     return values
@@ -216,20 +219,27 @@ def _as_utf8(body: bytes) -> bytes:
     return body if encoding == "utf-8" else text.encode("utf-8", "surrogatepass")
 
 
-async def _form_values(scope: Scope, body: bytes, media_type: str) -> dict[str, str]:
-    if media_type == "application/x-www-form-urlencoded":
-        return _first_of_each(_parsed(body))
-    from starlette.formparsers import MultiPartException
-    from starlette.requests import Request
+def _multipart_values(content_type: str, body: bytes) -> dict[str, str]:
+    from python_multipart.exceptions import FormParserError
+    from python_multipart.multipart import FormParser, parse_options_header
 
-    async def replay() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
+    pairs: list[tuple[str, str]] = []
 
+    def keep(field: FormField) -> None:
+        if len(pairs) >= _MOST_FORM_FIELDS:
+            raise _too_many_fields()
+        pairs.append(((field.field_name or b"").decode(), (field.value or b"").decode()))
+
+    # Files are not fields: they are dropped, and must not be written to a disk before that.
+    in_memory = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
     try:
-        async with Request(scope, replay).form(max_fields=_MOST_FORM_FIELDS, max_part_size=len(body) + 1) as form:
-            return _first_of_each((name, value) for name, value in form.multi_items() if isinstance(value, str))
-    except (MultiPartException, KeyError, UnicodeDecodeError) as error:
+        parser = FormParser("multipart/form-data", keep, lambda file: None, boundary=boundary, config=in_memory)
+        parser.write(body)
+        parser.finalize()
+    except (FormParserError, UnicodeDecodeError) as error:
         raise MalformedBody(f"the form cannot be read: {error}") from None
+    return _first_of_each(pairs)
 
 
 def _parsed(encoded: bytes) -> list[tuple[str, str]]:
@@ -237,7 +247,11 @@ def _parsed(encoded: bytes) -> list[tuple[str, str]]:
         text = encoded.decode("utf-8", "replace")
         return parse_qsl(text, keep_blank_values=True, max_num_fields=_MOST_FORM_FIELDS)
     except ValueError:
-        raise MalformedBody(f"more than {_MOST_FORM_FIELDS} fields in a form or query") from None
+        raise _too_many_fields() from None
+
+
+def _too_many_fields() -> MalformedBody:
+    return MalformedBody(f"more than {_MOST_FORM_FIELDS} fields in a form or query")
 
 
 def _first_of_each(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

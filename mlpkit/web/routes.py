@@ -1,83 +1,223 @@
-"""Which path is answered by what: the platform's routes below the prefix, mlpkit's own there and at the root."""
+"""The table of routes: which path is answered by which handler.
+
+The platform's routes are below the prefix; mlpkit's own are there and at the root.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from starlette.routing import Route, Router
 
 from mlpkit.platform.node import node_info
 from mlpkit.web.algorithms import AlgorithmRoutes
-from mlpkit.web.answers import Answer, path_not_found, success
-from mlpkit.web.endpoint import Endpoint, Entry, Request
-from mlpkit.web.health import HealthRoutes
+from mlpkit.web.body import read_body
 from mlpkit.web.jobs import JobRoutes
-from mlpkit.web.metrics import MetricsRoute, RequestCounts
+from mlpkit.web.monitoring import HealthRoutes, MetricsRoute
 from mlpkit.web.openapi import DocumentRoutes
-from mlpkit.web.protocol import CANCEL, DELETE, LOAD, STATUS, TRAIN, UNLOAD
+from mlpkit.web.protocol import (
+    CANCEL,
+    DELETE,
+    LOAD,
+    PREDICT,
+    STATUS,
+    TRAIN,
+    UNLOAD,
+    Arguments,
+    Field,
+    caller_uuid,
+    check,
+    query_values,
+    read_values,
+)
+from mlpkit.web.request import HttpResponse, other_method, path_not_found, success
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from mlpkit.web.exchange import Exchange
-    from mlpkit.web.parts import Parts
+    from mlpkit.algorithm import Algorithm
+    from mlpkit.log import LogOutput
+    from mlpkit.platform.cluster import Cluster
+    from mlpkit.serving import Models
+    from mlpkit.settings import Settings
+    from mlpkit.storage import Storage
+    from mlpkit.training import TrainingQueue
+    from mlpkit.web.predict import PredictEndpoint
+    from mlpkit.web.request import RequestContext, RequestCounts
 
 
-def router(parts: Parts, counts: RequestCounts) -> Router:
-    """All routes but `/predict`, which is answered ahead of them."""
-    settings = parts.settings
-    answer = path_not_found(settings)
+@dataclass
+class ServiceState:
+    """The phase of a service's life, and its health.
+
+    Whoever opens and closes the service sets the phase; new work is taken only while it is `ready`. `checks` are
+    asked for readiness: each gives the problems that it knows, without waiting. `remarks` are asked for what is wrong
+    although requests can be answered.
+    """
+
+    phase: Literal["starting", "ready", "draining"] = "starting"
+    checks: list[Callable[[], list[str]]] = field(default_factory=list)
+    remarks: list[Callable[[], list[str]]] = field(default_factory=list)
+
+    def problems(self) -> list[str]:
+        """Why the service should get no requests now; empty if it should."""
+        found = [] if self.phase == "ready" else [self.phase]
+        return found + [problem for check in self.checks for problem in check()]
+
+    def warnings(self) -> list[str]:
+        """What somebody should look at, although the service can do its work."""
+        return [warning for remark in self.remarks for warning in remark()]
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """What requests are answered with; `cluster` is None in standalone mode."""
+
+    algorithms: Mapping[str, Algorithm]
+    settings: Settings
+    models: Models
+    training: TrainingQueue
+    storage: Storage
+    log: LogOutput
+    state: ServiceState
+    cluster: Cluster | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a handler gets. `path` and `query` are decoded; `body` is empty if the route has no fields.
+
+    `arguments` are the checked fields, empty if the handler reads them itself. `receive` is the connection's, for
+    handlers that must know if the caller goes away.
+    """
+
+    context: RequestContext
+    arguments: Arguments
+    body: bytes
+    path: Mapping[str, str]
+    query: Mapping[str, str]
+    receive: Receive
+
+
+Handler = Callable[[Request], Awaitable[HttpResponse]]
+"""Answers a request. The first line of its docstring is the summary in `/openapi.json`, its name the operation's id."""
+
+
+@dataclass(frozen=True)
+class RouteSpec:
+    """One line of the table of routes.
+
+    `fields` are the protocol's, `query` says what others in the query mean. `reads_body` is whether the handler reads
+    the fields from the body itself.
+    """
+
+    method: Literal["GET", "POST"]
+    path: str
+    handler: Handler
+    fields: tuple[Field, ...] = ()
+    query: Mapping[str, str] = field(default_factory=dict)
+    reads_body: bool = False
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """The ASGI application of one route. `limit` is the largest body in bytes."""
+
+    spec: RouteSpec
+    limit: int
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context: RequestContext = scope["context"]
+        context.route = self.spec.path
+        response = other_method(context.method, self.spec.method)
+        if response is None:
+            response = await self.spec.handler(await self._request(context, scope, receive))
+        await context.send(response, send)
+
+    async def _request(self, context: RequestContext, scope: Scope, receive: Receive) -> Request:
+        spec = self.spec
+        body = await read_body(receive, self.limit) if spec.fields else b""
+        arguments = Arguments({}, {})
+        if spec.fields and not spec.reads_body:
+            values = read_values(context, body)
+            context.adopt(caller_uuid(values))
+            context.bind()
+            arguments = check(spec.fields, values)
+        query = query_values(context.query_string)
+        return Request(context, arguments, body, scope.get("path_params", {}), query, receive)
+
+
+def build_router(dependencies: Dependencies, predict: PredictEndpoint, counts: RequestCounts) -> Router:
+    """All routes as one ASGI application; it finds the request's context in `scope["context"]`."""
+    settings = dependencies.settings
+    not_found = path_not_found(settings)
 
     async def unknown(scope: Scope, receive: Receive, send: Send) -> None:
-        exchange: Exchange = scope["exchange"]
-        await exchange.send(answer, send)
+        context: RequestContext = scope["context"]
+        await context.send(not_found, send)
 
     prefix = settings.api_prefix
-    own = _own(parts)
-    described = [(prefix, _platform(parts)), (prefix, own), ("/", _root(parts, counts))]
-    tables = [*described, ("/", DocumentRoutes(parts, described).entries), ("/", own)]
-    routes = [Route(place + each.path, Endpoint(each, settings.max_body)) for place, table in tables for each in table]
+    own = _own_routes(dependencies)
+    described = [
+        (prefix, _platform_routes(dependencies, predict)),
+        (prefix, own),
+        ("/", _root_routes(dependencies, counts)),
+    ]
+    documents = DocumentRoutes(dependencies.algorithms, described)
+    document_routes = [
+        RouteSpec("GET", "openapi.json", documents.openapi),
+        RouteSpec("GET", "docs", documents.docs),
+    ]
+    described.append(("/", document_routes))
+    routes = [
+        Route(place + spec.path, Endpoint(spec, settings.max_body))
+        for place, table in [*described, ("/", own)]
+        for spec in table
+    ]
     return Router(routes, redirect_slashes=False, default=unknown)
 
 
-def _platform(parts: Parts) -> list[Entry]:
-    handlers = AlgorithmRoutes(parts)
+def _platform_routes(dependencies: Dependencies, predict: PredictEndpoint) -> list[RouteSpec]:
+    handlers = AlgorithmRoutes(dependencies)
     return [
-        Entry("POST", "train", handlers.train, TRAIN),
-        Entry("GET", "status", handlers.status, STATUS),
-        Entry("POST", "load", handlers.load, LOAD),
-        Entry("POST", "unload", handlers.unload, UNLOAD),
-        Entry("POST", "delete", handlers.delete, DELETE),
-        Entry("GET", "monitor", handlers.monitor),
+        RouteSpec("POST", "predict", predict.predict, PREDICT, reads_body=True),
+        RouteSpec("POST", "train", handlers.train, TRAIN),
+        RouteSpec("GET", "status", handlers.status, STATUS),
+        RouteSpec("POST", "load", handlers.load, LOAD),
+        RouteSpec("POST", "unload", handlers.unload, UNLOAD),
+        RouteSpec("POST", "delete", handlers.delete, DELETE),
+        RouteSpec("GET", "monitor", handlers.monitor),
     ]
 
 
-def _own(parts: Parts) -> list[Entry]:
-    handlers = JobRoutes(parts)
+def _own_routes(dependencies: Dependencies) -> list[RouteSpec]:
+    handlers = JobRoutes(dependencies)
     choice = {
         "algorithm": "only the jobs of this algorithm",
         "state": "only the jobs in this state: init, training, completed or error",
         "limit": "how many jobs at most, up to 1000",
     }
     return [
-        Entry("GET", "jobs", handlers.jobs, query=choice),
-        Entry("GET", "jobs/{model_id:path}/log", handlers.log, query={"tail": "only so many lines at the end"}),
-        Entry("GET", "jobs/{model_id:path}", handlers.job),
-        Entry("POST", "cancel", handlers.cancel, CANCEL),
-        Entry("GET", "models", handlers.models),
+        RouteSpec("GET", "jobs", handlers.jobs, query=choice),
+        RouteSpec("GET", "jobs/{model_id:path}/log", handlers.log, query={"tail": "only so many lines at the end"}),
+        RouteSpec("GET", "jobs/{model_id:path}", handlers.job),
+        RouteSpec("POST", "cancel", handlers.cancel, CANCEL),
+        RouteSpec("GET", "models", handlers.models),
     ]
 
 
-def _root(parts: Parts, counts: RequestCounts) -> list[Entry]:
-    health = HealthRoutes(parts.state)
+def _root_routes(dependencies: Dependencies, counts: RequestCounts) -> list[RouteSpec]:
+    health = HealthRoutes(dependencies.state)
     return [
-        Entry("GET", "node_info", _node_info),
-        Entry("GET", "health/live", health.live),
-        Entry("GET", "health/ready", health.ready),
-        Entry("GET", "metrics", MetricsRoute(parts, counts).metrics),
+        RouteSpec("GET", "node_info", _node_info),
+        RouteSpec("GET", "health/live", health.live),
+        RouteSpec("GET", "health/ready", health.ready),
+        RouteSpec("GET", "metrics", MetricsRoute(dependencies, counts).metrics),
     ]
 
 
-async def _node_info(request: Request) -> Answer:
-    """The machine of the service: memory, processors, and what went through network and disks since boot."""
+async def _node_info(request: Request) -> HttpResponse:
+    """The machine: memory, processors, network and disk traffic since boot."""
     return success(await node_info())

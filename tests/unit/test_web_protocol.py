@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mlpkit.errors import ArgumentError, MalformedBody, ModelNotLoaded, Overloaded, UserCodeError
 from mlpkit.settings import Settings
-from mlpkit.web.answers import failure, success
 from mlpkit.web.protocol import LOAD, PREDICT, STATUS, TRAIN, Field, check, check_no_null, is_json, json_values
+from mlpkit.web.request import failure, success
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -29,10 +29,10 @@ BODIES = {
 
 
 @pytest.fixture
-def loaded(plain: Service) -> Service:
+def loaded(either: Service) -> Service:
     """The service, with the model that the requests name."""
-    plain.post("/load", json.dumps(BODIES["/load"]))
-    return plain
+    either.post("/load", json.dumps(BODIES["/load"]))
+    return either
 
 
 @pytest.fixture
@@ -76,6 +76,12 @@ def test_offer_in_a_request_without_a_body_is_ignored_too(connected: socket.sock
     assert b'"algorithms"' in connected.recv(1 << 16)
     connected.sendall(b"GET /monitor HTTP/1.1\r\nHost: service\r\nConnection: Upgrade, close\r\nUpgrade: h2c\r\n\r\n")
     assert b"connection: close\r\n" in everything(connected)
+
+
+def test_many_offers_that_are_sent_ahead_are_all_ignored(connected: socket.socket) -> None:
+    request = b"GET /health/live HTTP/1.1\r\nHost: service\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    connected.sendall(request * 2000 + request.replace(b"Upgrade\r", b"Upgrade, close\r"))
+    assert everything(connected).count(b"HTTP/1.1 200 OK\r\n") == 2001
 
 
 def test_connect_is_refused_and_ends_the_connection(connected: socket.socket) -> None:

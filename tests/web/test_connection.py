@@ -1,4 +1,4 @@
-"""The short way of predictions, and that whatever does not fit it gets the same answers on uvicorn's own."""
+"""The shortcut of predictions, and that all requests get the same answers on uvicorn's way."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ CLOSE = b"Connection: close\r\n"
 
 
 @pytest.fixture(scope="module")
-def echo(plain: Service) -> Service:
+def echo(either: Service) -> Service:
     """The service with a model that answers the sentence it is given."""
-    plain.post("/load", '{"algorithm": "echo", "model_id": "e"}')
-    return plain
+    either.post("/load", '{"algorithm": "echo", "model_id": "e"}')
+    return either
 
 
 @pytest.fixture
@@ -41,6 +41,14 @@ def prediction(sentence: str, more: bytes = b"", version: bytes = b"1.1", **fiel
     return head + more + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
+def answers(connection: socket.socket, count: int) -> bytes:
+    """What arrives until so many answers are whole."""
+    received = b""
+    while len(labels(received)) < count or not received.endswith(b"}}"):
+        received += connection.recv(1 << 16)
+    return received
+
+
 def everything(connection: socket.socket) -> bytes:
     """What arrives until the service closes the connection."""
     return b"".join(iter(lambda: connection.recv(1 << 16), b""))
@@ -51,10 +59,16 @@ def labels(received: bytes) -> list[str]:
     return re.findall(r'"label": ?"([^"]*)"', received.decode())
 
 
-def test_head_and_body_of_a_prediction_arrive_in_one_piece(connected: socket.socket) -> None:
+def test_head_and_body_of_a_prediction_arrive_in_one_piece(plain: Service) -> None:
+    plain.post("/load", '{"algorithm": "echo", "model_id": "e"}')
+    with socket.create_connection(("127.0.0.1", plain.port), timeout=10) as connection:
+        pieces_are_whole(connection)
+
+
+def pieces_are_whole(connection: socket.socket) -> None:
     for number in range(50):
-        connected.sendall(prediction(f"sentence {number}"))
-        piece = connected.recv(1 << 16)
+        connection.sendall(prediction(f"sentence {number}"))
+        piece = connection.recv(1 << 16)
         assert piece.startswith(b"HTTP/1.1 200 OK\r\n")
         assert b"\r\ndate: " in piece
         assert labels(piece) == [f"sentence {number}"]
@@ -76,7 +90,7 @@ def test_a_prediction_in_pieces_is_answered_like_a_whole_one(connected: socket.s
     for cut in (1, 30, len(request) - 60, len(request) - 1):
         connected.sendall(request[:cut])
         connected.sendall(request[cut:])
-        assert labels(connected.recv(1 << 16)) == ["in pieces"]
+        assert labels(answers(connected, 1)) == ["in pieces"]
 
 
 def test_a_prediction_in_chunks_is_answered_like_one_of_known_length(connected: socket.socket) -> None:
@@ -84,10 +98,10 @@ def test_a_prediction_in_chunks_is_answered_like_one_of_known_length(connected: 
     head = re.sub(rb"Content-Length: \d+", b"Transfer-Encoding: chunked", head)
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:7], body[7:]))
     connected.sendall(head + b"\r\n\r\n" + chunks + b"0\r\n\r\n")
-    assert labels(connected.recv(1 << 16)) == ["in chunks"]
+    assert labels(answers(connected, 1)) == ["in chunks"]
 
 
-def test_token_origin_and_limit_hold_on_the_short_way_too(strict: Service) -> None:
+def test_token_origin_and_limit_hold_for_predictions(strict: Service) -> None:
     token, origin = b"Authorization: Bearer %b\r\n" % TOKEN.encode(), b"Origin: %b\r\n" % ORIGIN.encode()
     strict.post("/load", '{"algorithm": "echo", "model_id": "e"}', Authorization=f"Bearer {TOKEN}")
     for more, sentence, line in [
@@ -139,7 +153,7 @@ def test_an_idle_connection_keeps_nothing_of_its_last_prediction(echo: Service) 
         for _ in range(count):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", echo.port), timeout=20))
             connection.sendall(request)
-            assert labels(connection.recv(1 << 16)) == ["x"]
+            assert labels(answers(connection, 1)) == ["x"]
         grown = server.memory_info().rss - before
     # Half of it, and what the allocator keeps for the next.
     assert grown < count * size * 0.6
@@ -156,7 +170,7 @@ def test_a_failed_prediction_leaves_its_connection_usable(connected: socket.sock
     assert labels(received) == ["after"]
 
 
-def test_the_short_way_leaves_a_line_in_the_log_and_a_count(echo: Service, connected: socket.socket) -> None:
+def test_prediction_leaves_a_line_in_the_log_and_a_count(echo: Service, connected: socket.socket) -> None:
     def counted() -> float:
         found = re.search(
             r'mlpkit_requests_total\{route="predict",status="success"\} ([\d.]+)', echo.get("/metrics").text
@@ -164,16 +178,16 @@ def test_the_short_way_leaves_a_line_in_the_log_and_a_count(echo: Service, conne
         assert found is not None
         return float(found[1])
 
-    connected.sendall(prediction("x", uuid="on-the-short-way"))
-    assert b"x-request-id: on-the-short-way\r\n" in connected.recv(1 << 16)
-    assert re.search(r"POST /predict 200 \d+\.\d ms \d+ B$", the_line(echo, "on-the-short-way"))
+    connected.sendall(prediction("x", uuid="one-prediction"))
+    assert b"x-request-id: one-prediction\r\n" in answers(connected, 1)
+    assert re.search(r"POST /predict 200 \d+\.\d ms \d+ B$", the_line(echo, "one-prediction"))
     before = counted()
     connected.sendall(prediction("x"))
-    connected.recv(1 << 16)
+    answers(connected, 1)
     assert counted() == before + 1
 
 
-def test_a_caller_who_hangs_up_is_noted_at_once(echo: Service) -> None:
+def test_a_caller_who_hangs_up_is_noted_soon(echo: Service) -> None:
     echo.post("/load", '{"algorithm": "slow", "model_id": "s"}')
     with socket.create_connection(("127.0.0.1", echo.port), timeout=10) as connection:
         slow = prediction("x", uuid="hung-up").replace(b'"model_id": "e"', b'"model_id": "s"')
@@ -181,21 +195,21 @@ def test_a_caller_who_hangs_up_is_noted_at_once(echo: Service) -> None:
     assert " 499 " in the_line(echo, "hung-up")
 
 
-def test_a_head_that_was_seen_before_serves_whole_requests_only(connected: socket.socket) -> None:
-    known = prediction("known")
-    head, _, body = known.partition(b"\r\n\r\n")
+def test_same_head_again_and_again_is_read_with_what_follows_it(connected: socket.socket) -> None:
+    whole = prediction("known")
+    head, _, body = whole.partition(b"\r\n\r\n")
     for _ in range(2):
-        connected.sendall(known)
-        assert labels(connected.recv(1 << 16)) == ["known"]
-    # The same head: with its body later, with a byte of the next request, with two more requests, with lines before it.
+        connected.sendall(whole)
+        assert labels(answers(connected, 1)) == ["known"]
+    # With its body later, with a byte of the next request, with two more requests, with a line before it.
     connected.sendall(head + b"\r\n\r\n")
-    connected.sendall(body + known[:1])
-    assert labels(connected.recv(1 << 16)) == ["known"]
-    connected.sendall(known[1:] + known + b"\r\n" + prediction("last", CLOSE))
+    connected.sendall(body + whole[:1])
+    assert labels(answers(connected, 1)) == ["known"]
+    connected.sendall(whole[1:] + whole + b"\r\n" + prediction("last", CLOSE))
     assert labels(everything(connected)) == ["known", "known", "last"]
 
 
-def test_a_head_is_not_taken_for_one_that_differs_by_a_byte(echo: Service) -> None:
+def test_head_that_differs_by_a_byte_is_another_request(echo: Service) -> None:
     body = b'{"model_id": "e", "features": {"sentence": "x"}}'
     for head, expected in [
         (b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n", b"200 OK"),
@@ -212,10 +226,26 @@ def test_a_head_is_not_taken_for_one_that_differs_by_a_byte(echo: Service) -> No
         assert expected in received
 
 
-def test_the_token_is_asked_for_with_a_known_head_too(strict: Service) -> None:
+def test_token_is_asked_for_each_time_on_one_connection_too(strict: Service) -> None:
     token = b"Authorization: Bearer %b\r\n" % TOKEN.encode()
     strict.post("/load", '{"algorithm": "echo", "model_id": "e"}', Authorization=f"Bearer {TOKEN}")
     for more in (token, token, token[:-3] + b"\r\n", token):
         with socket.create_connection(("127.0.0.1", strict.port), timeout=10) as connection:
             connection.sendall(prediction("x", more))
             assert (b" 200 OK" in connection.recv(1 << 16)) == (more == token)
+
+
+def test_plain_uvicorn_serves_if_its_internals_are_not_as_expected() -> None:
+    code = (
+        "from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Protocol\n"
+        "Protocol.send_400 = Protocol.send_400_response; del Protocol.send_400_response\n"
+        "from mlpkit.cli import main; main()"
+    )
+    service = Service("default", command=("-c", code, "run", "wire_algorithms:app"), MLP_CLIENT_WORKER="1")
+    try:
+        service.post("/load", '{"algorithm": "echo", "model_id": "e"}')
+        answer = service.post("/predict", '{"model_id": "e", "features": {"sentence": "x"}}')
+        assert answer.json["data"]["predictions"] == [{"label": "x", "score": 100}]
+        assert "this version of uvicorn does not fit (send_400_response)" in service.log()
+    finally:
+        service.stop()

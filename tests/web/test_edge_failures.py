@@ -14,10 +14,8 @@ from starlette.types import Message, Receive, Scope, Send
 from mlpkit.errors import DataError
 from mlpkit.log import LogOutput
 from mlpkit.settings import Settings
-from mlpkit.web.answers import Answer
-from mlpkit.web.metrics import RequestCounts
-from mlpkit.web.middleware import Edge
-from mlpkit.web.parts import Parts, ServiceState
+from mlpkit.web import Application, Dependencies, ServiceState
+from mlpkit.web.request import HttpResponse
 
 
 @dataclass
@@ -37,15 +35,15 @@ class Connection:
 
 
 def asked(failing: Any, path: str = "/anything") -> tuple[Connection, str]:
-    """What an edge around a failing application sends, and logs."""
+    """What an application with a failing router sends, and logs."""
     log, connection = io.StringIO(), Connection()
     output = LogOutput(log)
     nothing: Any = None
-    parts = Parts({}, Settings(), nothing, nothing, nothing, output, ServiceState("ready"))
+    dependencies = Dependencies({}, Settings(), nothing, nothing, nothing, output, ServiceState("ready"))
+    application = Application(dependencies)
+    application.router = failing
     scope: Scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
-    asyncio.run(
-        Edge(parts, RequestCounts(), predict=failing, router=failing)(scope, connection.receive, connection.send)
-    )
+    asyncio.run(application(scope, connection.receive, connection.send))
     output.flush()
     return connection, log.getvalue()
 
@@ -67,7 +65,7 @@ def test_an_exception_becomes_an_answer_of_the_protocol(error: Exception, path: 
 
 def test_a_failure_after_the_start_of_an_answer_sends_no_second_one() -> None:
     async def failing(scope: Scope, receive: Receive, send: Send) -> None:
-        await scope["exchange"].send(Answer(b"{}"), send)
+        await scope["context"].send(HttpResponse(b"{}"), send)
         raise RuntimeError
 
     connection, _ = asked(failing)
@@ -88,7 +86,7 @@ def test_a_caller_who_has_gone_is_noted_and_not_answered() -> None:
 def test_a_websocket_is_closed() -> None:
     connection = Connection()
     nothing = cast(Any, None)
-    parts = Parts({}, Settings(), nothing, nothing, nothing, LogOutput(io.StringIO()), ServiceState("ready"))
-    edge = Edge(parts, RequestCounts(), predict=nothing, router=nothing)
-    asyncio.run(edge({"type": "websocket"}, connection.receive, connection.send))
+    state = ServiceState("ready")
+    dependencies = Dependencies({}, Settings(), nothing, nothing, nothing, LogOutput(io.StringIO()), state)
+    asyncio.run(Application(dependencies)({"type": "websocket"}, connection.receive, connection.send))
     assert connection.sent[0]["type"] == "websocket.close"

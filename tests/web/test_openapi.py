@@ -10,9 +10,9 @@ import pydantic
 import pytest
 
 from mlpkit import App
-from mlpkit.web.endpoint import Entry
 from mlpkit.web.openapi import describe
-from mlpkit.web.protocol import TRAIN
+from mlpkit.web.protocol import PREDICT, TRAIN
+from mlpkit.web.routes import RouteSpec
 from tests.wire.replayer import Service
 
 app = App("typed")
@@ -71,8 +71,12 @@ def described(schema: Any, document: Any) -> Any:
 def document() -> Any:
     async def handler(request: object) -> Any: ...
 
-    table = [Entry("POST", "train", handler, TRAIN), Entry("GET", "jobs/{model_id:path}", handler)]
-    return json.loads(json.dumps(describe(app.build(), "/p/", [("/p/", table)])))
+    table = [
+        RouteSpec("POST", "train", handler, TRAIN),
+        RouteSpec("POST", "predict", handler, PREDICT),
+        RouteSpec("GET", "jobs/{model_id:path}", handler),
+    ]
+    return json.loads(json.dumps(describe(app.build(), [("/p/", table)])))
 
 
 def body_of(document: Any, path: str) -> Any:

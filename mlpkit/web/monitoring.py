@@ -1,55 +1,58 @@
-"""`GET /metrics` for Prometheus: plain numbers, counted while requests are answered and put into words on a scrape."""
+"""What operators ask: the probes of an orchestrator, and the metrics for Prometheus.
+
+Requests are counted in plain numbers (`RequestCounts`); a scrape puts them into words.
+"""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from mlpkit.web.answers import Answer
+from mlpkit.web.request import DURATION_LIMITS, HttpResponse, success, to_json
 
 if TYPE_CHECKING:
-    from mlpkit.web.endpoint import Request
-    from mlpkit.web.parts import Parts
+    from mlpkit.web.request import RequestCounts
+    from mlpkit.web.routes import Dependencies, Request, ServiceState
 
-_LIMITS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
-"""Upper limits of the buckets of request durations, in seconds."""
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
 
-class RequestCounts:
-    """How many requests each route has answered, with which word, and how long that took."""
+class HealthRoutes:
+    """Answers the probes of an orchestrator, without waiting for anything."""
 
-    def __init__(self) -> None:
-        self.answers: dict[tuple[str, str], int] = {}
-        self.durations: dict[str, list[int]] = {}
-        self.seconds: dict[str, float] = {}
+    def __init__(self, state: ServiceState) -> None:
+        self._state = state
 
-    def add(self, route: str, word: str, seconds: float) -> None:
-        """Counts one request."""
-        key = (route, word)
-        self.answers[key] = self.answers.get(key, 0) + 1
-        buckets = self.durations.get(route)
-        if buckets is None:
-            buckets = self.durations[route] = [0] * (len(_LIMITS) + 1)
-            self.seconds[route] = 0.0
-        buckets[bisect_left(_LIMITS, seconds)] += 1
-        self.seconds[route] += seconds
+    async def live(self, request: Request) -> HttpResponse:
+        """Always succeeds: any answer means that the process is alive."""
+        return success({"phase": self._state.phase})
+
+    async def ready(self, request: Request) -> HttpResponse:
+        """Whether to send requests: 200, or 503 with the reasons.
+
+        `warnings` name what is wrong although requests are answered.
+        """
+        reasons = self._state.problems()
+        if not reasons:
+            return success({"phase": self._state.phase, "warnings": self._state.warnings()})
+        content = {"status": "fail", "message": "; ".join(reasons), "trace": "", "reasons": reasons}
+        return HttpResponse(to_json(content), 503, word="fail")
 
 
 class MetricsRoute:
-    """Answers a scrape from the counts and from what the parts say of themselves at that moment."""
+    """Answers a scrape from the counts and the present state of the service."""
 
-    def __init__(self, parts: Parts, counts: RequestCounts) -> None:
-        self._parts, self._counts = parts, counts
+    def __init__(self, dependencies: Dependencies, counts: RequestCounts) -> None:
+        self._dependencies = dependencies
+        self._counts = counts
 
-    async def metrics(self, request: Request) -> Answer:
+    async def metrics(self, request: Request) -> HttpResponse:
         """The metrics in Prometheus' text format."""
         from prometheus_client import CollectorRegistry, generate_latest
 
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self)
-        return Answer(generate_latest(registry), content_type=_TEXT)
+        return HttpResponse(generate_latest(registry), content_type=_TEXT)
 
     def collect(self) -> Iterator[Any]:
         """The metric families, as prometheus_client collects them."""
@@ -67,7 +70,7 @@ class MetricsRoute:
         durations = HistogramMetricFamily("mlpkit_request_seconds", "Time until the answer.", labels=("route",))
         for route, buckets in self._counts.durations.items():
             total, lines = 0, []
-            for limit, count in zip((*map(str, _LIMITS), "+Inf"), buckets, strict=True):
+            for limit, count in zip((*map(str, DURATION_LIMITS), "+Inf"), buckets, strict=True):
                 total += count
                 lines.append((limit, float(total)))
             durations.add_metric((route,), lines, self._counts.seconds[route])
@@ -82,9 +85,9 @@ class MetricsRoute:
         done = CounterMetricFamily("mlpkit_predictions", "Predictions made.", labels=("algorithm", "outcome"))
         seconds = CounterMetricFamily("mlpkit_predict_seconds", "Time in the users' predict.", labels=("algorithm",))
         batches = CounterMetricFamily("mlpkit_batches", "Calls of the users' predict.", labels=("algorithm",))
-        models = self._parts.models
+        models = self._dependencies.models
         views = models.listed()
-        for name in self._parts.algorithms:
+        for name in self._dependencies.algorithms:
             present = [view for view in views if view.algorithm == name]
             loaded.add_metric((name,), sum(view.state == "loaded" for view in present))
             waiting.add_metric((name,), sum(view.waiting for view in present))
@@ -103,6 +106,6 @@ class MetricsRoute:
         from prometheus_client.core import GaugeMetricFamily
 
         jobs = GaugeMetricFamily("mlpkit_jobs", "Training jobs that wait or run.", labels=("state",))
-        for state, count in self._parts.training.counts().items():
+        for state, count in self._dependencies.training.counts().items():
             jobs.add_metric((state,), count)
         yield jobs

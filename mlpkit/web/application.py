@@ -1,0 +1,173 @@
+"""The ASGI application: request ids, access log, token, CORS, refusals, and a clear response to every failure."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Callable
+from functools import lru_cache, partial
+from random import getrandbits
+from time import perf_counter, time
+from typing import TYPE_CHECKING
+
+from mlpkit.errors import MalformedBody, Overloaded, ServiceStopping, Unauthorized
+from mlpkit.log import LogLine, logger, request_id
+from mlpkit.web.predict import PredictEndpoint
+from mlpkit.web.request import CLIENT_CLOSED, CLOSE, ClientGone, RequestContext, RequestCounts, failed, printable_path
+from mlpkit.web.routes import build_router
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from mlpkit.web.routes import Dependencies
+
+_READ = frozenset((b"content-type", b"content-encoding", b"x-request-id", b"authorization", b"origin"))
+_PROBES = ("health/live", "health/ready")
+_OPEN_PATHS = ("/health/live", "/health/ready", "/docs")
+"""Paths that need no token: none of them shows or changes anything of a model or a job."""
+_PREFLIGHT = (
+    (b"access-control-allow-methods", b"*"),
+    (b"access-control-max-age", b"86400"),
+    (b"access-control-allow-headers", b"Authorization,Origin,Content-Type,Accept"),
+)
+_shown_path = lru_cache(maxsize=64)(printable_path)
+
+
+class Application:
+    """The service as an ASGI application; it leaves the lifespan to the service."""
+
+    def __init__(self, dependencies: Dependencies) -> None:
+        settings = dependencies.settings
+        counts = RequestCounts()
+        self.predict = PredictEndpoint(dependencies)
+        self.predict_path = settings.api_prefix + "predict"
+        self.settings = settings
+        self.router = build_router(dependencies, self.predict, counts)
+        self._count = counts.add
+        self._log = dependencies.log
+        self._state = dependencies.state
+        self._access_log = settings.access_log != "off"
+        self._unlogged = _PROBES if settings.access_log == "no-probes" else ()
+        self._cancel_paths = ("/cancel", settings.api_prefix + "cancel")
+        self._token = settings.token.encode()
+        self._any_origin = "*" in settings.cors_origins
+        self._origins = frozenset(origin.rstrip("/").encode() for origin in settings.cors_origins)
+        self._unnoted: list[tuple[RequestContext, float]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await _refuse_other(scope, receive, send)
+            return
+        context = scope["context"] = RequestContext.of_scope(scope)
+        bound = request_id.set("-")
+        try:
+            self.admit(context)
+            context.bind()
+            await self.router(scope, receive, send)
+        except ClientGone:
+            context.status = CLIENT_CLOSED
+        except Exception as error:
+            response = failed(context, error, self.settings)
+            if context.status == 0:
+                await context.send(response, send)
+        finally:
+            self.note(context, perf_counter() - context.started)
+            request_id.reset(bound)
+
+    def admit(self, context: RequestContext) -> None:
+        """Takes from the headers what is needed, and refuses what may not enter.
+
+        Raises:
+            Unauthorized, MalformedBody, ServiceStopping, Overloaded: the request may not enter.
+        """
+        headers = {name: value for name, value in context.headers if name in _READ}
+        context.content_type = headers.get(b"content-type", b"").decode("latin-1")
+        if b"x-request-id" in headers:
+            context.adopt(headers[b"x-request-id"].decode("latin-1").strip() or None)
+        if not context.request_id:
+            context.request_id = f"{getrandbits(128):032x}"
+        if self._origins:
+            self._allow_origin(context, headers.get(b"origin", b""))
+        if self._token:
+            self._check_token(context, headers.get(b"authorization", b""))
+        if b"content-encoding" in headers:
+            _check_encoding(headers[b"content-encoding"].decode("latin-1").strip())
+        if self._state.phase != "ready":
+            self._refuse_new_work(context)
+
+    def note(self, context: RequestContext, seconds: float) -> None:
+        """Counts a request that was answered after so long, and logs it."""
+        self._count(context.route, context.word, seconds)
+        if self._access_log and not (context.route in self._unlogged and context.status == 200):
+            word = "" if context.word == "success" else f" {context.word}"
+            text = (
+                f"{context.method} {_shown_path(context.raw_path)} {context.status}{word} "
+                f"{seconds * 1e3:.1f} ms {context.sent} B"
+            )
+            self._log.write_soon(LogLine(time(), "INFO", text, context.request_id, "server", "access"))
+
+    def note_soon(self, context: RequestContext) -> None:
+        """Notes a request after its response is out: event loops write at the end of their turn."""
+        if not self._unnoted:
+            asyncio.get_running_loop().call_soon(self._note_all)
+        self._unnoted.append((context, perf_counter() - context.started))
+
+    def _note_all(self) -> None:
+        unnoted, self._unnoted = self._unnoted, []
+        for context, seconds in unnoted:
+            self.note(context, seconds)
+
+    def _allow_origin(self, context: RequestContext, origin: bytes) -> None:
+        context.response_headers.append((b"vary", b"Origin"))
+        if origin and (self._any_origin or origin in self._origins):
+            context.response_headers.append((b"access-control-allow-origin", origin))
+            if context.method == "OPTIONS":
+                context.response_headers += _PREFLIGHT
+
+    def _check_token(self, context: RequestContext, authorization: bytes) -> None:
+        # A browser sends no credentials with a preflight or to open a page, and an orchestrator's probe has none.
+        if context.method == "OPTIONS" or context.path in _OPEN_PATHS:
+            return
+        scheme, _, token = authorization.partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
+            raise Unauthorized("a valid token is needed: Authorization: Bearer <MLPKIT_TOKEN>")
+
+    def _refuse_new_work(self, context: RequestContext) -> None:
+        if self._state.phase == "draining":
+            # The next request on this connection would find it closed.
+            context.response_headers.append(CLOSE)
+        if context.method != "POST" or context.path in self._cancel_paths:
+            return
+        if self._state.phase == "draining":
+            raise ServiceStopping("the service is stopping and takes no new work")
+        raise Overloaded("the service is starting: try again in a moment")
+
+
+def connections(application: Application) -> Callable[..., asyncio.Protocol] | str:
+    """What uvicorn makes its HTTP connections with (`http=`).
+
+    mlpkit's own connections use internals of uvicorn. If this version does not have them, its own serve.
+    """
+    try:
+        from mlpkit.web.connection import Connection, missing_of_uvicorn
+
+        missing = missing_of_uvicorn()
+    except ImportError as error:
+        missing = str(error)
+    if missing:
+        logger.warning("this version of uvicorn does not fit ({}): its own connections serve, more slowly", missing)
+        return "auto"
+    return partial(Connection, application)
+
+
+async def _refuse_other(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1003, "reason": "this service has no websockets"})
+
+
+def _check_encoding(encoding: str) -> None:
+    if encoding.lower() not in ("", "identity"):
+        raise MalformedBody(
+            f"the body is sent with Content-Encoding: {encoding[:40]}, which is not supported: send it uncompressed"
+        )
