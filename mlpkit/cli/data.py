@@ -1,8 +1,9 @@
-"""`mlpkit data check`: what is wrong with a file of training data."""
+"""`mlpkit data`: what is wrong with a file of training data, and files in other formats."""
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
     from mlpkit.formats import DataReport
 
 _MOST_SHOWN = 50
+_MOST_OF_A_CODE = 10
 _MOST_LABELS = 30
 
 
 @click.group(no_args_is_help=True)
 def data() -> None:
-    """Look at training data."""
+    """Check and convert training data."""
 
 
 @data.command("check")
@@ -33,10 +35,10 @@ def data() -> None:
 def check_data(file: Path, kind: str, as_json: bool) -> None:
     """Find what is wrong with training data.
 
-    It looks for broken rows, contradictions, labels that look alike, and at the class balance of FILE, which has a
-    row a line.
+    FILE has a row a line. The command looks for broken rows, files in another format or encoding, contradictions and
+    labels that look alike, and shows the class balance.
 
-    Exit code 0: it can be trained on (there may be warnings), 1: it cannot.
+    Exit code 0: you can train on it (there may be warnings), 1: you cannot.
 
     \b
     Example:
@@ -53,6 +55,31 @@ def check_data(file: Path, kind: str, as_json: bool) -> None:
     sys.exit(1 if report.fatal else 0)
 
 
+@data.command("convert")
+@click.argument("source", metavar="SOURCE", type=FILE)
+@click.argument("target", metavar="TARGET", type=FILE)
+@click.option("--from", "read_as", default="", metavar="FORMAT", help="Format of SOURCE; recognised if not given.")
+@click.option("--to", "write_as", default="markup", metavar="FORMAT", help="Format of TARGET.")
+@click.option("--repair", is_flag=True, help="Mend tags that cannot follow each other, overlaps and line breaks.")
+def convert_data(source: Path, target: Path, read_as: str, write_as: str, repair: bool) -> None:
+    """Convert labelled sentences from or to another format.
+
+    The formats: markup (the platform's <START:PER>...<END>); bio, bioes, bilou and bmes (a token and its tag a line);
+    conll (the same with more columns); doccano (JSON lines). Chinese characters are tokens of their own, and words
+    elsewhere.
+
+    \b
+    Example:
+      mlpkit data convert train.conll train.txt
+      mlpkit data convert train.txt train.bio --from markup --to bio
+    """
+    from mlpkit.formats import convert_file
+
+    done = convert_file(source, target, read_as, write_as, repair=repair)
+    repaired = f", {done.repaired:,} sentences repaired" if done.repaired else ""
+    print(f"{target}: {done.sentences:,} sentences, {done.entities:,} entities{repaired}")
+
+
 def _show(report: DataReport) -> None:
     from rich.console import Console
     from rich.text import Text
@@ -62,7 +89,7 @@ def _show(report: DataReport) -> None:
         _show_findings(report, console)
     if report.labels:
         _show_labels(report, console)
-    counts = f"{report.rows:,} rows, {report.errors:,} errors, {report.warnings:,} warnings"
+    counts = f"{_count(report.rows, 'row')}, {_count(report.errors, 'error')}, {_count(report.warnings, 'warning')}"
     verdict = "cannot be trained on" if report.fatal else "can be trained on"
     console.print(Text(f"{report.name}: {counts}; it {verdict}", "bold red" if report.fatal else "bold green"))
 
@@ -77,16 +104,16 @@ def _show_findings(report: DataReport, console: Console) -> None:
     table.add_column("", no_wrap=True)
     table.add_column("what", no_wrap=True)
     table.add_column("", overflow="fold")
-    # Errors first: they are what stops a training.
-    ordered = sorted(report.findings, key=lambda each: each.severity)
-    for each in ordered[:_MOST_SHOWN]:
-        place = ["" if number is None else str(number) for number in (each.line, each.column)]
-        style = "red" if each.severity == "error" else "yellow"
-        table.add_row(*place, Text(each.severity, style), each.code, Text(each.message))
+    found = report.samples(_MOST_OF_A_CODE)[:_MOST_SHOWN]
+    for finding in found:
+        place = ["" if number is None else str(number) for number in (finding.line, finding.column)]
+        style = "red" if finding.severity == "error" else "yellow"
+        table.add_row(*place, Text(finding.severity, style), finding.code, Text(finding.message))
     console.print(table)
-    left = report.errors + report.warnings - min(len(ordered), _MOST_SHOWN)
-    if left:
-        console.print(Text(f"{left:,} more; --json shows the first 1,000 of each sort\n", "dim"))
+    shown = Counter(finding.code for finding in found)
+    more = ", ".join(f"{count - shown[code]:,} {code}" for code, count in report.codes.items() if count > shown[code])
+    if more:
+        console.print(Text(f"more: {more}; --json shows the first 1,000 of each\n", "dim"))
 
 
 def _show_labels(report: DataReport, console: Console) -> None:
@@ -107,3 +134,7 @@ def _show_labels(report: DataReport, console: Console) -> None:
     if len(ordered) > _MOST_LABELS:
         console.print(Text(f"{len(ordered) - _MOST_LABELS:,} more labels", "dim"))
     console.print()
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number:,} {name}{'s' * (number != 1)}"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlpkit.formats.answer import check_answer
     from mlpkit.formats.classification import ClassificationRow, Info, Label, limited
     from mlpkit.formats.cluster import Cluster, ClusterRow
+    from mlpkit.formats.convert import Converted, convert_file
     from mlpkit.formats.custom import CustomRow
     from mlpkit.formats.generation import Generated, GenerationRow
     from mlpkit.formats.json import plain, to_json
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "answer": ("check_answer",),
     "classification": ("ClassificationRow", "Info", "Label", "limited"),
+    "convert": ("Converted", "convert_file"),
     "cluster": ("Cluster", "ClusterRow"),
     "custom": ("CustomRow",),
     "generation": ("Generated", "GenerationRow"),
@@ -49,6 +51,7 @@ __all__ = [
     "ClassificationRow",
     "Cluster",
     "ClusterRow",
+    "Converted",
     "CustomRow",
     "DataReport",
     "Doubt",
@@ -72,6 +75,7 @@ __all__ = [
     "Span",
     "check_answer",
     "check_rows",
+    "convert_file",
     "from_bio",
     "from_bmes",
     "from_markup",

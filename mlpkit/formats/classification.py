@@ -5,13 +5,13 @@ Source of both formats: the page of ml-platform-client, "分类算法".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from mlpkit.errors import AnswerError, ArgumentError, DataError
-from mlpkit.formats.kind import BrokenRow, Facts, Kind, Row, join, shown, split
+from mlpkit.formats.kind import SENTENCE_HEADERS, BrokenRow, Facts, Kind, Row, join, shown, split
 from mlpkit.formats.score import Score, from_probabilities, listed
 
 
@@ -73,6 +73,21 @@ def _read(line: str) -> ClassificationRow:
             column, "posneg", f"posneg is 1 (an example of the label) or 0 (not one), not {shown(columns[2])}{hint}"
         )
     return ClassificationRow(columns[0], columns[1], len(columns) == 2 or columns[2] == "1")
+
+
+def _other_format(lines: Sequence[str]) -> str:
+    """A sentence that names the format if the first lines of a file are not in columns."""
+    full = [line for line in lines if line.strip()]
+    if not full or any("\t" in line for line in full):
+        return ""
+    advice = "write each row as sentence, tab, label"
+    if all(line.startswith("{") and line.endswith("}") for line in full):
+        return f"the file is JSON lines, as doccano exports them: {advice}"
+    if all(line.startswith("__label__") for line in full):
+        return f"the file is in the format of fastText: {advice}"
+    if len(full) > 1 and all("," in line for line in full):
+        return f"the file is comma-separated (CSV): save it as tab-separated text, or {advice}"
+    return ""
 
 
 def _write(row: ClassificationRow) -> str:
@@ -167,4 +182,7 @@ KIND = Kind(
     labelled=True,
     single=True,
     classes=True,
+    other_format=_other_format,
+    headers=SENTENCE_HEADERS
+    | {"label", "labels", "posneg", "category", "class", "target", "intent", "标签", "类别", "分类", "意图"},
 )

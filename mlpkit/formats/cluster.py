@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from mlpkit.formats.kind import Facts, Kind, Row, join, split
+from mlpkit.formats.kind import SENTENCE_HEADERS, Facts, Kind, Row, join, split
 from mlpkit.formats.score import Score
 
 
@@ -45,5 +45,6 @@ KIND = Kind(
     read=lambda line: ClusterRow(split(line, 1, ("sentence",))[0]),
     write=lambda row: join(row.sentence),
     facts=_facts,
+    headers=SENTENCE_HEADERS,
     answer=list[ClusterAnswer],
 )

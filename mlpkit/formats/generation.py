@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from mlpkit.formats.kind import Facts, Kind, Row, join, split
+from mlpkit.formats.kind import SENTENCE_HEADERS, Facts, Kind, Row, join, split
 from mlpkit.formats.score import Score
 
 
@@ -50,5 +50,6 @@ KIND = Kind(
     write=lambda row: join(row.source, row.target),
     facts=_facts,
     answer=list[str | GeneratedAnswer],
+    headers=SENTENCE_HEADERS | {"source", "target", "input", "output", "question", "answer", "summary", "输入", "输出"},
     may_differ=True,
 )

@@ -14,6 +14,11 @@ import msgspec
 
 from mlpkit.errors import DataError
 
+SENTENCE_HEADERS = frozenset(
+    ("sentence", "text", "content", "sentences", "texts", "id", "index", "句子", "文本", "内容", "语句", "序号")
+)
+"""Words that name the column of the sentence in a header, in lower case."""
+
 
 class Row(msgspec.Struct, frozen=True):
     """A row of training data; its fields depend on the kind of the algorithm."""

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from mlpkit.errors import DataError
-from mlpkit.formats.kind import BrokenRow, Facts, Kind, Row, check_encodable, shown
+from mlpkit.formats.kind import SENTENCE_HEADERS, BrokenRow, Facts, Kind, Row, check_encodable, shown
 from mlpkit.formats.score import Score
 from mlpkit.formats.sequence_labeling import Position, check_end
 
@@ -149,7 +149,7 @@ def _read(line: str) -> RelationRow:
     except (msgspec.DecodeError, RecursionError) as error:
         place = re.search(r"\(byte (\d+)\)", str(error))
         column = len(line.encode()[: int(place[1])].decode(errors="ignore")) + 1 if place else len(line) + 1
-        raise BrokenRow(column, "json", f"no JSON object: {error}") from error
+        raise BrokenRow(column, "json", f"not a JSON object: {error}") from error
     if not row.sentence.strip():
         raise BrokenRow(1, "empty-sentence", "the sentence is empty")
     relations = [_relation(row.sentence, each, f"relations[{index}]") for index, each in enumerate(row.relations)]
@@ -203,5 +203,6 @@ KIND = Kind(
     facts=_facts,
     answer=list[RelationAnswer],
     labelled=True,
+    headers=SENTENCE_HEADERS | {"relations", "relation", "label", "spo"},
     single=True,
 )

@@ -7,6 +7,8 @@ A two-column row of classification data has posneg 1.
 from __future__ import annotations
 
 import codecs
+import contextlib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +17,23 @@ from mlpkit.errors import DataError
 from mlpkit.formats.kind import BrokenRow, Kind, Row, is_blank
 from mlpkit.formats.kinds import kind_of
 
+_HEAD = 1 << 16
+"""Bytes at the start of a file by which its encoding and its format are judged."""
+_NOT_TEXT = (
+    (b"\x1f\x8b", "compressed with gzip", "unpack it first (gunzip)"),
+    (b"PK\x03\x04", "an Excel workbook (.xlsx) or another zip archive", "save it as tab-separated text in UTF-8"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls)", "save it as tab-separated text in UTF-8"),
+    (b"BZh91AY&SY", "compressed with bzip2", "unpack it first (bunzip2)"),
+    (b"\xfd7zXZ\0", "compressed with xz", "unpack it first (unxz)"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it first (unzstd)"),
+    (b"PAR1\x15", "a Parquet file", "write its rows as tab-separated text in UTF-8"),
+)
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
 LONGEST_ROW = 8 << 20
 """Bytes of the longest row that is read; a longer one is broken."""
 
@@ -74,25 +93,76 @@ def _line(kind: Kind, row: Any, number: int) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str | BrokenRow]]:
-    """The lines of a file with their numbers, from 1; one that is too long or no UTF-8 comes as the error that it is.
+    """The lines of a file with their numbers, from 1.
 
-    Never holds more of the file than one line of `LONGEST_ROW`.
+    A line that is too long or not valid UTF-8 comes as the error that it is; a file that is not text at all is one
+    error. Never holds more of the file than one line of `LONGEST_ROW`.
 
     Raises:
         DataError: the file cannot be opened or read.
     """
     try:
         with path.open("rb") as file:
+            problem = _problem_of_file(file.read(_HEAD))
+            if problem is not None:
+                yield 1, problem
+                return
+            file.seek(0)
             yield from _lines(file)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def first_lines(path: Path) -> list[str]:
+    """The lines at the start of a file that are complete, for a guess about its format.
+
+    Raises:
+        DataError: the file cannot be opened or read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    lines = head.removeprefix(codecs.BOM_UTF8).decode(errors="replace").split("\n")
+    complete = lines[:-1] if len(head) == _HEAD else lines
+    return [line.removesuffix("\r") for line in complete]
+
+
+def _problem_of_file(head: bytes) -> BrokenRow | None:
+    """Why this is not a text file in UTF-8, judged by its first bytes, or None."""
+    for magic, name, advice in _NOT_TEXT:
+        if head.startswith(magic):
+            return BrokenRow(1, "file-format", f"the file is {name}: {advice}")
+    encoding = _utf16_or_32(head)
+    if encoding:
+        return BrokenRow(1, "encoding", f"the file is {encoding}: save it as UTF-8")
+    if b"\r" in head.rstrip(b"\r") and b"\n" not in head:
+        message = "the lines end with a carriage return alone (CR, as on old Macs): save the file with LF or CRLF"
+        return BrokenRow(head.index(b"\r") + 1, "line-ends", message)
+    return None
+
+
+def _utf16_or_32(head: bytes) -> str:
+    for mark, name in _MARKS:
+        if head.startswith(mark):
+            return name
+    if b"\0" not in head:
+        return ""
+    zeros = (head[0::2].count(0), head[1::2].count(0))
+    # ASCII characters have their zero byte on one side, tabs and line breaks among them; few others have one at all.
+    for name, codec, ascii_zeros, other_zeros in (
+        ("UTF-16LE", "utf-16-le", zeros[1], zeros[0]),
+        ("UTF-16BE", "utf-16-be", zeros[0], zeros[1]),
+    ):
+        text = head[: len(head) // 2 * 2].decode(codec, errors="replace")
+        odd = sum(not (char.isprintable() or char.isspace()) for char in text)
+        if ascii_zeros > 3 * other_zeros and ("\t" in text or "\n" in text) and odd * 50 <= len(text):
+            return f"{name} without a byte order mark"
+    return ""
+
+
 def _lines(file: BinaryIO) -> Iterator[tuple[int, str | BrokenRow]]:
-    if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        yield 1, BrokenRow(1, "encoding", "the file is UTF-16: save it as UTF-8")
-        return
-    file.seek(0)
     if file.read(3) != codecs.BOM_UTF8:
         file.seek(0)
     number = 0
@@ -111,12 +181,18 @@ def _decoded(raw: bytes) -> str | BrokenRow:
         return raw.decode()
     except UnicodeDecodeError as error:
         column = len(raw[: error.start].decode()) + 1
-        hint = ": the line reads as GB18030, save the file as UTF-8" if _reads_as_chinese(raw) else ""
-        return BrokenRow(column, "encoding", f"byte 0x{raw[error.start]:02x} is no UTF-8{hint}")
+        return BrokenRow(column, "encoding", f"byte 0x{raw[error.start]:02x} is not valid UTF-8{_encoding_hint(raw)}")
 
 
-def _reads_as_chinese(raw: bytes) -> bool:
-    try:
-        return bool(raw.decode("gb18030"))
-    except UnicodeDecodeError:
-        return False
+def _encoding_hint(raw: bytes) -> str:
+    """Which encoding the line is probably in; empty if that cannot be told."""
+    groups = re.findall(rb"[\x80-\xff]+", raw)
+    # Accented letters and typographic quotes stand alone among ASCII; Chinese characters take two bytes or more.
+    if all(len(group) == 1 for group in groups):
+        with contextlib.suppress(UnicodeDecodeError):
+            read = groups[0].decode("cp1252")
+            return f": the line reads as Windows-1252 (cp1252, here {read!r}), save the file as UTF-8"
+    with contextlib.suppress(UnicodeDecodeError):
+        raw.decode("gb18030")
+        return ": the line reads as GB18030, save the file as UTF-8"
+    return ""

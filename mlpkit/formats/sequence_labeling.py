@@ -14,10 +14,24 @@ from typing import Annotated, Any
 import msgspec
 
 from mlpkit.errors import DataError
-from mlpkit.formats.kind import BrokenRow, Facts, Kind, Row, join, shown, split
+from mlpkit.formats.kind import SENTENCE_HEADERS, BrokenRow, Doubt, Facts, Kind, Row, join, shown, split
 from mlpkit.formats.score import Score
 
-_TAG = re.compile(r"<START:([^<>\t]*)>|(<END>)|[<＜]/?(?:START|END)\b", re.IGNORECASE)
+_HTML = (
+    "a|b|i|p|s|u|br|em|li|ol|ul|h[1-6]|td|th|tr|div|img|pre|sub|sup"
+    "|body|code|font|head|html|span|strong|style|table|title"
+)
+_TAG = re.compile(
+    r"(?P<escapes>\\*)"
+    r"(?:<START:(?P<label>[^<>\t]*)>|(?P<end><END>)|(?P<wrong>"
+    # `<start:PER>`, `</END>`, `＜END＞`; `< START:PER>`; `&lt;START:PER&gt;`; `[START:PER]`
+    r"[<＜]/?(?:START|END)\b|<\s+/?(?:START\s*[:：>]|END\s*>)|&lt;/?(?:START|END)\b|[\[【({]\s*START\s*[:：]"
+    # `<PER>...</PER>`, but not HTML; `{{PER:...}}`
+    rf"|<(?!(?:{_HTML})>)(?P<name>[a-z][\w.-]*)>[^<>]*</(?P=name)>|\{{\{{\w+:[^{{}}<>]*\}}\}}))",
+    re.IGNORECASE,
+)
+_SPACE_IN_TAG = re.compile(r"<START:[^<>\t]*>\s|\s<END>")
+_HINT = r"entities are marked as <START:LABEL>...<END>; a backslash before it makes it text"
 Position = Annotated[int, msgspec.Meta(ge=0)]
 """A position in an answer that is checked."""
 
@@ -128,13 +142,17 @@ class SequenceRow(Row, frozen=True):
 
 
 def from_markup(text: str) -> SequenceRow:
-    """The sentence and the spans of `<START:PER>特朗普<END>是<START:LOC>美国<END>总统。`
+    """The sentence and the spans of a marked-up text.
+
+    `<START:PER>特朗普<END>是<START:LOC>美国<END>总统。` is the platform's form. Spaces between a tag and its entity, as
+    in OpenNLP's files, do not belong to the entity. A backslash before a tag (or before what reads like one) makes it
+    text; `\\\\<END>` is a backslash and a tag. A backslash at the start of an entity keeps the spaces at its edges.
 
     Raises:
         DataError: tags that are nested, unbalanced, empty or misspelt; the message tells the column.
     """
     try:
-        return _parse(text)
+        return _parse(text)[0]
     except BrokenRow as error:
         raise DataError(f"column {error.column}: {error}") from error
 
@@ -143,20 +161,23 @@ def to_markup(sentence: str, spans: Iterable[Span]) -> str:
     """The sentence with its spans marked; `from_markup` gives both back.
 
     Raises:
-        DataError: the spans overlap, are empty or leave the sentence, or the sentence or a label holds a tag itself.
+        DataError: the spans overlap, are empty or leave the sentence, or a label cannot stand in a tag.
     """
     ordered = sorted(spans)
-    pieces, position = [], 0
+    text = ""
+    position = 0
     for span in ordered:
         if not position <= span.start < span.end <= len(sentence):
             raise DataError(
                 f"{span} is empty, overlaps another one, or leaves the sentence of {len(sentence)} characters"
             )
-        pieces += [sentence[position : span.start], f"<START:{span.label}>", sentence[span.start : span.end], "<END>"]
+        entity = sentence[span.start : span.end]
+        marker = "\\" if _keeps_spaces(entity) else ""
+        text += f"{_escaped(sentence[position : span.start])}<START:{span.label}>{marker}{_escaped(entity)}<END>"
         position = span.end
-    text = "".join(pieces) + sentence[position:]
+    text += _escaped(sentence[position:], before_tag=False)
     try:
-        intact = _parse(text) == SequenceRow(sentence, ordered)
+        intact = _parse(text)[0] == SequenceRow(sentence, ordered)
     except BrokenRow:
         intact = False
     if not intact:
@@ -164,46 +185,99 @@ def to_markup(sentence: str, spans: Iterable[Span]) -> str:
     return text
 
 
-def _parse(text: str) -> SequenceRow:
-    pieces: list[str] = []
+def _parse(text: str) -> tuple[SequenceRow, list[int]]:
+    """The row, and the columns of the tags with spaces inside."""
+    sentence: list[str] = []
     spans: list[Span] = []
+    spaced: list[int] = []
+    entity: list[str] = []
     position = length = 0
-    opened: tuple[int, int, str] | None = None
+    opened: tuple[int, str] | None = None
     for tag in _TAG.finditer(text):
-        column = tag.start() + 1
-        pieces.append(text[position : tag.start()])
-        length += len(pieces[-1])
+        backslashes = len(tag["escapes"])
+        column = tag.start() + backslashes + 1
+        found = text[column - 1 : tag.end()]
+        between = text[position : tag.start()] + "\\" * (backslashes // 2)
         position = tag.end()
-        if tag[0] == "<END>":
-            spans.append(_closed(opened, length, column))
+        is_text = backslashes % 2 == 1
+        if is_text:
+            between += found
+        if opened is not None:
+            entity.append(between)
+        elif between:
+            sentence.append(between)
+            length += len(between)
+        if is_text:
+            continue
+        if tag["label"] is not None and found.startswith("<START:"):
+            if opened is not None:
+                raise BrokenRow(column, "nested-tag", f"{found} inside <START:{opened[1]}> of column {opened[0]}")
+            if not tag["label"].strip():
+                raise BrokenRow(column, "empty-label", "the tag has no label")
+            opened = (column, tag["label"])
+            entity = []
+        elif found == "<END>":
+            if opened is None:
+                raise BrokenRow(column, "unbalanced-tag", "<END> without a <START:...>")
+            before, name, after = _trimmed("".join(entity))
+            if not name:
+                raise BrokenRow(opened[0], "empty-entity", f"there is no text between <START:{opened[1]}> and <END>")
+            if before or after:
+                spaced.append(opened[0])
+            # A space is kept outside of the entity if there is none yet.
+            if before and length and not sentence[-1][-1:].isspace():
+                sentence.append(before)
+                length += len(before)
+            spans.append(Span(length, length + len(name), opened[1]))
+            following = text[tag.end() : tag.end() + 1]
+            keeps_after = after if following and not following.isspace() else ""
+            sentence.append(name + keeps_after)
+            length += len(name) + len(keeps_after)
             opened = None
-        elif tag[1] is None or not tag[0].startswith("<START:"):
-            raise BrokenRow(
-                column,
-                "broken-tag",
-                f"{shown(text[tag.start() : tag.start() + 20])} is no tag: <START:LABEL> and <END> are",
-            )
-        elif opened is not None:
-            raise BrokenRow(column, "nested-tag", f"{tag[0]} inside <START:{opened[2]}> of column {opened[0]}")
-        elif not tag[1].strip():
-            raise BrokenRow(column, "empty-label", "the tag has no label")
         else:
-            opened = (column, length, tag[1])
+            raise BrokenRow(column, "broken-tag", f"{shown(text[column - 1 :], 20)} is not a tag: {_HINT}")
     if opened is not None:
-        raise BrokenRow(opened[0], "unbalanced-tag", f"<START:{opened[2]}> has no <END>")
-    return SequenceRow("".join(pieces) + text[position:], spans)
+        raise BrokenRow(opened[0], "unbalanced-tag", f"<START:{opened[1]}> has no <END>")
+    sentence.append(text[position:])
+    return SequenceRow("".join(sentence), spans), spaced
 
 
-def _closed(opened: tuple[int, int, str] | None, end: int, column: int) -> Span:
-    if opened is None:
-        raise BrokenRow(column, "unbalanced-tag", "<END> without a <START:...>")
-    if opened[1] == end:
-        raise BrokenRow(opened[0], "empty-entity", f"there is no text between <START:{opened[2]}> and <END>")
-    return Span(opened[1], end, opened[2])
+def _escaped(text: str, *, before_tag: bool = True) -> str:
+    """The text with a backslash before what reads as a tag, and doubled ones before a real tag."""
+    text = _TAG.sub(lambda tag: tag["escapes"] + "\\" + tag[0], text)
+    backslashes = len(text) - len(text.rstrip("\\"))
+    return text + "\\" * backslashes if before_tag else text
+
+
+def _keeps_spaces(entity: str) -> bool:
+    """Whether an entity begins or ends with a space, and so needs the backslash that keeps it."""
+    return entity[-1:].isspace() or entity.lstrip("\\")[:1].isspace()
+
+
+def _trimmed(entity: str) -> tuple[str, str, str]:
+    """The spaces before an entity, its text, and the spaces after it."""
+    if entity.startswith("\\") and _keeps_spaces(entity[1:]):
+        return "", entity[1:], ""
+    name = entity.strip()
+    before, _, after = entity.partition(name) if name else ("", "", "")
+    return before, name, after
 
 
 def _read(line: str) -> SequenceRow:
-    return _parse(split(line, 1, ("sentence",))[0])
+    return _parse(split(line, 1, ("sentence",))[0])[0]
+
+
+def _doubts(line: str) -> list[Doubt]:
+    if not _SPACE_IN_TAG.search(line):
+        return []
+    message = "spaces between a tag and its entity; they are not part of the entity"
+    return [Doubt(column, "spaces-in-tag", message) for column in _parse(line)[1]]
+
+
+def _other_format(lines: Sequence[str]) -> str:
+    from mlpkit.formats.convert import other_format  # it imports this module
+
+    return other_format(lines)
 
 
 def _write(row: SequenceRow) -> str:
@@ -225,4 +299,7 @@ KIND = Kind(
     answer=list[EntitiesAnswer],
     labelled=True,
     single=True,
+    headers=SENTENCE_HEADERS | {"label", "labels", "tag", "tags", "entities", "标签"},
+    doubts=_doubts,
+    other_format=_other_format,
 )

@@ -12,13 +12,15 @@ from mlpkit import front_door
 if TYPE_CHECKING:
     from mlpkit.training.data import TrainData
     from mlpkit.training.job import LONGEST_ID, STATES, Job, JobOutcome, State, TrainJob, new_model_id
-    from mlpkit.training.progress import Progress, Snapshot
+    from mlpkit.training.progress import BarLines, BarState, Progress, Snapshot
     from mlpkit.training.queue import TrainingQueue
     from mlpkit.training.run import check_job, destination, run_train
 
 __all__ = [
     "LONGEST_ID",
     "STATES",
+    "BarLines",
+    "BarState",
     "Job",
     "JobOutcome",
     "Progress",
@@ -42,7 +44,7 @@ __getattr__ = front_door(
             ("LONGEST_ID", "STATES", "Job", "JobOutcome", "State", "TrainJob", "new_model_id"),
             "mlpkit.training.job",
         ),
-        **dict.fromkeys(("Progress", "Snapshot"), "mlpkit.training.progress"),
+        **dict.fromkeys(("BarLines", "BarState", "Progress", "Snapshot"), "mlpkit.training.progress"),
         "TrainingQueue": "mlpkit.training.queue",
         **dict.fromkeys(("check_job", "destination", "run_train"), "mlpkit.training.run"),
     },

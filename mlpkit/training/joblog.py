@@ -11,8 +11,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mlpkit.log import LogLine, LogOutput, format_text, printable_uuid
+from mlpkit.training.progress import BarLines
 
 _LONGEST_NAME = 200
+BARS_SHARE = 10
+"""Progress bars may take one tenth of a job's log."""
 
 
 def file_name(model_id: str) -> str:
@@ -37,6 +40,7 @@ class JobLog:
         self._dropped_lines, self._dropped_bytes = 0, 0
         self._child_lines, self._child_bytes = 0, 0
         self._broken = False
+        self._bars = BarLines(lambda text: self.write(self._record(text, "INFO", "bar")), limit // BARS_SHARE)
 
     def __enter__(self) -> JobLog:
         return self
@@ -61,6 +65,8 @@ class JobLog:
 
     def write_raw(self, text: str) -> None:
         """Writes what the process wrote below Python: C code, or a grandchild."""
+        if self._bars.take(text):
+            return
         if not self.room:
             self._drop(text)
             return
@@ -83,6 +89,7 @@ class JobLog:
 
     def close(self) -> None:
         """Says how much was dropped, if anything was, and closes the file."""
+        self._bars.flush()
         lines, size = self._dropped_lines + self._child_lines, self._dropped_bytes + self._child_bytes
         if lines:
             self.say(

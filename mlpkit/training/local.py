@@ -36,15 +36,16 @@ from mlpkit.settings import Settings, decode_settings, encode_settings
 from mlpkit.storage import Manifest
 from mlpkit.training.engine import JobRun, Place
 from mlpkit.training.job import Job, JobOutcome
-from mlpkit.training.joblog import file_name
-from mlpkit.training.progress import Progress, Snapshot
-from mlpkit.training.run import run_train, store_trained
+from mlpkit.training.joblog import BARS_SHARE, file_name
+from mlpkit.training.progress import BarLines, Progress, Snapshot
+from mlpkit.training.run import end_forked_process, run_train, store_trained
 
 _MODULE = "mlpkit.training"
 _MEMORY_INTERVAL = 0.5
 _EXIT_GRACE = 10.0
 _LOCK_WAIT = 3.0
 _LAST_WORDS = 5.0
+_STREAMS = ("stdout:0", "stderr:0")
 _OUT = "out"
 _TRAINED = "trained.json"
 _THREADS = (
@@ -380,28 +381,39 @@ class Reporter:
     """The child's end of the channel. Lines past `room` bytes are only counted: they cost the server nothing."""
 
     def __init__(self, channel: BlockingChannel, uuid: str, room: int) -> None:
-        self._channel, self._uuid, self._room = channel, uuid, room
+        self._channel = channel
+        self._uuid = uuid
+        self._room = room
         self._lock = threading.Lock()
-        self._lines, self._bytes, self._told = 0, 0, 0.0
-        self._pid = os.getpid()
-        self.progress: Progress | None = None
+        self._dropped_lines = 0
+        self._dropped_bytes = 0
+        self._told = 0.0
+        self._process = os.getpid()
+        self._bars = BarLines(self._bar_line, room // BARS_SHARE)
+        self.progress = Progress(lambda snapshot: self._send(Moved(snapshot)))
 
     def line(self, record: LogLine) -> None:
         """Sends a line of the log; in a forked process, which must not use the socket, it goes to the pipe."""
-        if self.progress is not None and record.source == "stderr:0":
-            self.progress.redrawn(record.message)
-        size = len(record.message) + len(record.trace) + 1
-        if os.getpid() != self._pid:
+        if os.getpid() != self._process:
             os.write(1, (record.message + record.trace + "\n").encode())
-        elif size <= self._room:
+        elif record.source not in _STREAMS or not self.redrawn(record.message):
+            self._send_line(record)
+
+    def redrawn(self, text: str) -> bool:
+        """Takes what may be a progress bar; whether it is one."""
+        self.progress.redrawn(text)
+        return self._bars.take(text)
+
+    def _bar_line(self, text: str) -> None:
+        self._send_line(LogLine(time.time(), "INFO", printable(text), process="train", source="bar"))
+
+    def _send_line(self, record: LogLine) -> None:
+        size = len(record.message) + len(record.trace) + 1
+        if size <= self._room:
             self._room -= size
             self._send(Line(record if record.uuid != "-" else msgspec.structs.replace(record, uuid=self._uuid)))
         else:
             self._drop(size)
-
-    def moved(self, progress: Snapshot) -> None:
-        """Sends how far the job is."""
-        self._send(Moved(progress))
 
     def started(self) -> None:
         """Says that the script is imported."""
@@ -412,22 +424,27 @@ class Reporter:
         self._send(Trained())
 
     def ended(self, outcome: JobOutcome) -> None:
-        """Sends the outcome, and how much log was dropped."""
-        self._send(Dropped(self._lines, self._bytes))
+        """Sends the last state of progress bars, how much log was dropped, and the outcome."""
+        self._bars.flush()
+        self._send(Dropped(self._dropped_lines, self._dropped_bytes))
         self._send(Ended(outcome.state, outcome.message, printable(outcome.trace)))
 
     def _drop(self, size: int) -> None:
         with self._lock:
             self._room = 0
-            self._lines += 1
-            self._bytes += size
+            self._dropped_lines += 1
+            self._dropped_bytes += size
             now = time.monotonic()
-            tell, self._told = now - self._told > 1, now if now - self._told > 1 else self._told
-        if tell:
-            self._send(Dropped(self._lines, self._bytes))
+            is_due = now - self._told > 1
+            if is_due:
+                self._told = now
+        if is_due:
+            self._send(Dropped(self._dropped_lines, self._dropped_bytes))
 
     def _send(self, message: Any) -> None:
-        self._channel.send(msgspec.msgpack.encode(message))
+        # A process that the author's code has forked does not speak for the job.
+        if os.getpid() == self._process:
+            self._channel.send(msgspec.msgpack.encode(message))
 
 
 def main() -> None:
@@ -439,27 +456,29 @@ def main() -> None:
     start = _start_decoder.decode(message)
     settings = decode_settings(start.settings)
     report = Reporter(channel, start.job.log_uuid, start.log_room)
-    progress = report.progress = Progress(report.moved)
+    job_process = os.getpid()
     configure_child(report.line, process="train", level=settings.log_level)
-    capture_streams(on_redrawn=progress.redrawn)
+    capture_streams(on_redrawn=report.redrawn)
     # The handler may put others in their place, which need not even have a `close`.
-    ours = (sys.stdout, sys.stderr, progress)
+    ours = (sys.stdout, sys.stderr, report.progress)
     os.register_at_fork(after_in_child=_use_pipe)
     sys.argv = [start.target]
     sys.path[:] = start.sys_path
     with with_request_id(start.job.log_uuid):
-        outcome = _run(start, settings, report, progress)
+        outcome = _run(start, settings, report)
+    if os.getpid() != job_process:
+        end_forked_process()  # the script forked while it was imported
     for each in ours:
         each.close()
     report.ended(outcome)
 
 
-def _run(start: StartTraining, settings: Settings, report: Reporter, progress: Progress) -> JobOutcome:
+def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutcome:
     def on_trained(manifest: Manifest) -> None:
         _keep_trained(folder, start.job, manifest)
         report.trained()
 
-    folder = Path(start.folder)
+    folder, progress = Path(start.folder), report.progress
     try:
         with _hold(Path(start.lock)):
             manifest = _trained(folder, start.job)

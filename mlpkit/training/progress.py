@@ -1,12 +1,14 @@
 """How far a training job is: the `Progress` service of `train` handlers, and the snapshots that it sends.
 
-A handler tells it (`track`, `stage`, `update`), or a progress bar does: lines that tqdm redraws on stderr are
-understood, so that code with tqdm in it needs no change.
+A handler reports it (`track`, `stage`, `update`), or a progress bar does: the lines that tqdm redraws are understood,
+so that code with tqdm in it needs no change. A bar below another one ends its line with cursor movements ("up one
+line"), one for each bar above it; this is how several bars are told apart.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
 import threading
 import time
@@ -27,17 +29,39 @@ _INTERVAL = 0.1
 _LONGEST_TEXT = 1000
 _LARGEST = 2**63 - 1
 """No larger number goes through the channel."""
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_LONGEST_METRIC = 1 << 20
+"""Bytes of one metric in msgpack; a longer one is shown by the beginning of its text."""
+_MOST_BARS = 20
+_BAR_SECONDS = 10.0
+"""How often the state of progress bars is written to a job's log."""
+_ESCAPE = r"(?:\x1b|\\x1b)\[[0-9;?]*[A-Za-z]"
+"""A control sequence of a terminal, also as `printable` escapes it."""
+_ESCAPES = re.compile(_ESCAPE)
+_UP = re.compile(r"(?:\x1b|\\x1b)\[(\d*)A")
 _BAR = re.compile(
     r"(?:(?P<stage>.*?):?\s*)?(?P<percent>\d{1,3})%\|.*?\|\s*(?P<done>[\d.]+[kKMGTP]?)/(?P<total>[\d.]+[kKMGTP]?)\S*"
-    r"\s*(?:\[[^<\]]*<(?P<left>[\d:?]+).*)?"
+    r"\s*(?:\[[^<\]]*<(?P<left>[\d:?]+)(?:[^\]]*|.*\]))?"
 )
 _COUNT = re.compile(r"(?:(?P<stage>.*?):\s+)?(?P<done>[\d.]+[kKMGTP]?)[^\s\d/]*\s*\[\d[\d:]*,.*\]")
 _THOUSANDS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 
 
+class BarState(msgspec.Struct, frozen=True):
+    """One progress bar; the fields are those of `Snapshot`."""
+
+    stage: str = ""
+    fraction: float | None = None
+    done: int | None = None
+    total: int | None = None
+    remaining: float | None = None
+
+
 class Snapshot(msgspec.Struct, frozen=True):
-    """How far a job is. `fraction` is 0 to 1; `seconds` since the start, `remaining` of the stage; None: not known."""
+    """How far a job is; None is not known.
+
+    `fraction` is 0 to 1, `seconds` counts from the start, `remaining` is of the stage. `bars` are the progress bars
+    that are shown at the same time, the outermost first; it is empty if there are fewer than two.
+    """
 
     stage: str = ""
     fraction: float | None = None
@@ -47,6 +71,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     metrics: dict[str, object] = msgspec.field(default_factory=dict)
     seconds: float = 0.0
     remaining: float | None = None
+    bars: tuple[BarState, ...] = ()
 
     def completed(self) -> Snapshot:
         """How it looks when the job is completed: all is done, and only the metrics are still worth knowing."""
@@ -73,7 +98,7 @@ class _Stage:
         fraction = self.fraction_now()
         if self.remaining is not None or not fraction:
             return self.remaining
-        return (time.monotonic() - self.started) * (1 - fraction) / fraction
+        return _finite_or_none((time.monotonic() - self.started) * (1 - fraction) / fraction)
 
 
 @service("train")
@@ -85,11 +110,17 @@ class Progress:
     """
 
     def __init__(self, send: Callable[[Snapshot], None]) -> None:
-        self._send, self._started = send, time.monotonic()
+        self._send = send
+        self._started = time.monotonic()
         self._stages = [_Stage()]
-        self._message, self._metrics = "", dict[str, object]()
-        self._lock, self._changed, self._closed = threading.Lock(), threading.Event(), threading.Event()
+        self._bars: dict[int, BarState] = {}
+        self._message = ""
+        self._metrics: dict[str, object] = {}
+        self._lock = threading.Lock()
+        self._changed = threading.Event()
+        self._closed = threading.Event()
         self._sender: threading.Thread | None = None
+        self._process = os.getpid()
 
     def track(self, items: Iterable[T], stage: str = "", total: float | None = None) -> Iterator[T]:
         """The items, one by one, counted as a stage; `total` where their number cannot be seen (rounded up)."""
@@ -116,17 +147,22 @@ class Progress:
             self._tell()
 
     def update(self, fraction: float | None = None, message: str | None = None, **metrics: object) -> None:
-        """Sets how much of the stage is done (0 to 1; what is outside is cut), a sentence, and metrics by name.
+        """Sets how much of the stage is done, a sentence, and metrics by name.
 
-        Metrics are kept: the last value of each is in the job's record and in the model's manifest. A value that JSON
-        does not have (a numpy scalar or array too) is turned into one that it has, in the last resort into its text.
+        `fraction` is 0 to 1; what is outside is cut, and nan means that it is not known. Metrics are kept: the last
+        value of each is in the job's record and in the model's manifest. They become what JSON has: scalars and arrays
+        of numpy become numbers and lists, nan and infinite numbers become null, and other values become text.
         """
+        if os.getpid() != self._process:
+            return  # A process that `train` has forked does not speak for the job.
+        made = {_text(name): _plain(value) for name, value in metrics.items()}
         with self._lock:
             if fraction is not None:
-                self._stages[-1].fraction = max(0.0, min(1.0, float(fraction)))
+                fraction = float(fraction)
+                self._stages[-1].fraction = None if math.isnan(fraction) else max(0.0, min(1.0, fraction))
             if message is not None:
                 self._message = _text(message)
-            self._metrics.update({_text(name): _plain(value) for name, value in metrics.items()})
+            self._metrics.update(made)
         self._tell()
 
     @property
@@ -147,21 +183,40 @@ class Progress:
             metrics=self.metrics,
             seconds=time.monotonic() - self._started,
             remaining=current.remaining_now(),
+            bars=self._shown_bars(),
         )
 
     def redrawn(self, line: str) -> None:
         """Takes over what a progress bar shows; other lines change nothing.
 
-        Its title names the stage where the handler has named none; what `track` counts goes before what a bar shows.
+        The title of the outermost bar names the stage if the handler has named none. What `track` counts goes before
+        what a bar shows.
         """
         bar, current = read_bar(line), self._stages[-1]
-        if bar is None or current.tracked:
+        if bar is None or current.tracked or os.getpid() != self._process:
             return
-        if len(self._stages) == 1 and bar.stage:
-            current.name = _text(bar.stage)
-        current.done, current.total = bar.done, bar.total
-        current.fraction, current.remaining = bar.fraction, bar.remaining
+        depth = depth_of(line)
+        with self._lock:
+            outer = self._bars.get(0)
+            if depth == 0 and (outer is None or outer.stage != bar.stage):
+                # An inner bar that stays when it has ended is drawn a last time in the place of the outermost.
+                depth = next((depth for depth, other in self._bars.items() if depth and other.stage == bar.stage), 0)
+            if depth == 0 and (outer is None or outer.stage != bar.stage):
+                self._bars.clear()
+            if depth < _MOST_BARS:
+                self._bars[depth] = bar
+        if depth == 0 or outer is None:
+            if len(self._stages) == 1 and bar.stage:
+                current.name = _text(bar.stage)
+            current.done, current.total = bar.done, bar.total
+            current.fraction, current.remaining = bar.fraction, bar.remaining
         self._tell()
+
+    def _shown_bars(self) -> tuple[BarState, ...]:
+        with self._lock:
+            if len(self._bars) < 2 or self._stages[-1].tracked:
+                return ()
+            return tuple(self._bars[depth] for depth in sorted(self._bars))
 
     def close(self) -> None:
         """Sends what has not been sent yet, and ends the thread."""
@@ -171,6 +226,8 @@ class Progress:
             self._sender.join(5)
 
     def _tell(self) -> None:
+        if os.getpid() != self._process:
+            return
         self._changed.set()
         if self._sender is None:
             with self._lock:
@@ -188,23 +245,78 @@ class Progress:
             self._send(self.snapshot())
 
 
-def read_bar(line: str) -> Snapshot | None:
-    """What a line of tqdm says (`fit:  45%|####5     | 45/100 [00:01<00:01, 50.0it/s]`), or None where it is none."""
-    if len(line) > _LONGEST_TEXT:
+class BarLines:
+    """Thins out the lines of progress bars in a log: the last state of each bar, every ten seconds.
+
+    Args:
+        write: writes one line to the log.
+        room: bytes of the log that bars may take, so that they never displace other lines.
+    """
+
+    def __init__(self, write: Callable[[str], None], room: int) -> None:
+        self._write = write
+        self._room = room
+        self._last: dict[tuple[int, str], str] = {}
+        self._due = 0.0
+        self._lock = threading.Lock()
+
+    def take(self, line: str) -> bool:
+        """Whether the line is a bar's: then it is kept here, and written later if no newer state replaces it."""
+        bar = read_bar(line)
+        if bar is None:
+            # Cursor movements alone show nothing.
+            return line.lstrip()[:4].startswith(("\x1b", "\\x1b")) and not _ESCAPES.sub("", line).strip()
+        key = (depth_of(line), bar.stage)
+        now = time.monotonic()
+        with self._lock:
+            if not self._last and now > self._due:
+                self._due = now + _BAR_SECONDS
+            self._last.pop(key, None)
+            self._last[key] = _ESCAPES.sub("", line).strip()
+            if len(self._last) > _MOST_BARS:
+                del self._last[next(iter(self._last))]
+        if now >= self._due:
+            self.flush()
+        return True
+
+    def flush(self) -> None:
+        """Writes the last state of each bar that has changed since the last time."""
+        with self._lock:
+            lines = list(self._last.values())
+            self._last.clear()
+            self._due = time.monotonic() + _BAR_SECONDS
+        for line in lines:
+            self._room -= len(line)
+            if self._room >= 0:
+                self._write(line)
+
+
+def depth_of(line: str) -> int:
+    """How many bars are above the one that wrote this line."""
+    return sum(int(count or 1) for count in _UP.findall(line[-8 * _MOST_BARS :]))
+
+
+def read_bar(line: str) -> BarState | None:
+    """What a line of tqdm says; None if it is not one.
+
+    Such a line is `fit:  45%|####5     | 45/100 [00:01<00:01, 50.0it/s]`.
+    """
+    # First what is quick: every line of the author's code comes here.
+    if len(line) > _LONGEST_TEXT or ("%|" not in line and "[" not in line):
         return None
     text = _ESCAPES.sub("", line).strip()
     bar = _BAR.fullmatch(text)
     if bar is not None:
         done, total = _number(bar["done"]), _number(bar["total"])
-        return Snapshot(
+        return BarState(
             stage=(bar["stage"] or "").strip(),
-            fraction=min(1.0, done / total) if total else int(bar["percent"]) / 100,
+            fraction=min(1.0, done / total) if total else min(100, int(bar["percent"])) / 100,
             done=done,
             total=total,
             remaining=_duration(bar["left"]),
         )
     count = _COUNT.fullmatch(text)
-    return None if count is None else Snapshot(stage=(count["stage"] or "").strip(), done=_number(count["done"]))
+    return None if count is None else BarState(stage=(count["stage"] or "").strip(), done=_number(count["done"]))
 
 
 def _number(text: str) -> int:
@@ -221,7 +333,11 @@ def _duration(text: str | None) -> float | None:
     seconds = 0.0
     for part in text.split(":"):
         seconds = seconds * 60 + float(part or 0)
-    return seconds
+    return _finite_or_none(seconds)
+
+
+def _finite_or_none(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def _whole(number: float) -> int | None:
@@ -232,19 +348,38 @@ def _whole(number: float) -> int | None:
 
 def _text(value: object) -> str:
     """Text that a message and a log can carry, of any value."""
-    return printable(str(value)[:_LONGEST_TEXT])
+    try:
+        text = str(value)
+    except Exception:  # an author's own `__str__`, or an integer with more digits than Python prints
+        text = f"<{type(value).__name__}>"
+    return printable(text[:_LONGEST_TEXT])
 
 
 def _plain(value: object) -> object:
     """The value as JSON and the channel have it."""
+    try:
+        made = _without_nan(msgspec.to_builtins(value, enc_hook=_of_numpy_or_text, str_keys=True))
+        if len(msgspec.msgpack.encode(made)) <= _LONGEST_METRIC:
+            return made
+    except Exception:  # too large a number, a lone surrogate, a circle, or a method of the author's that fails
+        return _text(value)
+    return _text(made)
+
+
+def _of_numpy_or_text(value: object) -> object:
     for convert in ("tolist", "item"):
         method = getattr(value, convert, None)
         if callable(method):
-            value = method()
-            break
-    made = msgspec.to_builtins(value, enc_hook=str, str_keys=True)
-    try:
-        msgspec.msgpack.encode(made)
-    except (OverflowError, UnicodeEncodeError):
-        return _text(made)
-    return made
+            return method()
+    return _text(value)
+
+
+def _without_nan(value: object) -> object:
+    """The value with None in place of nan and infinite numbers, which JSON does not have."""
+    if isinstance(value, float):
+        return _finite_or_none(float(value))
+    if isinstance(value, dict):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return value

@@ -215,7 +215,7 @@ def _train(app: App, services: Services, progress: Progress) -> Manifest | None:
             result = plan(job.fields(), services.service, scope)
         finally:
             if os.getpid() != job_process:
-                _end_forked_child()
+                end_forked_process()
     finally:
         scope.close()
     if result is False:
@@ -223,8 +223,11 @@ def _train(app: App, services: Services, progress: Progress) -> Manifest | None:
     return services.manifest(versions_of(plan.function))
 
 
-def _end_forked_child() -> NoReturn:
-    """Ends a process that `train` has forked and that came out of it: only the job's own process speaks for the job."""
+def end_forked_process() -> NoReturn:
+    """Ends a process that the author's code has forked and not ended.
+
+    Only the job's own process may report, store a model or end the job.
+    """
     error = sys.exc_info()[1]
     code = 0
     try:

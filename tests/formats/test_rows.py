@@ -112,7 +112,7 @@ def test_two_columns_a_byte_order_mark_crlf_and_blank_lines_are_accepted(tmp_pat
         ("text_cluster", "a\tb", "line 2, column 2", "2 columns"),
         ("text_generation", "a", "line 2, column 2", "no target"),
         ("text_generation", "a\t ", "line 2, column 3", "the target is empty"),
-        ("relation_extraction", '{"sentence": "一", x}', "line 2, column 19", "no JSON object"),
+        ("relation_extraction", '{"sentence": "一", x}', "line 2, column 19", "not a JSON object"),
         ("relation_extraction", '{"sentence": "一"}', "line 2, column 1", "Object missing required field `relations`"),
         ("relation_extraction", '{"sentence": " ", "relations": []}', "line 2, column 1", "the sentence is empty"),
     ],
@@ -139,7 +139,7 @@ def test_a_relation_whose_words_are_elsewhere_in_the_sentence_is_broken(tmp_path
 
 def test_bytes_that_are_no_utf8_are_an_error_with_their_place(tmp_path: Path) -> None:
     path = _file(tmp_path, "好\tA\n好".encode() + "看\tA\n".encode("gb18030"))
-    with pytest.raises(DataError, match=r"line 2, column 2: byte 0xbf is no UTF-8"):
+    with pytest.raises(DataError, match=r"line 2, column 2: byte 0xbf is not valid UTF-8"):
         list(read_rows(path, "text_classification"))
     whole = _file(tmp_path, "好看\tA\n".encode("gb18030"))
     with pytest.raises(DataError, match=r"line 1, column 1: .*reads as GB18030, save the file as UTF-8"):

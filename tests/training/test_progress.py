@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
+from decimal import Decimal
 
 import msgspec
+import numpy
 import pytest
 from tqdm import tqdm
 
 from mlpkit.log import LineStream
-from mlpkit.training.progress import Progress, Snapshot, read_bar
+from mlpkit.training.progress import BarLines, BarState, Progress, Snapshot, depth_of, read_bar
 
 
 def test_tracked_items_are_counted_with_an_estimate_of_the_rest() -> None:
@@ -78,8 +82,6 @@ def test_last_change_is_sent_although_nothing_follows_it() -> None:
 
 
 def test_metrics_become_what_json_has() -> None:
-    import numpy
-
     progress = Progress(lambda snapshot: None)
     progress.update(f1=numpy.float32(0.5), per_label=numpy.array([1, 2]), by={1: {"x"}}, other=object)
 
@@ -124,26 +126,38 @@ def test_total_that_is_no_whole_number_is_rounded_up() -> None:
     [
         (
             "fit:  45%|####5     | 45/100 [00:01<00:02, 50.00it/s]",
-            Snapshot(stage="fit", fraction=0.45, done=45, total=100, remaining=2.0),
+            BarState(stage="fit", fraction=0.45, done=45, total=100, remaining=2.0),
         ),
-        ("  0%|          | 0/3 [00:00<?, ?it/s]", Snapshot(fraction=0.0, done=0, total=3)),
+        ("  0%|          | 0/3 [00:00<?, ?it/s]", BarState(fraction=0.0, done=0, total=3)),
         (
             "Epoch 1/3: loss 0.2:  50%|█████     | 1/2 [00:01<1:00:01,  2.0s/it, acc=0.9]",
-            Snapshot(stage="Epoch 1/3: loss 0.2", fraction=0.5, done=1, total=2, remaining=3601.0),
+            BarState(stage="Epoch 1/3: loss 0.2", fraction=0.5, done=1, total=2, remaining=3601.0),
         ),
         (
             "model.bin: 25%|██▌       | 1.00M/4.00M [00:01<00:03, 1.00MB/s]",
-            Snapshot(stage="model.bin", fraction=0.25, done=10**6, total=4 * 10**6, remaining=3.0),
+            BarState(stage="model.bin", fraction=0.25, done=10**6, total=4 * 10**6, remaining=3.0),
         ),
-        ("\x1b[A45it [00:01, 40.10it/s]", Snapshot(done=45)),
-        ("read: 45it [00:01, 40.10it/s]", Snapshot(stage="read", done=45)),
+        ("\x1b[A45it [00:01, 40.10it/s]", BarState(done=45)),
+        ("read: 45it [00:01, 40.10it/s]", BarState(stage="read", done=45)),
     ],
 )
-def test_line_of_a_progress_bar_is_understood(line: str, expected: Snapshot) -> None:
+def test_line_of_a_progress_bar_is_understood(line: str, expected: BarState) -> None:
     assert read_bar(line) == expected
 
 
-@pytest.mark.parametrize("line", ["", "100% sure", "loss 3/4", "50%|half|", "a [b, c]", "[00:01, 3it/s]", "|" * 5000])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "100% sure",
+        "loss 3/4",
+        "50%|half|",
+        "a [b, c]",
+        "[00:01, 3it/s]",
+        "|" * 5000,
+        "fit: 45%|####5     | 45/100 [00:01<00:02, 50.00it/s]epoch 1 has ended",
+    ],
+)
 def test_other_lines_are_no_progress_bar(line: str) -> None:
     assert read_bar(line) is None
 
@@ -151,7 +165,7 @@ def test_other_lines_are_no_progress_bar(line: str) -> None:
 @pytest.mark.parametrize("ascii", [True, False])
 @pytest.mark.parametrize("total", [40, None])
 def test_every_line_that_tqdm_redraws_is_understood(ascii: bool, total: int | None) -> None:
-    seen: list[Snapshot | None] = []
+    seen: list[BarState | None] = []
     stream = LineStream(lambda line, redrawn: seen.append(read_bar(line)))
     bar = tqdm(total=total, desc="fit", file=stream, ascii=ascii, mininterval=0, miniters=1)
     for _ in range(40):
@@ -174,4 +188,148 @@ def test_bar_does_not_overwrite_what_the_handler_counts() -> None:
     for _ in progress.track(range(4), "read"):
         progress.redrawn("100%|##########| 9/9 [00:01<00:00, 1.0it/s]")
         assert progress.snapshot().total == 4
+    progress.close()
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+class Broken:
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+def circle() -> list[object]:
+    made: list[object] = []
+    made.append(made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (NAN, None),
+        (-INF, None),
+        ([1.0, NAN, {"deep": (INF, 2)}], [1.0, None, {"deep": [None, 2]}]),
+        (numpy.float32("nan"), None),
+        (numpy.float64(0.5), 0.5),
+        (
+            {"nested": numpy.float64("inf"), "right": [numpy.int64(3), numpy.bool_(True)]},
+            {"nested": None, "right": [3, True]},
+        ),
+        (numpy.array([[1.0, numpy.nan]]), [[1.0, None]]),
+        (numpy.datetime64("NaT"), None),
+        (Decimal("NaN"), "NaN"),
+        (2 + 1j, "(2+1j)"),
+        (10**5000, "<int>"),
+        (Broken(), "<Broken>"),
+        ({Broken(): 1, (1, 2): 2}, None),
+        (circle(), "[[...]]"),
+        ("x" * 5_000_000, "x" * 1000),
+    ],
+    ids=lambda value: repr(type(value)),
+)
+def test_metric_of_any_kind_can_be_answered_as_json(value: object, expected: object) -> None:
+    progress = Progress(lambda snapshot: None)
+    progress.update(value=value)
+    found = progress.metrics["value"]
+    progress.close()
+
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    if expected is not None or found is None:
+        assert found == expected
+        assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "shown"),
+    [(NAN, None), (INF, 1.0), (-INF, 0.0), (numpy.float32("nan"), None), (2, 1.0), (5e-324, 5e-324)],
+)
+def test_fraction_is_never_more_than_was_said(fraction: float, shown: float | None) -> None:
+    progress = Progress(lambda snapshot: None)
+    progress.update(0.25)
+    progress.update(fraction)
+    snapshot = progress.snapshot()
+    progress.close()
+
+    assert snapshot.fraction == shown
+    json.dumps(msgspec.to_builtins(snapshot), allow_nan=False)
+
+
+def test_completed_job_says_nothing_about_what_was_under_way() -> None:
+    half = Snapshot("fit", 0.1, 1, 10, "half asleep", {"loss": 0.5}, 3.0, 27.0, (BarState("a"), BarState("b")))
+    assert half.completed() == Snapshot(fraction=1.0, metrics={"loss": 0.5}, seconds=3.0, remaining=0.0)
+    whole = Snapshot("fit", 1.0, 10, 10)
+    assert whole.completed() == Snapshot(fraction=1.0, done=10, total=10, remaining=0.0)
+
+
+def nested_bars(epochs: int, batches: int, lines: list[str], *, leave: bool) -> None:
+    """What two bars of tqdm, one below the other, write in a job's process."""
+    stream = LineStream(lambda line, redrawn: lines.append(line))
+    often = {"file": stream, "mininterval": 0, "miniters": 1}
+    for _ in tqdm(range(epochs), desc="epoch", **often):
+        for _ in tqdm(range(batches), desc="batch", leave=leave, **often):
+            pass
+    stream.close()
+
+
+@pytest.mark.parametrize("leave", [True, False])
+def test_several_bars_are_shown_as_several_bars(leave: bool) -> None:
+    lines: list[str] = []
+    nested_bars(4, 10, lines, leave=leave)
+    progress = Progress(lambda snapshot: None)
+    seen = []
+    for line in lines:
+        progress.redrawn(line)
+        snapshot = progress.snapshot()
+        seen.append((snapshot.stage, [(bar.stage, bar.done, bar.total) for bar in snapshot.bars]))
+    progress.close()
+
+    assert {stage for stage, _ in seen} == {"epoch"}
+    shown = [bars for _, bars in seen if bars]
+    assert ("batch", 7, 10) in [bars[1] for bars in shown]
+    assert all([stage for stage, _, _ in bars] == ["epoch", "batch"] for bars in shown)
+    assert [bars[0][1:] for bars in shown][-1] == (4, 4)
+
+
+@pytest.mark.parametrize("leave", [True, False])
+def test_bars_do_not_fill_the_log_and_other_lines_stay(leave: bool) -> None:
+    written: list[str] = []
+    bars = BarLines(written.append, 10_000)
+    lines: list[str] = []
+    nested_bars(20, 50, lines, leave=leave)
+    others = [line for line in [*lines, "a real line", "epoch 1: loss 0.5"] if not bars.take(line)]
+    bars.flush()
+
+    assert others == ["a real line", "epoch 1: loss 0.5"]
+    assert [read_bar(line) is not None for line in written] == [True] * len(written)
+    assert 2 <= len(written) <= 6
+    assert any(line.startswith("epoch: 100%") and "20/20" in line for line in written)
+
+
+def test_bars_take_no_more_of_the_log_than_their_room() -> None:
+    written: list[str] = []
+    bars = BarLines(written.append, 100)
+    for number in range(100):
+        assert bars.take(f"fit: 50%|#####     | {number}/200 [00:01<00:01, 1.0it/s]")
+        bars.flush()
+    assert 0 < sum(map(len, written)) <= 100
+
+
+def test_depth_of_a_bar_is_read_from_its_line() -> None:
+    assert [depth_of(line) for line in ("a", "a\x1b[A", "a\\x1b[A\\x1b[A", "a\x1b[3A")] == [0, 1, 2, 3]
+
+
+def test_forked_process_does_not_speak_for_the_job() -> None:
+    sent: list[Snapshot] = []
+    progress = Progress(sent.append)
+    child = os.fork()
+    if child == 0:
+        try:
+            progress.update(0.5, "from the child", loss=1)
+            progress.redrawn("fit: 50%|#####     | 1/2 [00:01<00:01, 1.0it/s]")
+            os._exit(0 if progress.snapshot().fraction is None and not sent and progress._sender is None else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     progress.close()

@@ -1,0 +1,273 @@
+"""Files of labelled sentences in other formats: recognised, and converted from and to the platform's markup.
+
+- `bio`, `bioes`, `bilou`, `bmes`: a token and its tag on a line, a blank line after each sentence.
+- `conll`: the same with further columns between token and tag, and `-DOCSTART-` lines; the tags are BIO.
+- `doccano`: a JSON object on a line, `{"text": "...", "label": [[0, 2, "PER"]]}`.
+- `markup`: the platform's `<START:PER>李华<END>`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mlpkit.errors import ArgumentError, DataError
+from mlpkit.formats.kind import BrokenRow, is_blank, shown
+from mlpkit.formats.rows import first_lines, read_lines
+from mlpkit.formats.sequence_labeling import KIND, SequenceRow, Span
+from mlpkit.formats.tags import SCHEMES, from_tags, to_tags
+
+FORMATS = ("markup", *SCHEMES, "conll", "doccano")
+"""The names of the formats that `convert_file` reads and writes."""
+
+_NAMES = {**{name: scheme.name for name, scheme in SCHEMES.items()}, "conll": "CoNLL", "doccano": "doccano JSONL"}
+_TAG = re.compile(r"O|([BIESLUM])-\S+")
+_LEAST_TAGGED = 0.8
+"""The share of lines with a tag that a file of tags has at least."""
+_LONGEST_SENTENCE = 100_000
+# Scripts that are written without spaces between words: Chinese characters, kana, and their punctuation.
+_UNSPACED = r"\u2e80-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
+_TOKEN = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_WITHOUT_SPACE = re.compile(rf"[{_UNSPACED}]")
+
+
+class Converted(msgspec.Struct, frozen=True):
+    """What a conversion did; `repaired` counts the sentences whose labels had to be changed."""
+
+    sentences: int
+    entities: int
+    repaired: int
+
+
+def other_format(lines: Sequence[str]) -> str:
+    """A sentence that names the format and how to convert it, if these first lines are not markup."""
+    name = detect_format(lines)
+    if name == "markup":
+        return ""
+    return (
+        f"the file is in the {_NAMES[name]} format: convert it with `mlpkit data convert FILE train.txt --from {name}`"
+    )
+
+
+def detect_format(lines: Sequence[str]) -> str:
+    """The name of the format that the first lines of a file are in; `markup` if it is none of the others."""
+    full = [line for line in lines if line.strip()]
+    if not full:
+        return "markup"
+    if all(line.lstrip().startswith("{") for line in full) and _doccano_row(full[0]):
+        return "doccano"
+    tagged = [line.split() for line in full if not line.startswith("-DOCSTART-")]
+    tags = [_TAG.fullmatch(columns[-1]) for columns in tagged if len(columns) > 1]
+    marks = {tag[1] for tag in tags if tag is not None} - {None}
+    found = sum(tag is not None for tag in tags)
+    if len(tagged) < len(full) or (marks and found >= _LEAST_TAGGED * len(full) and _wide(tagged)):
+        return "conll"
+    if not marks or found < _LEAST_TAGGED * len(full):
+        return "markup"
+    if marks & {"L", "U"}:
+        return "bilou"
+    if "M" in marks:
+        return "bmes"
+    return "bioes" if marks & {"E", "S"} else "bio"
+
+
+def convert_file(source: Path, target: Path, read_as: str, write_as: str, *, repair: bool = False) -> Converted:
+    """Converts a file, one sentence at a time; the target appears whole or not at all.
+
+    Args:
+        source: the file.
+        target: the file to write.
+        read_as: one of `FORMATS`, or "" to recognise it.
+        write_as: one of `FORMATS`.
+        repair: mends tags that cannot follow each other, overlapping entities and line breaks inside a text. Without
+            it they are errors.
+
+    Raises:
+        ArgumentError: there is no such format.
+        DataError: the file cannot be read, or a sentence cannot be converted: names the line.
+    """
+    read_as = read_as or detect_format(first_lines(source))
+    for name in (read_as, write_as):
+        if name not in FORMATS:
+            raise ArgumentError(f"there is no format {name!r}; formats: {', '.join(FORMATS)}")
+    sentences = entities = repaired = 0
+    part = target.with_name(f"{target.name}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            for number, row, was_repaired in _rows(source, read_as, repair):
+                try:
+                    file.write(_written(row, write_as))
+                except DataError as error:
+                    raise DataError(f"{source}, line {number}: {error}") from error
+                sentences += 1
+                entities += len(row.spans)
+                repaired += was_repaired
+        if not sentences:
+            raise DataError(f"{source} has no sentence in the format {read_as}")
+        part.replace(target)
+    except OSError as error:
+        raise DataError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return Converted(sentences, entities, repaired)
+
+
+def _rows(path: Path, name: str, repair: bool) -> Iterator[tuple[int, SequenceRow, bool]]:
+    """The sentences of a file with the number of their first line, and whether they were repaired."""
+    tokens: list[str] = []
+    tags: list[str] = []
+    begin = 1
+    by_line = name in ("markup", "doccano")
+    for number, line in _text_lines(path):
+        if by_line:
+            if not is_blank(line):
+                yield _checked(path, number, line, name, repair)
+            continue
+        if line.strip() and not line.startswith("-DOCSTART-"):
+            columns = line.split()
+            if len(columns) < 2:
+                raise DataError(f"{path}, line {number}: a token and its tag are needed, not {shown(line)}")
+            if not tokens:
+                begin = number
+            if len(tokens) == _LONGEST_SENTENCE:
+                message = f"the sentence has more than {_LONGEST_SENTENCE:,} tokens; a blank line must end each one"
+                raise DataError(f"{path}, line {number}: {message}")
+            tokens.append(columns[0])
+            tags.append(columns[-1])
+        elif tokens:
+            yield _sentence(path, begin, tokens, tags, name, repair)
+            tokens, tags = [], []
+    if tokens:
+        yield _sentence(path, begin, tokens, tags, name, repair)
+
+
+def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    for number, line in read_lines(path):
+        if isinstance(line, BrokenRow):
+            raise DataError(f"{path}, line {number}: {line}")
+        yield number, line
+
+
+def _checked(path: Path, number: int, line: str, name: str, repair: bool) -> tuple[int, SequenceRow, bool]:
+    try:
+        if name == "markup":
+            return number, KIND.read(line), False
+        row, repaired = _from_doccano(line, repair)
+        return number, row, repaired
+    except DataError as error:
+        raise DataError(f"{path}, line {number}: {error}") from error
+
+
+def _sentence(
+    path: Path, number: int, tokens: list[str], tags: list[str], name: str, repair: bool
+) -> tuple[int, SequenceRow, bool]:
+    """The sentence of tokens and tags. A space stands between two tokens, but not beside Chinese characters."""
+    scheme = "bio" if name == "conll" else name
+    repaired = False
+    try:
+        spans = from_tags(scheme, tags)
+    except DataError as error:
+        if not repair:
+            advice = "is --from right?"
+            if "cannot follow" in str(error):
+                advice = "--repair begins a new entity there, as the IOB1 tags of CoNLL-2003 mean it"
+            raise DataError(f"{path}, sentence of line {number}: {error} ({advice})") from error
+        spans = from_tags(scheme, tags, repair=True)
+        repaired = True
+    text = ""
+    starts: list[int] = []
+    for token in tokens:
+        if text and not _WITHOUT_SPACE.match(token) and not _WITHOUT_SPACE.match(text[-1]):
+            text += " "
+        starts.append(len(text))
+        text += token
+    places = [Span(starts[span.start], starts[span.end - 1] + len(tokens[span.end - 1]), span.label) for span in spans]
+    return number, SequenceRow(text, places), repaired
+
+
+def _doccano_row(line: str) -> dict[str, Any] | None:
+    try:
+        row = msgspec.json.decode(line)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    is_row = isinstance(row, dict) and isinstance(row.get("text"), str)
+    return row if is_row and any(isinstance(row.get(key), list) for key in ("label", "labels", "entities")) else None
+
+
+def _from_doccano(line: str, repair: bool) -> tuple[SequenceRow, bool]:
+    row = _doccano_row(line)
+    if row is None:
+        raise DataError(f'a JSON object with "text" and "label" is needed, not {shown(line)}')
+    found = next(row[key] for key in ("label", "labels", "entities") if isinstance(row.get(key), list))
+    text: str = row["text"]
+    spans: list[Span] = []
+    repaired = False
+    for span in sorted(_doccano_span(entry, text) for entry in found):
+        if spans and span.start < spans[-1].end:
+            if not repair:
+                raise DataError(f"{span} overlaps {spans[-1]} (--repair keeps the first one)")
+            repaired = True
+        elif span not in spans:
+            spans.append(span)
+    if any(char in text for char in "\t\r\n"):
+        if not repair:
+            raise DataError("the text has a line break or a tab (--repair makes them spaces)")
+        text = re.sub(r"[\t\r\n]", " ", text)
+        repaired = True
+    return SequenceRow(text, spans), repaired
+
+
+def _doccano_span(entry: Any, text: str) -> Span:
+    """The span of `[start, end, label]`, or of an object with `start_offset`, `end_offset` and `label`."""
+    if isinstance(entry, dict):
+        entry = [entry.get("start_offset"), entry.get("end_offset"), entry.get("label")]
+    try:
+        span = Span(*msgspec.convert(entry, tuple[int, int, str]))
+    except msgspec.ValidationError as error:
+        raise DataError(f"{shown(str(entry))} is not [start, end, label]: {error}") from error
+    if not 0 <= span.start < span.end <= len(text):
+        raise DataError(f"{span} is empty or leaves the text of {len(text)} characters")
+    return span
+
+
+def _written(row: SequenceRow, name: str) -> str:
+    if name == "markup":
+        return KIND.write(row) + "\n"
+    if name == "doccano":
+        labels = [[span.start, span.end, span.label] for span in row.spans]
+        return msgspec.json.encode({"text": row.sentence, "label": labels}).decode() + "\n"
+    tokens = list(_tokens(row))
+    starts = {start: index for index, (start, _) in enumerate(tokens)}
+    ends = {end: index + 1 for index, (_, end) in enumerate(tokens)}
+    spans = []
+    for span in row.spans:
+        entity = row.sentence[span.start : span.end]
+        if not entity.strip():
+            raise DataError(f"{span} is an entity of spaces alone, which has no token")
+        start = span.start + len(entity) - len(entity.lstrip())
+        end = span.end - len(entity) + len(entity.rstrip())
+        if any(char.isspace() for char in span.label):
+            raise DataError(f"the label {shown(span.label)} has a space, which {name} cannot hold")
+        spans.append(Span(starts[start], ends[end], span.label))
+    tags = to_tags("bio" if name == "conll" else name, len(tokens), spans)
+    between = " -X- -X- " if name == "conll" else " "
+    lines = [f"{row.sentence[start:end]}{between}{tag}\n" for (start, end), tag in zip(tokens, tags, strict=True)]
+    return "".join(lines) + "\n"
+
+
+def _tokens(row: SequenceRow) -> Iterator[tuple[int, int]]:
+    """Where the tokens begin and end: words, single Chinese characters, cut where an entity begins or ends."""
+    edges = sorted({0, len(row.sentence), *(edge for span in row.spans for edge in (span.start, span.end))})
+    for start, end in itertools.pairwise(edges):
+        for token in _TOKEN.finditer(row.sentence, start, end):
+            yield token.span()
+
+
+def _wide(rows: list[list[str]]) -> bool:
+    """Whether all lines have the same number of columns, more than two."""
+    return len({len(columns) for columns in rows}) == 1 and len(rows[0]) > 2
