@@ -1,4 +1,4 @@
-"""JSON of any answer, as bytes: strict where Python's own writers are not.
+"""JSON of any answer, as bytes.
 
 Most answers are plain lists and dicts of text and numbers: one look at their types, then msgspec writes them.
 Everything else is first made plain by `plain`, which knows numpy and torch by their `tolist`, so that neither package
@@ -11,9 +11,13 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterable
-from datetime import date, datetime
+from collections.abc import Iterable, Mapping, Sequence, Set, ValuesView
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
 from typing import Annotated, Any
+from uuid import UUID
 
 import msgspec
 
@@ -29,19 +33,23 @@ _encode = msgspec.json.Encoder().encode
 def to_json(answer: object, name: str = "predictions") -> bytes:
     """The answer as JSON.
 
-    Tuples become lists; numpy and torch scalars and arrays numbers and lists; Structs, dataclasses, attrs classes and
-    pydantic models objects; a datetime `2021-08-31 02:53:38`, a date `2021-08-31`; an object with `serialize()` what
-    that returns. Numbers and booleans as keys become text as in `json.dumps`. Half of a surrogate pair is written as
-    its escape.
+    Tuples, sets and other collections become lists (the items of a set in order, if they have one); mappings, Structs,
+    dataclasses, attrs classes and pydantic models objects; numpy and torch scalars and arrays numbers and lists.
+
+    An enum becomes its value, a Decimal a number, a UUID or path its text, a datetime `2021-08-31 02:53:38`, a date
+    `2021-08-31`, a time `02:53:38`, a timedelta its ISO 8601 duration (`PT5S`), numpy's dates and times the same. An
+    object with `serialize()` becomes what that returns. Keys that are not text become text, as in `json.dumps`. Half of
+    a surrogate pair is written as its escape.
 
     Args:
         answer: what a handler returned.
         name: what messages call it.
 
     Raises:
-        TypeError: `Object of type set is not JSON serializable`; so are bytes and everything unknown.
-        ValueError: NaN or Infinity, a key that cannot become text, or a value that contains itself; begins with the
-            path.
+        TypeError: `predictions[0].x: Object of type bytes is not JSON serializable`; without the path for the answer
+            itself.
+        ValueError: NaN, Infinity or NaT, a key that cannot become text, or a value that contains itself; begins with
+            the path.
     """
     try:
         if _is_plain(answer):
@@ -56,7 +64,7 @@ def to_json(answer: object, name: str = "predictions") -> bytes:
 
 
 def plain(value: object, name: str = "predictions") -> Any:
-    """The value as new dicts and lists of text, numbers, booleans and None; see `to_json` for what becomes what.
+    """The value as new dicts and lists of text, numbers, booleans and None, as in `to_json`.
 
     Raises:
         TypeError, ValueError: as `to_json`.
@@ -74,15 +82,15 @@ def _is_plain(value: Any) -> bool:
     if kind is float:
         return math.isfinite(value)
     if kind is dict:
-        for key, each in value.items():
-            if type(key) is not str or (type(each) not in _ATOMS and not _is_plain(each)):
+        for key, item in value.items():
+            if type(key) is not str or (type(item) not in _ATOMS and not _is_plain(item)):
                 return False
         return True
     if kind is list or kind is tuple:
         if len(value) > _LONG and type(value[0]) is float:
             return _are_floats(value)
-        for each in value:  # noqa: SIM110 - a generator takes twice the time
-            if type(each) not in _ATOMS and not _is_plain(each):
+        for item in value:  # noqa: SIM110 - a generator takes twice the time
+            if type(item) not in _ATOMS and not _is_plain(item):
                 return False
         return True
     return (
@@ -105,64 +113,119 @@ def _are_floats(values: Any) -> bool:
 def _plain(value: Any, path: str) -> Any:
     if value is None or value is True or value is False:
         return value
+    if isinstance(value, Enum):
+        return _plain(value.value, path)
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):
         return int.__int__(value)
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"{path}: {float(value)} is no number in JSON")
+            raise ValueError(f"{path}: {float(value)} is not a number in JSON")
         return float.__float__(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, dict):
         return _object(value.items(), path)
-    if isinstance(value, (list, tuple)):
-        return [_plain(each, f"{path}[{index}]") for index, each in enumerate(value)]
     return _converted(value, path)
 
 
 def _object(pairs: Iterable[tuple[Any, Any]], path: str) -> dict[str, Any]:
     made: dict[str, Any] = {}
-    for key, each in pairs:
+    for key, value in pairs:
         text = _key(key, path)
         if text in made:
             raise ValueError(f"{path}: two keys become {text!r}")
-        made[text] = _plain(each, f"{path}.{text}")
+        made[text] = _plain(value, f"{path}.{text}")
     return made
 
 
 def _key(key: Any, path: str) -> str:
-    if isinstance(key, str):
+    if isinstance(key, str) and not isinstance(key, Enum):
         return str.__str__(key)
-    number = key.tolist() if hasattr(key, "tolist") else key
-    if isinstance(number, bool):
-        return "true" if number else "false"
-    if isinstance(number, int):
-        return int.__repr__(number)
-    if isinstance(number, float) and math.isfinite(number):
-        return float.__repr__(number)
+    if key is not None and not isinstance(key, tuple):
+        try:
+            made = _plain(key, path)
+        except (TypeError, ValueError):
+            made = None
+        if isinstance(made, str):
+            return made
+        if isinstance(made, bool):
+            return "true" if made else "false"
+        if isinstance(made, (int, float)):
+            return repr(made)
     raise ValueError(f"{path}: {key!r} cannot be a key of a JSON object")
 
 
 def _converted(value: Any, path: str) -> Any:
-    kind = type(value)
-    if isinstance(value, datetime):
-        return value.isoformat(" ", "seconds")
-    if isinstance(value, date):
-        return value.isoformat()
+    """What a value becomes that is not one of JSON's own types."""
+    if isinstance(value, (datetime, date, time, timedelta)):
+        return _moment(value, path)
+    if isinstance(value, Decimal):
+        return _decimal(value, path)
+    if isinstance(value, (UUID, PurePath)):
+        return str(value)
     if isinstance(value, (type, bytes, bytearray, memoryview)):
-        raise TypeError(f"Object of type {kind.__name__} is not JSON serializable")
+        raise _unserializable(value, path)
     if callable(getattr(value, "serialize", None)):
         return _plain(value.serialize(), path)
-    if callable(getattr(value, "tolist", None)) and getattr(getattr(value, "dtype", None), "kind", "") not in (
-        "m",
-        "M",
-    ):
+    if callable(getattr(value, "tolist", None)):
+        return _listed(value, path)
+    fields = _fields(value)
+    if fields is not None:
+        return _plain(fields, path)
+    if isinstance(value, Mapping):
+        return _object(value.items(), path)
+    if isinstance(value, Set):
+        return _ordered([_plain(item, path) for item in value])
+    if isinstance(value, (Sequence, ValuesView)):
+        return _plain(list(value), path)
+    raise _unserializable(value, path)
+
+
+def _unserializable(value: object, path: str) -> TypeError:
+    # Without a path for the answer itself: callers of the platform know this message.
+    place = f"{path}: " if "." in path or "[" in path else ""
+    return TypeError(f"{place}Object of type {type(value).__name__} is not JSON serializable")
+
+
+def _moment(value: datetime | date | time | timedelta, path: str) -> str:
+    if value != value:
+        raise ValueError(f"{path}: NaT is not a time in JSON")
+    if isinstance(value, datetime):
+        return value.isoformat(" ", "seconds")
+    if isinstance(value, timedelta):
+        written: str = msgspec.to_builtins(timedelta(value.days, value.seconds, value.microseconds))
+        return written
+    return value.isoformat()
+
+
+def _decimal(value: Decimal, path: str) -> int | float:
+    if not value.is_finite():
+        raise ValueError(f"{path}: {value} is not a number in JSON")
+    return int(value) if value == value.to_integral_value() and value.as_tuple().exponent == 0 else float(value)
+
+
+def _listed(value: Any, path: str) -> Any:
+    """The numbers, or the dates and times, of a scalar or array of numpy, torch and their like."""
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    if kind not in ("m", "M"):
         made = value.tolist()
         return made if _is_plain(made) else _plain(made, path)
-    fields = _fields(value)
-    if fields is None:
-        raise TypeError(f"Object of type {kind.__name__} is not JSON serializable")
-    return _plain(fields, path)
+    if (value != value).any():
+        raise ValueError(f"{path}: NaT is not a time in JSON")
+    name = "datetime64" if kind == "M" else "timedelta64"
+    # Without this, nanoseconds become whole numbers; days stay days.
+    exact = value if kind == "M" and str(value.dtype) == "datetime64[D]" else value.astype(f"{name}[us]")
+    return _plain(exact.tolist(), path)
+
+
+def _ordered(items: list[Any]) -> list[Any]:
+    """The items of a set in an order that does not change from one process to the next, if they have one."""
+    try:
+        return sorted(items)
+    except TypeError:
+        return items
 
 
 def _fields(value: Any) -> dict[str, Any] | list[Any] | None:
@@ -170,9 +233,9 @@ def _fields(value: Any) -> dict[str, Any] | list[Any] | None:
     if isinstance(value, msgspec.Struct):
         return _struct_fields(value)
     if dataclasses.is_dataclass(value):
-        return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if hasattr(kind, "__attrs_attrs__"):
-        return {each.name: getattr(value, each.name) for each in kind.__attrs_attrs__}
+        return {field.name: getattr(value, field.name) for field in kind.__attrs_attrs__}
     if callable(getattr(kind, "model_dump", None)):
         dumped: dict[str, Any] = value.model_dump(by_alias=True)
         return dumped
@@ -180,7 +243,8 @@ def _fields(value: Any) -> dict[str, Any] | list[Any] | None:
 
 
 def _struct_fields(value: msgspec.Struct) -> dict[str, Any] | list[Any]:
-    kind, config = type(value), value.__struct_config__
+    kind = type(value)
+    config = value.__struct_config__
     values = [getattr(value, name) for name in kind.__struct_fields__]
     if config.array_like:
         return values if config.tag is None else [config.tag, *values]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from decimal import Decimal
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -27,6 +29,11 @@ from mlpkit.formats import (
     to_json,
 )
 
+
+class Mood(Enum):
+    GOOD = "good"
+
+
 ENTITY = {"name": "特朗普", "start_pos": 0, "end_pos": 2, "label": "PER", "score": 100}
 RELATION = Relation(
     subject=Argument("特朗普", 0, 3, "PER"),
@@ -40,6 +47,8 @@ GOOD: list[tuple[str, Any]] = [
     ("text_classification", [{"label": "a", "score": 100, "more": None}]),
     ("text_classification", ({"label": "a", "score": 0.5, "other_info": [{"key": "k", "value": [1]}]},)),
     ("text_classification", [Label("a", 50), Label("b", 0.0, [Info("k", "v")])]),
+    ("text_classification", [{"label": Mood.GOOD, "score": Decimal("99.5")}]),
+    ("text_classification", [Label("a", Decimal("50"))]),  # type: ignore[arg-type]
     ("text_sequence_labeling", [{"score": 0, "entity_list": []}]),
     ("text_sequence_labeling", [{"score": 100, "entity_list": [ENTITY]}]),
     ("text_sequence_labeling", [Entities(99.0, [Entity("特朗普", 0, 3, "PER", 99.0)])]),
@@ -63,7 +72,12 @@ WRONG: list[tuple[str, Any, str]] = [
     ("text_classification", [{"label": "a", "score": True}], "predictions[0].score: "),
     ("text_classification", [{"label": True, "score": 1}], "predictions[0].label: "),
     ("text_classification", [Label("a", 1.0), Label("b", 101.0)], "predictions[1].score: "),
-    ("text_classification", [{"label": "a", "score": {1}}], "Object of type set is not JSON serializable"),
+    ("text_classification", [{"label": "a", "score": {1}}], "predictions[0].score: "),
+    (
+        "text_classification",
+        [{"label": "a", "score": b"1"}],
+        "predictions[0].score: Object of type bytes is not JSON serializable",
+    ),
     (
         "text_classification",
         [{"label": "a", "score": 1, "other_info": [{"value": 1}]}],

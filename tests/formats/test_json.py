@@ -7,10 +7,16 @@ import json
 import math
 import subprocess
 import sys
-from collections import namedtuple
-from datetime import date, datetime, timedelta, timezone
+from array import array
+from collections import ChainMap, UserDict, deque, namedtuple
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
 from enum import Enum, IntEnum
+from fractions import Fraction
+from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -50,6 +56,10 @@ class Tagged(msgspec.Struct, tag="t", rename="camel", omit_defaults=True):
 
 class Colour(str, Enum):
     RED = "red"
+
+
+class Shape(Enum):
+    ROUND = "round"
 
 
 class Size(IntEnum):
@@ -101,18 +111,105 @@ def test_an_answer_is_written_as_the_protocol_says(value: Any, written: Any) -> 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{1}, frozenset("a"), b"x", bytearray(b"x"), memoryview(b"x"), object(), 1j, int, iter(())]
+    "wrong",
+    [b"x", bytearray(b"x"), memoryview(b"x"), object(), 1j, int, iter(()), Fraction(1, 2), ValueError("x"), ...],
 )
-def test_what_json_does_not_have_is_refused_with_the_words_of_json_dumps(wrong: Any) -> None:
-    for answer in (wrong, [wrong], {"a": (1, wrong)}, Label("x", 1.0, [Info("k", wrong)])):
+def test_what_json_does_not_have_is_refused_with_the_words_of_json_dumps_and_its_path(wrong: Any) -> None:
+    for answer, path in (
+        (wrong, ""),
+        ([wrong], "predictions[0]: "),
+        ({"a": (1, wrong)}, "predictions.a[1]: "),
+        (Label("x", 1.0, [Info("k", wrong)]), "predictions.other_info[0].value: "),
+    ):
         with pytest.raises(TypeError) as raised:
             to_json(answer)
-        assert str(raised.value) == f"Object of type {type(wrong).__name__} is not JSON serializable"
+        assert str(raised.value) == f"{path}Object of type {type(wrong).__name__} is not JSON serializable"
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (Shape.ROUND, "round"),
+        (Size.LARGE, 3),
+        (Colour.RED, "red"),
+        (Decimal("1.50"), 1.5),
+        (Decimal("99"), 99),
+        (Decimal("1E+2"), 100.0),
+        (UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        (time(1, 2), "01:02:00"),
+        (timedelta(seconds=5), "PT5S"),
+        (PurePosixPath("/a/b"), "/a/b"),
+        ({3, 1, 2}, [1, 2, 3]),
+        (frozenset(("b", "a")), ["a", "b"]),
+        ({Shape.ROUND}, ["round"]),
+        (deque([1, (2,)]), [1, [2]]),
+        (range(3), [0, 1, 2]),
+        ({"a": 1}.keys(), ["a"]),
+        ({"a": 1}.values(), [1]),
+        (MappingProxyType({"a": {1}}), {"a": [1]}),
+        (ChainMap({"a": 1}), {"a": 1}),
+        (UserDict(a=1), {"a": 1}),
+        ({Shape.ROUND: 1, UUID(int=1): 2}, {"round": 1, "00000000-0000-0000-0000-000000000001": 2}),
+        ({date(2021, 8, 31): 1}, {"2021-08-31": 1}),
+        (array("d", [1.5]), [1.5]),
+    ],
+)
+def test_an_answer_may_have_the_types_that_a_request_may_have(value: Any, written: Any) -> None:
+    assert read(value) == written
+    assert read([{"x": value}]) == [{"x": written}]
+
+
+def test_what_a_request_of_such_a_type_holds_comes_back_in_an_answer() -> None:
+    class Everything(msgspec.Struct):
+        shape: Shape
+        amount: Decimal
+        id: UUID
+        at: time
+        took: timedelta
+        day: date
+        tags: set[str]
+
+    sent = {
+        "shape": "round",
+        "amount": 1.5,
+        "id": "00000000-0000-0000-0000-000000000001",
+        "at": "01:02:03",
+        "took": "PT5S",
+        "day": "2021-08-31",
+        "tags": ["a", "b"],
+    }
+    assert read(msgspec.convert(sent, Everything)) == sent
+
+
+@pytest.mark.parametrize("wrong", [Decimal("NaN"), Decimal("Infinity")])
+def test_a_decimal_that_is_not_a_number_is_refused_with_its_path(wrong: Decimal) -> None:
+    with pytest.raises(ValueError, match=r"^predictions\[0\]\.score: (NaN|Infinity) is not a number in JSON$"):
+        to_json([{"score": wrong}])
+
+
+def test_numpys_dates_and_times_are_written_as_pythons() -> None:
+    numpy = pytest.importorskip("numpy")
+    assert read(numpy.datetime64("2021-08-31")) == "2021-08-31"
+    assert read(numpy.datetime64("2021-08-31T02:53:38", "ns")) == "2021-08-31 02:53:38"
+    assert read(numpy.array(["2021-08-31", "2021-09-01"], dtype="datetime64[D]")) == ["2021-08-31", "2021-09-01"]
+    assert read(numpy.timedelta64(5, "s")) == "PT5S"
+    assert read({numpy.datetime64("2021-08-31"): 1}) == {"2021-08-31": 1}
+
+
+@pytest.mark.parametrize("unit", ["D", "ns"])
+def test_a_missing_time_is_an_error_with_its_path_and_never_text(unit: str) -> None:
+    numpy = pytest.importorskip("numpy")
+    for missing in (numpy.datetime64("NaT", unit), numpy.array(["2021-08-31", "NaT"], dtype=f"datetime64[{unit}]")):
+        with pytest.raises(ValueError, match=r"^predictions\[0\]\.at: NaT is not a time in JSON$"):
+            to_json([{"at": missing}])
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ValueError, match=r"^predictions\[0\]\.at: NaT is not a time in JSON$"):
+        to_json([{"at": pandas.NaT}])
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 def test_nan_and_infinity_are_refused_with_their_path(wrong: float) -> None:
-    with pytest.raises(ValueError, match=r"^predictions\[1\]\.score: (nan|-?inf) is no number in JSON$"):
+    with pytest.raises(ValueError, match=r"^predictions\[1\]\.score: (nan|-?inf) is not a number in JSON$"):
         to_json([{"score": 1}, {"score": wrong}])
     with pytest.raises(ValueError, match=r"^predictions\[1\]\.score: "):
         to_json([Label("a", 1.0), Label("b", wrong)])
@@ -147,8 +244,7 @@ def test_numpy_scalars_and_arrays_become_numbers_and_lists() -> None:
     assert read([Label("a", numpy.float32(50))]) == [{"label": "a", "score": 50.0}]
     with pytest.raises(ValueError, match=r"^predictions\[0\]\[1\]: nan"):
         to_json([numpy.array([1.0, numpy.nan])])
-    with pytest.raises(TypeError, match="Object of type datetime64 is not JSON serializable"):
-        to_json(numpy.datetime64("2021-08-31", "ns"))
+    assert read(numpy.datetime64("2021-08-31", "ns")) == "2021-08-31 00:00:00"
 
 
 def test_anything_with_tolist_is_an_array_so_torch_tensors_are() -> None:
