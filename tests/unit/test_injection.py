@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypedDict
 import attrs
 import msgspec
 import pydantic
+import pydantic.dataclasses
 import pytest
 
 from mlpkit.errors import ArgumentError, DeclarationError, NotInRequest, UnsafePath, UserCodeError
@@ -115,6 +116,50 @@ def test_a_pydantic_mistake_is_one_line_without_the_input() -> None:
     assert "c: Input should be greater than 0; ngram: Input should be a valid integer" in str(caught.value)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pydantic.dataclasses.dataclass
+class CheckedHyper:
+    c: float = pydantic.Field(gt=0)
+    name: str = pydantic.Field("x", max_length=3)
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def _upper(cls, name: str) -> str:
+        return name.upper()
+
+
+@pytest.mark.parametrize(
+    ("annotation", "wrap"),
+    [
+        (CheckedHyper, lambda value: value),
+        (CheckedHyper | None, lambda value: value),
+        (list[CheckedHyper], lambda value: [value]),
+        (dict[str, list[CheckedHyper]], lambda value: {"a": [value]}),
+        (Annotated[CheckedHyper, "a note"], lambda value: value),
+    ],
+)
+def test_a_pydantic_dataclass_is_checked_by_pydantic_wherever_it_is(annotation: Any, wrap: Any) -> None:
+    def train(parameters: Any) -> Any:
+        return parameters
+
+    train.__annotations__["parameters"] = annotation
+    plan = compile_plan(train, "train")
+
+    assert call(plan, parameters=wrap({"c": 1, "name": "ab"})) == wrap(CheckedHyper(c=1, name="ab"))
+    with pytest.raises(ArgumentError, match=r"^\[parameter\] does not fit: c: Input should be greater than 0; name: "):
+        call(plan, parameters=wrap({"c": -5, "name": "too long"}))
+
+
+def test_a_pydantic_dataclass_that_would_not_be_checked_is_refused_at_start_up() -> None:
+    class Outer(msgspec.Struct):
+        inner: list[CheckedHyper]
+
+    def train(parameters: Any) -> None: ...
+
+    train.__annotations__["parameters"] = Outer
+    with pytest.raises(DeclarationError, match=r"pydantic would not check the dataclass 'CheckedHyper' inside"):
+        compile_plan(train, "train")
 
 
 def test_without_annotation_a_handler_gets_what_the_json_holds() -> None:

@@ -65,5 +65,10 @@ REFUSED: dict[str, tuple[int, dict[str, Any]]] = {
 }
 """What the original accepts (verdict `keep`), although it can only fail, and mlpkit refuses immediately."""
 
+ACCEPTED: dict[str, tuple[int, dict[str, Any]]] = {
+    "predict-shape-set": (200, {"status": "success", "data": {"predictions": [1]}}),
+}
+"""What the original cannot write as JSON (verdict `keep`), and mlpkit can: answers are as wide as requests."""
+
 NEVER_STARTED = {"train-bare-status"}
 """The state of a job that the original accepts and mlpkit refuses: there is nothing to compare."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.wire.fixed import FIXED, NEVER_STARTED, REFUSED
+from tests.wire.fixed import ACCEPTED, FIXED, NEVER_STARTED, REFUSED
 from tests.wire.replayer import PROFILES, Case, Service, alike, filled, read_cases
 
 ServiceFor = Callable[[Case], Service]
@@ -15,7 +15,7 @@ CASES = [case for case in read_cases() if case.profile in PROFILES]
 
 
 def of(verdict: str) -> pytest.MarkDecorator:
-    cases = [case for case in CASES if case.verdict == verdict and case.id not in {*REFUSED, *NEVER_STARTED}]
+    cases = [case for case in CASES if case.verdict == verdict and case.id not in {*REFUSED, *ACCEPTED, *NEVER_STARTED}]
     return pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in cases])
 
 
@@ -35,6 +35,13 @@ def test_what_can_only_fail_is_refused_immediately(case: Case, service_for: Serv
     answer, _ = service_for(case).replay(case)
 
     assert (answer.status, answer.json) == REFUSED[case.id]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.id in ACCEPTED], ids=lambda case: case.id)
+def test_an_answer_that_the_original_cannot_write_is_written(case: Case, service_for: ServiceFor) -> None:
+    answer, _ = service_for(case).replay(case)
+
+    assert (answer.status, answer.json) == ACCEPTED[case.id]
 
 
 @of("fix")
