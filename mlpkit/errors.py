@@ -197,6 +197,12 @@ class StorageUnavailable(StorageError):
     http_status = 503
 
 
+class ModelChanged(StorageError):
+    """A model's files changed, or the model was deleted, while it was stored; the message names what changed."""
+
+    http_status = 409
+
+
 class IncompleteModel(StorageError):
     """A model folder without its manifest, or with files missing: an upload that never finished."""
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
-from mlpkit.errors import IncompleteModel, ObjectNotFound, StorageDenied, StorageError, StorageUnavailable
+from mlpkit.errors import IncompleteModel, ModelChanged, ObjectNotFound, StorageDenied, StorageError, StorageUnavailable
 from mlpkit.injection import service
 from mlpkit.log import logger
 from mlpkit.settings import Settings
@@ -96,8 +96,8 @@ def save_model(storage: Storage, directory: Path, destination: str, manifest: Ma
     destination are left alone.
 
     Raises:
-        StorageError: something could not be stored, a file changed meanwhile (the message names it), or the model was
-            deleted meanwhile; the destination holds no model then.
+        StorageError: something could not be stored; the destination holds no model then.
+        ModelChanged: a file changed meanwhile (the message names it), or the model was deleted.
         UnsafePath: a file's name, or the destination, cannot be used; nothing was changed.
         FileNotFoundError: there is no such folder, or something in it is not a file; nothing was changed.
     """
@@ -122,7 +122,7 @@ def save_model(storage: Storage, directory: Path, destination: str, manifest: Ma
         # After the manifest: `delete_model` removes the marker before it lists what there is, so one of the two
         # notices the other, whichever is first.
         if not storage.exists(f"{prefix}/{INCOMPLETE}"):
-            raise StorageError(f"the model {prefix} was deleted while it was stored")
+            raise ModelChanged(f"the model {prefix} was deleted while it was stored")
     except StorageUnavailable:
         raise
     except BaseException:
@@ -266,16 +266,16 @@ def _versions_of(directory: Path) -> dict[str, _Version]:
 
 
 def _check_unchanged(directory: Path, before: dict[str, _Version]) -> None:
-    """Raises StorageError, with the file's name, if the folder is not as it was before."""
+    """Raises ModelChanged, with the file's name, if the folder is not as it was before."""
     try:
         now = _versions_of(directory)
     except FileNotFoundError as error:
-        raise StorageError(f"the model's folder changed while it was stored: {error}") from error
+        raise ModelChanged(f"the model's folder changed while it was stored: {error}") from error
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             how = "is new" if name not in before else "is gone" if name not in now else "changed"
             sizes = f" from {before[name].size} to {now[name].size} bytes" if how == "changed" else ""
-            raise StorageError(
+            raise ModelChanged(
                 f"the model was not stored: its file {name} {how}{sizes} while it was stored; "
                 "close every file, and end whatever writes into the folder, before train returns"
             )

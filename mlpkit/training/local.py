@@ -5,8 +5,9 @@ ended. The process imports the script by its target, runs one job and ends (`mai
 with all that the job needs, then messages up (lines of the log, progress, the outcome) in msgpack. The process ends by
 itself; the server kills it at a limit and when the job is cancelled, and the guard kills it if the server dies.
 
-The files of a job are in `<home>/work/<job>`: `out` is what `train` writes, and `trained.json` is the manifest of a
-model that has been trained and not been stored yet. Such a model survives a restart of the service.
+The files of a job are in `<home>/work/<job>`: `out` is what `train` writes, `begun` says that the store may hold a part
+of the model, and `trained.json` is the manifest of a model that has been trained and not been stored yet. Such a model
+survives a restart of the service.
 """
 
 from __future__ import annotations
@@ -29,24 +30,34 @@ import msgspec
 
 from mlpkit.algorithm import TrainOptions
 from mlpkit.errors import ArgumentError, MlpkitError
-from mlpkit.log import LogLine, capture_streams, configure_child, printable, with_request_id
+from mlpkit.log import LogLine, capture_streams, configure_child, logger, printable, with_request_id
 from mlpkit.processes import AsyncChannel, BlockingChannel, Child, Exit, Message, channel_of_child, start_child
 from mlpkit.script import absolute_search_path, import_app
 from mlpkit.settings import Settings, decode_settings, encode_settings
-from mlpkit.storage import Manifest
+from mlpkit.storage import Manifest, discard_model, open_storage, settings_for
 from mlpkit.training.engine import JobRun, Place
 from mlpkit.training.job import Job, JobOutcome
 from mlpkit.training.joblog import BARS_SHARE, file_name
 from mlpkit.training.progress import BarLines, Progress, Snapshot
-from mlpkit.training.run import end_forked_process, run_train, store_trained
+from mlpkit.training.run import (
+    algorithm_of,
+    destination,
+    end_forked_process,
+    run_train,
+    store_trained,
+    stores_model,
+)
 
 _MODULE = "mlpkit.training"
 _MEMORY_INTERVAL = 0.5
 _EXIT_GRACE = 10.0
 _LOCK_WAIT = 3.0
 _LAST_WORDS = 5.0
+_DISCARD_SECONDS = 5.0
+"""How long a cancel waits for the removal of a model that was stored in part."""
 _STREAMS = ("stdout:0", "stderr:0")
 _OUT = "out"
+_BEGUN = "begun"
 _TRAINED = "trained.json"
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -178,7 +189,20 @@ class LocalEngine:
         return _trained(self._folder(job), job) is not None
 
     async def discard(self, job: Job) -> None:
-        await anyio.to_thread.run_sync(_remove, self._folder(job))
+        folder = self._folder(job)
+        if (folder / _BEGUN).exists():
+            with anyio.move_on_after(_DISCARD_SECONDS) as limit:
+                await anyio.to_thread.run_sync(self._discard_model, job, abandon_on_cancel=True)
+            if limit.cancelled_caught:
+                logger.warning("the store is silent: parts of the model of job [{}] may be left there", job.model_id)
+        await anyio.to_thread.run_sync(_remove, folder)
+
+    def _discard_model(self, job: Job) -> None:
+        try:
+            with contextlib.closing(open_storage(settings_for(self._settings, job.extend))) as storage:
+                discard_model(storage, destination(job, self._settings))
+        except (MlpkitError, OSError) as error:
+            logger.warning("parts of the model of job [{}] may be left in the store: {}", job.model_id, error)
 
     def _folder(self, job: Job) -> Path:
         return self._work.absolute() / f"train-{file_name(job.model_id)}"
@@ -456,7 +480,6 @@ def main() -> None:
     start = _start_decoder.decode(message)
     settings = decode_settings(start.settings)
     report = Reporter(channel, start.job.log_uuid, start.log_room)
-    job_process = os.getpid()
     configure_child(report.line, process="train", level=settings.log_level)
     capture_streams(on_redrawn=report.redrawn)
     # The handler may put others in their place, which need not even have a `close`.
@@ -466,8 +489,6 @@ def main() -> None:
     sys.path[:] = start.sys_path
     with with_request_id(start.job.log_uuid):
         outcome = _run(start, settings, report)
-    if os.getpid() != job_process:
-        end_forked_process()  # the script forked while it was imported
     for each in ours:
         each.close()
     report.ended(outcome)
@@ -486,10 +507,22 @@ def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutco
                 # An earlier run has trained the model: only storing is left, and the script is not needed.
                 report.started()
                 report.trained()
-                return store_trained(start.job, settings, folder / _OUT, manifest, progress)
-            app = import_app(start.target)
+                outcome = store_trained(start.job, settings, folder / _OUT, manifest, progress)
+                (folder / _BEGUN).unlink(missing_ok=True)
+                return outcome
+            job_process = os.getpid()
+            try:
+                app = import_app(start.target)
+            finally:
+                if os.getpid() != job_process:
+                    end_forked_process()
             report.started()
-            return run_train(app, start.job, settings, folder / _OUT, progress, on_trained=on_trained)
+            if stores_model(algorithm_of(app, start.job)):
+                (folder / _BEGUN).touch()
+            outcome = run_train(app, start.job, settings, folder / _OUT, progress, on_trained=on_trained)
+            # If the process is killed before this, the server removes what is left in the store.
+            (folder / _BEGUN).unlink(missing_ok=True)
+            return outcome
     except MlpkitError as error:
         return JobOutcome("error", str(error))
 

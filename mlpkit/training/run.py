@@ -10,8 +10,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +20,7 @@ import msgspec
 from mlpkit import __version__
 from mlpkit.algorithm import Algorithm
 from mlpkit.app import App
-from mlpkit.errors import ArgumentError, MlpkitError, NotInRequest, StorageError, UserCodeError
+from mlpkit.errors import ArgumentError, MlpkitError, ModelChanged, NotInRequest, StorageError, UserCodeError
 from mlpkit.formats import kind_of
 from mlpkit.injection import Plan, ProcessScope
 from mlpkit.log import logger, printable
@@ -30,7 +30,9 @@ from mlpkit.storage import (
     Manifest,
     ModelDir,
     Storage,
+    begin_model,
     checked_path,
+    discard_model,
     open_storage,
     save_model,
     settings_for,
@@ -68,14 +70,20 @@ def run_train(
     """
 
     def train() -> None:
-        with closing(Services(algorithm_of(app, job), job, settings, folder, progress, data_name)) as services:
-            manifest = _train(app, services, progress)
-            if manifest is None:
+        algorithm = algorithm_of(app, job)
+        with closing(Services(algorithm, job, settings, folder, progress, data_name)) as services:
+            if not stores_model(algorithm):
+                _train(app, services, progress)
                 return
-            if on_trained is not None:
-                on_trained(manifest)
-            retry = settings.store_retry if on_trained is not None else 0.0
-            _store(services.service(Storage), folder, destination(job, settings), manifest, progress, retry)
+            storage, path = services.service(Storage), destination(job, settings)
+            with progress.stage("check store"):
+                begin_model(storage, path)
+            with _discarded_if_it_fails(storage, path):
+                manifest = _train(app, services, progress)
+                if on_trained is not None:
+                    on_trained(manifest)
+                retry = settings.store_retry if on_trained is not None else 0.0
+                _store(storage, folder, path, manifest, progress, retry)
 
     return _outcome_of(train)
 
@@ -85,8 +93,12 @@ def store_trained(job: Job, settings: Settings, folder: Path, manifest: Manifest
 
     def store() -> None:
         progress.update(**manifest.metrics)
-        with closing(open_storage(settings_for(settings, job.extend))) as storage:
-            _store(storage, folder, destination(job, settings), manifest, progress, settings.store_retry)
+        path = destination(job, settings)
+        with (
+            closing(open_storage(settings_for(settings, job.extend))) as storage,
+            _discarded_if_it_fails(storage, path),
+        ):
+            _store(storage, folder, path, manifest, progress, settings.store_retry)
 
     return _outcome_of(store)
 
@@ -161,10 +173,8 @@ class Services:
             self._made[wanted] = self._makers[wanted]()
         return self._made[wanted]
 
-    def manifest(self, versions: dict[str, str]) -> Manifest | None:
-        """The manifest of the model that the handler has made; None if it took no `out`."""
-        if ModelDir not in self._made:
-            return None
+    def manifest(self, versions: dict[str, str]) -> Manifest:
+        """The manifest of the model that the handler has made."""
         job, data = self.job, self._made.get(TrainData)
         parameters = msgspec.json.decode(job.parameters)
         return Manifest(
@@ -196,8 +206,27 @@ def algorithm_of(app: App, job: Job) -> Algorithm:
     return algorithm
 
 
-def _train(app: App, services: Services, progress: Progress) -> Manifest | None:
-    """Checks what can be checked, and calls the handler; gives the manifest of the model if it made one."""
+def stores_model(algorithm: Algorithm) -> bool:
+    """Whether `train` of the algorithm takes a `ModelDir`, so that its jobs store a model."""
+    plan = algorithm.plan("train")
+    return plan is not None and takes(plan, ModelDir)
+
+
+@contextmanager
+def _discarded_if_it_fails(storage: Storage, path: str) -> Iterator[None]:
+    """Around the making of a model: if the block fails, nothing of the model is left in the store."""
+    try:
+        yield
+    except BaseException:
+        try:
+            discard_model(storage, path)
+        except StorageError as error:
+            logger.warning("parts of the model may be left in the store: {}", error)
+        raise
+
+
+def _train(app: App, services: Services, progress: Progress) -> Manifest:
+    """Checks the data and calls the handler; gives the manifest of what it has made."""
     algorithm, job = services.algorithm, services.job
     plan = algorithm.plan("train")
     assert plan is not None
@@ -229,11 +258,14 @@ def end_forked_process() -> NoReturn:
     Only the job's own process may report, store a model or end the job.
     """
     error = sys.exc_info()[1]
-    code = 0
+    cause = error.__cause__ if isinstance(error, UserCodeError) else error
+    code = 0 if error is None else 1
     try:
-        if isinstance(error, UserCodeError) and error.kind != "SystemExit":
-            code = 1
-            print(f"a process that train has forked failed:\n{error.trace}", file=sys.stderr)
+        if isinstance(cause, SystemExit):
+            code = cause.code if isinstance(cause.code, int) else int(cause.code is not None)
+        elif error is not None:
+            trace = error.trace if isinstance(error, UserCodeError) else traceback.format_exc()
+            print(f"a process that the training has forked failed:\n{trace}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
@@ -247,6 +279,8 @@ def _store(storage: Storage, folder: Path, path: str, manifest: Manifest, progre
         while True:
             try:
                 return save_model(storage, folder, path, manifest)
+            except ModelChanged:
+                raise  # the same would happen again
             except StorageError as error:
                 left = manifest.created + retry - time.time()
                 if left <= 0:

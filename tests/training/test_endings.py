@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 
@@ -11,10 +12,11 @@ from tests.training.conftest import OpenQueue, job, train
 
 SCRIPT = """
 import asyncio, ctypes, os, signal, subprocess, sys, threading, time
-from mlpkit import App
+from mlpkit import App, ModelDir
 
 app = App("it")
 bare = app.algorithm("bare")
+forks = app.algorithm("forks")
 later = app.algorithm("later")
 short = app.algorithm("short")
 small = app.algorithm("small")
@@ -54,6 +56,21 @@ def train(parameters: dict):
 @bare.load
 def load():
     return None
+
+@forks.train
+def train_with_forks(parameters: dict, out: ModelDir):
+    child = os.fork()
+    if child == 0:
+        print("from the child")
+        if parameters["child"] == "exits":
+            sys.exit(3)
+        if parameters["child"] == "raises":
+            raise ValueError("boom in the child")
+        return False
+    _, status = os.waitpid(child, 0)
+    (out / "weights").write_text(str(os.waitstatus_to_exitcode(status)))
+    if parameters.get("fail"):
+        raise ValueError("boom in the parent")
 
 @later.train
 async def train_later(parameters: dict):
@@ -111,6 +128,50 @@ async def test_every_value_but_false_is_completed(open_queue: OpenQueue) -> None
         for number, value in enumerate([None, 0, True, "my-own-id"]):
             ended = await train(queue, job(f"m-{number}", mode="return", value=value))
             assert (ended.state, ended.message) == ("completed", "")
+
+
+@pytest.mark.parametrize(("child", "code"), [("exits", "3"), ("raises", "1"), ("returns", "0")])
+async def test_process_that_train_forks_does_not_speak_for_the_job(
+    open_queue: OpenQueue, home: Path, child: str, code: str
+) -> None:
+    async with open_queue(SCRIPT) as queue:
+        ended = await train(queue, job("m", "forks", child=child))
+        failed = await train(queue, job("f", "forks", child=child, fail=True))
+        text = queue.log_path("m").read_text()
+
+    assert (ended.state, ended.message) == ("completed", "")
+    assert (home / "storage/ml-platform-model/m/weights").read_text() == code
+    assert (failed.state, failed.message) == ("error", "ValueError: boom in the parent")
+    assert text.count("from the child") == 1
+    assert ("boom in the child" in text) == (child == "raises")
+    assert "did not exit" not in text
+
+
+async def test_process_that_the_script_forks_at_import_does_not_speak_for_the_job(
+    open_queue: OpenQueue, home: Path
+) -> None:
+    script = "import os, sys, time\nfrom mlpkit import App, ModelDir\napp = App('it')\nchild = -1\n"
+    script += "if sys.argv[0].endswith(':app'): child = os.fork()\n"
+    script += "@app.train\ndef train(out: ModelDir):\n"
+    script += "    os.waitpid(child, 0)\n    (out / 'child').write_text(str(child > 0))\n"
+    async with open_queue(script) as queue:
+        ended = await train(queue, job("m"))
+
+    assert (ended.state, ended.message) == ("completed", "")
+    assert (home / "storage/ml-platform-model/m/child").read_text() == "True"
+
+
+async def test_failed_training_is_a_warning_that_gives_the_reason(open_queue: OpenQueue, lines: io.StringIO) -> None:
+    async with open_queue(SCRIPT) as queue:
+        await train(queue, job("m", mode="raise"))
+        await train(queue, job("n", mode="return"))
+        await queue.submit(job("c", mode="hang at exit"))
+        await queue.cancel("c")
+
+    ends = [line for line in lines.getvalue().splitlines() if "] of it ended: " in line and " server " in line]
+    assert [line.split()[2] for line in ends][:2] == ["WARNING", "INFO"]
+    assert ends[0].endswith("job [m] of it ended: error: ValueError: boom in train")
+    assert ends[2].split()[2] == "INFO"
 
 
 async def test_handler_may_put_streams_of_its_own_in_place(open_queue: OpenQueue) -> None:
