@@ -194,20 +194,20 @@ class BlockingChannel:
 
 
 class AsyncChannel(asyncio.Protocol):
-    """An end on an event loop. The messages of one turn of the loop are written together, when the turn ends.
+    """An end on an event loop.
 
     `on_messages` gets every batch of whole messages that arrived, and what it sends is written together, at once;
     `on_close` is called once, when the channel ends.
-    What is sent faster than the other end reads is kept: those who send bound how much that can be.
+    What is sent faster than the other end reads is kept: those who send limit how much that can be.
     """
 
     def __init__(self, on_messages: Callable[[list[Message]], None], on_close: Callable[[], None]) -> None:
-        self._on_messages, self._on_close = on_messages, on_close
+        self._on_messages = on_messages
+        self._on_close = on_close
         self._frames = Frames()
         self._waiting: list[Message] = []
-        self._holds = 0
+        self._handing_on = False
         self._transport: asyncio.Transport | None = None
-        self._loop = asyncio.get_running_loop()
 
     @classmethod
     async def connect(
@@ -237,46 +237,54 @@ class AsyncChannel(asyncio.Protocol):
 
     def hand_on(self, messages: list[Message]) -> None:
         """Gives messages that have arrived to whoever takes them."""
-        self._holds += 1
+        self._handing_on = True
         try:
             self._on_messages(messages)
         finally:
-            self.release()
+            self._handing_on = False
+            if self._waiting:
+                self.flush()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
         self._on_close()
 
     def send(self, *parts: Message) -> None:
-        """Writes a message, of one part or several, soon.
+        """Writes a message, of one part or several.
 
-        Dropped when the channel has ended (then `on_close` has been called, or will be).
+        Dropped if the channel has ended (then `on_close` has been called, or will be).
 
         Raises:
             ValueError: the message is too long.
         """
-        if self._transport is None:
-            return
+        self.put(*parts)
+        self.flush()
+
+    def put(self, *parts: Message) -> None:
+        """Keeps a message until `flush`: several messages that are written together wake the other end once.
+
+        Raises:
+            ValueError: the message is too long.
+        """
+        if self._transport is not None:
+            self._waiting.append(_head(sum(map(len, parts))))
+            self._waiting += parts
+
+    def flush(self) -> None:
+        """Writes what was put; while messages are handed on, when all of them were."""
         waiting = self._waiting
-        if not waiting and not self._holds:
-            # Written at once, it would wake the other end for this message alone.
-            self._loop.call_soon(self._write)
-        waiting.append(_head(sum(map(len, parts))))
-        waiting += parts
-
-    def hold(self) -> None:
-        """Keeps what is sent until `release`, which must follow in the same turn of the loop; may be nested."""
-        self._holds += 1
-
-    def release(self) -> None:
-        """Writes what was kept, at once: for whoever knows that nothing more comes in this turn."""
-        self._holds -= 1
-        if not self._holds:
-            self._write()
+        if not waiting or self._handing_on or self._transport is None:
+            return
+        self._waiting = []
+        if sum(map(len, waiting)) < LONG:
+            self._transport.write(b"".join(waiting))
+        else:
+            self._transport.writelines(waiting)
 
     def close(self) -> None:
         """Writes what waits, and closes."""
-        self._write()
+        self._handing_on = False
+        self.flush()
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.close()
@@ -285,16 +293,6 @@ class AsyncChannel(asyncio.Protocol):
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.abort()
-
-    def _write(self) -> None:
-        waiting = self._waiting
-        if not waiting or self._transport is None:
-            return
-        self._waiting = []
-        if sum(map(len, waiting)) < LONG:
-            self._transport.write(b"".join(waiting))
-        else:
-            self._transport.writelines(waiting)
 
 
 class _LongMessage(asyncio.BufferedProtocol):

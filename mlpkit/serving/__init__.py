@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 from mlpkit import front_door
 
 if TYPE_CHECKING:
+    from mlpkit.serving.dispatch import Outcome, PendingPrediction, Settle
+    from mlpkit.serving.model import ModelView
     from mlpkit.serving.models import Models
-    from mlpkit.serving.prediction import Outcome, Prediction, Settle
-    from mlpkit.serving.view import ModelView
 
-__all__ = ["ModelView", "Models", "Outcome", "Prediction", "Settle"]
+__all__ = ["ModelView", "Models", "Outcome", "PendingPrediction", "Settle"]
 
 # A worker, which is `python -m mlpkit.serving`, needs none of them.
 __getattr__ = front_door(
     __name__,
     {
-        "ModelView": "mlpkit.serving.view",
+        "ModelView": "mlpkit.serving.model",
         "Models": "mlpkit.serving.models",
-        **dict.fromkeys(("Outcome", "Prediction", "Settle"), "mlpkit.serving.prediction"),
+        **dict.fromkeys(("Outcome", "PendingPrediction", "Settle"), "mlpkit.serving.dispatch"),
     },
 )

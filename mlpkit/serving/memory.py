@@ -1,18 +1,37 @@
-"""How much memory there is: what is free for this process and its children, and how much a load takes."""
+"""Whether the machine has memory for a model: what is free, and how much loads take.
+
+What a model needs is what its author declares (`memory=`), else what it took the last time that it was loaded.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from mlpkit.errors import LoadFailed
+from mlpkit.log import logger
+from mlpkit.serving.files import replace_file
+
+if TYPE_CHECKING:
+    from mlpkit.serving.model import ModelState
 
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 _V2 = ("memory.max", "memory.current", "")
+_STEP = 8 << 20
+"""Needs are remembered in multiples of so many bytes: smaller ones do not matter, and nothing is written for them."""
+_MOST_REMEMBERED = 1000
 
 
 def free_memory(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes that can still be taken: what the machine has available, within the limits of the control groups.
+    """Bytes that can still be taken, within the limits of the machine and of the control groups.
 
     Formats of the groups: https://docs.kernel.org/admin-guide/cgroup-v2.html and .../cgroup-v1/memory.html.
     """
@@ -22,7 +41,7 @@ def free_memory(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("
 
 
 def own_memory() -> int:
-    """Bytes that this process keeps others from using: without mapped files, which the kernel can drop."""
+    """Bytes that this process alone uses: without mapped files, which the kernel can drop."""
     import psutil
 
     found = psutil.Process().memory_info()
@@ -30,7 +49,7 @@ def own_memory() -> int:
 
 
 class Growth:
-    """By how many bytes this process grows in a load; nobody can say that of loads that overlap."""
+    """By how many bytes this process grows in a load. Of loads that overlap that is not known."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -39,7 +58,7 @@ class Growth:
 
     @contextlib.contextmanager
     def measured(self, *, whole: bool) -> Iterator[Callable[[], int | None]]:
-        """Around a load; what it gives is to be called at the load's end, and answers None where another overlapped.
+        """Measures a load: call what it gives when the load ends. None: another load overlapped.
 
         `whole` counts everything that the process holds: it was started for this load.
         """
@@ -67,7 +86,7 @@ def _left_in_groups(groups: Path, membership: Path) -> Iterator[int]:
             continue
         top, names = (groups / "memory", _V1) if controllers else (groups, _V2)
         folder = top / path.lstrip("/")
-        # In a container the path may be the one that the host sees, and the container's own group be at the top.
+        # In a container the path may be the one that the host sees; the container's own group is then at the top.
         for each in (folder, *folder.parents):
             if each.is_relative_to(top):
                 with contextlib.suppress(OSError, ValueError):
@@ -79,3 +98,76 @@ def _left(group: Path, limit: str, usage: str, prefix: str) -> int:
     stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     cached = sum(int(stat.get(f"{prefix}{name}", 0)) for name in ("active_file", "inactive_file"))
     return int((group / limit).read_text()) - int((group / usage).read_text()) + cached
+
+
+class MemoryBudget:
+    """What models need, and what the loads under way are about to take, in bytes. `file` remembers the needs."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._needs = _read(file)
+        self._coming: list[int] = []
+        self._ended = asyncio.Event()
+        self._disk = anyio.CapacityLimiter(1)
+
+    @contextlib.asynccontextmanager
+    async def taken(self, model: ModelState, copies: int, limit: float) -> AsyncIterator[None]:
+        """Keeps memory for so many copies of a model while they are being loaded.
+
+        If there may be too little beside the loads under way, it waits for them, at most `limit` seconds: what they
+        take is known only when they end.
+
+        Raises:
+            LoadFailed: there is too little; names the figures.
+        """
+        needed = copies * (model.algorithm.load_options.memory or self._needs.get(model.model_id, 0))
+        if needed:
+            with anyio.move_on_after(limit):
+                while any(self._coming) and needed > self._free():
+                    await self._ended.wait()
+            if needed > (free := self._free()):
+                raise LoadFailed(_refusal(model, copies, needed, free))
+        self._coming.append(needed)
+        try:
+            yield
+        finally:
+            self._coming.remove(needed)
+            self._ended.set()
+            self._ended = asyncio.Event()
+
+    async def remember(self, model_id: str, growth: int) -> None:
+        """Notes by how many bytes a process has grown when it loaded the model."""
+        needed = growth // _STEP * _STEP
+        if needed == self._needs.get(model_id, 0):
+            return
+        self._needs.pop(model_id, None)
+        if needed:
+            self._needs[model_id] = needed
+        for oldest in list(self._needs)[:-_MOST_REMEMBERED]:
+            del self._needs[oldest]
+        content = msgspec.json.encode(self._needs)
+        try:
+            await anyio.to_thread.run_sync(replace_file, self._file, content, limiter=self._disk)
+        except OSError as error:
+            logger.warning("what models need cannot be written to {}: {}", self._file, error)
+
+    def _free(self) -> int:
+        return free_memory() - sum(self._coming)
+
+
+def _refusal(model: ModelState, copies: int, needed: int, free: int) -> str:
+    declared = model.algorithm.load_options.memory is not None
+    says = "needs {} of memory (memory=)" if declared else "needed {} of memory when it was loaded last"
+    one = f"{needed / copies / 2**20:,.0f} MiB"
+    amount = f"{copies} x {one}" if copies > 1 else one
+    return f"the model {says.format(amount)}, {max(0, free) / 2**20:,.0f} MiB are free: unload others first"
+
+
+def _read(file: Path) -> dict[str, int]:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, int])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.DecodeError) as error:
+        logger.warning("what models needed when they were loaded last cannot be read from {}: {}", file, error)
+        return {}

@@ -119,11 +119,15 @@ Result = bytes | Failure
 
 
 class Reply(msgspec.Struct, array_like=True, tag=0):
-    """The results of a request, one per item. `seconds` is what the user's code took."""
+    """The results of a request, one per item. `seconds` is what the user's code took.
+
+    With `final=False` these are parts of the answers; further replies with the same `id` follow.
+    """
 
     id: int
     results: list[Result]
     seconds: float = 0.0
+    final: bool = True
 
 
 class Ready(msgspec.Struct, array_like=True, tag=1):

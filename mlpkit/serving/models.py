@@ -1,8 +1,8 @@
-"""The front door of serving: loads, predicts and unloads models, and keeps what was loaded loaded.
+"""The front door of serving: loads, predicts and unloads models.
 
 Guarantees: one load per model id however many ask; a failed load leaves nothing behind; unload waits for the
 predictions in flight; a worker that dies is replaced and loads its models again; what was loaded is loaded again after
-a restart.
+a restart (`recovery.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -30,14 +30,12 @@ from mlpkit.errors import (
 )
 from mlpkit.injection import NULL
 from mlpkit.log import LogOutput, logger, request_id, with_request_id
-from mlpkit.serving.ledger import Entry, Ledger
+from mlpkit.serving.dispatch import Counts, Dispatcher, OnPart, PendingPrediction, Replica, Settle, future_of
+from mlpkit.serving.memory import MemoryBudget
 from mlpkit.serving.messages import Item, Json, Load, RunHook, Unload
-from mlpkit.serving.model import Counts, Model, Replica
-from mlpkit.serving.pool import Pool, Slot
-from mlpkit.serving.prediction import Prediction, Settle, future_of
-from mlpkit.serving.reloads import Reloads
-from mlpkit.serving.room import Room
-from mlpkit.serving.view import ModelView, view_of
+from mlpkit.serving.model import LoadedModelRecord, ModelState, ModelView
+from mlpkit.serving.pool import Pool, WorkerSlot
+from mlpkit.serving.recovery import Ledger, Recovery, has_ended_worker
 from mlpkit.serving.worker import LocalWorker, ProcessWorker, Worker, ask, request_ids
 from mlpkit.settings import Settings
 
@@ -51,23 +49,41 @@ _LAST_SECOND = 1.0
 _STOPPING = "the service is stopping and takes no new work"
 
 
-class Models:
-    """The models of a service and the workers that hold them. Opened and closed once; used on one event loop."""
+class _LostWithOthers(WorkerLost):
+    """A worker died during a load, and held other requests too: any of them may have ended it."""
 
-    def __init__(self, app: App, target: str, settings: Settings, log: LogOutput) -> None:
-        self._app, self._algorithms, self._target = app, app.build(), target
-        self._settings, self._log = settings, log
-        self._models: dict[str, Model] = {}
-        self._pool = Pool(self._make_worker, self._worker_up, self._worker_down)
+
+MakeWorker = Callable[[WorkerSlot], Worker]
+
+
+class Models:
+    """The models of a service and the workers that hold them. Opened and closed once; used on one event loop.
+
+    Args:
+        target: by which workers import the app again.
+        make_worker: makes the worker of a slot; None: a process, or this process if `settings.workers` is 0.
+    """
+
+    def __init__(
+        self, app: App, target: str, settings: Settings, log: LogOutput, make_worker: MakeWorker | None = None
+    ) -> None:
+        self._app = app
+        self._algorithms = app.build()
+        self._target = target
+        self._settings = settings
+        self._log = log
+        self._models: dict[str, ModelState] = {}
+        self._pool = Pool(make_worker or self._make_worker, self._worker_up, self._worker_down)
         self._ledger = Ledger(settings.home / "models.json")
-        self._room = Room(settings.home / "memory.json")
-        self._reloads = Reloads(self._models, self.load, self._load_replica_again, self._give_up)
+        self._budget = MemoryBudget(settings.home / "memory.json")
+        self._recovery = Recovery(self._models, self._load_record, self._load_again, self._give_up)
+        self._local_state = _state_of_this_thread() if settings.workers == 0 else None
         self._closing = False
         self._closed = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
-        self._local_state = _state_of_this_thread() if settings.workers == 0 else None
         self._past = {name: Counts() for name in self._algorithms}
+        """What models that are gone have done, by algorithm."""
 
     async def open(self) -> None:
         """Starts the workers and begins to load what is to be loaded; does not wait for either (see `problems`)."""
@@ -83,7 +99,7 @@ class Models:
         for model in self._models.values():
             if model.state == "loaded":
                 model.state = "unloading"
-            model.fail_waiting(ServiceStopping(_STOPPING))
+            model.dispatcher.fail_waiting(ServiceStopping(_STOPPING))
         if not all(in_time):
             await self._pool.close(_LAST_SECOND)
 
@@ -117,13 +133,13 @@ class Models:
         while (model := self._models.get(model_id)) is not None and model.state == "unloading":
             await _settled(model)
         if model is None:
-            model = self._begin_load(Entry(algorithm, model_id, model_path, bytes(extend).decode()), uuid)
+            model = self._begin_load(LoadedModelRecord(algorithm, model_id, model_path, bytes(extend).decode()), uuid)
         if model.state == "loading":
             await _settled(model)
 
     async def unload(self, model_id: str) -> None:
         """Returns when the model is gone and its predictions have ended. A model that is not loaded is no error."""
-        self._reloads.forget(model_id)
+        self._recovery.forget(model_id)
         model = self._models.get(model_id)
         if model is not None and model.state == "loading":
             with contextlib.suppress(MlpkitError):
@@ -145,8 +161,16 @@ class Models:
         """
         return future_of(lambda settle: self.begin(model_id, features, params, uuid, settle))
 
-    def begin(self, model_id: str, features: Json, params: bytes, uuid: str | None, settle: Settle) -> Prediction:
-        """Accepts a prediction, whose outcome `settle` is told.
+    def begin(
+        self,
+        model_id: str,
+        features: Json,
+        params: bytes,
+        uuid: str | None,
+        settle: Settle,
+        on_part: OnPart | None = None,
+    ) -> PendingPrediction:
+        """Accepts a prediction, whose outcome `settle` is told, after the parts of a streamed answer (`on_part`).
 
         Raises:
             ModelNotLoaded, ServiceStopping: the model is not loaded; the service takes no more work.
@@ -155,10 +179,14 @@ class Models:
         model = self._models.get(model_id)
         if model is None or model.state != "loaded":
             raise ServiceStopping(_STOPPING) if self._closing else ModelNotLoaded(model_id)
-        if len(model.waiting) >= self._settings.max_waiting and not model.make_room(self._settings.max_waiting):
-            raise Overloaded(f"{len(model.waiting)} predictions wait for model [{model_id}] already: try again later")
+        dispatcher, most = model.dispatcher, self._settings.max_waiting
+        if len(dispatcher.waiting) >= most and dispatcher.is_full(most):
+            waiting = len(dispatcher.waiting)
+            raise Overloaded(f"{waiting} predictions wait for model [{model_id}] already: try again later")
         item = Item(params=params, uuid=uuid, log_uuid=request_id.get(), features=features)
-        return model.begin(item, settle)
+        prediction = PendingPrediction(item, settle, on_part, time.monotonic())
+        dispatcher.accept(prediction)
+        return prediction
 
     async def call(self, algorithm: str, hook: str, fields: Mapping[str, object]) -> Any:
         """What the user's `status`, `model_id` or `delete` answers, run in a worker.
@@ -187,7 +215,7 @@ class Models:
 
     def listed(self) -> list[ModelView]:
         """Every model that is loaded, being loaded or being unloaded."""
-        return [view_of(model) for model in self._models.values()]
+        return [model.view() for model in self._models.values()]
 
     def counts(self, algorithm: str) -> Counts:
         """What the models of an algorithm have done since the service started, those that are gone too."""
@@ -201,9 +229,9 @@ class Models:
 
     def problems(self) -> list[str]:
         """Why predictions cannot all be answered now, a sentence each; empty when all is well."""
-        found = [self._reloads.problem] if self._reloads.problem else []
+        found = [self._recovery.problem] if self._recovery.problem else []
         found += self._pool.problems()
-        found += [f"model [{each.model_id}] {each.problem}" for each in self._models.values() if each.returning]
+        found += [f"model [{model.model_id}] {model.problem}" for model in self._models.values() if model.returning]
         return found
 
     def warnings(self) -> list[str]:
@@ -212,7 +240,7 @@ class Models:
 
     async def _run(self, opened: asyncio.Event) -> None:
         async with anyio.create_task_group() as self._tasks:
-            self._reloads.open(self._tasks)
+            self._recovery.open(self._tasks)
             self._pool.open(self._tasks, max(1, self._settings.workers))
             self._tasks.start_soon(self._watch)
             self._tasks.start_soon(self._ledger.keep)
@@ -233,111 +261,206 @@ class Models:
                 if slot.worker is not None:
                     slot.worker.watch(now)
             for model in list(self._models.values()):
-                model.expire(now)
+                model.dispatcher.expire(now)
 
     async def _restore(self) -> None:
         """Loads what was loaded in the last run, and what the script wants preloaded."""
-        entries = {entry.model_id: entry for entry in self._ledger.read()}
+        records = {record.model_id: record for record in self._ledger.read()}
         for algorithm in self._algorithms.values():
             for model_id in algorithm.load_options.preload:
-                entries.setdefault(model_id, Entry(algorithm.name, model_id))
-        isolated = [each.name for each in self._algorithms.values() if each.load_options.isolated]
-        await self._reloads.restore(entries.values(), self._pool.shared, isolated, self._settings.start_timeout)
+                records.setdefault(model_id, LoadedModelRecord(algorithm.name, model_id))
+        isolated = [algorithm.name for algorithm in self._algorithms.values() if algorithm.load_options.isolated]
+        await self._recovery.restore(records.values(), self._pool.shared, isolated, self._settings.start_timeout)
 
-    def _begin_load(self, entry: Entry, uuid: str | None) -> Model:
+    def _begin_load(self, record: LoadedModelRecord, uuid: str | None) -> ModelState:
         if self._closing:
             raise ServiceStopping(_STOPPING)
-        algorithm = self._algorithms[entry.algorithm]
+        algorithm = self._algorithms[record.algorithm]
         usual = self._settings.predict_timeout
         limit = algorithm.predict_options.timeout or usual
-        extend = entry.extend.encode()
-        model = Model(algorithm, entry.model_id, entry.model_path, extend, uuid, limit, patience=max(limit, usual))
-        model.settled.add_done_callback(_look_at)
-        self._models[entry.model_id] = model
-        self._start(self._load, model, entry, request_id.get())
+        dispatcher = Dispatcher(algorithm, record.model_id, limit, longest_wait=max(limit, usual))
+        model = ModelState(algorithm, record, uuid, dispatcher)
+        self._models[record.model_id] = model
+        self._start(self._load, model, request_id.get())
         return model
 
-    async def _load(self, model: Model, entry: Entry, log_uuid: str) -> None:
+    async def _load(self, model: ModelState, log_uuid: str) -> None:
         with with_request_id(log_uuid):
             started = time.monotonic()
             options = model.algorithm.load_options
             isolated = options.isolated and self._settings.workers > 0
             copies = options.replicas if isolated else min(options.replicas, len(self._pool.shared))
             try:
-                async with self._room.taken(model, copies, self._load_limit(model)):
-                    slots = self._pool.place(options.replicas, isolated=isolated)
-                    model.replicas = [Replica(slot) for slot in slots]
-                    for replica in model.replicas:
-                        replica.slot.models += 1
-                    await _all(self._load_replica(model, replica) for replica in model.replicas)
-                await self._ledger.add(entry)
+                async with self._budget.taken(model, copies, self._load_limit(model)):
+                    for slot in self._pool.place(options.replicas, isolated=isolated):
+                        slot.models += 1
+                        model.replicas.append(Replica(slot))
+                    await _all(self._load_replica(model, replica) for replica in list(model.replicas))
+                await self._ledger.add(model.record)
                 if not all(replica.ready for replica in model.replicas):
-                    await self._ledger.remove(entry.model_id)
+                    await self._ledger.remove(model.model_id)
                     raise WorkerLost("a worker ended while the model was being loaded into another")
             except Exception as error:
                 await self._forget(model)
                 model.settled.set_exception(_load_error(error))
                 return
             model.state, model.since = "loaded", time.time()
-            places = ", ".join(str(replica.slot.index) for replica in model.replicas)
+            workers = ", ".join(str(replica.slot.index) for replica in model.replicas)
             taken = time.monotonic() - started
-            logger.info("model {!r} is loaded in worker {} after {:.2f} s", model.model_id, places, taken)
+            logger.info("model {!r} is loaded in worker {} after {:.2f} s", model.model_id, workers, taken)
             model.settled.set_result(None)
+            for replica in list(model.replicas):
+                self._rejoin_soon(model, replica)
 
-    async def _load_replica_again(self, model: Model, replica: Replica) -> None:
-        async with self._room.taken(model, 1, self._load_limit(model)):
+    async def _load_record(self, record: LoadedModelRecord) -> None:
+        """Loads a model of the last run."""
+        extend = msgspec.Raw(record.extend.encode())
+        await self.load(record.algorithm, record.model_id, record.model_path, extend)
+
+    async def _load_again(self, model: ModelState, replica: Replica) -> None:
+        """Loads a model again into a worker that was replaced."""
+        async with self._budget.taken(model, 1, self._load_limit(model)):
             await self._load_replica(model, replica)
+        self._rejoin_soon(model, replica)
 
-    async def _load_replica(self, model: Model, replica: Replica) -> None:
-        limit = self._load_limit(model)
-        number, name, log_uuid = next(request_ids), model.algorithm.name, request_id.get()
-        request = Load(number, name, model.model_id, model.model_path, model.extend, model.uuid, log_uuid)
-        async with replica.slot.loads:
-            worker = await replica.slot.wait_ready(min(limit, self._settings.start_timeout))
-            growth = msgspec.json.decode(await ask(worker, request, limit), type=int | None)
-            replica.ready = True
-        if growth is not None:
-            await self._room.remember(model.model_id, growth)
+    async def _load_replica(self, model: ModelState, replica: Replica) -> None:
+        """Loads a model into the worker of a replica; a suspect gets a worker of its own."""
+        suspects = self._recovery.suspects
+        if not replica.slot.isolated and not suspects.deaths(model.model_id):
+            # If the worker dies and held nothing else, this load has ended it.
+            with contextlib.suppress(_LostWithOthers):
+                await self._load_into(model, replica)
+                return
+        if replica.slot.isolated:
+            await self._load_into(model, replica)
+            return
+        async with suspects.alone():
+            if self._closing:
+                raise ServiceStopping(_STOPPING)
+            replica.slot.models -= 1
+            replica.slot = self._pool.add(isolated=True)
+            replica.slot.models += 1
+            logger.warning(
+                "model {!r} is loaded alone in worker {}: a worker died while loading it",
+                *(model.model_id, replica.slot.index),
+            )
+            await self._load_into(model, replica)
 
-    async def _unload(self, model: Model) -> None:
+    async def _load_into(self, model: ModelState, replica: Replica) -> None:
         limit = self._load_limit(model)
-        # Where no worker has it at the moment, nobody would ever answer what waits: it is not loaded again.
-        if not any(replica.ready for replica in model.replicas) or not await model.idle(limit):
-            model.fail_waiting(ModelNotLoaded(model.model_id))
+        record = model.record
+        request = Load(
+            next(request_ids),
+            record.algorithm,
+            record.model_id,
+            record.model_path,
+            record.extend.encode(),
+            model.uuid,
+            request_id.get(),
+        )
+        slot = replica.slot
+        worker: Worker | None = None
+        replica.loading = True
+        try:
+            async with slot.loads:
+                worker = await slot.wait_ready(min(limit, self._settings.start_timeout))
+                growth = msgspec.json.decode(await ask(worker, request, limit), type=int | None)
+                replica.ready = True
+        except MlpkitError as error:
+            if has_ended_worker(error):
+                self._recovery.suspects.note_death(model.model_id)
+                if worker is not None and worker.held_at_end > 1:
+                    raise _LostWithOthers(str(error)) from error
+            raise
+        finally:
+            replica.loading = False
+        if not slot.isolated or model.algorithm.load_options.isolated:
+            self._recovery.suspects.clear(model.model_id)
+        if self._models.get(model.model_id) is not model:
+            await self._unload_from(replica, model.model_id, limit)
+        elif growth is not None:
+            await self._budget.remember(model.model_id, growth)
+
+    def _rejoin_soon(self, model: ModelState, replica: Replica) -> None:
+        """Lets a suspect that was loaded well alone return to the shared workers."""
+        alone = replica.slot.isolated and not model.algorithm.load_options.isolated
+        # One that has ended a shared worker twice stays alone.
+        if alone and self._recovery.suspects.deaths(model.model_id) == 1:
+            self._start(self._rejoin, model, replica)
+
+    async def _rejoin(self, model: ModelState, alone: Replica) -> None:
+        """Loads a model into a shared worker, and ends the process in which it was alone."""
+        used = [replica.slot for replica in model.replicas]
+        free = [slot for slot in self._pool.place(len(self._pool.shared), isolated=False) if slot not in used]
+        if not free:
+            return
+        shared = Replica(free[0])
+        shared.slot.models += 1
+        model.replicas.append(shared)
+        limit = self._load_limit(model)
+        with with_request_id("rejoin"):
+            try:
+                async with self._budget.taken(model, 1, limit):
+                    await self._load_into(model, shared)
+            except MlpkitError as error:
+                logger.warning("model {!r} stays alone in worker {}: {}", model.model_id, alone.slot.index, error)
+                shared.slot.models -= 1
+                model.replicas.remove(shared)
+                return
+            if model.state != "loaded" or alone not in model.replicas:
+                return  # It is being unloaded, with both.
+            model.replicas.remove(alone)
+            model.dispatcher.dispatch()
+            end = time.monotonic() + limit
+            while alone.busy and time.monotonic() < end:  # noqa: ASYNC110 - rare, and nobody waits for it
+                await asyncio.sleep(_WATCH)
+            await self._pool.remove(alone.slot, grace=5.0)
+            logger.info("model {!r} has returned to worker {}", model.model_id, shared.slot.index)
+
+    async def _unload(self, model: ModelState) -> None:
+        limit = self._load_limit(model)
+        dispatcher = model.dispatcher
+        # If no worker has it at the moment, nobody would ever answer what waits: it is not loaded again.
+        if not any(replica.ready for replica in model.replicas) or not await dispatcher.idle(limit):
+            dispatcher.fail_waiting(ModelNotLoaded(model.model_id))
         await self._forget(model)
         await self._ledger.remove(model.model_id)
         logger.info("model {!r} is unloaded", model.model_id)
         model.settled.set_result(None)
 
-    async def _forget(self, model: Model) -> None:
+    async def _forget(self, model: ModelState) -> None:
         """Takes a model out of the workers that have it, and out of the list."""
         limit = self._load_limit(model)
-        for replica in model.replicas:
+        for replica in list(model.replicas):
             replica.slot.models -= 1
-            worker = replica.slot.worker
-            if replica.ready and worker is not None:
-                with contextlib.suppress(MlpkitError):
-                    await ask(worker, Unload(next(request_ids), model.model_id, request_id.get()), limit)
-            replica.ready = False
+            if replica.ready:
+                await self._unload_from(replica, model.model_id, limit)
             if replica.slot.isolated:
                 await self._pool.remove(replica.slot, grace=5.0)
-        model.fail_waiting(ModelNotLoaded(model.model_id))
+        model.dispatcher.fail_waiting(ModelNotLoaded(model.model_id))
         self._past[model.algorithm.name] += model.counts
         self._models.pop(model.model_id, None)
 
-    def _load_limit(self, model: Model) -> float:
+    async def _unload_from(self, replica: Replica, model_id: str, limit: float) -> None:
+        worker = replica.slot.worker
+        if worker is not None:
+            with contextlib.suppress(MlpkitError):
+                await ask(worker, Unload(next(request_ids), model_id, request_id.get()), limit)
+        replica.ready = False
+
+    def _load_limit(self, model: ModelState) -> float:
         return model.algorithm.load_options.timeout or self._settings.load_timeout
 
-    def _make_worker(self, slot: Slot) -> Worker:
+    def _make_worker(self, slot: WorkerSlot) -> Worker:
         if self._local_state is not None:
             return LocalWorker(slot.index, self._app, self._settings, self._local_state)
         name = f"worker-{slot.index}"
         return ProcessWorker(slot.index, self._target, self._settings, self._log, name=name, single=slot.isolated)
 
-    def _worker_up(self, slot: Slot) -> None:
-        self._start(self._reloads.reload, slot)
+    def _worker_up(self, slot: WorkerSlot) -> None:
+        self._start(self._recovery.reload, slot)
 
-    def _worker_down(self, slot: Slot, how: str) -> None:
+    def _worker_down(self, slot: WorkerSlot, how: str) -> None:
         for model in self._models.values():
             for replica in model.replicas:
                 if replica.slot is slot:
@@ -347,18 +470,19 @@ class Models:
                         model.problem = f"is down in worker {slot.index}, which {how}"
             if model.state == "unloading" and not any(replica.ready for replica in model.replicas):
                 # It does not come back, so nobody would ever answer them.
-                model.fail_waiting(WorkerLost(f"worker {slot.index} {how} while the model was being unloaded"))
+                lost = WorkerLost(f"worker {slot.index} {how} while the model was being unloaded")
+                model.dispatcher.fail_waiting(lost)
 
-    async def _give_up(self, entry: Entry, error: MlpkitError) -> None:
-        model = self._models.get(entry.model_id)
+    async def _give_up(self, record: LoadedModelRecord, error: MlpkitError) -> None:
+        model = self._models.get(record.model_id)
         if model is not None:
             if model.state != "loaded":
                 return  # Somebody else has begun to load or unload it.
             model.begin_unload()
-            model.fail_waiting(error)
+            model.dispatcher.fail_waiting(error)
             await self._forget(model)
             model.settled.set_result(None)
-        await self._ledger.give_up(entry, str(error))
+        await self._ledger.give_up(record, str(error))
 
 
 def _state_of_this_thread() -> ThreadState:
@@ -368,10 +492,10 @@ def _state_of_this_thread() -> ThreadState:
     return ThreadState()
 
 
-async def _at_rest(model: Model, end: float) -> bool:
+async def _at_rest(model: ModelState, end: float) -> bool:
     """Whether the model's load, unload and predictions have ended; waits for that until `end` (monotonic seconds)."""
     await asyncio.wait([model.settled], timeout=max(0.0, end - time.monotonic()))
-    return model.settled.done() and await model.idle(max(0.0, end - time.monotonic()))
+    return model.settled.done() and await model.dispatcher.idle(max(0.0, end - time.monotonic()))
 
 
 def _load_error(error: Exception) -> MlpkitError:
@@ -385,15 +509,9 @@ def _load_error(error: Exception) -> MlpkitError:
     return failed
 
 
-async def _settled(model: Model) -> None:
+async def _settled(model: ModelState) -> None:
     """Waits for a load or unload that others may wait for too: a caller that goes away does not end it."""
     await asyncio.shield(model.settled)
-
-
-def _look_at(future: asyncio.Future[None]) -> None:
-    """A failed load may have no caller left; asyncio need not complain about that."""
-    if not future.cancelled():
-        future.exception()
 
 
 async def _all(loads: Iterable[Any]) -> None:

@@ -23,7 +23,7 @@ _HOPELESS = 3
 """After so many starts that failed in a row, nobody waits for the next one: it is refused with the reason."""
 
 
-class Slot:
+class WorkerSlot:
     """A place for a worker: stays while the workers in it come and go. `worker` is None while none is ready.
 
     `loads` is to be held by every load into it.
@@ -98,16 +98,19 @@ class Pool:
     """The slots of a service. `make` builds the worker of a slot; `on_up` and `on_down` are told what becomes of it."""
 
     def __init__(
-        self, make: Callable[[Slot], Worker], on_up: Callable[[Slot], None], on_down: Callable[[Slot, str], None]
+        self,
+        make: Callable[[WorkerSlot], Worker],
+        on_up: Callable[[WorkerSlot], None],
+        on_down: Callable[[WorkerSlot, str], None],
     ) -> None:
         self._make, self._on_up, self._on_down = make, on_up, on_down
         self._tasks: TaskGroup | None = None
-        self.slots: dict[int, Slot] = {}
+        self.slots: dict[int, WorkerSlot] = {}
         self.restarts = 0
         self._turn = 0
 
     @property
-    def shared(self) -> list[Slot]:
+    def shared(self) -> list[WorkerSlot]:
         """The slots whose workers hold any model."""
         return [slot for slot in self.slots.values() if not slot.isolated]
 
@@ -117,15 +120,15 @@ class Pool:
         for _ in range(count):
             self.add(isolated=False)
 
-    def add(self, *, isolated: bool) -> Slot:
+    def add(self, *, isolated: bool) -> WorkerSlot:
         """A new slot; its worker is being started."""
         index = next(number for number in range(len(self.slots) + 1) if number not in self.slots)
-        slot = self.slots[index] = Slot(index, isolated=isolated)
+        slot = self.slots[index] = WorkerSlot(index, isolated=isolated)
         assert self._tasks is not None
         self._tasks.start_soon(self._keep, slot)
         return slot
 
-    def place(self, replicas: int, *, isolated: bool) -> list[Slot]:
+    def place(self, replicas: int, *, isolated: bool) -> list[WorkerSlot]:
         """The slots for a new model: its own for an isolated one, else the shared ones with the fewest models."""
         if isolated:
             return [self.add(isolated=True) for _ in range(replicas)]
@@ -134,7 +137,7 @@ class Pool:
             logger.warning("{} replicas are asked for, there are {} workers", replicas, len(shared))
         return shared[:replicas]
 
-    def next(self) -> Slot:
+    def next(self) -> WorkerSlot:
         """A shared slot for a request that any worker can take: they take turns, those that are ready.
 
         Raises:
@@ -147,7 +150,7 @@ class Pool:
         self._turn += 1
         return ready[self._turn % len(ready)]
 
-    async def remove(self, slot: Slot, grace: float) -> None:
+    async def remove(self, slot: WorkerSlot, grace: float) -> None:
         """Ends the worker of a slot, and the slot."""
         worker = slot.close()
         if worker is not None:
@@ -162,7 +165,7 @@ class Pool:
         """Why workers are not ready, a sentence each."""
         return [f"worker {slot.index} {slot.problem}" for slot in self.shared if not slot.ready]
 
-    async def _keep(self, slot: Slot) -> None:
+    async def _keep(self, slot: WorkerSlot) -> None:
         while not slot.closed.is_set():
             worker = self._make(slot)
             started = time.monotonic()
@@ -178,7 +181,7 @@ class Pool:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(slot.closed.wait(), pause)
 
-    async def _live(self, slot: Slot, worker: Worker) -> str:
+    async def _live(self, slot: WorkerSlot, worker: Worker) -> str:
         """The life of one worker; how it ended."""
         try:
             await worker.start()

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from mlpkit.app import App
 from mlpkit.errors import ArgumentError, MlpkitError, TimeLimitExceeded, WorkerLost, WorkerNotReady
 from mlpkit.log import LogLine, LogOutput
@@ -41,17 +43,22 @@ if TYPE_CHECKING:
     from mlpkit.serving.execution import ThreadState
 
 Work = Load | Unload | Predict | RunHook
-Answered = Callable[["Reply | MlpkitError"], None]
+OnReply = Callable[["Reply | MlpkitError"], None]
+"""Told each reply to a request: parts (`final=False`), and at last the final one or an error."""
 
 _MOST_OVERDUE = 4
 """Hooks that outlive their limit keep their threads, and would leave none for loads: so many end the worker."""
 
 
 class Worker(Protocol):
-    """Something that holds models: a process, or the server itself."""
+    """Something that holds models: a process, or the server itself.
+
+    `ready`: it takes requests. `held_at_end` is how many requests it held when it died.
+    """
 
     index: int
     ready: bool
+    held_at_end: int
 
     async def start(self) -> None:
         """Starts it; returns when it takes requests. Raises WorkerLost when it cannot."""
@@ -62,30 +69,27 @@ class Worker(Protocol):
     async def stop(self, grace: float) -> None:
         """Ends it, within `grace` seconds where it can."""
 
-    def begin(self, work: Work, limit: float, answered: Answered, at_once: int = 1) -> None:
-        """Sends a request; `answered` is called once, with the answer or with why there is none.
+    def begin(self, work: Work, limit: float, on_reply: OnReply, at_once: int = 1) -> None:
+        """Begins a request, which `flush` sends. `on_reply` is told the reply, or why there is none.
 
         `limit` is in seconds, and does not count while the worker is busy with `at_once` predictions of the same model.
         """
 
-    def hold(self) -> None:
-        """Keeps what is begun until `release`, which sends it together."""
-
-    def release(self) -> None:
-        """Sends what was kept."""
+    def flush(self) -> None:
+        """Sends what was begun."""
 
     def watch(self, now: float) -> None:
         """Ends what has taken longer than its limit."""
 
 
-class InFlight:
+class InFlight(msgspec.Struct, eq=False):
     """A request that a worker has, and who waits for it. `began` is when its time began, in monotonic seconds."""
 
-    __slots__ = ("answered", "at_once", "began", "limit", "work")
-
-    def __init__(self, work: Work, limit: float, answered: Answered, at_once: int) -> None:
-        self.work, self.limit, self.answered, self.at_once = work, limit, answered, at_once
-        self.began: float | None = None
+    work: Work
+    limit: float
+    on_reply: OnReply
+    at_once: int
+    began: float | None = None
 
     def is_late(self, now: float) -> bool:
         """Whether it has run longer than its limit; its time begins with the first question."""
@@ -106,6 +110,7 @@ class ProcessWorker:
         self.index = index
         self.name = name
         self.ready = False
+        self.held_at_end = 0
         self._target = target
         self._settings = settings
         self._log = log
@@ -161,24 +166,20 @@ class ProcessWorker:
         """The process id, once it is started."""
         return self._child.pid if self._child else None
 
-    def begin(self, work: Work, limit: float, answered: Answered, at_once: int = 1) -> None:
+    def begin(self, work: Work, limit: float, on_reply: OnReply, at_once: int = 1) -> None:
         if self._channel is None or not self.ready:
-            answered(WorkerNotReady(f"{self.name} is not running"))
+            on_reply(WorkerNotReady(f"{self.name} is not running"))
             return
-        self._held[work.id] = InFlight(work, limit, answered, at_once)
+        self._held[work.id] = InFlight(work, limit, on_reply, at_once)
         try:
-            self._channel.send(*parts_of(work))
+            self._channel.put(*parts_of(work))
         except ValueError as error:
             del self._held[work.id]
-            answered(ArgumentError(f"the request is too large for a worker: {error}"))
+            on_reply(ArgumentError(f"the request is too large for a worker: {error}"))
 
-    def hold(self) -> None:
+    def flush(self) -> None:
         if self._channel is not None:
-            self._channel.hold()
-
-    def release(self) -> None:
-        if self._channel is not None:
-            self._channel.release()
+            self._channel.flush()
 
     def watch(self, now: float) -> None:
         for held in running(self._held.values()):
@@ -187,7 +188,7 @@ class ProcessWorker:
             what = f"{type(held.work).__name__.lower()} took longer than {held.limit:g} s"
             del self._held[held.work.id]
             if isinstance(held.work, RunHook):
-                held.answered(TimeLimitExceeded(f"{held.work.hook} took longer than {held.limit:g} s"))
+                held.on_reply(TimeLimitExceeded(f"{held.work.hook} took longer than {held.limit:g} s"))
                 self._overdue += 1
                 if self._overdue >= _MOST_OVERDUE:
                     self.kill(f"was ended because {self._overdue} hooks took longer than {held.limit:g} s")
@@ -195,25 +196,28 @@ class ProcessWorker:
                 continue
             # Before the answer, which makes place for the next in the queue: that is for the worker's replacement.
             self.kill(f"was ended because a {what}")
-            held.answered(TimeLimitExceeded(f"{what}: {self.name} was ended and is started again"))
+            held.on_reply(TimeLimitExceeded(f"{what}: {self.name} was ended and is started again"))
             return
 
     def _on_messages(self, messages: list[Message]) -> None:
         for message in messages:
-            report = decode_worker_message(message)
-            if type(report) is Reply:
-                held = self._held.pop(report.id, None)
-                if held is not None:
-                    held.answered(report)
-                else:
-                    self._overdue -= 1
-            elif isinstance(report, Logged):
-                self._log.write(report.line)
-            elif isinstance(report, Ready):
+            received = decode_worker_message(message)
+            if type(received) is Reply:
+                held = self._held.pop(received.id, None)
+                if held is None:
+                    # A hook that has outlived its limit has ended.
+                    self._overdue -= received.final
+                    continue
+                if not received.final:
+                    self._held[received.id] = held
+                held.on_reply(received)
+            elif isinstance(received, Logged):
+                self._log.write(received.line)
+            elif isinstance(received, Ready):
                 if self._started is not None and not self._started.done():
                     self._started.set_result(None)
-            elif isinstance(report, Broken):
-                self._why = report.text
+            elif isinstance(received, Broken):
+                self._why = received.text
 
     def _on_close(self) -> None:
         self.ready = False
@@ -238,9 +242,10 @@ class ProcessWorker:
         self.ready = False
         if self._started is not None and not self._started.done():
             self._started.set_exception(WorkerLost(f"{self.name} did not start: {self._why or how}"))
-        held, self._held = self._held, {}
-        for each in held.values():
-            each.answered(WorkerLost(f"{self.name} {self._asked or how} while it held the request"))
+        lost, self._held = self._held, {}
+        self.held_at_end = max(self.held_at_end, len(lost))
+        for held in lost.values():
+            held.on_reply(WorkerLost(f"{self.name} {self._asked or how} while it held the request"))
 
     def _on_line(self, line: str) -> None:
         self._log.write(LogLine(time.time(), "INFO", line, "-", self.name, "output"))
@@ -259,6 +264,7 @@ class LocalWorker:
 
         self.index = index
         self.ready = False
+        self.held_at_end = 0
         self._held: dict[int, InFlight] = {}
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[str] = self._loop.create_future()
@@ -281,24 +287,21 @@ class LocalWorker:
         if not self._ended.done():
             self._ended.set_result("was stopped")
 
-    def begin(self, work: Work, limit: float, answered: Answered, at_once: int = 1) -> None:
+    def begin(self, work: Work, limit: float, on_reply: OnReply, at_once: int = 1) -> None:
         if not self.ready:
-            answered(WorkerNotReady("the server's own worker is not running"))
+            on_reply(WorkerNotReady("the server's own worker is not running"))
             return
-        self._held[work.id] = InFlight(work, limit, answered, at_once)
+        self._held[work.id] = InFlight(work, limit, on_reply, at_once)
         self._runtime.take(work)
 
-    def hold(self) -> None:
-        pass
-
-    def release(self) -> None:
+    def flush(self) -> None:
         pass
 
     def watch(self, now: float) -> None:
         for held in running(self._held.values()):
             if held.is_late(now):
                 del self._held[held.work.id]
-                held.answered(TimeLimitExceeded(f"{type(held.work).__name__} took longer than {held.limit:g} s"))
+                held.on_reply(TimeLimitExceeded(f"{type(held.work).__name__} took longer than {held.limit:g} s"))
 
     def _send(self, reply: Reply) -> None:
         # A handler may outlive the loop of a service that stops; nobody waits for its answer then.
@@ -306,9 +309,11 @@ class LocalWorker:
             self._loop.call_soon_threadsafe(self._take, reply)
 
     def _take(self, reply: Reply) -> None:
-        held = self._held.pop(reply.id, None)
+        held = self._held.get(reply.id)
         if held is not None:
-            held.answered(reply)
+            if reply.final:
+                del self._held[reply.id]
+            held.on_reply(reply)
 
     async def _in_main(self, function: Callable[[], None]) -> None:
         ended: asyncio.Future[None] = self._loop.create_future()
@@ -338,12 +343,12 @@ def running(held: Iterable[InFlight]) -> list[InFlight]:
     """Those that the worker can have begun: of one model it runs `at_once` predictions, first come, first served."""
     found: list[InFlight] = []
     counts: dict[str, int] = {}
-    for each in held:
-        if isinstance(each.work, Predict):
-            place = counts[each.work.model_id] = counts.get(each.work.model_id, 0) + 1
-            if place > each.at_once:
+    for request in held:
+        if isinstance(request.work, Predict):
+            number = counts[request.work.model_id] = counts.get(request.work.model_id, 0) + 1
+            if number > request.at_once:
                 continue
-        found.append(each)
+        found.append(request)
     return found
 
 
@@ -359,15 +364,16 @@ async def ask(worker: Worker, work: Work, limit: float) -> bytes:
     """
     future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-    def answered(answer: Reply | MlpkitError) -> None:
-        if future.done():
+    def on_reply(reply: Reply | MlpkitError) -> None:
+        if future.done() or (isinstance(reply, Reply) and not reply.final):
             return
-        if isinstance(answer, MlpkitError):
-            future.set_exception(answer)
-        elif isinstance(answer.results[0], Failure):
-            future.set_exception(answer.results[0].to_error())
+        if isinstance(reply, MlpkitError):
+            future.set_exception(reply)
+        elif isinstance(reply.results[0], Failure):
+            future.set_exception(reply.results[0].to_error())
         else:
-            future.set_result(answer.results[0])
+            future.set_result(reply.results[0])
 
-    worker.begin(work, limit, answered)
+    worker.begin(work, limit, on_reply)
+    worker.flush()
     return await future

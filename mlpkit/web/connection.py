@@ -23,7 +23,7 @@ from mlpkit.web.request import CLIENT_CLOSED, CLOSE, RequestContext
 if TYPE_CHECKING:
     from asyncio import TimerHandle
 
-    from mlpkit.serving import Prediction
+    from mlpkit.serving import PendingPrediction
     from mlpkit.web.application import Application
     from mlpkit.web.request import Header, HttpResponse
 
@@ -55,7 +55,7 @@ class _HeldRequest:
         self.context = context
         self.keep_alive = keep_alive
         self.body: bytes | bytearray = b""
-        self.prediction: Prediction | None = None
+        self.prediction: PendingPrediction | None = None
         self.disconnected = False
         self.response_complete = False
         self.message_event = self

@@ -21,7 +21,7 @@ from mlpkit.web.request import ClientGone, HttpResponse, failed
 if TYPE_CHECKING:
     from starlette.types import Receive
 
-    from mlpkit.serving import Outcome, Prediction
+    from mlpkit.serving import Outcome, PendingPrediction
     from mlpkit.web.request import RequestContext
     from mlpkit.web.routes import Dependencies, Request
 
@@ -58,7 +58,7 @@ class PredictEndpoint:
         self._settings = dependencies.settings
         self.limit = dependencies.settings.max_body
 
-    def begin(self, context: RequestContext, body: bytes, respond: Respond) -> Prediction | None:
+    def begin(self, context: RequestContext, body: bytes, respond: Respond) -> PendingPrediction | None:
         """Begins a prediction for a request that was admitted; never raises.
 
         `respond` gets the response, whatever becomes of the request. None if it has it already.

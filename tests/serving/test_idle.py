@@ -11,7 +11,7 @@ import pytest
 
 from mlpkit import App
 from mlpkit.errors import ModelNotLoaded
-from mlpkit.serving.model import Model
+from mlpkit.serving.dispatch import Dispatcher
 from tests.serving.conftest import OpenModels
 
 pytestmark = pytest.mark.anyio
@@ -38,8 +38,8 @@ def load() -> None:
 async def test_model_that_nobody_asks_is_idle_at_once() -> None:
     app = App("quiet")
     app.load(load)
-    model = Model(app.build()["quiet"], "m", None, b"null", None, limit=60, patience=60)
-    assert await asyncio.wait_for(model.idle(60), 1)
+    dispatcher = Dispatcher(app.build()["quiet"], "m", limit=60, longest_wait=60)
+    assert await asyncio.wait_for(dispatcher.idle(60), 1)
 
 
 async def test_unload_ends_when_all_callers_have_gone(open_models: OpenModels) -> None:

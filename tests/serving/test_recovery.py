@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from mlpkit.serving.ledger import Entry, Ledger
+from mlpkit.serving.model import LoadedModelRecord
+from mlpkit.serving.recovery import Ledger
 
 
 @pytest.mark.anyio
 async def test_models_that_are_loaded_again_after_a_restart_write_nothing(tmp_path: Path) -> None:
-    file, entries = tmp_path / "models.json", [Entry("a", f"m-{number}") for number in range(3)]
+    file, entries = tmp_path / "models.json", [LoadedModelRecord("a", f"m-{number}") for number in range(3)]
     first = Ledger(file)
     for entry in entries:
         await first.add(entry)
@@ -22,13 +23,13 @@ async def test_models_that_are_loaded_again_after_a_restart_write_nothing(tmp_pa
         await again.add(entry)
     assert file.stat().st_mtime_ns == written
 
-    await again.add(Entry("a", "m-1", "another/place"))
+    await again.add(LoadedModelRecord("a", "m-1", "another/place"))
     assert Ledger(file).read()[1].model_path == "another/place"
 
 
 @pytest.mark.anyio
 async def test_what_could_not_be_written_is_written_with_the_next_load(tmp_path: Path) -> None:
-    file, entry = tmp_path / "home" / "models.json", Entry("a", "m")
+    file, entry = tmp_path / "home" / "models.json", LoadedModelRecord("a", "m")
     file.parent.write_text("a file where the folder should be")
     ledger = Ledger(file)
     await ledger.add(entry)

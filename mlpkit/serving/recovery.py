@@ -1,0 +1,304 @@
+"""What brings models back: the list on disk, the loads after a restart, and those after the death of a worker.
+
+- What was loaded is loaded again when the service starts, and when a worker was replaced.
+- What cannot be loaded now is tried again, with pauses that grow.
+- A model that was being loaded when its worker died is a *suspect*: its next load has a process of its own, so that it
+  can end no other model's worker. If it succeeds, the model moves to the shared workers.
+- A model is given up after its worker died three times while loading it. It stays on the list with the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import msgspec
+from anyio.abc import TaskGroup
+
+from mlpkit.errors import ArgumentError, MlpkitError, WorkerLost, WorkerNotReady
+from mlpkit.log import logger, with_request_id
+from mlpkit.serving.dispatch import Replica
+from mlpkit.serving.files import replace_file
+from mlpkit.serving.messages import AT_ONCE
+from mlpkit.serving.model import LoadedModelRecord, ModelState
+from mlpkit.serving.pool import WorkerSlot
+
+_MOST_DEATHS = 3
+"""A model is given up after its worker died so often while loading it."""
+_FIRST_RETRY = 1.0
+_LONGEST_RETRY = 60.0
+_SUSPECTS_AT_ONCE = 2
+"""How many suspects are loaded at the same time: each needs a process."""
+_MOST_SUSPECTS = 1000
+_WRITE_AGAIN = 5.0
+"""Seconds between two tries to write what could not be written."""
+
+Load = Callable[[LoadedModelRecord], Awaitable[None]]
+
+
+class Ledger:
+    """Which models are loaded, in a file. If it cannot be written, that is a warning: loads go on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._records: dict[str, LoadedModelRecord] = {}
+        self._given_up: dict[str, LoadedModelRecord] = {}
+        self._disk = anyio.CapacityLimiter(1)
+        self._problem = ""
+
+    def read(self) -> list[LoadedModelRecord]:
+        """The models of the last run, in the order of their loads; none if the file cannot be read."""
+        try:
+            records = msgspec.json.decode(self._path.read_bytes(), type=list[LoadedModelRecord])
+        except FileNotFoundError:
+            return []
+        except (OSError, msgspec.DecodeError) as error:
+            logger.error("the list of loaded models {} cannot be read, none is loaded again: {}", self._path, error)
+            return []
+        for record in records:
+            self._put(record)
+        return [record for record in records if not record.given_up]
+
+    async def add(self, record: LoadedModelRecord) -> None:
+        """Remembers a model that was loaded; it is on disk when this returns."""
+        if self._records.get(record.model_id) == record and not self._problem:
+            # Loaded again after a restart: a thousand models would write the list a thousand times.
+            return
+        self._put(record)
+        await self._write()
+
+    async def remove(self, model_id: str) -> None:
+        """Forgets a model that was unloaded."""
+        self._given_up.pop(model_id, None)
+        if self._records.pop(model_id, None) is not None:
+            await self._write()
+
+    async def give_up(self, record: LoadedModelRecord, why: str) -> None:
+        """Remembers that the model is not to be loaded again until somebody asks for it."""
+        self._put(msgspec.structs.replace(record, given_up=why))
+        await self._write()
+
+    async def keep(self) -> None:
+        """Writes again what could not be written, once there is room; never returns."""
+        while True:
+            await asyncio.sleep(_WRITE_AGAIN)
+            if self._problem:
+                await self._write()
+
+    def warnings(self) -> list[str]:
+        """Models that were given up, and a file that cannot be written: a sentence each."""
+        given_up = [
+            f"model [{record.model_id}] was given up ({record.given_up}): load it again, or unload it"
+            for record in self._given_up.values()
+        ]
+        return given_up + ([self._problem] if self._problem else [])
+
+    def _put(self, record: LoadedModelRecord) -> None:
+        self._records[record.model_id] = record
+        self._given_up.pop(record.model_id, None)
+        if record.given_up:
+            self._given_up[record.model_id] = record
+
+    async def _write(self) -> None:
+        content = msgspec.json.encode(list(self._records.values()))
+        problem = ""
+        try:
+            await anyio.to_thread.run_sync(replace_file, self._path, content, limiter=self._disk)
+        except OSError as error:
+            problem = (
+                f"the list of loaded models {self._path} cannot be written ({error.strerror or error}): until it can, "
+                "a restart loads what was loaded before; free some space, or check the folder"
+            )
+        if problem and problem != self._problem:
+            logger.error(problem)
+        elif self._problem and not problem:
+            logger.info("the list of loaded models {} is written again", self._path)
+        self._problem = problem
+
+
+class Suspects:
+    """Models that were being loaded when their worker died, and how often that was."""
+
+    def __init__(self) -> None:
+        self._deaths: dict[str, int] = {}
+        self._limiter = anyio.CapacityLimiter(_SUSPECTS_AT_ONCE)
+
+    def note_death(self, model_id: str) -> None:
+        """Notes that a worker died while it was loading the model."""
+        self._deaths[model_id] = self._deaths.pop(model_id, 0) + 1
+        for oldest in list(self._deaths)[:-_MOST_SUSPECTS]:
+            del self._deaths[oldest]
+
+    def clear(self, model_id: str) -> None:
+        """Notes that the model was loaded into a shared worker."""
+        self._deaths.pop(model_id, None)
+
+    def deaths(self, model_id: str) -> int:
+        """How often a worker died in the loads of the model since the last one that went well."""
+        return self._deaths.get(model_id, 0)
+
+    @contextlib.asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Waits until the load of a suspect may have a process."""
+        async with self._limiter:
+            yield
+
+
+class Recovery:
+    """Loads again what was loaded.
+
+    Args:
+        models: the models that there are now.
+        load: loads a model as `/load` does.
+        load_replica: loads a model again into one worker.
+        give_up: drops a model until somebody asks for it.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, ModelState],
+        load: Load,
+        load_replica: Callable[[ModelState, Replica], Awaitable[None]],
+        give_up: Callable[[LoadedModelRecord, MlpkitError], Awaitable[None]],
+    ) -> None:
+        self._models = models
+        self._load = load
+        self._load_replica = load_replica
+        self._give_up = give_up
+        self._wanted: dict[str, LoadedModelRecord] = {}
+        self._tasks: TaskGroup | None = None
+        self.suspects = Suspects()
+        self.problem = "the workers are starting"
+        """Why the models of the last run are not all there yet; empty once each was tried."""
+
+    def open(self, tasks: TaskGroup) -> None:
+        """Runs what is tried again later in this task group."""
+        self._tasks = tasks
+
+    def forget(self, model_id: str) -> None:
+        """Does not bring the model back any more."""
+        self._wanted.pop(model_id, None)
+
+    async def restore(
+        self,
+        records: Iterable[LoadedModelRecord],
+        slots: Collection[WorkerSlot],
+        isolated: Collection[str],
+        limit: float,
+    ) -> None:
+        """Loads the models of the last run, once the workers are ready or have had `limit` seconds.
+
+        `isolated` names the algorithms whose models start processes of their own: fewer of them are loaded at a time.
+        """
+        self._wanted = {record.model_id: record for record in records}
+        for slot in slots:
+            with contextlib.suppress(MlpkitError):
+                await slot.wait_ready(limit)
+        self.problem = f"{len(self._wanted)} models are being loaded" if self._wanted else ""
+        # As many as the workers take: what stood in a queue before them would count as memory about to be taken.
+        in_workers = anyio.CapacityLimiter(AT_ONCE * max(1, len(slots)))
+        in_own = anyio.CapacityLimiter(AT_ONCE)
+
+        async def first_try(record: LoadedModelRecord) -> None:
+            async with in_own if record.algorithm in isolated else in_workers:
+                await self._restore(record, _FIRST_RETRY)
+
+        async with anyio.create_task_group() as tries:
+            for record in list(self._wanted.values()):
+                tries.start_soon(first_try, record)
+        self.problem = ""
+
+    async def reload(self, slot: WorkerSlot) -> None:
+        """Loads the models of a worker that was replaced, all that the worker takes at a time.
+
+        Those that were being loaded when it died come last, one at a time.
+        """
+        worker = slot.worker
+        replicas = [
+            (model, replica)
+            for model in self._models.values()
+            for replica in model.replicas
+            if replica.slot is slot and model.state == "loaded"
+        ]
+        limiter = anyio.CapacityLimiter(AT_ONCE)
+
+        async def in_turn(model: ModelState, replica: Replica) -> None:
+            async with limiter:
+                # If it has ended meanwhile, its replacement has a reload of its own.
+                if slot.worker is worker:
+                    await self._reload(model, replica, _FIRST_RETRY)
+
+        def deaths(pair: tuple[ModelState, Replica]) -> int:
+            return self.suspects.deaths(pair[0].model_id)
+
+        with with_request_id("reload"):
+            await asyncio.gather(*(in_turn(*pair) for pair in replicas if not deaths(pair)))
+            for model, replica in sorted(replicas, key=deaths):
+                if deaths((model, replica)) and slot.worker is worker:
+                    await self._reload(model, replica, _FIRST_RETRY)
+
+    async def _restore(self, record: LoadedModelRecord, pause: float) -> None:
+        if record.model_id not in self._wanted:
+            return
+        with with_request_id("restore"):
+            try:
+                await self._load(record)
+            except ArgumentError as error:
+                logger.error("model {!r} could not be loaded at the start: {}", record.model_id, error)
+            except MlpkitError as error:
+                deaths = self.suspects.deaths(record.model_id)
+                if deaths < _MOST_DEATHS:
+                    again = f"the next try is in {pause:g} s"
+                    logger.error("model {!r} could not be loaded at the start: {}; {}", record.model_id, error, again)
+                    self._later(pause, self._restore, record, min(_LONGEST_RETRY, pause * 2))
+                    return
+                await self._abandon(record, deaths, error)
+        self._wanted.pop(record.model_id, None)
+
+    async def _reload(self, model: ModelState, replica: Replica, pause: float) -> None:
+        worker = replica.slot.worker
+        if model.state != "loaded" or worker is None or replica.ready or replica.loading:
+            return
+        try:
+            await self._load_replica(model, replica)
+        except MlpkitError as error:
+            if has_ended_worker(error):
+                deaths = self.suspects.deaths(model.model_id)
+                if deaths >= _MOST_DEATHS:
+                    await self._abandon(model.record, deaths, error)
+                return
+            # One model that cannot come back must not keep the others from being served.
+            model.returning = False
+            model.problem = f"could not be loaded again: {error}; the next try is in {pause:g} s"
+            logger.error("model {!r} {}", model.model_id, model.problem)
+            if replica.slot.worker is worker:
+                self._later(pause, self._reload, model, replica, min(_LONGEST_RETRY, pause * 2))
+        else:
+            if all(other.ready for other in model.replicas):
+                model.problem = ""
+                model.returning = False
+            logger.info("model {!r} is loaded again in worker {}", model.model_id, replica.slot.index)
+            model.dispatcher.dispatch()
+
+    async def _abandon(self, record: LoadedModelRecord, deaths: int, error: MlpkitError) -> None:
+        logger.error("model {!r} is given up: its worker died {} times while loading it", record.model_id, deaths)
+        self.suspects.clear(record.model_id)
+        await self._give_up(record, error)
+
+    def _later(self, pause: float, retry: Callable[..., Awaitable[None]], *args: object) -> None:
+        async def wait() -> None:
+            await asyncio.sleep(pause)
+            with with_request_id("reload"):
+                await retry(*args)
+
+        assert self._tasks is not None
+        self._tasks.start_soon(wait)
+
+
+def has_ended_worker(error: BaseException | None) -> bool:
+    """Whether a worker ended during a load, which is not so if no worker could take it."""
+    return isinstance(error, WorkerLost) and not isinstance(error, WorkerNotReady)
