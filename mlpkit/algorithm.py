@@ -9,11 +9,21 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, get_args, get_origin, overload
 
 from mlpkit.errors import DeclarationError, did_you_mean
 from mlpkit.formats import kind_names
-from mlpkit.injection import FIELDS, Plan, calling_place, compile_plan, is_importing, where
+from mlpkit.injection import (
+    FIELDS,
+    OBJECTS,
+    FieldParameter,
+    Plan,
+    calling_place,
+    compile_plan,
+    fits_request,
+    is_importing,
+    where,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -183,7 +193,30 @@ class Hook:
             return [str(error)]
         if plan.is_generator and self.name != "load":
             return [f"{where(self.function)}: only load and the factories of dependencies may yield, not {self.name}"]
-        return []
+        return [self._misfit(parameter) for parameter in plan.all_fields() if not _fits(parameter)]
+
+    def _misfit(self, parameter: FieldParameter) -> str:
+        """What is wrong with the type of a field that no request can have."""
+        field, given = parameter.name, str(getattr(parameter.type, "__name__", parameter.type))
+        if parameter.field not in OBJECTS:
+            return f"{where(self.function)}: {field!r} is a text in every request, which cannot become {given}"
+        item = next(iter(get_args(parameter.type)), dict)
+        if parameter.type is list or get_origin(parameter.type) in (list, Sequence):
+            batches = "" if parameter.batched else f"For batches write @app.{self.name}(max_batch_size=32). "
+            return (
+                f"{where(self.function)}: {field!r} is one object in every request, not a list. {batches}"
+                f"For one request at a time annotate {getattr(item, '__name__', item)}"
+            )
+        return (
+            f"{where(self.function)}: {field!r} is a JSON object in every request, which cannot become {given}: "
+            "annotate dict, or a msgspec.Struct, dataclass, TypedDict, attrs class or pydantic model"
+        )
+
+
+def _fits(parameter: FieldParameter) -> bool:
+    if parameter.decode is None:
+        return True
+    return fits_request(parameter.type, "object" if parameter.field in OBJECTS else "text")
 
 
 class Algorithm:
@@ -287,12 +320,28 @@ class Algorithm:
         found = list(self._mistakes)
         for hook in self.hooks.values():
             found += hook.mistakes()
+        if not found:
+            found += self._nothing_to_load()
         if "predict" in self.hooks and "load" not in self.hooks:
             found.append(
                 f"{where(self.hooks['predict'].function)}: algorithm {self.name!r} has a predict but no load: "
                 "add a function with @app.load that returns the model (None is a model too)"
             )
         return found
+
+    def _nothing_to_load(self) -> list[str]:
+        """A mistake if `load` needs a model's folder that `train` never makes."""
+        train, load = self.plan("train"), self.plan("load")
+        if train is None or load is None:
+            return []
+        stores = any(service.type.__name__ in ("ModelDir", "Storage") for service in train.all_services())
+        needs = any(service.type.__name__ == "ModelDir" and not service.optional for service in load.all_services())
+        if stores or not needs:
+            return []
+        return [
+            f"{where(load.function)}: load asks for ModelDir, but {where(train.function)} stores no model: add a "
+            "parameter such as `out: ModelDir` to train and write the model into it"
+        ]
 
     def _record(
         self, name: str, function: F | None, kind: type[Options], given: Mapping[str, object]

@@ -9,12 +9,14 @@ from mlpkit.injection.declarations import (
     BATCHED,
     FIELDS,
     NULL,
+    OBJECTS,
     OLD_NAMES,
     Depends,
     Fields,
     Services,
     service,
 )
+from mlpkit.injection.decoding import fits_request
 from mlpkit.injection.plan import Call, DependencyParameter, FieldParameter, Plan, ProcessScope, ServiceParameter
 from mlpkit.injection.signature import compile_plan
 from mlpkit.injection.source import calling_frame, calling_place, is_importing, place_of_error, where
@@ -23,6 +25,7 @@ __all__ = [
     "BATCHED",
     "FIELDS",
     "NULL",
+    "OBJECTS",
     "OLD_NAMES",
     "Call",
     "DependencyParameter",
@@ -37,6 +40,7 @@ __all__ = [
     "calling_frame",
     "calling_place",
     "compile_plan",
+    "fits_request",
     "is_importing",
     "place_of_error",
     "service",

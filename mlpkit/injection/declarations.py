@@ -36,6 +36,12 @@ WIRE_NAMES = {"parameters": "parameter"}
 BATCHED = ("features", "params", "uuid")
 """The fields that become lists where `max_batch_size` is more than 1."""
 
+OBJECTS = ("data", "parameters", "extend", "features", "params")
+"""The fields that are objects of JSON; the others are texts."""
+
+NUMBERS_AS_TEXT = ("parameters", "params")
+"""The fields in which numbers and bools may be sent as text: platforms and their users do."""
+
 AS_THEY_ARE = ("model",)
 """The fields that are objects of this process: their annotation is for the reader only."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from mlpkit.errors import DeclarationError, NotInRequest
 from mlpkit.injection.boundary import async_user_code, original, user_code, user_error
 from mlpkit.injection.declarations import FIELDS, NULL, Depends, Fields, Services, hooks_of_service
-from mlpkit.injection.source import where
+from mlpkit.injection.source import called_code, where
 
 Factory = Callable[..., Any]
 Overrides = Mapping[Factory, Factory]
@@ -140,15 +140,27 @@ class Plan:
     """Whether the decoded fields are all that it takes."""
 
     def __post_init__(self) -> None:
-        is_async = inspect.iscoroutinefunction(self.function) or inspect.isasyncgenfunction(self.function)
-        object.__setattr__(self, "is_async", is_async)
-        is_generator = inspect.isgeneratorfunction(self.function) or inspect.isasyncgenfunction(self.function)
-        object.__setattr__(self, "is_generator", is_generator)
+        code = called_code(self.function)
+        is_async_generator = inspect.isasyncgenfunction(code)
+        object.__setattr__(self, "is_async", inspect.iscoroutinefunction(code) or is_async_generator)
+        object.__setattr__(self, "is_generator", inspect.isgeneratorfunction(code) or is_async_generator)
         object.__setattr__(self, "is_simple", not self.services and not self.dependencies)
 
     def takes(self, name: str) -> bool:
         """Whether the handler itself names this field."""
         return any(each.field == name for each in self.fields)
+
+    def all_fields(self) -> Iterator[FieldParameter]:
+        """The fields that the handler and the factories of its dependencies name."""
+        yield from self.fields
+        for dependency in self.dependencies:
+            yield from dependency.plan.all_fields()
+
+    def all_services(self) -> Iterator[ServiceParameter]:
+        """The services that the handler and the factories of its dependencies ask for."""
+        yield from self.services
+        for dependency in self.dependencies:
+            yield from dependency.plan.all_services()
 
     def field_type(self, name: str) -> Any:
         """The type that one request's field becomes, or None where the handler does not name it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import types
@@ -14,6 +15,7 @@ from mlpkit.injection.declarations import (
     AS_THEY_ARE,
     BATCHED,
     FIELDS,
+    NUMBERS_AS_TEXT,
     OLD_NAMES,
     WIRE_NAMES,
     Depends,
@@ -22,9 +24,15 @@ from mlpkit.injection.declarations import (
 )
 from mlpkit.injection.decoding import make_decoder
 from mlpkit.injection.plan import DependencyParameter, FieldParameter, Plan, ServiceParameter, check_factory
-from mlpkit.injection.source import where
+from mlpkit.injection.source import called_code, where
 
 Function = Callable[..., Any]
+
+_CONTEXT_MANAGERS = tuple(
+    manager(lambda: None).__code__  # type: ignore[arg-type,return-value]
+    for manager in (contextlib.contextmanager, contextlib.asynccontextmanager)
+)
+"""The code of what these decorators return: the same for every function that they decorate."""
 
 
 def compile_plan(function: Function, hook: str, *, batch: bool = False) -> Plan:
@@ -47,6 +55,7 @@ class _Compiler:
             circle = (*self.chain[self.chain.index(function) :], function)
             names = " -> ".join(getattr(each, "__name__", repr(each)) for each in circle)
             raise DeclarationError(f"{where(function)}: the dependencies go round in a circle: {names}")
+        function = _transparent(function, self.hook == "load" or bool(self.chain))
         fields: list[FieldParameter] = []
         services: list[ServiceParameter] = []
         dependencies: list[DependencyParameter] = []
@@ -109,7 +118,7 @@ class _Compiler:
         if field in AS_THEY_ARE:
             return FieldParameter(name, field, annotation, has_default, batched, None)
         try:
-            decode = make_decoder(annotation, WIRE_NAMES.get(field, field))
+            decode = make_decoder(annotation, WIRE_NAMES.get(field, field), numbers_as_text=field in NUMBERS_AS_TEXT)
         except TypeError as error:
             raise DeclarationError(f"{where(function)}: parameter {name!r} cannot be made from JSON: {error}") from None
         return FieldParameter(name, field, annotation, has_default, batched, decode)
@@ -134,11 +143,39 @@ class _Compiler:
         )
 
 
+def _transparent(function: Function, may_yield: bool) -> Function:
+    """The function itself, or the generator inside a `@contextmanager`.
+
+    Raises:
+        DeclarationError: it wraps a function of another nature, so nobody can know what calling it gives.
+    """
+    if getattr(function, "__code__", None) in _CONTEXT_MANAGERS:
+        generator: Function = function.__wrapped__  # type: ignore[attr-defined]
+        return generator
+    inner = inspect.unwrap(function)
+    if inspect.iscoroutinefunction(called_code(function)) or inner is function:
+        return function
+    if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):
+        raise DeclarationError(
+            f"{where(function)}: it is an `async def`, but a decorator (functools.wraps) has put a plain function "
+            "around it, so its coroutine would never be awaited: make the decorator's function `async def` too, and "
+            "await the function in it"
+        )
+    if may_yield and inspect.isgeneratorfunction(inner) and not inspect.isgeneratorfunction(function):
+        raise DeclarationError(
+            f"{where(function)}: it yields, but a decorator (functools.wraps) has put a plain function around it, so "
+            "it would never be resumed: let the decorator's function `yield from` it"
+        )
+    return function
+
+
 def _parameters(function: Function) -> list[inspect.Parameter]:
     try:
         found = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError) as error:
         raise DeclarationError(f"{where(function)}: its signature cannot be read: {error}") from error
+    if isinstance(function, functools.partial):
+        found = [parameter for parameter in found if parameter.name not in function.keywords]
     for each in found:
         if each.kind not in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
             raise DeclarationError(
@@ -149,13 +186,9 @@ def _parameters(function: Function) -> list[inspect.Parameter]:
 
 
 def _type_hints(function: Function) -> dict[str, Any]:
-    target: Any = function
-    while isinstance(target, functools.partial):
-        target = target.func
+    target: Any = called_code(function)
     if inspect.isclass(target):
         target = target.__init__
-    elif not inspect.isroutine(target):
-        target = type(target).__call__
     try:
         return typing.get_type_hints(target, include_extras=True)
     except NameError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import sys
@@ -24,14 +25,24 @@ def place(file: str, line: int) -> str:
 def where(function: Callable[..., Any]) -> str:
     """`train (sentiment.py, line 23)`: how messages name a function or a class."""
     function = inspect.unwrap(function)
+    if not inspect.isclass(function):
+        function = called_code(function)
     name = (getattr(function, "__qualname__", None) or repr(function)).rpartition("<locals>.")[2]
-    code = getattr(function, "__code__", None)
-    if inspect.isclass(function):
-        code = getattr(function.__init__, "__code__", None)
+    code = getattr(function.__init__ if inspect.isclass(function) else function, "__code__", None)
     if not isinstance(code, CodeType) or code.co_filename.startswith("<"):
         module = getattr(function, "__module__", None)
         return f"{name} (module {module})" if module else name
     return f"{name} ({place(code.co_filename, code.co_firstlineno)})"
+
+
+def called_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that is called: of a partial its function, of an object its `__call__`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.isroutine(function) or inspect.isclass(function):
+        return function
+    method: Callable[..., Any] = type(function).__call__
+    return method
 
 
 def calling_frame() -> FrameType:

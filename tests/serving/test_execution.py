@@ -353,7 +353,7 @@ def load():
     return 1
 
 @app.predict(max_batch_size=8, max_wait_ms=50)
-def predict(model, features: list[str]) -> list:
+def predict(model, features: list) -> list:
     bad = {"kind": [{"label": 1}], "json": [object()], "good": [{"label": "a", "score": 1}]}
     return [bad[each] for each in features]
 """

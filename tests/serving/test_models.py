@@ -271,7 +271,7 @@ def load():
     return []
 
 @app.predict(max_batch_size=8, max_wait_ms=20)
-def predict(model, features: list[int], uuid) -> list:
+def predict(model, features: list[int | dict], uuid) -> list:
     import time
     time.sleep(0.05)
     if any(each < 0 for each in features):

@@ -24,8 +24,8 @@ def load(model_id: str) -> str:
     return model_id
 
 
-def predict(model: str, features: list[str]) -> list[str]:
-    return [model + each for each in features]
+def predict(model: str, features: list[dict[str, str]]) -> list[str]:
+    return [model + each["word"] for each in features]
 
 
 def start() -> None: ...
@@ -177,7 +177,7 @@ def test_batching_changes_the_plan_of_predict() -> None:
 
     assert plan is not None
     assert plan.batch
-    assert plan.field_type("features") is str
+    assert plan.field_type("features") == dict[str, str]
     assert app.plan("train") is None
 
 
@@ -210,7 +210,7 @@ def test_importing_and_building_a_script_starts_nothing(tmp_path: Path) -> None:
             def load(files: ModelDir, storage: Storage) -> int: ...
 
             @app.predict(max_batch_size=8, threads=2)
-            def predict(model: int, features: list[str]) -> list[int]: ...
+            def predict(model: int, features: list[dict]) -> list[int]: ...
             """
         )
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
@@ -201,6 +202,102 @@ def test_a_default_stands_for_a_null_and_for_a_missing_field() -> None:
         7,
         8,
     ]
+
+
+class Numbers(msgspec.Struct):
+    c: float = 1.0
+    trees: Annotated[int, msgspec.Meta(ge=1)] = 2
+    flag: bool = False
+    name: str = ""
+    maybe: int | None = None
+    either: int | str = 0
+    sizes: list[int] = []
+    inner: dict[str, float] = {}
+
+
+class NumbersModel(pydantic.BaseModel):
+    c: float = 1.0
+    trees: int = 2
+    flag: bool = False
+    name: str = ""
+
+
+@dataclass
+class NumbersData:
+    c: float = 1.0
+    trees: int = 2
+    flag: bool = False
+    name: str = ""
+
+
+@pytest.mark.parametrize("kind", [Numbers, NumbersModel, NumbersData])
+@pytest.mark.parametrize(("hook", "field"), [("train", "parameters"), ("predict", "params")])
+def test_numbers_and_bools_may_be_sent_as_text(kind: Any, hook: str, field: str) -> None:
+    def handler(parameters: Any) -> Any:
+        return parameters
+
+    def handler_of_params(params: Any) -> Any:
+        return params
+
+    chosen = handler if field == "parameters" else handler_of_params
+    chosen.__annotations__[field] = kind
+
+    request: dict[str, Any] = {field: {"c": "2.5", "trees": "3", "flag": "true", "name": "7"}}
+    found = call(compile_plan(chosen, hook), **request)
+
+    assert (found.c, found.trees, found.flag, found.name) == (2.5, 3, True, "7")
+
+
+def test_only_what_is_annotated_as_a_number_is_read_as_one() -> None:
+    def train(parameters: Numbers) -> Any:
+        return parameters
+
+    plan = compile_plan(train, "train")
+    texts = {"name": "true", "maybe": "5", "either": "5", "sizes": ["1", 2], "inner": {"a": "1e-3"}}
+
+    found = call(plan, parameters=texts)
+
+    assert found == Numbers(name="true", maybe=5, either="5", sizes=[1, 2], inner={"a": 0.001})
+    assert call(plan, parameters={"c": "2", "name": "nan"}) == Numbers(c=2.0, name="nan")
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ({"c": "much"}, r"Expected `float`, got `str` - at `\$.c`"),
+        ({"c": "nan"}, r"Expected `float`, got `str` - at `\$.c`"),
+        ({"c": "-Infinity", "trees": "3"}, r"Expected `float`, got `str` - at `\$.c`"),
+        ({"trees": "0"}, r"Expected `int` >= 1 - at `\$.trees`"),
+        ({"trees": "2.5"}, r"Expected `int`, got `str` - at `\$.trees`"),
+        ({"flag": "yes"}, r"Expected `bool`, got `str` - at `\$.flag`"),
+        ({"name": 5}, r"Expected `str`, got `int` - at `\$.name`"),
+        ({"sizes": ["1", "x"]}, r"Expected `int`, got `str` - at `\$.sizes\[1\]`"),
+    ],
+)
+def test_text_that_is_not_such_a_number_is_the_callers_error(value: object, problem: str) -> None:
+    def train(parameters: Numbers) -> None: ...
+
+    with pytest.raises(ArgumentError, match=rf"\[parameter\] does not fit: {problem}"):
+        call(compile_plan(train, "train"), parameters=value)
+
+
+def test_other_fields_take_numbers_only_as_numbers() -> None:
+    def predict(features: Numbers) -> None: ...
+
+    with pytest.raises(ArgumentError, match="Expected `float`, got `str`"):
+        call(compile_plan(predict, "predict"), features={"c": "2"})
+
+
+@pytest.mark.parametrize("kind", [Any, dict[str, str], HyperModel, CheckedHyper])
+@pytest.mark.parametrize(
+    "text", [b'{"c": "\\ud83d"}', b'{"c": "\\uDE00 x"}', b'{"c": "\xed\xa0\xbd"}', b'{"c": "\xff"}']
+)
+def test_text_that_is_not_unicode_is_the_callers_error(kind: Any, text: bytes) -> None:
+    def predict(features: Any) -> None: ...
+
+    predict.__annotations__["features"] = kind
+    with pytest.raises(ArgumentError, match=r"half of a surrogate pair|is not valid UTF-8"):
+        call(compile_plan(predict, "predict"), features=msgspec.Raw(text))
 
 
 def test_json_that_is_nested_too_deeply_is_the_callers_error() -> None:
@@ -471,6 +568,71 @@ def test_an_override_with_a_mistake_is_told() -> None:
 
     with pytest.raises(DeclarationError, match="once per process"):
         call(compile_plan(uses_real, "load"), scope, model_id="m")
+
+
+def test_a_context_manager_is_a_generator() -> None:
+    closed = []
+
+    @contextlib.contextmanager
+    def load(model_id: str) -> Iterator[str]:
+        yield model_id
+        closed.append(model_id)
+
+    plan = compile_plan(load, "load")
+
+    assert plan.is_generator
+    assert not plan.is_async
+    generator = plan.function(model_id="m")
+    assert next(generator) == "m"
+    assert next(generator, None) is None
+    assert closed == ["m"]
+
+
+def test_an_async_context_manager_is_an_async_generator() -> None:
+    @contextlib.asynccontextmanager
+    async def load(model_id: str) -> AsyncIterator[str]:
+        yield model_id
+
+    plan = compile_plan(load, "load")
+
+    assert plan.is_generator
+    assert plan.is_async
+
+
+def test_a_factory_may_be_a_context_manager() -> None:
+    notes = []
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[str]:
+        yield "open"
+        notes.append("closed")
+
+    def load(handle: Any) -> Any:
+        return handle
+
+    load.__annotations__["handle"] = Annotated[str, Depends(opened)]
+
+    assert call(compile_plan(load, "load")) == "open"
+    assert notes == ["closed"]
+
+
+class AsyncObject:
+    async def __call__(self, model_id: str) -> str:
+        return f"{model_id}!"
+
+
+def test_an_object_whose_call_is_async_is_an_async_handler() -> None:
+    plan = compile_plan(AsyncObject(), "load")
+
+    assert plan.is_async
+    assert call(plan, model_id="m") == "m!"
+
+
+def test_arguments_of_a_partial_are_not_fields() -> None:
+    def load(folder: str, model_id: str, suffix: str = "") -> str:
+        return folder + model_id + suffix
+
+    assert call(compile_plan(functools.partial(load, "models/", suffix=".bin"), "load"), model_id="m") == "models/m.bin"
 
 
 def test_an_async_handler_is_run_to_its_end() -> None:

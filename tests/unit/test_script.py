@@ -19,7 +19,7 @@ HEAD = """\
 from __future__ import annotations
 from typing import Annotated
 import msgspec
-from mlpkit import App, Depends, Log
+from mlpkit import App, Depends, Log, ModelDir
 from mlpkit.injection import service
 app = App("a")
 @service("train")
@@ -54,6 +54,20 @@ def message_of(target: str) -> str:
 
 LOAD = "@app.load\ndef load(model_id): ...\n"
 
+WRAP = """
+import functools
+def timed(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+    return wrapper
+class Timed:
+    def __init__(self, function):
+        functools.update_wrapper(self, function)
+    def __call__(self, *args, **kwargs):
+        return self.__wrapped__(*args, **kwargs)
+"""
+
 # What is wrong: the script, and what the message must say besides the file and the line that `# <-` marks.
 MISTAKES: dict[str, tuple[str, list[str]]] = {
     "a parameter that is no field": (
@@ -73,6 +87,46 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "a batch that is annotated as one item": (
         LOAD + "@app.predict(max_batch_size=8)  # <-\ndef predict(model, features: dict): ...",
         ["'features' is a list", "list[dict], not dict"],
+    ),
+    "a list without batches": (
+        LOAD + "@app.predict  # <-\ndef predict(model, features: list[dict]): ...",
+        ["'features' is one object in every request, not a list", "@app.predict(max_batch_size=32)", "annotate dict"],
+    ),
+    "any list without batches": (
+        LOAD + "@app.predict  # <-\ndef predict(model, features: list): ...",
+        ["'features' is one object in every request, not a list", "@app.predict(max_batch_size=32)", "annotate dict"],
+    ),
+    "a text as features": (
+        LOAD + "@app.predict  # <-\ndef predict(model, features: str): ...",
+        ["'features' is a JSON object in every request, which cannot become str", "annotate dict"],
+    ),
+    "texts as features of a batch": (
+        LOAD + "@app.predict(max_batch_size=8)  # <-\ndef predict(model, features: list[str]): ...",
+        ["'features' is a JSON object in every request, which cannot become str"],
+    ),
+    "a number as parameters": (
+        "@app.train  # <-\ndef train(parameters: int): ...",
+        ["'parameters' is a JSON object in every request, which cannot become int"],
+    ),
+    "a number as id": (
+        "@app.load  # <-\ndef load(model_id: int): ...",
+        ["'model_id' is a text in every request, which cannot become int"],
+    ),
+    "a model folder that train does not make": (
+        "@app.train\ndef train(data: dict): ...\n@app.load  # <-\ndef load(files: ModelDir): ...",
+        ["load asks for ModelDir, but train", "stores no model", "`out: ModelDir`"],
+    ),
+    "a plain function around an async one": (
+        LOAD + WRAP + "@app.predict  # <-\n@timed\nasync def predict(model): ...",
+        ["predict", "`async def`", "functools.wraps", "never be awaited"],
+    ),
+    "an object around an async function": (
+        LOAD + WRAP + "@app.predict  # <-\n@Timed\nasync def predict(model): ...",
+        ["predict", "`async def`", "functools.wraps", "never be awaited"],
+    ),
+    "a plain function around a generator": (
+        WRAP + "@app.load  # <-\n@timed\ndef load():\n    yield 1",
+        ["load", "yields", "never be resumed", "`yield from`"],
     ),
     "two hooks of one name": (
         "@app.train\ndef one(): ...\n@app.train  # <-\ndef two(): ...",
