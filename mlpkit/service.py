@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import math
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -222,8 +224,9 @@ def serve(
 
     Raises:
         DeclarationError: the app has mistakes.
-        SettingsError: a setting cannot be used, or the home is used by another service.
+        SettingsError: a setting cannot be used, or the home or the port is used by another service.
     """
+    _check_address(host, port)
     chosen = (settings or load_settings()).with_options(workers=workers)
     log = configure(level=chosen.log_level, format=chosen.log_format)
     _log_environment()
@@ -234,6 +237,34 @@ def _log_environment() -> None:
     """Logs which variables of the environment have no effect, and why."""
     for level, remark in environment_remarks():
         logger.log(level, remark)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Checks that uvicorn will be able to listen, before anything is started.
+
+    Raises:
+        SettingsError: names the address and the reason.
+    """
+    place = f"{host}:{port}"
+    problem = ""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {place}: {error.strerror or error}") from None
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+                return
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise SettingsError(f"cannot listen on {place}: is the port in use? --port chooses another") from None
+            # A machine without IPv6 still has an address for `localhost` in it.
+            problem = error.strerror or str(error)
+    raise SettingsError(f"cannot listen on {place}: {problem}")
 
 
 async def _serve(app: App, settings: Settings, log: LogOutput, host: str, port: int) -> None:

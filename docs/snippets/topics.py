@@ -1,6 +1,7 @@
 """Topics of sentences, by the words in them:   mlpkit run topics.py"""
 
 import math
+import re
 from collections import Counter, defaultdict
 
 import msgspec
@@ -9,6 +10,9 @@ from mlpkit import App, ModelDir, Progress, TrainData
 from mlpkit.formats import Label
 
 app = App("topics", kind="text_classification", examples=[{"sentence": "our team won"}])
+
+
+WORD = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")  # one Chinese character, or a word of another language
 
 
 class Smoothing(msgspec.Struct):
@@ -29,8 +33,8 @@ class Topics(msgspec.Struct):
         logs = []
         for counts in self.words.values():
             total = sum(counts.values()) + self.alpha * vocabulary
-            logs.append(sum(math.log((counts.get(word, 0) + self.alpha) / total) for word in sentence.split()))
-        weights = [math.exp(each - max(logs)) for each in logs]
+            logs.append(sum(math.log((counts.get(word, 0) + self.alpha) / total) for word in WORD.findall(sentence)))
+        weights = [math.exp(log - max(logs)) for log in logs]
         return [weight / sum(weights) for weight in weights]
 
 
@@ -39,7 +43,7 @@ def train(data: TrainData, parameters: Smoothing, out: ModelDir, progress: Progr
     words: dict[str, Counter[str]] = defaultdict(Counter)
     for row in progress.track(data.rows(), "count"):
         if row.posneg:
-            words[row.label].update(row.sentence.split())
+            words[row.label].update(WORD.findall(row.sentence))
     (out / "topics.json").write_bytes(msgspec.json.encode(Topics(words, parameters.alpha)))
 
 

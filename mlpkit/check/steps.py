@@ -19,7 +19,7 @@ from typing import Any
 
 from mlpkit.check.report import CheckReport, StepResult, Verdict
 from mlpkit.check.service import CheckedService, MemoryWatch
-from mlpkit.client import data_of
+from mlpkit.client import LocalFiles, TrainRequest, data_of, upload
 from mlpkit.errors import (
     AnswerError,
     ArgumentError,
@@ -61,11 +61,11 @@ class CheckRun:
     """What the steps share: the service, what was asked for, and what the steps before have found out."""
 
     service: CheckedService
-    data: Path | None = None
+    files: LocalFiles = field(default_factory=LocalFiles)
     parameters: object = None
     timeout: float = 3600.0
     examples: Sequence[Any] = ()
-    location: str | None = None
+    request: TrainRequest | None = None
     model_id: str = ""
     answers: list[Any] = field(default_factory=list)
     throughput: float | None = None
@@ -86,27 +86,27 @@ def look_at_service(run: CheckRun) -> str:
 
 
 def upload_data(run: CheckRun) -> str:
-    """The data is sound, and is uploaded; examples to predict are found."""
+    """The data is sound, the files are uploaded, and there are examples to predict."""
     from mlpkit.formats import check_rows
     from mlpkit.storage import open_storage
 
     service = run.service
-    run.examples = list(service.examples)
-    if run.data is None:
-        run.examples = run.examples or [dict(kind_of(service.kind).example)]
-        raise StepSkipped("no data was given (--data FILE)")
-    if not run.data.is_file():
-        raise StepFailed(f"there is no file {run.data}")
-    findings = check_rows(run.data, service.kind, name=run.data.name) if kind_of(service.kind).checked else None
-    if findings is not None and findings.fatal:
-        raise StepFailed(f"{findings.summary()}; `mlpkit data check` shows every row")
-    run.examples = run.examples or _examples_of(run.data, service.kind)
-    run.location = f"check/{secrets.token_hex(16)}/{run.data.name}"
+    kind = kind_of(service.kind)
+    data = run.files.data
+    run.examples = list(service.examples) or [dict(kind.example)]
+    run.files.check()
+    report = check_rows(data, service.kind, name=data.name) if data is not None and kind.checked else None
+    if report is not None and report.fatal:
+        raise StepFailed(f"{report.summary()}; `mlpkit data check` shows every row")
+    if data is not None and not service.examples:
+        run.examples = _examples_of(data, service.kind) or run.examples
     with contextlib.closing(open_storage(service.settings)) as storage:
-        storage.save(run.data, f"{service.settings.data_bucket}/{run.location}")
-    sentence = f"{run.data.stat().st_size:,} bytes uploaded"
-    if findings is not None and findings.warnings:
-        raise StepWarning(f"{sentence}; {findings.warnings} warnings (`mlpkit data check` shows them)")
+        run.request = upload(run.files, storage, service.settings.data_bucket, "check", run.parameters)
+    if data is None:
+        raise StepSkipped("no data was given (--data FILE)")
+    sentence = f"{data.stat().st_size:,} bytes uploaded"
+    if report is not None and report.warnings:
+        raise StepWarning(f"{sentence}; {report.warnings} warnings (`mlpkit data check` shows them)")
     return sentence
 
 
@@ -124,8 +124,8 @@ def submit(run: CheckRun) -> str:
     if not run.service.trains:
         run.model_id = f"check-{secrets.token_hex(8)}"
         raise StepSkipped(f"the algorithm has no train function; model {run.model_id} is loaded without one")
-    data = {} if run.location is None else {"location": run.location}
-    job = run.service.client.train(run.service.algorithm, data, run.parameters)
+    request = run.request or TrainRequest({}, run.parameters, {})
+    job = run.service.client.train(run.service.algorithm, request.data, request.parameters, request.extend)
     run.model_id = job.model_id
     return f"model {job.model_id}"
 
@@ -321,9 +321,9 @@ def clean_up(run: CheckRun) -> None:
     """Removes the uploaded data; what the service keeps of the job is its own."""
     from mlpkit.storage import open_storage
 
-    if run.location is not None:
+    if run.request is not None:
         with contextlib.closing(open_storage(run.service.settings)) as storage:
-            storage.delete(f"{run.service.settings.data_bucket}/{run.location}")
+            run.request.remove(storage)
 
 
 def _examples_of(data: Path, name: str) -> list[Any]:
@@ -331,7 +331,7 @@ def _examples_of(data: Path, name: str) -> list[Any]:
 
     kind = kind_of(name)
     if not kind.checked:
-        return [dict(kind.example)]
+        return []
     rows = itertools.islice(read_rows(data, name), 3)
     return [{"sentence": kind.facts(row).sentence} for row in rows]
 

@@ -1,4 +1,4 @@
-"""`mlpkit check`: the whole life of an algorithm, as a table."""
+"""`mlpkit check`: takes an algorithm through its whole life and shows a table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from mlpkit.cli.options import FILE, algorithm_name, as_json, check_kind, json_value, prefix, token
+from mlpkit import start_folder
+from mlpkit.cli.options import FILE, algorithm_name, as_json, check_kind, json_value, prefix, token, training_files
 
 if TYPE_CHECKING:
     from mlpkit.check import CheckedService, CheckReport, CheckRun
@@ -19,12 +20,10 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("target", metavar="TARGET")
 @algorithm_name
-@click.option("--data", type=FILE, metavar="FILE", help="Training data; it is uploaded to the data bucket.")
+@training_files
 @click.option("--parameters", default="{}", metavar="JSON", help="The train request's parameter: JSON, or @FILE.")
 @click.option("--features", metavar="JSON", help="Features to predict: a JSON object, a list of them, or @FILE.")
-@click.option(
-    "--kind", default="text_custom", metavar="KIND", help="Kind of the algorithm, where TARGET is an address."
-)
+@click.option("--kind", default="text_custom", metavar="KIND", help="Kind of the algorithm, if TARGET is an address.")
 @click.option(
     "--timeout",
     default=3600.0,
@@ -40,6 +39,9 @@ def check(
     target: str,
     algorithm: str | None,
     data: Path | None,
+    dictionary: Path | None,
+    extra: Path | None,
+    pretrained: Path | None,
     parameters: str,
     features: str | None,
     kind: str,
@@ -49,12 +51,13 @@ def check(
     token: str | None,
     as_json: bool,
 ) -> None:
-    """Lead an algorithm through its whole life, as the platform will.
+    """Take an algorithm through its whole life, as the platform will.
 
     TARGET is an app (module:app, file.py), or the address of a service.
 
-    A script is served by the command itself, on an empty home with the folder store. For a running service, whatever
-    made it, the MINIO_* settings of this shell say where its data lies. Exit code 0: all is well, 1: a step failed.
+    The command serves a script itself, with an empty home and the folder store. If you name a running service (it need
+    not be made with mlpkit), the MINIO_* settings of this shell must be those of its store. Exit code 0: all is well,
+    1: a step failed.
 
     \b
     Examples:
@@ -63,28 +66,30 @@ def check(
           --junit check.xml
     """
     from mlpkit.check import CheckRun, to_json, write_junit
+    from mlpkit.client import LocalFiles
 
     check_kind(kind)
+    files = LocalFiles.of(data, dictionary, extra, pretrained, folder=start_folder)
     values = msgspec.json.decode(json_value(parameters, "--parameters"))
-    examples = _listed(features)
-    with _subject(target, algorithm, kind, examples, prefix, token) as service:
-        run = CheckRun(service, data, values, timeout)
-        report = _shown(run, quiet=as_json)
+    examples = _examples(features)
+    with _service(target, algorithm, kind, examples, prefix, token) as service:
+        run = CheckRun(service, files, values, timeout)
+        report = _run_and_show(run, quiet=as_json)
     if as_json:
         print(to_json(report))
     if junit is not None:
-        write_junit(report, junit)
+        write_junit(report, Path(start_folder, junit))
     sys.exit(0 if report.passed else 1)
 
 
-def _listed(features: str | None) -> list[Any]:
+def _examples(features: str | None) -> list[Any]:
     if features is None:
         return []
     value = msgspec.json.decode(json_value(features, "--features"))
     return value if isinstance(value, list) else [value]
 
 
-def _subject(
+def _service(
     target: str, algorithm: str | None, kind: str, examples: list[Any], prefix: str, token: str | None
 ) -> AbstractContextManager[CheckedService]:
     from mlpkit.check import running, started
@@ -95,7 +100,7 @@ def _subject(
     return started(target, algorithm, examples)
 
 
-def _shown(run: CheckRun, quiet: bool) -> CheckReport:
+def _run_and_show(run: CheckRun, quiet: bool) -> CheckReport:
     from mlpkit.check import LiveTable, run_check, summary
 
     if quiet:

@@ -5,72 +5,93 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
 from mlpkit import start_folder
-from mlpkit.cli.options import FILE, algorithm_name, json_value, target
-from mlpkit.errors import ArgumentError, TrainFailed
+from mlpkit.cli.options import algorithm_name, json_value, target, training_files
+from mlpkit.errors import ArgumentError, ObjectNotFound, StorageError, TrainFailed
 from mlpkit.script import choose_algorithm
 from mlpkit.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from mlpkit.algorithm import Algorithm
     from mlpkit.app import App
+    from mlpkit.client import LocalFiles
     from mlpkit.client.bar import ProgressBar
     from mlpkit.serving.messages import Load, Predict, Reply
-    from mlpkit.training import Job, JobOutcome
+    from mlpkit.training import Job, JobOutcome, Progress
+
+_CURSOR_UP = "\x1b[A"
+_INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C has ended, as shells have it."""
 
 
 @click.command()
 @target
 @algorithm_name
-@click.option("--data", type=FILE, metavar="FILE", help="Training data; without it the request has no location.")
+@training_files
 @click.option("--parameters", default="{}", metavar="JSON", help="The request's parameter: JSON, or @FILE.")
 @click.option("--extend", default="{}", metavar="JSON", help="The request's extend: JSON, or @FILE.")
 @click.option("--model-id", metavar="ID", show_default="a new one", help="Id of the model.")
 def train(
-    target: str, algorithm: str | None, data: Path | None, parameters: str, extend: str, model_id: str | None
+    target: str,
+    algorithm: str | None,
+    data: Path | None,
+    dictionary: Path | None,
+    extra: Path | None,
+    pretrained: Path | None,
+    parameters: str,
+    extend: str,
+    model_id: str | None,
 ) -> None:
-    """Train here, in this process, with a progress bar. The model is stored as the service would store it.
+    """Train in this process, with a progress bar. The model is stored as the service would store it.
 
-    No service is needed. breakpoint() works, and so does python -m pdb -m mlpkit train. Where the model is goes to
-    stdout, and what the script prints to stderr where stdout is no terminal.
+    You need no service. breakpoint() works, and so does python -m pdb -m mlpkit train. The place of the model is
+    printed to stdout; what the script prints goes to stderr if stdout is not a terminal.
 
-    TARGET is the app: module:app, file.py:app, or file.py where it has one app.
+    TARGET is the app: module:app, file.py:app, or file.py if it has one app.
 
     \b
     Examples:
       mlpkit train sentiment.py --data reviews.tsv --parameters '{"c": 2.0}'
       mlpkit train nlp:app --algorithm ner --data names.txt --parameters @hyper.json
+      mlpkit train nlp:app --data names.txt --dictionary words.txt --pretrained bert-base-zh/
     """
+    from mlpkit.client import LocalFiles
     from mlpkit.log import configure
     from mlpkit.script import import_app
     from mlpkit.training import Job, new_model_id
 
     settings = load_settings()
-    data = Path(start_folder, data) if data else None
-    parameters = json_value(parameters, "--parameters").decode()
-    extend = json_value(extend, "--extend").decode()
     configure(level=settings.log_level, process="train")
-    with script_prints_to_stderr():
-        app = import_app(target)
-        wanted = choose_algorithm(app, algorithm)
-        with _uploaded(data, settings) as asked:
-            job = Job(
-                model_id or new_model_id(),
-                wanted.name,
-                data=asked,
-                parameters=parameters,
-                extend=extend,
-            )
-            _check(wanted, job, settings, data)
-            outcome = _run(app, job, settings, data)
+    files = LocalFiles.of(data, dictionary, extra, pretrained, folder=start_folder)
+    values = json_value(parameters, "--parameters"), json_value(extend, "--extend")
+    try:
+        with script_prints_to_stderr():
+            app = import_app(target)
+            wanted = choose_algorithm(app, algorithm)
+            with _uploaded(files, settings, *values) as fields:
+                json_data, json_parameters, json_extend = fields
+                job = Job(
+                    model_id or new_model_id(),
+                    wanted.name,
+                    data=json_data,
+                    parameters=json_parameters,
+                    extend=json_extend,
+                )
+                _check(wanted, job, settings, files.data)
+                outcome = _run(app, job, settings, files.data)
+    except KeyboardInterrupt:
+        print("interrupted: no model was stored", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
     if outcome.state == "error":
         print(outcome.trace, file=sys.stderr)
         raise TrainFailed(outcome.message)
@@ -89,25 +110,23 @@ def _check(algorithm: Algorithm, job: Job, settings: Settings, data: Path | None
 
 
 @contextlib.contextmanager
-def _uploaded(data: Path | None, settings: Settings) -> Iterator[str]:
-    """The request's `data` as JSON, while its file is in the data bucket."""
+def _uploaded(files: LocalFiles, settings: Settings, parameters: bytes, extend: bytes) -> Iterator[list[str]]:
+    """The request's `data`, `parameter` and `extend` as JSON, while the files are in the data bucket."""
     import msgspec
 
+    from mlpkit.client import LocalFiles, upload
     from mlpkit.storage import open_storage
 
-    if data is None:
-        yield "{}"
+    if files == LocalFiles():
+        yield ["{}", parameters.decode(), extend.decode()]
         return
-    if not data.is_file():
-        raise ArgumentError(f"--data: there is no file {data}")
-    location = f"foreground/{secrets.token_hex(16)}/{data.name}"
-    path = f"{settings.data_bucket}/{location}"
     with contextlib.closing(open_storage(settings)) as storage:
-        storage.save(data, path)
+        decoded = msgspec.json.decode(parameters), msgspec.json.decode(extend)
+        request = upload(files, storage, settings.data_bucket, "foreground", *decoded)
         try:
-            yield msgspec.json.encode({"location": location}).decode()
+            yield [msgspec.json.encode(value).decode() for value in (request.data, request.parameters, request.extend)]
         finally:
-            storage.delete(path)
+            request.remove(storage)
 
 
 def _run(app: App, job: Job, settings: Settings, data: Path | None) -> JobOutcome:
@@ -117,40 +136,108 @@ def _run(app: App, job: Job, settings: Settings, data: Path | None) -> JobOutcom
     from mlpkit.log import configure
     from mlpkit.training import Progress, Snapshot, run_train
 
-    with tempfile.TemporaryDirectory(prefix="mlpkit-train-") as folder, ProgressBar(job.algorithm) as bar:
+    with (
+        tempfile.TemporaryDirectory(prefix="mlpkit-train-") as folder,
+        ProgressBar(job.algorithm) as bar,
+        _interrupts() as interrupted,
+    ):
         bar.show("training", None)
 
         def show(snapshot: Snapshot) -> None:
             bar.show("training", msgspec.to_builtins(snapshot))
 
-        # Again, as the bar has begun: log lines now go above it.
-        configure(level=settings.log_level, process="train")
         progress = Progress(show)
-        with _bar_out_of_the_way(bar):
+        with _lines_above(bar, progress) as release, _terminal_for_debugger(release):
+            # Again, with the streams as they are now: log lines go above the bar.
+            configure(level=settings.log_level, process="train")
             outcome = run_train(app, job, settings, Path(folder), progress, data_name=str(data) if data else None)
+        configure(level=settings.log_level, process="train")
         progress.close()
-        bar.show(outcome.state, msgspec.to_builtins(progress.snapshot()))
+        if interrupted and outcome.state == "error":
+            bar.erase()
+            raise KeyboardInterrupt
+        last = progress.snapshot()
+        bar.show(outcome.state, msgspec.to_builtins(last.completed() if outcome.state == "completed" else last))
     return outcome
 
 
 @contextlib.contextmanager
-def _bar_out_of_the_way(bar: ProgressBar) -> Iterator[None]:
-    """A debugger needs the terminal for itself: the bar ends when one starts."""
+def _interrupts() -> Iterator[list[int]]:
+    """Notes each Ctrl-C: `run_train` turns the exception into a failed training, as it does with any other."""
+    noted: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        # A shell lets its background jobs ignore it.
+        yield noted
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _lines_above(bar: ProgressBar, progress: Progress) -> Iterator[Callable[[], None]]:
+    """Puts printed lines above the bar, and what tqdm redraws into it; gives a function that ends both.
+
+    tqdm's own lines would add a line to the terminal with each redraw, because the bar is there too.
+    """
+    from mlpkit.log import LineStream
+    from mlpkit.training import read_bar
+
+    def on_line(text: str, redrawn: bool) -> None:
+        if redrawn or read_bar(text) is not None:
+            progress.redrawn(text)
+            return
+        # Before this line nested bars have moved the cursor up.
+        printed = text.rpartition(_CURSOR_UP)[2]
+        if printed:
+            bar.print(printed)
+
+    stdout = sys.stdout
+    stderr = sys.stderr
+    streams = LineStream(on_line, stdout), LineStream(on_line, stderr)
+    sys.stdout, sys.stderr = streams
+
+    def release() -> None:
+        bar.stop()
+        for name, stream, original in (("stdout", streams[0], stdout), ("stderr", streams[1], stderr)):
+            if getattr(sys, name) is stream:
+                setattr(sys, name, original)
+
+    if sys.gettrace() is not None:
+        release()
+    try:
+        yield release
+    finally:
+        for name, stream, original in (("stdout", streams[0], stdout), ("stderr", streams[1], stderr)):
+            stream.close()
+            if getattr(sys, name) is stream:
+                setattr(sys, name, original)
+
+
+@contextlib.contextmanager
+def _terminal_for_debugger(release: Callable[[], None]) -> Iterator[None]:
+    """Calls `release` when a debugger starts: it needs the terminal for itself."""
     hook: Callable[..., object] = sys.breakpointhook
 
-    def stop_and_break(*args: object, **kwargs: object) -> object:
-        bar.stop()
+    def release_and_break(*args: object, **kwargs: object) -> object:
+        release()
         if "PYTHONBREAKPOINT" in os.environ:
             return hook(*args, **kwargs)
-        # Not the hook: it would stop in this function in place of the handler.
+        # Not the hook: it would stop in this function instead of the handler.
         import pdb
 
         pdb.Pdb().set_trace(sys._getframe(1))
         return None
 
-    if sys.gettrace() is not None:
-        bar.stop()
-    sys.breakpointhook = stop_and_break
+    sys.breakpointhook = release_and_break
     try:
         yield
     finally:
@@ -175,11 +262,11 @@ def _place(job: Job, settings: Settings) -> str:
 @click.option("--params", default="null", metavar="JSON", help="The request's params: JSON, or @FILE.")
 @algorithm_name
 def predict(target: str, model: str, features: str, params: str, algorithm: str | None) -> None:
-    """Load a model in this process and print its answer as JSON. No service is needed.
+    """Load a model in this process and print its answer as JSON. You need no service.
 
-    What the script prints goes to stderr where stdout is no terminal.
+    What the script prints goes to stderr if stdout is not a terminal.
 
-    TARGET is the app: module:app, file.py:app, or file.py where it has one app.
+    TARGET is the app: module:app, file.py:app, or file.py if it has one app.
 
     \b
     Examples:
@@ -195,18 +282,20 @@ def predict(target: str, model: str, features: str, params: str, algorithm: str 
     configure(level=settings.log_level, process="predict")
     with script_prints_to_stderr():
         app = import_app(target)
-        name = choose_algorithm(app, algorithm).name
+        chosen = choose_algorithm(app, algorithm)
         with _placed(model, settings) as (model_id, model_path):
-            answer = _predicted(app, settings, name, model_id, model_path, *asked)
+            _check_model(chosen, settings, model_id, model_path)
+            answer = _predicted(app, settings, chosen.name, model_id, model_path, *asked)
     print(answer.decode())
 
 
 @contextlib.contextmanager
 def _placed(model: str, settings: Settings) -> Iterator[tuple[str, str | None]]:
-    """The id and the path by which the store knows a model; a folder from elsewhere is in the store for that long."""
+    """The id and the path of a model in the store; a folder from elsewhere is stored for this long."""
     from mlpkit.storage import folder_of, open_storage
 
-    folder, store = Path(start_folder, model), folder_of(settings)
+    folder = Path(start_folder, model)
+    store = folder_of(settings)
     if not folder.exists():
         yield (model, None) if "/" not in model else (model.rstrip("/").rpartition("/")[2], model)
     elif not folder.is_dir():
@@ -221,6 +310,33 @@ def _placed(model: str, settings: Settings) -> Iterator[tuple[str, str | None]]:
                 yield folder.name, path
             finally:
                 storage.delete(path + "/", recursive=True)
+
+
+def _check_model(algorithm: Algorithm, settings: Settings, model_id: str, model_path: str | None) -> None:
+    """Checks that the store has the model, if `load` takes its files.
+
+    Raises:
+        ObjectNotFound: there is nothing at the model's place.
+    """
+    from mlpkit.storage import ModelDir, open_storage
+    from mlpkit.training import takes
+
+    plan = algorithm.plan("load")
+    if plan is None or not takes(plan, ModelDir):
+        return
+    place = model_path or f"{settings.model_bucket}/{model_id}"
+    with contextlib.closing(open_storage(settings)) as storage:
+        try:
+            found = storage.exists(place) or bool(storage.list(place + "/"))
+        except ObjectNotFound:
+            found = False
+        except StorageError:
+            # Not every key may list; loading says what is wrong.
+            return
+    if not found:
+        store = settings.minio_host or settings.home / "storage"
+        where = f"there is no such folder here, and nothing at {place} in the store {store}"
+        raise ObjectNotFound(f"model {model_id!r} does not exist: {where}")
 
 
 def _predicted(
@@ -254,7 +370,10 @@ def _predicted(
 
 @contextlib.contextmanager
 def script_prints_to_stderr() -> Iterator[None]:
-    """Sends what the script prints to stderr, where stdout is a file or a pipe; a terminal shows both anyway."""
+    """Sends what the script prints to stderr if stdout is a file or a pipe.
+
+    So `MODEL=$(mlpkit train ...)` gets nothing but the result; a terminal shows both anyway.
+    """
     if os.isatty(1):
         yield
         return

@@ -1,7 +1,8 @@
-"""Arguments and options that several commands share, and how their texts become values."""
+"""Arguments and options that several commands share, and what their texts mean."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -16,7 +17,7 @@ FILE = click.Path(path_type=Path)
 target = click.argument("target", metavar="TARGET")
 """The app; click shows no help of arguments, so the docstrings of the commands explain it."""
 
-algorithm_name = click.option("--algorithm", "-a", metavar="NAME", help="Which algorithm, where the app has several.")
+algorithm_name = click.option("--algorithm", "-a", metavar="NAME", help="Which algorithm, if the app has several.")
 url = click.option("--url", default="http://127.0.0.1:8000", metavar="URL", help="Address of the running service.")
 prefix = click.option(
     "--prefix",
@@ -28,6 +29,18 @@ prefix = click.option(
 )
 token = click.option("--token", metavar="TOKEN", envvar="MLPKIT_TOKEN", show_envvar=True, help="Its bearer token.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def training_files(command: Callable[..., None]) -> Callable[..., None]:
+    """The options `--data`, `--dictionary`, `--extra` and `--pretrained`, which name local files."""
+    for name, metavar, text in (
+        ("--pretrained", "PATH", "A pretrained model, file or folder: parameter.pretrain_model."),
+        ("--extra", "FILE", "An extra file: extend.extra_location."),
+        ("--dictionary", "FILE", "A dictionary: extend.dict_location."),
+        ("--data", "FILE", "Training data: data.location."),
+    ):
+        command = click.option(name, type=FILE, metavar=metavar, help=f"{text} Uploaded to the data bucket.")(command)
+    return command
 
 
 def check_kind(kind: str) -> None:
@@ -45,7 +58,7 @@ def json_value(text: str, option: str) -> bytes:
     """The JSON of an option: the text itself, or with `@name` the content of a file.
 
     Raises:
-        ArgumentError: no such file, or it is no JSON.
+        ArgumentError: no such file, or it is not valid JSON.
     """
     try:
         content = Path(text[1:]).read_bytes() if text.startswith("@") else text.encode()
@@ -53,5 +66,5 @@ def json_value(text: str, option: str) -> bytes:
     except OSError as error:
         raise ArgumentError(f"{option}: {text[1:]} cannot be read: {error.strerror}") from None
     except msgspec.DecodeError as error:
-        raise ArgumentError(f"{option} {text!r} is no JSON: {error}") from None
+        raise ArgumentError(f"{option} {text!r} is not valid JSON: {error}") from None
     return content

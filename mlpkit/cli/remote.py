@@ -1,4 +1,4 @@
-"""`mlpkit jobs` and `mlpkit models`: what a running service does."""
+"""`mlpkit jobs` and `mlpkit models`: what a running service is doing."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def jobs(url: str, prefix: str, token: str | None, as_json: bool) -> None:
     if as_json:
         print(msgspec.json.encode(found).decode())
         return
+    columns = ["model", "algorithm", "state", "submitted", "took", "progress"]
     rows = [
-        [each.model_id, each.algorithm, each.state, _progress(each), _duration(each), each.message or ""]
-        for each in found
+        [job.model_id, job.algorithm, job.state, _moment(job.created), _duration(job), _progress(job)] for job in found
     ]
-    _print_table("jobs", ["model", "algorithm", "state", "progress", "seconds", "message"], rows)
+    _print_table("jobs", columns, rows, [job.message or "" for job in found])
 
 
 @click.command()
@@ -59,50 +59,73 @@ def models(url: str, prefix: str, token: str | None, as_json: bool) -> None:
     if as_json:
         print(msgspec.json.encode(found).decode())
         return
+    columns = ["model", "algorithm", "state", "since", "workers", "answers"]
     rows = [
         [
-            each.model_id,
-            each.algorithm,
-            each.state,
-            ", ".join(map(str, each.workers)),
-            str(each.predictions),
-            each.problem,
+            model.model_id,
+            model.algorithm,
+            model.state,
+            _moment(model.since),
+            ", ".join(map(str, model.workers)),
+            str(model.predictions),
         ]
-        for each in found
+        for model in found
     ]
-    _print_table("models", ["model", "algorithm", "state", "workers", "answers", "problem"], rows)
+    _print_table("models", columns, rows, [model.problem for model in found])
 
 
-def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table of the columns in which anything stands; the last one's texts are sentences, and go below it."""
+def _print_table(title: str, columns: list[str], rows: list[list[str]], sentences: list[str]) -> None:
+    """One line for each row, or two on a terminal that is too narrow; then its sentence, if it has one.
+
+    No word is broken. In a pipe the lines are as long as they need to be, so that `grep` and `awk` find whole ids.
+    """
+    from rich.cells import cell_len
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
     from rich.text import Text
 
-    *names, _ = columns
-    filled = [index for index in range(len(names)) if not rows or any(row[index] for row in rows)]
-    table = Table(title=None if rows else f"no {title}", box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for index in filled:
-        # Ids are there to be copied.
-        table.add_column(names[index], overflow="fold", no_wrap=index == 0)
-    for row in rows:
-        table.add_row(*(Text(row[index]) for index in filled))
     console = Console()
-    console.print(table)
-    for row in rows:
-        if row[-1]:
-            console.print(Text(f"\n{row[0]}: {row[-1]}"), soft_wrap=True)
+    if not rows:
+        console.print(f"no {title}")
+        return
+    filled = [index for index in range(len(columns)) if any(row[index] for row in rows)]
+    # A Chinese character takes two cells of a terminal.
+    widths = {index: max(cell_len(row[index]) for row in (columns, *rows)) for index in filled}
+    lines = [
+        "  ".join(row[index] + " " * (widths[index] - cell_len(row[index])) for index in filled).rstrip()
+        for row in (columns, *rows)
+    ]
+    if not console.is_terminal or max(map(cell_len, lines)) <= console.width:
+        for line in lines:
+            console.print(Text(line), soft_wrap=True)
+    else:
+        for row in rows:
+            console.print(Text(row[0], "bold"), soft_wrap=True)
+            details = "  ".join(row[index] for index in filled[1:] if row[index])
+            console.print(Padding(Text(details), (0, 0, 0, 2), expand=False))
+    for row, sentence in zip(rows, sentences, strict=True):
+        if sentence:
+            console.print(Text(f"\n{row[0]}: {sentence}"), soft_wrap=True)
+
+
+def _moment(seconds: float | None) -> str:
+    """The time of day on this machine; with the date if it is another day than today."""
+    if seconds is None:
+        return ""
+    moment = time.localtime(seconds)
+    today = time.localtime()
+    return time.strftime("%H:%M:%S" if moment[:3] == today[:3] else "%Y-%m-%d %H:%M", moment)
 
 
 def _progress(job: JobView) -> str:
     from mlpkit.client.bar import described
 
     if job.queue_position is not None:
-        return f"waits, number {job.queue_position}"
+        return f"waiting, number {job.queue_position}"
     return described("", job.progress or {})
 
 
 def _duration(job: JobView) -> str:
     if job.started is None:
         return ""
-    return f"{(job.ended or time.time()) - job.started:.1f}"
+    return f"{(job.ended or time.time()) - job.started:.1f} s"

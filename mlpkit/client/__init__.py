@@ -6,6 +6,7 @@ It speaks to any service that keeps the platform's protocol; the routes beyond i
 
 from mlpkit.client.answers import JobStatus, JobView, ModelView, Monitor, NodeInfo, Readiness, data_of
 from mlpkit.client.client import Client, JobHandle
+from mlpkit.client.files import LocalFiles, TrainRequest, upload
 from mlpkit.client.transport import Answer, Transport
 
 __all__ = [
@@ -14,10 +15,13 @@ __all__ = [
     "JobHandle",
     "JobStatus",
     "JobView",
+    "LocalFiles",
     "ModelView",
     "Monitor",
     "NodeInfo",
     "Readiness",
+    "TrainRequest",
     "Transport",
     "data_of",
+    "upload",
 ]

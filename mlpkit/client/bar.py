@@ -1,7 +1,8 @@
-"""A progress bar on the terminal for one training job; where there is no terminal, a line for every change of stage."""
+"""Progress bars on the terminal for one training job; in a pipe, a line for each change of the stage."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -10,12 +11,20 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+_MOST_BARS = 8
+
 
 class ProgressBar:
-    """Shows a job's state and progress while its block runs; the console is stderr, stdout stays free for results."""
+    """Shows a job's state and progress while its block runs.
+
+    It draws on stderr, so stdout stays free for results. A job with several bars, such as nested loops with tqdm, gets
+    a line for each.
+    """
 
     def __init__(self, title: str, console: Console | None = None) -> None:
-        self._title, self._console = title, console or Console(stderr=True)
+        self._title = title
+        # The stream of now: one that replaces it later may print its lines through this bar.
+        self._console = console or Console(file=sys.stderr)
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
@@ -25,12 +34,12 @@ class ProgressBar:
             refresh_per_second=8,
             disable=not self._console.is_terminal,
         )
-        self._task: TaskID | None = None
+        self._tasks: list[TaskID] = []
         self._said = ""
 
     def __enter__(self) -> ProgressBar:
         self._bar.start()
-        self._task = self._bar.add_task(self._title, total=None, detail="")
+        self._tasks = [self._bar.add_task(self._title, total=None, detail="")]
         return self
 
     def __exit__(
@@ -42,21 +51,42 @@ class ProgressBar:
         """Leaves the terminal alone from now on; `show` still says changes of the stage."""
         self._bar.stop()
 
+    def erase(self) -> None:
+        """Ends like `stop`, and removes what was drawn."""
+        self._bar.live.transient = True
+        self._bar.stop()
+
+    def print(self, text: str) -> None:
+        """Prints a line above the bars."""
+        self._console.print(Text.from_ansi(text), soft_wrap=True)
+
     def show(self, state: str, progress: Mapping[str, Any] | None) -> None:
         """Shows a state (`init`, `training`, ...) and a job's progress, as `status` answers it."""
         progress = progress or {}
-        fraction = progress.get("fraction")
         stage = str(progress.get("stage") or "")
-        if self._task is not None:
-            total = None if fraction is None else 1.0
-            self._bar.update(self._task, total=total, completed=fraction or 0.0, detail=described(state, progress))
-            if state == "completed":
-                self._bar.update(self._task, total=1.0, completed=1.0)
+        if self._tasks:
+            self._draw(state, progress)
         said = f"{state} {stage}".rstrip()
         # Between two stages there is nothing new to say.
         if not self._console.is_terminal and said != self._said and (stage or not self._said.startswith(state)):
             self._said = said
-            self._console.print(Text(f"{self._title}: {said}"))
+            self._console.print(Text(f"{self._title}: {said}"), soft_wrap=True)
+
+    def _draw(self, state: str, progress: Mapping[str, Any]) -> None:
+        fraction = 1.0 if state == "completed" else progress.get("fraction")
+        self._update(0, self._title, described(state, progress), fraction)
+        # The outermost bar is what the first line shows.
+        bars = [] if state == "completed" else list(progress.get("bars") or [])[1 : _MOST_BARS + 1]
+        for number, bar in enumerate(bars, 1):
+            self._update(number, "", described("", bar), bar.get("fraction"))
+        while len(self._tasks) > len(bars) + 1:
+            self._bar.remove_task(self._tasks.pop())
+
+    def _update(self, number: int, title: str, detail: str, fraction: float | None) -> None:
+        if number == len(self._tasks):
+            self._tasks.append(self._bar.add_task(title, total=None, detail=""))
+        total = None if fraction is None else 1.0
+        self._bar.update(self._tasks[number], total=total, completed=fraction or 0.0, detail=detail)
 
 
 def described(state: str, progress: Mapping[str, Any]) -> str:

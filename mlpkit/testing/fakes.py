@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mlpkit.client import LocalFiles
 from mlpkit.errors import ArgumentError
 from mlpkit.formats import read_rows, write_rows
 from mlpkit.services import Log
@@ -50,15 +51,30 @@ class FakeTrainData(TrainData):
         rows: what `rows()` gives, such as `[ClassificationRow("a fine day", "good")]`; or the path of a file.
         kind: the kind of the algorithm: of the file's rows, or of the file that `path` writes the rows to.
         folder: where `path` may write; only needed by handlers that use `path`.
+        dictionary: the file that `dictionary()` gives.
+        extra: the file that `extra()` gives.
+        pretrained: the file or folder that `pretrained()` gives.
     """
 
     def __init__(
-        self, rows: Iterable[Any] | Path, *, kind: str = "text_classification", folder: Path | None = None
+        self,
+        rows: Iterable[Any] | Path,
+        *,
+        kind: str = "text_classification",
+        folder: Path | None = None,
+        dictionary: Path | None = None,
+        extra: Path | None = None,
+        pretrained: Path | None = None,
     ) -> None:
-        self.kind, self.location = kind, "data.tsv"
+        LocalFiles(None, dictionary, extra, pretrained).check()
+        self.kind = kind
+        self.location = "data.tsv"
         self._folder = folder
         self._file = rows if isinstance(rows, Path) else None
         self._rows: Sequence[Any] = [] if isinstance(rows, Path) else list(rows)
+        self._dictionary = dictionary
+        self._extra = extra
+        self._pretrained = pretrained
 
     @cached_property
     def path(self) -> Path:
@@ -81,16 +97,16 @@ class FakeTrainData(TrainData):
         return iter(self._rows) if self._file is None else read_rows(self._file, self.kind)
 
     def dictionary(self) -> Path | None:
-        """None: as in a request that names none."""
-        return None
+        """The file that was given as `dictionary`, or None."""
+        return self._dictionary
 
     def extra(self) -> Path | None:
-        """None: as in a request that names none."""
-        return None
+        """The file that was given as `extra`, or None."""
+        return self._extra
 
     def pretrained(self) -> Path | None:
-        """None: as in a request that names none."""
-        return None
+        """The file or folder that was given as `pretrained`, or None."""
+        return self._pretrained
 
 
 class RecordedProgress(Progress):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from anyio.from_thread import start_blocking_portal
 
 from mlpkit.app import App
-from mlpkit.client import Client
+from mlpkit.client import Client, LocalFiles, upload
 from mlpkit.errors import ArgumentError, TrainFailed
 from mlpkit.log import LogOutput, logger, record_of
 from mlpkit.script import target_of
@@ -102,15 +102,28 @@ class TestService:
         return location
 
     def trained(
-        self, algorithm: str, data: str | Path | None = None, parameters: object = None, *, timeout: float = 300.0
+        self,
+        algorithm: str,
+        data: str | Path | None = None,
+        parameters: object = None,
+        *,
+        extend: object = None,
+        dictionary: str | Path | None = None,
+        extra: str | Path | None = None,
+        pretrained: str | Path | None = None,
+        timeout: float = 300.0,
     ) -> str:
-        """Uploads the data file, trains on it and waits; gives the id of the model.
+        """Uploads the local files, trains on them and waits; gives the id of the model.
+
+        `pretrained` may be a folder.
 
         Raises:
+            ArgumentError: a file does not exist.
             TrainFailed: with the reason and the job's log.
         """
-        location = None if data is None else self.upload(data)
-        job = self.client.train(algorithm, location, parameters)
+        files = LocalFiles.of(data, dictionary, extra, pretrained)
+        request = upload(files, self.storage, self.settings.data_bucket, "test", parameters, extend)
+        job = self.client.train(algorithm, request.data, request.parameters, request.extend)
         try:
             job.wait(timeout)
         except TrainFailed as error:

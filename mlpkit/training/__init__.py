@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from mlpkit import front_door
 
 if TYPE_CHECKING:
-    from mlpkit.training.data import TrainData
+    from mlpkit.training.data import TrainData, takes
     from mlpkit.training.job import LONGEST_ID, STATES, Job, JobOutcome, State, TrainJob, new_model_id
-    from mlpkit.training.progress import BarLines, BarState, Progress, Snapshot
+    from mlpkit.training.progress import BarLines, BarState, Progress, Snapshot, read_bar
     from mlpkit.training.queue import TrainingQueue
     from mlpkit.training.run import check_job, destination, run_train
 
@@ -32,19 +32,21 @@ __all__ = [
     "check_job",
     "destination",
     "new_model_id",
+    "read_bar",
     "run_train",
+    "takes",
 ]
 
 # A script that names `TrainData` is imported by every worker, which needs neither the queue nor its journal.
 __getattr__ = front_door(
     __name__,
     {
-        "TrainData": "mlpkit.training.data",
+        **dict.fromkeys(("TrainData", "takes"), "mlpkit.training.data"),
         **dict.fromkeys(
             ("LONGEST_ID", "STATES", "Job", "JobOutcome", "State", "TrainJob", "new_model_id"),
             "mlpkit.training.job",
         ),
-        **dict.fromkeys(("BarLines", "BarState", "Progress", "Snapshot"), "mlpkit.training.progress"),
+        **dict.fromkeys(("BarLines", "BarState", "Progress", "Snapshot", "read_bar"), "mlpkit.training.progress"),
         "TrainingQueue": "mlpkit.training.queue",
         **dict.fromkeys(("check_job", "destination", "run_train"), "mlpkit.training.run"),
     },

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlpkit.check import CheckReport, CheckRun, StepResult, run_check, started
+from mlpkit.client import LocalFiles
 from tests.servers.foreign import foreign_service
 
 SCRIPT = """
@@ -91,6 +92,6 @@ def check(tmp_path: Path) -> Check:
             file = tmp_path / "data.tsv"
             file.write_text(data, encoding="utf-8")
         with started(str(script), None, []) as service:
-            return Checked(run_check(CheckRun(service, file, {}, timeout)))
+            return Checked(run_check(CheckRun(service, LocalFiles(file), {}, timeout)))
 
     return run

@@ -25,7 +25,7 @@ from mlpkit.check import (
     to_json,
     write_junit,
 )
-from mlpkit.client import Client
+from mlpkit.client import Client, LocalFiles
 from mlpkit.errors import ArgumentError
 from mlpkit.settings import load_settings
 from mlpkit.storage import open_storage
@@ -132,7 +132,7 @@ def test_a_running_service_is_checked_through_its_own_store(
         client = Client(f"http://127.0.0.1:{port}")
         client.wait_ready(60)
         with running(client, "mood", "text_classification", []) as service:
-            report = run_check(CheckRun(service, data, {}, 60))
+            report = run_check(CheckRun(service, LocalFiles(data), {}, 60))
     finally:
         process.terminate()
         process.wait(60)

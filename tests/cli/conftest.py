@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import LONG
+
 MOOD = Path(__file__).parents[1] / "servers" / "mood.py"
 """The script that the commands are tried on; it is copied, so that it is found by its name alone."""
 
@@ -39,7 +41,7 @@ def mlpkit(folder: Path) -> Run:
             input=input,
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=LONG,
         )
 
     return run

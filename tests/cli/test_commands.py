@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
+import mlpkit as mlpkit_package
 from tests.cli.conftest import Run, environment_of
+from tests.servers import LONG
+
+PACKAGE = Path(mlpkit_package.__file__).parent
 
 COMMANDS = ("run", "new", "train", "predict", "check", "jobs", "models", "version")
 GOOD = "a good day\tgood\t1\nbad weather\tbad\t1\n"
@@ -36,6 +40,30 @@ def load():
 def predict(model):
     print("predicting")
     return []
+"""
+
+READING = """
+import json
+from mlpkit import App, ModelDir, TrainData
+
+app = App("reading", kind="text_classification", examples=[{"sentence": "a"}])
+
+@app.train
+def train(data: TrainData, extend: dict, out: ModelDir):
+    pretrained = data.pretrained()
+    weights = pretrained / "weights.txt" if pretrained.is_dir() else pretrained
+    seen = {"rows": len(list(data.rows())), "keep": extend.get("keep")}
+    files = {"dictionary": data.dictionary(), "extra": data.extra(), "pretrained": weights}
+    seen |= {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+    (out / "seen.json").write_text(json.dumps(seen))
+
+@app.load
+def load(files: ModelDir):
+    return None
+
+@app.predict
+def predict(model):
+    return [{"label": "a", "score": 1.0}]
 """
 
 
@@ -107,7 +135,7 @@ def test_reload_without_its_package_says_what_to_install(mlpkit: Run, folder: Pa
 
 def test_ctrl_c_ends_a_command_with_130(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        silent.settimeout(60)
+        silent.settimeout(LONG)
         process = subprocess.Popen(
             [sys.executable, "-m", "mlpkit", "jobs", "--url", f"http://127.0.0.1:{silent.getsockname()[1]}"],
             env=environment_of(folder / "home"),
@@ -117,7 +145,7 @@ def test_ctrl_c_ends_a_command_with_130(folder: Path) -> None:
         )
         with silent.accept()[0]:
             process.send_signal(signal.SIGINT)
-            _, error = process.communicate(timeout=30)
+            _, error = process.communicate(timeout=LONG)
     assert (process.returncode, error.strip()) == (130, b"")
 
 
@@ -169,7 +197,11 @@ def test_train_and_predict_run_in_the_foreground(mlpkit: Run, folder: Path) -> N
     for model in (str(copy), "missing"):
         predicted = mlpkit("predict", "mood.py", "-a", "mood", "--model", model, "--features", '{"sentence": "好"}')
         if model == "missing":
-            assert (predicted.returncode, "missing" in predicted.stderr) == (1, True)
+            assert predicted.returncode == 1
+            assert predicted.stderr.startswith(
+                "error: model 'missing' does not exist: there is no such folder here, and"
+            )
+            assert predicted.stderr.count("\n") == 1
         else:
             assert json.loads(predicted.stdout)[0] == {"label": "good", "score": 80.0}
     assert not any((folder / "home" / "storage" / "ml-platform-model").rglob("*.json"))
@@ -190,6 +222,44 @@ def test_only_the_result_goes_to_stdout_whatever_the_script_prints(mlpkit: Run, 
     assert (missing.returncode, "give it with --data FILE" in missing.stderr) == (2, True)
 
 
+def test_a_training_takes_local_files(mlpkit: Run, folder: Path) -> None:
+    (folder / "reading.py").write_text(READING, encoding="utf-8")
+    pretrained = folder / "pretrained"
+    pretrained.mkdir()
+    (pretrained / "weights.txt").write_text("权重", encoding="utf-8")
+    # The same name in two roles: neither may replace the other.
+    (folder / "words.txt").write_text("词典", encoding="utf-8")
+    (folder / "other").mkdir()
+    (folder / "other" / "words.txt").write_text("额外", encoding="utf-8")
+    (folder / "rows.tsv").write_text(GOOD, encoding="utf-8")
+    files = ["--data", "rows.tsv", "--dictionary", "words.txt", "--extra", "other/words.txt"]
+    expected = {"rows": 2, "dictionary": "词典", "extra": "额外", "pretrained": "权重", "keep": "x"}
+    trained = mlpkit(
+        *["train", "reading.py", *files, "--pretrained", "pretrained", "--extend", '{"keep": "x"}'],
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads((Path(trained.stdout.strip()) / "seen.json").read_text(encoding="utf-8")) == expected
+    assert not [file for file in (folder / "home" / "storage" / "ml-platform-data").rglob("*") if file.is_file()]
+    checked = mlpkit("check", "reading.py", *files, "--pretrained", "pretrained/weights.txt", "--json")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--dictionary", "nosuch.txt"], "error: dictionary: there is no file /"),
+        (["--extra", "."], "is a folder; it must be a file"),
+        (["--pretrained", "nosuch"], "error: pretrained: there is no file or folder /"),
+        (["--dictionary", "mood.py", "--extend", '{"dict_location": "a"}'], "extend already has dict_location: 'a'"),
+        (["--pretrained", "mood.py", "--parameters", "[]"], "parameters must be an object"),
+    ],
+)
+def test_local_files_that_cannot_be_taken_are_refused(mlpkit: Run, arguments: list[str], sentence: str) -> None:
+    refused = mlpkit("train", "mood.py", "-a", "mood", *arguments)
+    assert (refused.returncode, sentence in refused.stderr) == (2, True), refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_a_failed_training_shows_the_traceback_and_exits_with_1(mlpkit: Run) -> None:
     failed = mlpkit("train", "mood.py", "-a", "mood", "--parameters", '{"fail": "no such column"}')
     assert failed.returncode == 1
@@ -201,7 +271,7 @@ def test_a_failed_training_shows_the_traceback_and_exits_with_1(mlpkit: Run) -> 
 def test_wrong_arguments_of_a_training_are_refused(mlpkit: Run) -> None:
     for arguments, sentence in [
         (["-a", "mood", "--parameters", '{"steps": "x"}'], "[parameter"),
-        (["-a", "mood", "--parameters", "{"], "is no JSON"),
+        (["-a", "mood", "--parameters", "{"], "is not valid JSON"),
         (["-a", "mood", "--parameters", "@nosuch.json"], "cannot be read"),
         (["-a", "mood", "--data", "nosuch.tsv"], "there is no file"),
         (["-a", "moody"], "no algorithm 'moody', did you mean 'mood'"),
@@ -236,22 +306,59 @@ def test_data_check_shows_every_broken_row(mlpkit: Run, folder: Path) -> None:
     assert (wrong.returncode, "did you mean 'text_classification'" in wrong.stderr) == (2, True)
 
 
-def test_a_new_project_works_as_it_is(mlpkit: Run, folder: Path) -> None:
-    assert mlpkit("new", "my-mood").returncode == 0
+@pytest.mark.parametrize("kind", ["text_classification", "text_sequence_labeling"])
+def test_a_new_project_works_as_it_is(mlpkit: Run, folder: Path, kind: str) -> None:
+    assert mlpkit("new", "my-mood", "--kind", kind).returncode == 0
     project = folder / "my-mood"
-    made = {each.relative_to(project).as_posix() for each in project.rglob("*") if each.is_file()}
-    assert made == {"my_mood.py", "test_my_mood.py", "data/train.tsv", "Dockerfile", "requirements.txt"}
+    made = {file.relative_to(project).as_posix() for file in project.rglob("*") if file.is_file()}
+    (wheel,) = project.glob("wheels/*.whl")
+    assert made == {
+        "my_mood.py",
+        "test_my_mood.py",
+        "data/train.tsv",
+        "Dockerfile",
+        "requirements.txt",
+        "wheels/README.md",
+        f"wheels/{wheel.name}",
+    }
+    # Its own test asks about English and Chinese sentences.
     tested = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
         cwd=project,
         env=environment_of(project),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=LONG,
     )
     assert "1 passed" in tested.stdout, tested.stdout + tested.stderr
+    checked = mlpkit("data", "check", str(project / "data" / "train.tsv"), "--kind", kind)
+    assert "0 errors, 0 warnings" in checked.stdout
     again = mlpkit("new", "my-mood")
     assert (again.returncode, "exists already" in again.stderr) == (2, True)
+
+
+def test_a_new_project_can_be_installed_without_an_index_that_has_mlpkit(mlpkit: Run, folder: Path) -> None:
+    assert mlpkit("new", "mood-2").returncode == 0
+    project = folder / "mood-2"
+    place = folder / "installed"
+    # As the Dockerfile does, but without the dependencies, which every index has.
+    options = ["--no-index", "--no-deps", "--find-links", "wheels", "--target", str(place), "-r", "requirements.txt"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options]
+    installed = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=LONG)
+    assert installed.returncode == 0, installed.stderr
+    shown = mlpkit("version", PYTHONPATH=str(place))
+    assert shown.stdout == mlpkit("version").stdout
+    ours = {file.relative_to(PACKAGE) for file in PACKAGE.rglob("*") if "__pycache__" not in file.parts}
+    theirs = {file.relative_to(place / "mlpkit") for file in (place / "mlpkit").rglob("*")}
+    assert {file for file in theirs if "__pycache__" not in file.parts} == ours
+    dockerfile = (project / "Dockerfile").read_text(encoding="utf-8")
+    assert "--find-links wheels -r requirements.txt" in dockerfile
+
+
+def test_a_project_of_a_kind_without_a_template_is_refused(mlpkit: Run, folder: Path) -> None:
+    refused = mlpkit("new", "mood-3", "--kind", "text_clasification")
+    assert (refused.returncode, "did you mean 'text_classification'?" in refused.stderr) == (2, True), refused.stderr
+    assert not (folder / "mood-3").exists()
 
 
 @pytest.mark.parametrize("name", ["class", "1st", "a b", "../up", "x" * 33])

@@ -6,6 +6,9 @@ import socket
 import time
 from collections.abc import Callable
 
+LONG = 120.0
+"""Seconds that are long enough, also on a busy machine, for what should happen soon. Only a failure waits this long."""
+
 
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on now."""
@@ -15,8 +18,8 @@ def free_port() -> int:
     return port
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 30) -> None:
-    """Returns once the condition holds; TimeoutError, which says what was waited for, when it does not in time."""
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = LONG) -> None:
+    """Returns once the condition holds; TimeoutError, which says what was waited for, if it does not in time."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:

@@ -1,0 +1,124 @@
+"""Local files as parts of a training request: uploaded to the data bucket and named in the request."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from mlpkit.errors import ArgumentError, StorageError
+
+if TYPE_CHECKING:
+    from mlpkit.storage import Storage
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Local files for a training; None for what the request does not name.
+
+    `pretrained` may be a folder; the others are files.
+    """
+
+    data: Path | None = None
+    dictionary: Path | None = None
+    extra: Path | None = None
+    pretrained: Path | None = None
+
+    @classmethod
+    def of(cls, *paths: str | Path | None, folder: str | Path = "") -> LocalFiles:
+        """The files of these paths, in the order of the fields; a relative path is below `folder`."""
+        return cls(*(None if path is None else Path(folder, path) for path in paths))
+
+    def check(self) -> None:
+        """Checks that all of them exist.
+
+        Raises:
+            ArgumentError: names the first that does not.
+        """
+        for role, file in (("data", self.data), ("dictionary", self.dictionary), ("extra", self.extra)):
+            if file is not None and not file.is_file():
+                if file.is_dir():
+                    raise ArgumentError(f"{role}: {file} is a folder; it must be a file")
+                raise ArgumentError(f"{role}: there is no file {file.absolute()}")
+        if self.pretrained is not None and not self.pretrained.exists():
+            raise ArgumentError(f"pretrained: there is no file or folder {self.pretrained.absolute()}")
+        if self.pretrained is not None and self.pretrained.is_dir() and not any(self.pretrained.iterdir()):
+            raise ArgumentError(f"pretrained: the folder {self.pretrained} is empty")
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """The objects of a training request whose files were uploaded; `uploaded` are their paths in the store."""
+
+    data: dict[str, Any]
+    parameters: Any
+    extend: Any
+    uploaded: tuple[str, ...] = ()
+
+    def remove(self, storage: Storage) -> None:
+        """Deletes the uploaded files.
+
+        Raises:
+            StorageError: a file could not be deleted.
+        """
+        for path in self.uploaded:
+            storage.delete(path, recursive=path.endswith("/"))
+
+
+def upload(
+    files: LocalFiles, storage: Storage, bucket: str, prefix: str, parameters: object = None, extend: object = None
+) -> TrainRequest:
+    """The request that trains on these files, which are now below `bucket/prefix/`.
+
+    Raises:
+        ArgumentError: a file does not exist, or the request already names another one.
+        StorageError: an upload failed; nothing stays behind.
+    """
+    files.check()
+    folder = f"{prefix}/{secrets.token_hex(16)}"
+    data: dict[str, Any] = {}
+    parameters = {} if parameters is None else parameters
+    extend = {} if extend is None else extend
+    uploads: list[tuple[Path, str]] = []
+    if files.data is not None:
+        data["location"] = f"{folder}/{files.data.name}"
+        uploads.append((files.data, data["location"]))
+    if files.dictionary is not None:
+        location = f"{folder}/dictionary/{files.dictionary.name}"
+        extend = _with_field(extend, "extend", "dict_location", location)
+        uploads.append((files.dictionary, location))
+    if files.extra is not None:
+        location = f"{folder}/extra/{files.extra.name}"
+        extend = _with_field(extend, "extend", "extra_location", location)
+        uploads.append((files.extra, location))
+    if files.pretrained is not None:
+        location = f"{folder}/pretrained/{files.pretrained.resolve().name}"
+        parameters = _with_field(parameters, "parameters", "pretrain_model", f"{bucket}/{location}")
+        uploads.append((files.pretrained, location))
+    paths = tuple(f"{bucket}/{location}" + "/" * file.is_dir() for file, location in uploads)
+    request = TrainRequest(data, parameters, extend, paths)
+    try:
+        for (file, _), path in zip(uploads, paths, strict=True):
+            if file.is_dir():
+                storage.save_dir(file, path)
+            else:
+                storage.save(file, path)
+    except BaseException:
+        with contextlib.suppress(StorageError):
+            request.remove(storage)
+        raise
+    return request
+
+
+def _with_field(value: object, name: str, field: str, location: str) -> dict[str, Any]:
+    """The object with one more field; anything that JSON can express, such as a Struct, becomes a dict."""
+    fields = msgspec.to_builtins(value)
+    if not isinstance(fields, dict):
+        raise ArgumentError(f"{name} must be an object, because {field} is added to it; it is {fields!r}")
+    if fields.get(field):
+        raise ArgumentError(f"{name} already has {field}: {fields[field]!r}; give either the local file or this field")
+    return {**fields, field: location}

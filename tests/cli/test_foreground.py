@@ -1,0 +1,74 @@
+"""`mlpkit train` in a terminal: bars, Ctrl-C, and the debugger."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import environment_of
+from tests.cli.terminal import in_terminal, screen_of, without_escapes
+
+BARS = """
+import time
+from tqdm import tqdm
+from loguru import logger
+from mlpkit import App, ModelDir, TrainData
+
+app = App("进度", kind="text_classification")
+
+@app.train
+def train(data: TrainData, out: ModelDir):
+    print("开始训练")
+    for epoch in tqdm(range(3), desc="轮次"):
+        for step in tqdm(range(20), desc="批次", leave=False):
+            time.sleep(0.02)
+        logger.info("轮次 {} 完成", epoch)
+    (out / "model.txt").write_text("x")
+"""
+ROWS = "今天真好\tgood\t1\n" * 2 + "今天很差\tbad\t1\n" * 2
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "bars.py").write_text(BARS, encoding="utf-8")
+    (tmp_path / "rows.tsv").write_text(ROWS, encoding="utf-8")
+    return tmp_path
+
+
+def environment(project: Path) -> dict[str, str]:
+    return {**environment_of(project / "home", TERM="xterm", LANG="C.UTF-8"), "COLUMNS": "80"}
+
+
+TRAIN = [sys.executable, "-m", "mlpkit", "train", "bars.py", "--data", "rows.tsv"]
+
+
+def test_bars_of_tqdm_add_no_lines_to_the_terminal(project: Path) -> None:
+    shown = in_terminal(TRAIN, project, environment(project))
+    assert shown.code == 0, shown.output
+    screen = [line for line in shown.screen if " WARNING " not in line]
+    assert screen[0] == "开始训练"
+    assert [line.rpartition(" | ")[2] for line in screen[1:4]] == ["轮次 0 完成", "轮次 1 完成", "轮次 2 完成"]
+    bar, place = screen[4:]
+    assert bar.startswith("进度 ")
+    assert "completed" in bar
+    # While it ran, each of the two bars had a line, one below the other.
+    assert re.search(r"training 轮次 \d/3[^\n]*\n[^\n]*批次 \d+/20", without_escapes(shown.output))
+    assert Path(place).is_dir()
+
+
+def test_ctrl_c_ends_a_training_with_one_line_and_130(project: Path) -> None:
+    shown = in_terminal(TRAIN, project, environment(project), interrupt_at=lambda output: "轮次 0 完成" in output)
+    assert shown.code == 130, shown.output
+    assert "Traceback" not in shown.output
+    after = shown.screen[next(i for i, line in enumerate(shown.screen) if "轮次 0 完成" in line) + 1 :]
+    assert [line for line in after if "轮次 1 完成" not in line] == ["interrupted: no model was stored"]
+    stored = [file for file in (project / "home" / "storage").rglob("*") if file.is_file()]
+    assert stored == [], "neither a model nor the uploaded data may stay"
+
+
+def test_the_screen_of_the_tests_is_that_of_a_terminal() -> None:
+    assert screen_of("one\r\ntwo\r\n\x1b[1A\x1b[2Kthree\r\n") == ["one", "three"]
+    assert screen_of("10%\r90%\r\ndone") == ["90%", "done"]
