@@ -206,6 +206,9 @@ class Settings:
     )
     train_task_num: int = _setting("MLP_TRAIN_TASK_NUM", 5, natural(1), "Training jobs that run at the same time.")
     train_queue_size: int = _setting("MLP_TRAIN_QUEUE_SIZE", 100, natural(0), "Training jobs that may wait.")
+    engine: str = _setting(
+        "MLPKIT_ENGINE", "local", str.strip, "Where training jobs run: `local` is processes on this machine."
+    )
     gpus: tuple[str, ...] = _setting(
         "MLPKIT_GPUS", (), names, "Numbers of the GPUs that training jobs with `gpus=` share, separated by commas."
     )

@@ -99,7 +99,7 @@ class TrainingQueue:
         self._algorithms = algorithms
         self._settings = settings
         self._log = log
-        self._engine = engine or make_engine("local", target, settings)
+        self._engine = engine or make_engine(settings.engine, target, settings)
         self._live: dict[str, _LiveJob] = {}
         self._capacity = settings.train_task_num + settings.train_queue_size
         self.on_end: Callable[[Job], None] | None = None
