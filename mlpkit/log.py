@@ -1,44 +1,49 @@
-"""One log for the server and its children: loguru set up, the request's uuid in every line, stdlib logging routed in.
+"""One log for the server and its children: every line has its time, level, request and process.
 
-Children send their lines as `LogLine`s over their channel; the server writes them where its own lines go. Code of
-mlpkit and of users logs through `loguru.logger` (or stdlib logging, warnings, print): nobody needs this module to log.
+mlpkit's own lines go through `logger` of this module, which nothing that a script does can change. What the author's
+code prints or logs in a child is caught at its standard streams (`processes/output.py`) and sent to the server, which
+writes it where its own lines go.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
-import io
 import logging
-import re
+import os
+import select
+import stat
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import TYPE_CHECKING, BinaryIO, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import msgspec
-from loguru import logger as logger
 
 if TYPE_CHECKING:
-    from loguru import Message, Record, RecordException
+    from loguru import Message, Record
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
-"""The uuid of the request that is being worked on, as it stands in the log; `-` where there is none."""
+"""The id of the request that is being worked on, as the log shows it; `-` if there is none."""
 
-_LEVELS = {"trace": 5, "debug": 10, "info": 20, "success": 25, "warning": 30, "error": 40, "critical": 50}
-_LONGEST_UUID = 128
-_LONGEST_LINE = 64 * 1024
+LEVELS = {"trace": 5, "debug": 10, "info": 20, "success": 25, "warning": 30, "error": 40, "critical": 50}
+_LONGEST_ID = 128
+LONGEST_LINE = 64 * 1024
 _MOST_WAITING = 64
-_LINE_END = re.compile("\r\n|\n|\r(?=[^\n])")
+_MOST_UNWRITTEN = 1 << 20
+"""Bytes that are kept while nobody reads the log; further lines are counted and dropped."""
+_LAST_WRITE_SECONDS = 0.5
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 class LogLine(msgspec.Struct, array_like=True, frozen=True):
-    """One line of the log, as children send it. `time` is in seconds since the epoch, `trace` a traceback or empty."""
+    """One line of the log. `time` is in seconds since the epoch, `trace` a traceback or empty."""
 
     time: float
     level: str
@@ -50,17 +55,20 @@ class LogLine(msgspec.Struct, array_like=True, frozen=True):
 
 
 def printable_uuid(uuid: str) -> str:
-    """The uuid as it may stand in a log line: no control characters, at most 128 characters."""
-    cut = uuid if len(uuid) <= _LONGEST_UUID else uuid[:_LONGEST_UUID] + "…"
+    """The id as the log may show it: no control characters, at most 128 characters."""
+    cut = uuid if len(uuid) <= _LONGEST_ID else uuid[:_LONGEST_ID] + "…"
     if cut.isprintable() and " " not in cut:
         return cut
-    return "".join(each if each.isprintable() and each != " " else "?" for each in cut)
+    return "".join(char if char.isprintable() and char != " " else "?" for char in cut)
 
 
 def printable(text: str) -> str:
-    """The text as it may stand in a log: 64 Ki characters of it, no lone surrogates, no controls but \\n and \\t."""
-    if len(text) > _LONGEST_LINE:
-        text = f"{text[:_LONGEST_LINE]}… ({len(text):,} characters)"
+    """The text as a log may show it: bounded, controls and lone surrogates escaped.
+
+    At most 64 Ki characters; line feeds and tabs stay.
+    """
+    if len(text) > LONGEST_LINE:
+        text = f"{text[:LONGEST_LINE]}… ({len(text):,} characters)"
     if text.isprintable():
         return text
     return text.encode("utf-8", "backslashreplace").decode().translate(_CONTROLS)
@@ -73,21 +81,35 @@ def with_request_id(uuid: str) -> Iterator[None]:
     try:
         yield
     finally:
+        flush_author_streams()
         request_id.reset(token)
 
 
-def format_text(record: LogLine) -> str:
+captured_streams: list[TextIO] = []
+"""stdout and stderr of a child (`processes/output.py`); empty in other processes."""
+
+
+def flush_author_streams() -> None:
+    """Flushes streams that a script has put in place of a child's, so that their lines have the right id."""
+    if captured_streams:
+        for stream, captured in zip((sys.stdout, sys.stderr), captured_streams, strict=True):
+            if stream is not captured and stream is not None:
+                with contextlib.suppress(Exception):
+                    stream.flush()
+
+
+def format_text(line: LogLine) -> str:
     """`2026-11-22 14:30:00.123 INFO    [uuid] process source | message`, and the traceback below it.
 
     Further lines of a message are indented, so that no message can look like a line of its own.
     """
-    second = int(record.time)
-    stamp = f"{_stamp_of(second)}.{int((record.time - second) * 1000):03d}"
-    source = f" {record.source}" if record.source else ""
-    text = f"{record.message}\n{record.trace.rstrip()}" if record.trace else record.message
+    second = int(line.time)
+    stamp = f"{_stamp_of(second)}.{int((line.time - second) * 1000):03d}"
+    source = f" {line.source}" if line.source else ""
+    text = f"{line.message}\n{line.trace.rstrip()}" if line.trace else line.message
     if "\n" in text:
         text = text.replace("\n", "\n    ")
-    return f"{stamp} {record.level:<7} [{record.uuid}] {record.process}{source} | {text}\n"
+    return f"{stamp} {line.level:<7} [{line.uuid}] {line.process}{source} | {text}\n"
 
 
 @lru_cache(maxsize=4)
@@ -96,232 +118,309 @@ def _stamp_of(second: int) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S")
 
 
-def format_json(record: LogLine) -> str:
+def format_json(line: LogLine) -> str:
     """One JSON object a line, with the fields of `LogLine`."""
-    return msgspec.json.encode(msgspec.structs.asdict(record)).decode() + "\n"
+    return msgspec.json.encode(msgspec.structs.asdict(line)).decode() + "\n"
+
+
+# --- Where lines are written -----------------------------------------------------------------------------------------
 
 
 class LogOutput:
     """Where the lines of this process and of its children go. Lines keep their order; safe from every thread.
 
-    Writing never raises: when the stream is gone, nobody is left to be told.
+    Writing never raises and, to a descriptor with `waits=False`, never waits: if nobody reads the log, up to 1 MiB is
+    kept, further lines are dropped, and their number is logged when there is room again.
     """
 
-    def __init__(self, stream: TextIO, format: Callable[[LogLine], str] = format_text, level: str = "info") -> None:
-        self._stream, self._format, self._least = stream, format, _LEVELS[level]
+    def __init__(
+        self,
+        stream: TextIO | int,
+        format: Callable[[LogLine], str] = format_text,
+        level: str = "info",
+        *,
+        waits: bool = True,
+    ) -> None:
+        self._stream, self._format, self._least = stream, format, LEVELS[level]
         self._lock = threading.Lock()
         self._waiting: list[LogLine] = []
+        self._unwritten = bytearray()
+        self._dropped = 0
+        # A regular file is always ready, however slow its disk is.
+        self._waits = waits or not isinstance(stream, int) or stat.S_ISREG(os.fstat(stream).st_mode)
 
-    def write(self, record: LogLine) -> None:
+    def write(self, line: LogLine) -> None:
         """Writes a line now, after the lines that were waiting."""
-        if _LEVELS.get(record.level.lower(), 20) < self._least:
+        if LEVELS.get(line.level.lower(), 20) < self._least:
             return
         with self._lock:
-            self._waiting.append(record)
+            self._waiting.append(line)
             self._flush()
 
-    def write_soon(self, record: LogLine) -> None:
+    def write_all(self, lines: list[LogLine]) -> None:
+        """Writes several lines now."""
+        for line in lines:
+            self.write_soon(line)
+        self.flush()
+
+    def write_soon(self, line: LogLine) -> None:
         """Keeps a line until the next `write` or `flush` (or until 64 wait): for the access log's many lines."""
-        if self._least <= _LEVELS["info"]:
+        if self._least <= LEVELS.get(line.level.lower(), 20):
             with self._lock:
-                self._waiting.append(record)
+                self._waiting.append(line)
                 if len(self._waiting) >= _MOST_WAITING:
                     self._flush()
 
     def flush(self) -> None:
         """Writes the lines that are waiting."""
-        if self._waiting:
+        if self._waiting or self._unwritten:
             with self._lock:
                 self._flush()
 
+    def close(self) -> None:
+        """Writes what is left, for at most half a second."""
+        deadline = time.monotonic() + _LAST_WRITE_SECONDS
+        self.flush()
+        while self._unwritten and time.monotonic() < deadline:
+            time.sleep(0.01)
+            self.flush()
+
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
-        text = "".join(map(self._format, waiting))
         with contextlib.suppress(OSError, ValueError):
+            if isinstance(self._stream, int):
+                self._write_to_descriptor(self._stream, waiting)
+                return
+            text = "".join(map(self._format, waiting))
             try:
                 self._stream.write(text)
             except UnicodeEncodeError as error:
                 self._stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
             self._stream.flush()
 
+    def _write_to_descriptor(self, descriptor: int, lines: list[LogLine]) -> None:
+        if len(self._unwritten) >= _MOST_UNWRITTEN:
+            self._dropped += len(lines)
+        else:
+            if self._dropped:
+                lines.insert(0, self._notice())
+            self._unwritten += "".join(map(self._format, lines)).encode("utf-8", "backslashreplace")
+        while self._unwritten:
+            if self._waits:
+                written = os.write(descriptor, self._unwritten)
+            elif not _is_ready(descriptor):
+                return
+            else:
+                # A pipe that is ready takes this much without waiting.
+                written = os.write(descriptor, self._unwritten[: select.PIPE_BUF])
+            del self._unwritten[:written]
+        if self._dropped:
+            self._unwritten += self._format(self._notice()).encode()
+
+    def _notice(self) -> LogLine:
+        dropped, self._dropped = self._dropped, 0
+        return LogLine(time.time(), "WARNING", f"{dropped:,} lines were dropped here because nobody read the log")
+
+
+def _is_ready(descriptor: int) -> bool:
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLOUT)
+    return bool(waiting.poll(0))
+
+
+class Logger:
+    """mlpkit's own logger. A message's arguments are filled in with `str.format`.
+
+    It uses neither loguru nor `logging`, so that no script can remove its outputs or see its lines twice.
+    """
+
+    def __init__(self) -> None:
+        self._process = "server"
+        self._outputs: list[Callable[[LogLine], None]] = [_write_to_stderr]
+
+    def debug(self, message: str, /, *args: object) -> None:
+        """Logs what only helps to find a fault."""
+        self.log("DEBUG", message, *args, depth=1)
+
+    def info(self, message: str, /, *args: object) -> None:
+        """Logs what an operator may want to know."""
+        self.log("INFO", message, *args, depth=1)
+
+    def warning(self, message: str, /, *args: object) -> None:
+        """Logs what went on, although something is not as it should be."""
+        self.log("WARNING", message, *args, depth=1)
+
+    def error(self, message: str, /, *args: object, exception: BaseException | None = None) -> None:
+        """Logs a failure, with the traceback of `exception` if there is one."""
+        self.log("ERROR", message, *args, exception=exception, depth=1)
+
+    def exception(self, message: str, /, *args: object) -> None:
+        """Logs a failure with the traceback of the exception that is being handled."""
+        self.log("ERROR", message, *args, exception=sys.exc_info()[1], depth=1)
+
+    def log(
+        self,
+        level: str,
+        message: str,
+        /,
+        *args: object,
+        exception: BaseException | None = None,
+        uuid: str | None = None,
+        depth: int = 0,
+    ) -> None:
+        """Logs at any level; `depth` is how many callers above this one is the source, `uuid` replaces the id."""
+        frame = sys._getframe(depth + 1)
+        self.write(
+            LogLine(
+                time.time(),
+                level,
+                printable(_filled(message, args)),
+                request_id.get() if uuid is None else printable_uuid(uuid),
+                self._process,
+                f"{frame.f_globals.get('__name__', '?')}:{frame.f_lineno}",
+                "" if exception is None else printable(trace_of(exception)),
+            )
+        )
+
+    def write(self, line: LogLine) -> None:
+        """Hands a line to the outputs."""
+        for output in self._outputs:
+            output(line)
+
+    def send_to(self, output: Callable[[LogLine], None], process: str) -> None:
+        """Makes `output` the only one; `process` is this process's name in the lines."""
+        self._process, self._outputs = process, [output]
+
+    @contextmanager
+    def also_to(self, output: Callable[[LogLine], None]) -> Iterator[None]:
+        """Adds an output for the length of a block."""
+        self._outputs.append(output)
+        try:
+            yield
+        finally:
+            self._outputs.remove(output)
+
+
+def _filled(message: str, args: tuple[object, ...]) -> str:
+    if not args:
+        return message
+    try:
+        return message.format(*args)
+    except Exception:  # whatever the arguments' own methods raise: the line must not be lost
+        return f"{message} {args!r}"
+
+
+def trace_of(error: BaseException) -> str:
+    """The traceback as Python prints it."""
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+
+
+def _write_to_stderr(line: LogLine) -> None:
+    if sys.stderr is not None and LEVELS.get(line.level.lower(), 20) >= LEVELS["info"]:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(format_text(line))
+
+
+logger = Logger()
+
+
+# --- The server's process --------------------------------------------------------------------------------------------
+
 
 def configure(
-    *, level: str = "info", format: str = "text", stream: TextIO | None = None, process: str = "server"
+    *,
+    level: str = "info",
+    format: str = "text",
+    stream: TextIO | None = None,
+    process: str = "server",
+    waits: bool = True,
 ) -> LogOutput:
-    """Routes loguru, stdlib logging and warnings of this process into one output, and returns it."""
-    output = LogOutput(stream or sys.stderr, format_json if format == "json" else format_text, level)
-    _route(output.write, process=process, level=level)
+    """Sends mlpkit's lines, `logging`, warnings and loguru of this process to one output, and returns it.
+
+    Without a `stream` that is a duplicate of the descriptor of stderr: what a script does to `sys.stderr` does not
+    reach it. `waits=False` is for a service, which must go on if nobody reads its log.
+    """
+    target: TextIO | int = os.dup(2) if stream is None else stream
+    output = LogOutput(target, format_json if format == "json" else format_text, level, waits=waits)
+    logger.send_to(output.write, process)
+    logging.basicConfig(handlers=[StdlibHandler(output.write, process)], level=LEVELS[level], force=True)
+    calm_libraries()
+    # Off first: logging thinks that it is on if somebody, such as pytest, has put Python's own function back.
+    logging.captureWarnings(False)
+    logging.captureWarnings(True)
+    if "loguru" in sys.modules:
+        from loguru import logger as authors
+
+        authors.remove()
+        add_loguru_output(output.write, level, process)
+    if stream is None:
+        atexit.register(output.close)
     return output
 
 
-def configure_child(send: Callable[[LogLine], None], *, process: str, level: str = "info") -> None:
-    """Routes loguru, stdlib logging, warnings, `print` and stderr of a child into `send`.
+def add_loguru_output(
+    write: Callable[[LogLine], None], level: str = "trace", process: str = "server"
+) -> Callable[[], None]:
+    """Adds a handler to loguru's own logger that writes lines of this log; returns what removes it."""
+    # Only a script that logs with loguru needs it.
+    from loguru import logger as authors
 
-    Lines written below Python (by C code, or by a grandchild) are not seen here; the parent reads them from the pipe.
-    """
-    _route(send, process=process, level=level)
-
-
-def _route(send: Callable[[LogLine], None], *, process: str, level: str) -> None:
     def sink(message: Message) -> None:
-        send(record_of(message, process))
+        write(line_of_loguru(message.record, message.record["message"], process))
 
-    logger.remove()
-    logger.configure(patcher=_add_uuid)
-    logger.add(sink, level=_LEVELS[level], format="{message}", backtrace=False, diagnose=False, catch=True)
-    logging.basicConfig(handlers=[_StdlibHandler()], level=_LEVELS[level], force=True)
-    for noisy in ("asyncio", "urllib3", "filelock", "uvicorn"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Off first: logging thinks that it is on where somebody, such as pytest, has put Python's own function back.
-    logging.captureWarnings(False)
-    logging.captureWarnings(True)
+    number = authors.add(sink, level=LEVELS[level], format="{message}", backtrace=False, diagnose=False, catch=True)
 
+    def remove() -> None:
+        # A script, or another test, may have removed it.
+        with contextlib.suppress(ValueError):
+            authors.remove(number)
 
-def record_of(message: Message, process: str = "server") -> LogLine:
-    """What loguru hands to a sink, as a record that every output and channel can carry."""
-    record = message.record
-    error = record["exception"]
-    return LogLine(
-        time=record["time"].timestamp(),
-        level=record["level"].name,
-        message=printable(record["message"]),
-        uuid=printable_uuid(str(record["extra"].get("uuid", request_id.get()))),
-        process=process,
-        source=f"{record['name']}:{record['line']}",
-        trace=printable(_trace_of(error)) if error else "",
-    )
+    return remove
 
 
-def _trace_of(error: RecordException) -> str:
-    if error.type is None:
-        return ""
-    return "".join(traceback.format_exception(error.type, error.value, error.traceback))
+def calm_libraries() -> None:
+    """Leaves out what libraries say below WARNING about their ordinary work."""
+    for name in ("asyncio", "urllib3", "filelock", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _add_uuid(record: Record) -> None:
-    record["extra"].setdefault("uuid", request_id.get())
+class StdlibHandler(logging.Handler):
+    """Hands on the records of `logging` as lines."""
 
+    def __init__(self, write: Callable[[LogLine], None], process: str) -> None:
+        super().__init__()
+        self._write, self._process = write, process
 
-class _StdlibHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        def place(loguru_record: Record) -> None:
-            loguru_record["name"], loguru_record["line"] = record.name, record.lineno
-
-        try:
-            level: str | int = logger.level(record.levelname).name
-        except ValueError:
-            level = record.levelno
         try:
             message = record.getMessage()
         except Exception:  # a KeyError too, for names that the arguments do not have
             message = f"{record.msg} {record.args!r}"
-        logger.patch(place).opt(exception=record.exc_info).log(level, "{}", message)
+        error = record.exc_info[1] if record.exc_info else None
+        trace = record.exc_text or (trace_of(error) if error is not None else "")
+        source = f"{record.name}:{record.lineno}"
+        self._write(
+            LogLine(
+                record.created,
+                record.levelname,
+                printable(message),
+                request_id.get(),
+                self._process,
+                source,
+                printable(trace),
+            )
+        )
 
 
-class LineStream(io.TextIOBase):
-    """A text stream that hands on whole lines: stands in for `sys.stdout` and `sys.stderr` of a child.
-
-    `on_line(text, redrawn)` is called once a line; `redrawn` is True where a carriage return ended it, as a progress
-    bar's. Blank lines are left out; a long line comes in pieces of 64 Ki characters, also before it ends.
-    What needs the file itself (`fileno`, `buffer`) gets that of the stream `under` it.
-    """
-
-    encoding = "utf-8"
-
-    def __init__(self, on_line: Callable[[str, bool], None], under: TextIO | None = None) -> None:
-        super().__init__()
-        self._on_line, self._under, self._lock = on_line, under, threading.RLock()
-        self._parts: list[str] = []
-        self._length = 0
-        self._handing_on = False
-
-    def writable(self) -> bool:
-        return True
-
-    def isatty(self) -> bool:
-        return False
-
-    def fileno(self) -> int:
-        if self._under is None:
-            raise io.UnsupportedOperation("fileno")
-        return self._under.fileno()
-
-    @property
-    def buffer(self) -> BinaryIO:
-        if self._under is None:
-            raise AttributeError("buffer")
-        return self._under.buffer
-
-    def write(self, text: str) -> int:
-        if not isinstance(text, str):
-            raise TypeError(f"write() needs a str, not {type(text).__name__}")
-        with self._lock:
-            if self._handing_on:
-                self._write_under(text)
-                return len(text)
-            held_return = bool(self._parts) and self._parts[-1].endswith("\r")
-            self._parts.append(text)
-            self._length += len(text)
-            if held_return or self._length > _LONGEST_LINE or "\n" in text or "\r" in text:
-                self._hand_on_lines()
-        return len(text)
-
-    def close(self) -> None:
-        """Hands on what is left of a line that never ended."""
-        with self._lock:
-            rest = "".join(self._parts)
-            self._parts.clear()
-            self._hand_on(rest.removesuffix("\r"), rest.endswith("\r"))
-        super().close()
-
-    def _hand_on_lines(self) -> None:
-        # A carriage return at the very end is kept: what comes next tells whether it belongs to a line feed.
-        text, start = "".join(self._parts), 0
-        self._parts, self._length = [], 0
-        for end in _LINE_END.finditer(text):
-            self._hand_on(text[start : end.start()], end[0] == "\r")
-            start = end.end()
-        whole_pieces = (len(text) - start) // _LONGEST_LINE * _LONGEST_LINE
-        self._hand_on(text[start : start + whole_pieces], False)
-        start += whole_pieces
-        if start < len(text):
-            self._parts, self._length = [text[start:]], len(text) - start
-
-    def _hand_on(self, line: str, redrawn: bool) -> None:
-        if not line.strip():
-            return
-        self._handing_on = True
-        try:
-            for start in range(0, len(line), _LONGEST_LINE):
-                self._on_line(line[start : start + _LONGEST_LINE], redrawn)
-        finally:
-            self._handing_on = False
-
-    def _write_under(self, text: str) -> None:
-        # Whoever handles a line must not cause the next one: that would never end.
-        if self._under is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self._under.write(text)
-                self._under.flush()
-
-
-def capture_streams(on_redrawn: Callable[[str], object] | None = None) -> None:
-    """Turns `print` and what is written to `sys.stderr` into log lines with the uuid of the code that wrote them.
-
-    A line that ends in a carriage return (a progress bar) goes to `on_redrawn`, or nowhere.
-    """
-
-    def line_logger(source: str) -> Callable[[str, bool], None]:
-        def place(record: Record) -> None:
-            record["name"], record["line"] = source, 0
-
-        def on_line(text: str, redrawn: bool) -> None:
-            if not redrawn:
-                logger.patch(place).info("{}", text)
-            elif on_redrawn is not None:
-                on_redrawn(text)
-
-        return on_line
-
-    sys.stdout = LineStream(line_logger("stdout"), sys.stdout)
-    sys.stderr = LineStream(line_logger("stderr"), sys.stderr)
+def line_of_loguru(record: Record, text: str, process: str) -> LogLine:
+    """A record of loguru as a line with this text."""
+    error = record["exception"]
+    return LogLine(
+        time=record["time"].timestamp(),
+        level=record["level"].name,
+        message=printable(text),
+        uuid=printable_uuid(str(record["extra"].get("uuid", request_id.get()))),
+        process=process,
+        source=f"{record['name']}:{record['line']}",
+        trace=printable(trace_of(error.value)) if error and error.value is not None else "",
+    )

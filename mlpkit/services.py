@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
 
 from mlpkit.injection import service
-
-if TYPE_CHECKING:
-    from loguru import Logger
+from mlpkit.log import logger
 
 
 @service()
@@ -23,27 +21,20 @@ class Log:
 
     def debug(self, message: str, /, *args: object) -> None:
         """Logs what only helps to find a fault."""
-        self._logger.debug(message, *args)
+        logger.log("DEBUG", message, *args, uuid=self._uuid, depth=1)
 
     def info(self, message: str, /, *args: object) -> None:
         """Logs what an operator may want to know."""
-        self._logger.info(message, *args)
+        logger.log("INFO", message, *args, uuid=self._uuid, depth=1)
 
     def warning(self, message: str, /, *args: object) -> None:
         """Logs what went on, although something is not as it should be."""
-        self._logger.warning(message, *args)
+        logger.log("WARNING", message, *args, uuid=self._uuid, depth=1)
 
     def error(self, message: str, /, *args: object) -> None:
         """Logs a failure."""
-        self._logger.error(message, *args)
+        logger.log("ERROR", message, *args, uuid=self._uuid, depth=1)
 
     def exception(self, message: str, /, *args: object) -> None:
-        """Logs a failure together with the traceback of the exception that is being handled."""
-        self._logger.opt(depth=1, exception=True).error(message, *args)
-
-    @property
-    def _logger(self) -> Logger:
-        from mlpkit.log import logger
-
-        bound = logger if self._uuid is None else logger.bind(uuid=self._uuid)
-        return bound.opt(depth=1)
+        """Logs a failure with the traceback of the exception that is being handled."""
+        logger.log("ERROR", message, *args, exception=sys.exc_info()[1], uuid=self._uuid, depth=1)

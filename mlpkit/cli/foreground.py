@@ -188,7 +188,7 @@ def _lines_above(bar: ProgressBar, progress: Progress) -> Iterator[Callable[[], 
 
     tqdm's own lines would add a line to the terminal with each redraw, because the bar is there too.
     """
-    from mlpkit.log import LineStream
+    from mlpkit.processes import LineStream
     from mlpkit.training import read_bar
 
     def on_line(text: str, redrawn: bool) -> None:

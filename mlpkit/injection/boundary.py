@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import traceback
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from mlpkit.errors import UserCodeError
 
@@ -14,22 +17,51 @@ T = TypeVar("T")
 
 def user_code(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     """Calls the user's function; whatever it raises leaves as `UserCodeError`."""
+    process = os.getpid()
     try:
-        return function(*args, **kwargs)
+        value = function(*args, **kwargs)
     except BaseException as error:
+        if os.getpid() != process:
+            _end_forked_process(error)
         raise user_error(error) from error
+    if os.getpid() != process:
+        _end_forked_process(None)
+    return value
 
 
 async def async_user_code(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Awaits the user's function; what it raises leaves as `UserCodeError`, a cancellation from outside as itself."""
     import asyncio
 
+    process = os.getpid()
     try:
-        return await function(*args, **kwargs)
+        value = await function(*args, **kwargs)
     except asyncio.CancelledError:
         raise
     except BaseException as error:
+        if os.getpid() != process:
+            _end_forked_process(error)
         raise user_error(error) from error
+    if os.getpid() != process:
+        _end_forked_process(None)
+    return value
+
+
+def _end_forked_process(error: BaseException | None) -> NoReturn:
+    """Ends a process that the user's code has forked, as its function has ended: the rest is the parent's to do."""
+    code: object = 0
+    if isinstance(error, SystemExit):
+        code = error.code
+    elif error is not None:
+        traceback.print_exception(type(error), error, error.__traceback__)
+        code = 1
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit((code or 0) & 0xFF)
 
 
 def user_error(error: BaseException) -> UserCodeError:

@@ -165,12 +165,7 @@ def _reset_signals() -> None:
 
 def _reset_streams() -> None:
     """Python's own for an output that is no terminal, whatever the server's is."""
-    from loguru import logger
-
     for each in (sys.stdin, sys.stdout):
         assert isinstance(each, io.TextIOWrapper)
         each.reconfigure(line_buffering=False)
     faulthandler.enable()
-    # It has colours where the server's is a terminal.
-    logger.remove()
-    logger.add(sys.stderr)

@@ -2,6 +2,7 @@
 
 from mlpkit.processes.channel import LONG, AsyncChannel, BlockingChannel, Message
 from mlpkit.processes.child import Child, Exit, channel_of_child, memory_of, prepare, start_child
+from mlpkit.processes.output import LineStream, capture_output, flush_streams, name_requests_in_loguru
 
 __all__ = [
     "LONG",
@@ -9,9 +10,13 @@ __all__ = [
     "BlockingChannel",
     "Child",
     "Exit",
+    "LineStream",
     "Message",
+    "capture_output",
     "channel_of_child",
+    "flush_streams",
     "memory_of",
+    "name_requests_in_loguru",
     "prepare",
     "start_child",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import struct
 import threading
@@ -120,7 +121,10 @@ class BlockingChannel:
         channel.setblocking(True)
         _allow_long_writes(channel)
         self._socket = channel
-        self._sending = threading.Lock()
+        os.register_at_fork(after_in_child=self._leave)
+        self._sending = threading.RLock()
+        self._is_sending = False
+        self._postponed: list[Message] = []
         # One buffer for all that arrives: a new one for every read costs more than the read itself.
         self._buffer = memoryview(bytearray(_READ_BUFFER))
         self._start = 0
@@ -134,11 +138,30 @@ class BlockingChannel:
         """
         head = _head(len(message))
         with self._sending, contextlib.suppress(OSError):
-            if len(message) < LONG:
-                self._socket.sendall(head + message)
-            else:
-                self._socket.sendall(head)
-                self._socket.sendall(message)
+            if self._is_sending:
+                # A signal handler, in the middle of a message of the thread that it has interrupted.
+                self._postponed.append(message)
+                return
+            self._is_sending = True
+            try:
+                self._write(head, message)
+                while self._postponed:
+                    message = self._postponed.pop(0)
+                    self._write(_head(len(message)), message)
+            finally:
+                self._is_sending = False
+
+    def _write(self, head: bytes, message: Message) -> None:
+        if len(message) < LONG:
+            self._socket.sendall(head + message)
+        else:
+            self._socket.sendall(head)
+            self._socket.sendall(message)
+
+    def _leave(self) -> None:
+        """What a forked process does: the channel is its parent's."""
+        self._sending = threading.RLock()
+        self._socket.close()
 
     def receive(self) -> Message | None:
         """The next message, or None if the server has closed the channel or is gone."""

@@ -500,7 +500,7 @@ async def _at_rest(model: ModelState, end: float) -> bool:
 
 def _load_error(error: Exception) -> MlpkitError:
     if not isinstance(error, MlpkitError):
-        logger.opt(exception=error).error("a load failed inside mlpkit")
+        logger.error("a load failed inside mlpkit", exception=error)
         return LoadFailed(f"internal error: {error}")
     if isinstance(error, (LoadFailed, ArgumentError, Overloaded)):
         return error

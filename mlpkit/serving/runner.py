@@ -14,7 +14,7 @@ from mlpkit import formats
 from mlpkit.algorithm import Algorithm
 from mlpkit.errors import AnswerError, MlpkitError, UserCodeError
 from mlpkit.injection import Plan, ProcessScope, Services, async_user_code, user_code, user_error
-from mlpkit.log import logger, request_id, with_request_id
+from mlpkit.log import flush_author_streams, logger, request_id, with_request_id
 from mlpkit.serving.messages import Failure, Item, Predict, Reply, Result
 from mlpkit.settings import Settings
 
@@ -96,6 +96,7 @@ class PredictRunner:
         except Exception as error:
             return self._failed(error)
         finally:
+            flush_author_streams()
             request_id.reset(token)
 
     def _batch(self, plan: Plan, items: list[Item]) -> list[Result]:

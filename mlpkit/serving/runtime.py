@@ -27,8 +27,8 @@ from mlpkit import formats
 from mlpkit.app import App
 from mlpkit.errors import MlpkitError, ModelNotLoaded, UserCodeError
 from mlpkit.injection import Call, Plan, ProcessScope, user_code
-from mlpkit.log import LogLine, capture_streams, configure_child, logger, with_request_id
-from mlpkit.processes import BlockingChannel, channel_of_child
+from mlpkit.log import logger, with_request_id
+from mlpkit.processes import BlockingChannel, capture_output, channel_of_child, name_requests_in_loguru
 from mlpkit.script import import_app
 from mlpkit.serving.execution import CallingThread, EventLoopThread, Thread, ThreadState, WorkerThreads
 from mlpkit.serving.memory import Growth
@@ -405,10 +405,12 @@ def main() -> None:
     start = decode_request(message)
     assert isinstance(start, StartWorker)
     settings = decode_settings(start.settings)
-    _send_log(channel, start.name, settings.log_level)
+    capture_output(lambda line: channel.send(encode(Logged(line))), process=start.name, level=settings.log_level)
     sys.path[:] = start.sys_path
     try:
-        runtime = WorkerRuntime(import_app(start.target), settings, _sender(channel), single=start.single)
+        app = import_app(start.target)
+        name_requests_in_loguru()
+        runtime = WorkerRuntime(app, settings, _sender(channel), single=start.single)
         runtime.start()
     except MlpkitError as error:
         channel.send(encode(Broken(str(error))))
@@ -442,21 +444,6 @@ def _keep_freed_memory() -> None:
     glibc takes its limits for that from the largest block that was freed: mallopt(3), M_MMAP_THRESHOLD.
     """
     bytearray(_KEPT)
-
-
-def _send_log(channel: BlockingChannel, name: str, level: str) -> None:
-    """Sends what is logged and printed in this process to the server."""
-    worker = os.getpid()
-
-    def send(line: LogLine) -> None:
-        if os.getpid() == worker:
-            channel.send(encode(Logged(line)))
-        else:
-            # A forked process must not write into its parent's socket; the server reads this pipe too.
-            os.write(1, f"{line.message}{line.trace}\n".encode())
-
-    configure_child(send, process=name, level=level)
-    capture_streams()
 
 
 def _sender(channel: BlockingChannel) -> Callable[[Reply], None]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -18,7 +17,7 @@ import msgspec
 
 from mlpkit.app import App
 from mlpkit.errors import ArgumentError, MlpkitError, TimeLimitExceeded, WorkerLost, WorkerNotReady
-from mlpkit.log import LogLine, LogOutput
+from mlpkit.log import LogOutput
 from mlpkit.processes import AsyncChannel, Child, Message, start_child
 from mlpkit.script import absolute_search_path
 from mlpkit.serving.messages import (
@@ -125,7 +124,7 @@ class ProcessWorker:
 
     async def start(self) -> None:
         self._started = asyncio.get_running_loop().create_future()
-        self._child = await start_child("mlpkit.serving", on_line=self._on_line)
+        self._child = await start_child("mlpkit.serving", on_lines=self._log.write_all, process=self.name)
         self._channel = await AsyncChannel.connect(self._child.channel, self._on_messages, self._on_close)
         settings = encode_settings(self._settings)
         search_path = absolute_search_path()
@@ -246,9 +245,6 @@ class ProcessWorker:
         self.held_at_end = max(self.held_at_end, len(lost))
         for held in lost.values():
             held.on_reply(WorkerLost(f"{self.name} {self._asked or how} while it held the request"))
-
-    def _on_line(self, line: str) -> None:
-        self._log.write(LogLine(time.time(), "INFO", line, "-", self.name, "output"))
 
 
 class LocalWorker:

@@ -17,7 +17,7 @@ from anyio.from_thread import start_blocking_portal
 from mlpkit.app import App
 from mlpkit.client import Client, LocalFiles, upload
 from mlpkit.errors import ArgumentError, TrainFailed
-from mlpkit.log import LogOutput, logger, record_of
+from mlpkit.log import LogOutput, add_loguru_output, logger
 from mlpkit.script import target_of
 from mlpkit.settings import Settings
 from mlpkit.testing.transport import InProcessTransport
@@ -70,8 +70,8 @@ class TestService:
             self._log_file = home / "service.log"
             stream = exits.enter_context(self._log_file.open("a", encoding="utf-8"))
             log = LogOutput(stream, level="debug")
-            handler = logger.add(lambda message: log.write(record_of(message)), format="{message}")
-            exits.callback(logger.remove, handler)
+            exits.enter_context(logger.also_to(log.write))
+            exits.callback(add_loguru_output(log.write))
             portal = exits.enter_context(start_blocking_portal())
             service: Service = Service(self._app, self.settings, log, target=_target(self._app))
             exits.enter_context(portal.wrap_async_context_manager(service))

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
+import msgspec
+
 from mlpkit.log import LogLine, LogOutput, format_text, printable_uuid
 from mlpkit.training.progress import BarLines
 
@@ -63,14 +65,11 @@ class JobLog:
         self._output.write(record)
         self._try(lambda: self._file.write(line))
 
-    def write_raw(self, text: str) -> None:
-        """Writes what the process wrote below Python: C code, or a grandchild."""
-        if self._bars.take(text):
-            return
-        if not self.room:
-            self._drop(text)
-            return
-        self.write(self._record(text, "INFO", "output"))
+    def write_output(self, lines: list[LogLine]) -> None:
+        """Writes what was written to the process's pipe: by C code, or by a process that it started."""
+        for line in lines:
+            if not self._bars.take(line.message):
+                self.write(line if line.uuid != "-" else msgspec.structs.replace(line, uuid=self._uuid))
         self.flush()
 
     def say(self, text: str, level: str = "INFO", trace: str = "") -> None:

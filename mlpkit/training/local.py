@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import shutil
 import sys
 import threading
@@ -30,8 +29,18 @@ import msgspec
 
 from mlpkit.algorithm import TrainOptions
 from mlpkit.errors import ArgumentError, MlpkitError
-from mlpkit.log import LogLine, capture_streams, configure_child, logger, printable, with_request_id
-from mlpkit.processes import AsyncChannel, BlockingChannel, Child, Exit, Message, channel_of_child, start_child
+from mlpkit.log import LogLine, logger, printable, with_request_id
+from mlpkit.processes import (
+    AsyncChannel,
+    BlockingChannel,
+    Child,
+    Exit,
+    Message,
+    capture_output,
+    channel_of_child,
+    flush_streams,
+    start_child,
+)
 from mlpkit.script import absolute_search_path, import_app
 from mlpkit.settings import Settings, decode_settings, encode_settings
 from mlpkit.storage import Manifest, discard_model, open_storage, settings_for
@@ -292,7 +301,9 @@ class _JobProcess:
             OSError: no process could be started.
         """
         with anyio.CancelScope(shield=True):
-            child = await start_child(_MODULE, on_line=self._log.write_raw, environment=self._environment())
+            child = await start_child(
+                _MODULE, on_lines=self._log.write_output, process="train", environment=self._environment()
+            )
             channel = await AsyncChannel.connect(child.channel, self._on_messages, self._closed.set)
         try:
             channel.send(msgspec.msgpack.encode(self._start_message()))
@@ -417,10 +428,8 @@ class Reporter:
         self.progress = Progress(lambda snapshot: self._send(Moved(snapshot)))
 
     def line(self, record: LogLine) -> None:
-        """Sends a line of the log; in a forked process, which must not use the socket, it goes to the pipe."""
-        if os.getpid() != self._process:
-            os.write(1, (record.message + record.trace + "\n").encode())
-        elif record.source not in _STREAMS or not self.redrawn(record.message):
+        """Sends a line of the log."""
+        if record.source not in _STREAMS or not self.redrawn(record.message):
             self._send_line(record)
 
     def redrawn(self, text: str) -> bool:
@@ -480,17 +489,13 @@ def main() -> None:
     start = _start_decoder.decode(message)
     settings = decode_settings(start.settings)
     report = Reporter(channel, start.job.log_uuid, start.log_room)
-    configure_child(report.line, process="train", level=settings.log_level)
-    capture_streams(on_redrawn=report.redrawn)
-    # The handler may put others in their place, which need not even have a `close`.
-    ours = (sys.stdout, sys.stderr, report.progress)
-    os.register_at_fork(after_in_child=_use_pipe)
+    capture_output(report.line, process="train", level=settings.log_level, on_redrawn=report.redrawn)
     sys.argv = [start.target]
     sys.path[:] = start.sys_path
     with with_request_id(start.job.log_uuid):
         outcome = _run(start, settings, report)
-    for each in ours:
-        each.close()
+    flush_streams()
+    report.progress.close()
     report.ended(outcome)
 
 
@@ -540,8 +545,3 @@ def _hold(path: Path) -> IO[bytes]:
             time.sleep(0.05)
         else:
             return file
-
-
-def _use_pipe() -> None:
-    # A forked process must not write into its parent's socket, and the locks of the streams may be held for ever there.
-    sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False, errors="replace")  # noqa: SIM115

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -116,7 +117,7 @@ class AuthorTypes:
             to_json(_plain(self._schemas_of([annotation])))
         except Exception:
             # Whatever a type of the author raises, the other types must be described.
-            logger.opt(exception=True).debug("the type {} has no JSON schema", annotation)
+            logger.debug("the type {} has no JSON schema: {!r}", annotation, sys.exc_info()[1])
             return False
         return True
 

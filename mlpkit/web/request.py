@@ -163,7 +163,7 @@ def failed(context: RequestContext, error: Exception, settings: Settings) -> Htt
     if not isinstance(error, MlpkitError):
         with with_request_id(context.request_id or "-"):
             shown = f"{context.method} {printable_path(context.raw_path)}"
-            logger.opt(exception=error).error("{} failed inside mlpkit", shown)
+            logger.error("{} failed inside mlpkit", shown, exception=error)
     return failure(error, settings)
 
 

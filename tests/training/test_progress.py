@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 import time
 from decimal import Decimal
 
@@ -12,7 +14,7 @@ import numpy
 import pytest
 from tqdm import tqdm
 
-from mlpkit.log import LineStream
+from mlpkit.processes.output import LineSplitter, LineStream
 from mlpkit.training.progress import BarLines, BarState, Progress, Snapshot, depth_of, read_bar
 
 
@@ -165,15 +167,16 @@ def test_other_lines_are_no_progress_bar(line: str) -> None:
 @pytest.mark.parametrize("ascii", [True, False])
 @pytest.mark.parametrize("total", [40, None])
 def test_every_line_that_tqdm_redraws_is_understood(ascii: bool, total: int | None) -> None:
-    seen: list[BarState | None] = []
-    stream = LineStream(lambda line, redrawn: seen.append(read_bar(line)))
+    stream = io.StringIO(newline="")
     bar = tqdm(total=total, desc="fit", file=stream, ascii=ascii, mininterval=0, miniters=1)
     for _ in range(40):
         bar.update()
         bar.set_postfix(loss=0.5)
     bar.close()
-    stream.close()
+    splitter = LineSplitter()
+    lines = splitter.feed(stream.getvalue().encode()) + splitter.close()
 
+    seen = [read_bar(text) for text, _ in lines]
     assert len(seen) >= 40
     assert [each for each in seen if each is None or each.stage != "fit"] == []
     last = seen[-1]
@@ -265,7 +268,7 @@ def test_completed_job_says_nothing_about_what_was_under_way() -> None:
 
 def nested_bars(epochs: int, batches: int, lines: list[str], *, leave: bool) -> None:
     """What two bars of tqdm, one below the other, write in a job's process."""
-    stream = LineStream(lambda line, redrawn: lines.append(line))
+    stream = LineStream(lambda line, redrawn: lines.append(line), sys.stdout)
     often = {"file": stream, "mininterval": 0, "miniters": 1}
     for _ in tqdm(range(epochs), desc="epoch", **often):
         for _ in tqdm(range(batches), desc="batch", leave=leave, **often):

@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import subprocess
-import sys
-import textwrap
 import threading
 import warnings
 from collections.abc import Iterator
@@ -16,7 +13,6 @@ import pytest
 from loguru import logger
 
 from mlpkit.log import (
-    LineStream,
     LogLine,
     LogOutput,
     configure,
@@ -26,6 +22,7 @@ from mlpkit.log import (
     printable_uuid,
     with_request_id,
 )
+from mlpkit.processes.output import LineSplitter
 from mlpkit.services import Log
 
 
@@ -43,12 +40,9 @@ def written() -> Iterator[io.StringIO]:
 
 
 def lines_of(writes: list[str]) -> list[tuple[str, bool]]:
-    found: list[tuple[str, bool]] = []
-    stream = LineStream(lambda text, redrawn: found.append((text, redrawn)))
-    for each in writes:
-        assert stream.write(each) == len(each)
-    stream.close()
-    return found
+    splitter = LineSplitter()
+    found = [line for text in writes for line in splitter.feed(text.encode())]
+    return found + splitter.close()
 
 
 def test_a_line_has_time_level_uuid_process_and_source() -> None:
@@ -186,7 +180,7 @@ def test_lines_of_many_threads_are_whole() -> None:
 
 
 @pytest.mark.parametrize("pieces", [1, 3, 1000])
-def test_a_line_stream_splits_at_line_feeds_and_carriage_returns_only(pieces: int) -> None:
+def test_lines_end_at_line_feeds_and_carriage_returns_only(pieces: int) -> None:
     text = "one\r\ntwo\n10%\r20%\r\nx\x0by\x0cz\x1c\x85\u2028w\n\n \nend"
     writes = [text[start : start + pieces] for start in range(0, len(text), pieces)]
 
@@ -207,61 +201,14 @@ def test_a_progress_bar_is_told_from_a_line() -> None:
 
 def test_a_line_that_never_ends_is_handed_on_in_pieces() -> None:
     found: list[str] = []
-    stream = LineStream(lambda text, redrawn: found.append(text))
+    splitter = LineSplitter()
     for number in range(200):
-        stream.write("x" * 1000)
+        found += [text for text, _ in splitter.feed(b"x" * 1000)]
         assert number * 1000 - sum(map(len, found)) <= 65536
-    stream.close()
+    found += [text for text, _ in splitter.close()]
 
     assert "".join(found) == "x" * 200_000
     assert max(map(len, found)) == 65536
-
-
-def test_a_line_stream_takes_text_only() -> None:
-    with pytest.raises(TypeError, match="not bytes"):
-        LineStream(lambda text, redrawn: None).write(b"x")  # type: ignore[arg-type]
-
-
-CHILD = """
-import logging, subprocess, sys
-from mlpkit.log import capture_streams, configure_child, with_request_id
-
-records = []
-configure_child(records.append, process="worker 1")
-under, bars = sys.stdout, []
-capture_streams(bars.append)
-with with_request_id("u1"):
-    print("printed")
-    sys.stderr.write("bar 10%\\rbar 20%\\r\\n")
-    subprocess.run(["echo", "below python"], stdout=sys.stdout, check=True)
-logging.getLogger("theirs").error("%d items", "many: wrong arguments are no reason to lose a line")
-logging.getLogger("theirs").error("%(loss)d lost", {"found": "so are missing ones"})
-def bad_sink(record):
-    print("inside the sink")
-    records.append(record)
-configure_child(bad_sink, process="worker 1")
-print("outside")
-for each in records:
-    print(each.uuid, each.process, each.source, each.message, file=under)
-print(bars, file=under)
-"""
-
-
-def test_what_a_child_prints_becomes_lines_of_the_log() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(CHILD)], capture_output=True, text=True, timeout=60, check=False
-    )
-
-    assert done.stdout.splitlines() == [
-        "below python",
-        "inside the sink",
-        "u1 worker 1 stdout:0 printed",
-        "u1 worker 1 stderr:0 bar 20%",
-        "- worker 1 theirs:13 %d items ('many: wrong arguments are no reason to lose a line',)",
-        "- worker 1 theirs:14 %(loss)d lost {'found': 'so are missing ones'}",
-        "- worker 1 stdout:0 outside",
-        "['bar 10%']",
-    ], done.stderr
 
 
 def test_a_handlers_log_carries_the_uuid_also_in_threads_of_its_own(written: io.StringIO) -> None:

@@ -18,9 +18,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mlpkit import start_folder
 from mlpkit.nursery import Forked, Nursery, NurseryGone
 from mlpkit.processes import Child, start_child
 from mlpkit.processes import child as process
+from tests.unit.test_process import into
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere children are fresh interpreters")
 
@@ -37,7 +39,7 @@ class Home:
     async def start(self, text: str) -> Child:
         name = f"module_{len(list(self.folder.iterdir()))}"
         (self.folder / f"{name}.py").write_text(textwrap.dedent(text))
-        return await start_child(name, on_line=self.lines.append)
+        return await start_child(name, on_lines=into(self.lines))
 
     async def printed(self, text: str) -> list[str]:
         self.lines.clear()
@@ -77,7 +79,7 @@ def test_a_child_has_nothing_of_the_nursery_but_what_it_imported(home: Home) -> 
     asyncio.run(main())
 
 
-def test_a_child_begins_where_the_server_stands_now(
+def test_a_child_begins_where_the_server_began_with_its_environment_of_now(
     home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async def main() -> None:
@@ -87,7 +89,7 @@ def test_a_child_begins_where_the_server_stands_now(
         monkeypatch.delenv("MLPKIT_TEST")
         monkeypatch.setenv("MLPKIT_RAW", "\udcff")
         monkeypatch.chdir(tmp_path)
-        assert await home.printed(text) == [f"{tmp_path} None " + repr(b"\xff")]
+        assert await home.printed(text) == [f"{start_folder} None " + repr(b"\xff")]
 
     asyncio.run(main())
 
@@ -181,7 +183,7 @@ def test_more_children_than_the_socket_holds_requests_are_all_started(home: Home
         lines: list[str] = []
 
         async def one() -> None:
-            child = await start_child("hello", on_line=lines.append, environment=environment)
+            child = await start_child("hello", on_lines=into(lines), environment=environment)
             await child.wait()
             child.channel.close()
 
@@ -222,7 +224,9 @@ def test_a_request_that_is_too_large_for_the_nursery_is_a_fresh_interpreters(hom
         names = {f"MLPKIT_TEST_{number}": "x" * 100_000 for number in range(5)}
         (home.folder / "child.py").write_text("import os; print(len(os.environ['MLPKIT_TEST_4']), os.getppid())")
         child = await start_child(
-            "child", on_line=home.lines.append, environment={**names, "PYTHONPATH": str(home.folder)}
+            "child",
+            on_lines=into(home.lines),
+            environment={**names, "PYTHONPATH": str(home.folder)},
         )
         await child.wait()
         child.channel.close()
@@ -236,8 +240,11 @@ import asyncio, sys
 from mlpkit.nursery import at_the_foot
 from mlpkit.processes import prepare, start_child
 
+def on_lines(lines):
+    print(*[f"child: {line.message}" for line in lines], sep=chr(10), flush=True)
+
 async def child():
-    started = await start_child(sys.argv[1], on_line=lambda line: print("child:", line, flush=True))
+    started = await start_child(sys.argv[1], on_lines=on_lines)
     print("code", (await started.wait()).code, flush=True)
 
 def main():

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import uvloop
 
+from mlpkit.log import LogLine
 from mlpkit.nursery import Nursery, NurseryGone
 from mlpkit.processes import AsyncChannel, Child, Exit, Message, start_child
 from mlpkit.processes import child as process
@@ -37,6 +38,11 @@ print(f"grandchild {grandchild.pid}", flush=True)
 """
 
 
+def into(messages: list[str]) -> Callable[[list[LogLine]], None]:
+    """What adds the messages of lines to a list."""
+    return lambda lines: messages.extend(line.message for line in lines)
+
+
 class Modules:
     """A folder of modules that children can run."""
 
@@ -47,7 +53,11 @@ class Modules:
     async def start(self, text: str) -> Child:
         name = f"child_{len(list(self.folder.iterdir()))}"
         (self.folder / f"{name}.py").write_text(textwrap.dedent(text))
-        return await start_child(name, on_line=self.lines.append, environment={"PYTHONPATH": str(self.folder)})
+        return await start_child(
+            name,
+            on_lines=into(self.lines),
+            environment={"PYTHONPATH": str(self.folder)},
+        )
 
     def run(self, main: Callable[[], Awaitable[None]]) -> None:
         self.loop.run_until_complete(asyncio.wait_for(main(), 60))
@@ -192,7 +202,7 @@ def test_a_child_does_not_outlive_the_event_loop(tmp_path: Path, monkeypatch: py
     (tmp_path / "sleeper.py").write_text("import time\ntime.sleep(120)")
 
     async def main() -> int:
-        return (await start_child("sleeper", on_line=print)).pid
+        return (await start_child("sleeper", on_lines=print)).pid
 
     pid = asyncio.run(main())
 
@@ -332,11 +342,11 @@ from mlpkit.processes import child as process
 from mlpkit.processes import start_child
 
 async def main():
-    def on_line(line):
-        print(line, flush=True)
-    children = [await start_child("family", on_line=on_line) for _ in range(2)]
+    def on_lines(lines):
+        print(*[line.message for line in lines], sep=chr(10), flush=True)
+    children = [await start_child("family", on_lines=on_lines) for _ in range(2)]
     EARLY
-    gone = await start_child("short", on_line=on_line)
+    gone = await start_child("short", on_lines=on_lines)
     await gone.wait()
     LATE
     print("children", *[child.pid for child in children], process._nursery.pid or "", flush=True)
@@ -394,12 +404,12 @@ def test_a_child_that_cannot_be_started_leaves_no_descriptor(monkeypatch: pytest
 
     async def main() -> int:
         with pytest.raises(FileNotFoundError):
-            await start_child("x", on_line=print)
+            await start_child("x", on_lines=print)
         await asyncio.sleep(0.05)
         before = psutil.Process().num_fds()
         for _ in range(5):
             with pytest.raises(FileNotFoundError):
-                await start_child("x", on_line=print)
+                await start_child("x", on_lines=print)
         await asyncio.sleep(0.05)
         return psutil.Process().num_fds() - before
 

@@ -1,0 +1,458 @@
+"""The output of a child: its standard streams as lines of the log, and how its pipe is read.
+
+What the author's code prints or logs in a child is caught at `sys.stdout` and `sys.stderr`: whatever handlers a script
+adds to loguru or `logging`, a line that ends there becomes one `LogLine` with the id of the request.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import io
+import logging
+import os
+import re
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TextIO
+
+import msgspec
+
+from mlpkit.log import (
+    LEVELS,
+    LONGEST_LINE,
+    LogLine,
+    StdlibHandler,
+    calm_libraries,
+    captured_streams,
+    flush_author_streams,
+    line_of_loguru,
+    logger,
+    printable,
+    printable_uuid,
+    request_id,
+)
+
+if TYPE_CHECKING:
+    from loguru import Record
+
+_LINE_END = re.compile(rb"\r\n|\n|\r(?=[^\n])")
+_MOST_SEEN = 64
+_MARK = b"\x1e"
+"""Begins a whole `LogLine` on a child's pipe: a record separator, as RFC 7464 has it before JSON."""
+_line_decoder = msgspec.json.Decoder(LogLine)
+
+
+class LineSplitter:
+    """Cuts bytes into lines, as `(text, redrawn)`.
+
+    `redrawn` is True if a carriage return ended the line, as a progress bar's. Blank lines are left out; a long line
+    comes in pieces of 64 KiB, also before it ends.
+    """
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def __bool__(self) -> bool:
+        return bool(self._rest)
+
+    def feed(self, data: bytes) -> list[tuple[str, bool]]:
+        """The lines that these bytes complete."""
+        lines: list[tuple[str, bool]] = []
+        held_return = self._rest.endswith(b"\r")
+        self._rest += data
+        if not held_return and b"\n" not in data and b"\r" not in data and len(self._rest) <= LONGEST_LINE:
+            return lines
+        data = bytes(self._rest)
+        start = 0
+        # A carriage return at the very end is kept: what comes next tells whether it belongs to a line feed.
+        for end in _LINE_END.finditer(data):
+            _add_line(lines, data[start : end.start()], end[0] == b"\r")
+            start = end.end()
+        while len(data) - start > LONGEST_LINE:
+            end_of_piece = start + LONGEST_LINE
+            while data[end_of_piece] & 0xC0 == 0x80 and end_of_piece > start + 1:
+                end_of_piece -= 1  # not in the middle of a character
+            _add_line(lines, data[start:end_of_piece], False)
+            start = end_of_piece
+        self._rest = bytearray(data[start:])
+        return lines
+
+    def close(self) -> list[tuple[str, bool]]:
+        """What is left of a line that never ended."""
+        rest = bytes(self._rest)
+        self._rest.clear()
+        lines: list[tuple[str, bool]] = []
+        _add_line(lines, rest.removesuffix(b"\r"), rest.endswith(b"\r"))
+        return lines
+
+
+def _add_line(lines: list[tuple[str, bool]], line: bytes, redrawn: bool) -> None:
+    if line.strip():
+        for start in range(0, len(line), LONGEST_LINE):
+            lines.append((_decoded(line[start : start + LONGEST_LINE]), redrawn))
+
+
+def _decoded(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        # A script may have given its stream another encoding.
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        try:
+            return line.decode(encoding)
+        except (UnicodeDecodeError, LookupError):
+            return line.decode("utf-8", "replace")
+
+
+def line_of_pipe(text: str, process: str) -> LogLine:
+    """The line that a child, or a process that it started, wrote to its pipe."""
+    if text.startswith(_MARK.decode()):
+        with contextlib.suppress(msgspec.MsgspecError):
+            line = _line_decoder.decode(text[1:])
+            return msgspec.structs.replace(
+                line, message=printable(line.message), uuid=printable_uuid(line.uuid), trace=printable(line.trace)
+            )
+    return LogLine(time.time(), "INFO", printable(text), "-", process, "output")
+
+
+def capture_output(
+    send: Callable[[LogLine], None],
+    *,
+    process: str,
+    level: str = "info",
+    on_redrawn: Callable[[str], object] | None = None,
+) -> None:
+    """Turns all that this child prints and logs into lines for `send`; call it before the script is imported.
+
+    `sys.stdout` and `sys.stderr` become text streams that hand on lines; loguru's and `logging`'s handlers that write
+    to them are understood, so that level, time, source and traceback are kept. What else a script does with handlers is
+    left to it. A line that ends in a carriage return (a progress bar) goes to `on_redrawn`, or nowhere.
+    Lines of forked processes, which must not use the channel, go to the pipe in a form that the server understands.
+    Output below Python (C code, other programs) is not seen here; the server reads it from the pipe.
+    """
+    output = _ChildOutput(send, process, level)
+    streams = (_CapturedStream(1, "stdout", output, on_redrawn), _CapturedStream(2, "stderr", output, on_redrawn))
+    captured_streams[:] = streams
+    sys.stdout = sys.__stdout__ = streams[0]  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = streams[1]  # type: ignore[misc]
+    logger.send_to(output.write, process)
+    _take_what_logging_leaves(StdlibHandler(output.write, process))
+    logging.getLogger().setLevel(LEVELS[level])
+    calm_libraries()
+    warnings.showwarning = _WarningOutput(output.write, process)
+    if "loguru" in sys.modules:
+        # Somebody imported it before us: its first handler writes to the old stream.
+        from loguru import logger as authors
+
+        authors.remove()
+        authors.add(sys.stderr)
+    _pass_on_request_ids()
+    os.register_at_fork(after_in_child=output.use_pipe)
+    for stream in streams:
+        os.register_at_fork(after_in_child=stream.forget)
+    # Registered first, so it runs after all that the script registers.
+    atexit.register(flush_streams)
+
+
+def flush_streams() -> None:
+    """Hands on what was printed so far, lines without an end too; for the end of the process."""
+    flush_author_streams()
+    for stream in captured_streams:
+        assert isinstance(stream, _CapturedStream)
+        stream.end_lines()
+
+
+class _ChildOutput:
+    """Sends lines to the server; in a forked process, and in the middle of sending, over the pipe."""
+
+    def __init__(self, send: Callable[[LogLine], None], process: str, level: str) -> None:
+        self._send, self.process, self._least = send, process, LEVELS[level]
+        self._lock = threading.RLock()
+        self._sending = False
+        self._forked = False
+        self._pipes = [os.fstat(1), os.fstat(2)]
+
+    def write(self, line: LogLine) -> None:
+        """Sends a line."""
+        if LEVELS.get(line.level.lower(), 20) < self._least:
+            return
+        if self._forked:
+            self._write_to_pipe(line)
+            return
+        with self._lock:
+            if self._sending:
+                # A signal handler that prints while its thread sends must not cut a message in two.
+                self._write_to_pipe(line)
+                return
+            self._sending = True
+            try:
+                self._send(line)
+            finally:
+                self._sending = False
+
+    def use_pipe(self) -> None:
+        """What a forked process does: the channel is its parent's, and the lock may be held for ever."""
+        self._forked = True
+        self._lock = threading.RLock()
+
+    def _write_to_pipe(self, line: LogLine) -> None:
+        descriptor = 2 if line.source.startswith("stderr") else 1
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), self._pipes[descriptor - 1]):
+                os.write(descriptor, _MARK + msgspec.json.encode(line) + b"\n")
+            else:
+                # The author has redirected it, to a file of his own.
+                os.write(descriptor, f"{line.message}\n{line.trace}".encode("utf-8", "backslashreplace"))
+
+
+class _LineBuffer(io.BufferedIOBase):
+    """The buffer below a captured stream. It is never closed: streams that a script wraps around it come and go.
+
+    Each thread has its own unfinished line, so that lines of two threads are not mixed.
+    """
+
+    mode = "wb"
+
+    def __init__(self, fileno: Callable[[], int], name: str, on_line: Callable[[str, bool, str], None]) -> None:
+        super().__init__()
+        self.name = name
+        self._fileno = fileno
+        self._on_line = on_line
+        self._unfinished: dict[int, tuple[str, LineSplitter]] = {}
+        self._forked = False
+
+    def write(self, data: Any) -> int:
+        content = bytes(data)
+        thread, uuid = threading.get_ident(), request_id.get()
+        started_by, splitter = self._unfinished.pop(thread, ("", None))
+        if splitter is None or started_by != uuid:
+            # What another request left without an end does not belong to this one's first line.
+            if splitter is not None:
+                self._hand_on(splitter.close(), started_by)
+            splitter = LineSplitter()
+        lines = splitter.feed(content)
+        if splitter:
+            self._unfinished[thread] = (uuid, splitter)
+        self._hand_on(lines, uuid)
+        return len(content)
+
+    def end_lines(self) -> None:
+        """Hands on the lines that have no end yet."""
+        while self._unfinished:
+            _, (uuid, splitter) = self._unfinished.popitem()
+            self._hand_on(splitter.close(), uuid)
+
+    def forget(self) -> None:
+        """What a forked process does: unfinished lines are its parent's."""
+        self._unfinished.clear()
+        self._forked = True
+
+    def flush(self) -> None:
+        # A forked process ends without `atexit`: multiprocessing only flushes.
+        if self._forked:
+            self.end_lines()
+
+    def _hand_on(self, lines: list[tuple[str, bool]], uuid: str) -> None:
+        for text, redrawn in lines:
+            self._on_line(text, redrawn, uuid)
+
+    @property
+    def raw(self) -> _LineBuffer:
+        """What is below: lines are handed on at once, so it is the same."""
+        return self
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        return self._fileno()
+
+    def close(self) -> None:
+        pass
+
+
+class LineStream(io.TextIOWrapper):
+    """A text stream in front of another one: `on_line(text, redrawn)` gets its lines."""
+
+    def __init__(self, on_line: Callable[[str, bool], object], under: TextIO) -> None:
+        self._lines = _LineBuffer(under.fileno, "<lines>", lambda text, redrawn, uuid: on_line(text, redrawn))
+        super().__init__(self._lines, encoding="utf-8", errors="backslashreplace", write_through=True)
+
+    def close(self) -> None:
+        """Hands on what is left of a line that never ended."""
+        self._lines.end_lines()
+
+
+class _CapturedStream(io.TextIOWrapper):
+    """Stands for `sys.stdout` or `sys.stderr` in a child: a complete text stream whose lines go to the log."""
+
+    def __init__(
+        self, descriptor: int, name: str, output: _ChildOutput, on_redrawn: Callable[[str], object] | None
+    ) -> None:
+        self._source = f"{name}:0"
+        self._output, self._on_redrawn = output, on_redrawn
+        self._lines = _LineBuffer(lambda: descriptor, f"<{name}>", self._take_line)
+        super().__init__(self._lines, encoding="utf-8", errors="backslashreplace", write_through=True)
+        self.mode = "w"  # type: ignore[misc]
+
+    def write(self, text: str) -> int:
+        record = getattr(text, "record", None)
+        # loguru hands such a text to the streams that it writes to.
+        if isinstance(record, dict):
+            self._take_loguru(text, record)  # type: ignore[arg-type]
+            return len(text)
+        return super().write(text)
+
+    def end_lines(self) -> None:
+        """Hands on the lines that have no end yet."""
+        self._lines.end_lines()
+
+    def forget(self) -> None:
+        """What a forked process does: unfinished lines are its parent's."""
+        self._lines.forget()
+
+    def _take_line(self, text: str, redrawn: bool, uuid: str) -> None:
+        if not redrawn:
+            self._output.write(LogLine(time.time(), "INFO", printable(text), uuid, self._output.process, self._source))
+        elif self._on_redrawn is not None:
+            self._on_redrawn(text)
+
+    def _take_loguru(self, text: str, record: Record) -> None:
+        if _is_repeated(record):
+            return
+        default = f"{record['name']}:{record['function']}:{record['line']} - {record['message']}"
+        # A format of the author's own is kept; the traceback is Python's, as loguru's shows the values of variables.
+        shown = record["message"]
+        if default not in text:
+            shown = text.partition("\nTraceback (most recent call last):")[0].rstrip("\n") or shown
+        self._output.write(line_of_loguru(record, shown, self._output.process))
+
+
+_seen: tuple[dict[object, object], dict[object, object]] = ({}, {})
+
+
+def _is_repeated(record: Record) -> bool:
+    """Whether another handler has brought this record already: two of loguru's may write to stdout and stderr."""
+    global _seen
+    key = (record["time"], record["thread"].id, record["process"].id, record["line"], record["message"])
+    mine = object()
+    recent, older = _seen
+    if key in older or recent.setdefault(key, mine) is not mine:
+        return True
+    if len(recent) > _MOST_SEEN:
+        _seen = ({}, recent)
+    return False
+
+
+class _WarningOutput:
+    """Stands for `warnings.showwarning`: a warning is one line of the level WARNING."""
+
+    def __init__(self, write: Callable[[LogLine], None], process: str) -> None:
+        self._write, self._process = write, process
+
+    def __call__(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        if file is not None:
+            file.write(text)
+        else:
+            self._write(
+                LogLine(
+                    time.time(), "WARNING", printable(text.rstrip()), request_id.get(), self._process, "py.warnings"
+                )
+            )
+
+
+def _take_what_logging_leaves(handler: logging.Handler) -> None:
+    """Gives records that no handler of the author's gets to `handler`.
+
+    A handler at the root logger would do that too, but `basicConfig` does nothing if there is one, and a line would
+    arrive twice if the author gave a handler to another logger. Python's own last resort is not asked for loggers of
+    libraries, which have a `NullHandler`.
+    """
+    logging.lastResort = handler
+    call_handlers = logging.Logger.callHandlers
+
+    def call_handlers_or_ours(self: logging.Logger, record: logging.LogRecord) -> None:
+        logger: logging.Logger | None = self
+        while logger is not None:
+            if any(not isinstance(found, logging.NullHandler) for found in logger.handlers) or (
+                logger.parent is not None and not logger.propagate
+            ):
+                call_handlers(self, record)
+                return
+            logger = logger.parent
+        handler.handle(record)
+
+    logging.Logger.callHandlers = call_handlers_or_ours  # type: ignore[method-assign]
+
+
+def _pass_on_request_ids() -> None:
+    """Lets threads, and what is given to thread pools, have the request id of the code that started them.
+
+    Python (before 3.14) starts a thread with an empty context. Only the id is passed on: numpy's, torch's and other
+    settings in the context must be as new in a thread as they are in a plain script.
+    """
+    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
+
+    def start_with_id(self: threading.Thread) -> None:
+        uuid = request_id.get()
+        if uuid != "-":
+            run = self.run
+
+            def run_with_id() -> None:
+                del self.run
+                request_id.set(uuid)
+                run()
+
+            self.run = run_with_id  # type: ignore[method-assign]
+        start(self)
+
+    def submit_with_id(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        uuid = request_id.get()
+
+        def run_with_id(*args: Any, **kwargs: Any) -> Any:
+            token = request_id.set(uuid)
+            try:
+                return fn(*args, **kwargs)
+            finally:
+                request_id.reset(token)
+
+        return submit(self, run_with_id, *args, **kwargs)
+
+    threading.Thread.start = start_with_id  # type: ignore[method-assign]
+    ThreadPoolExecutor.submit = submit_with_id  # type: ignore[method-assign,assignment]
+
+
+def name_requests_in_loguru() -> None:
+    """Puts the request id into loguru's records at once; call it when the script has been imported.
+
+    A handler with `enqueue=True` writes in a thread of its own, which does not know the request any more.
+    """
+    if "loguru" not in sys.modules:
+        return
+    from loguru import logger as authors
+
+    theirs = getattr(getattr(authors, "_core", None), "patcher", None)
+
+    def patch(record: Record) -> None:
+        if theirs is not None:
+            theirs(record)
+        record["extra"].setdefault("uuid", request_id.get())
+
+    authors.configure(patcher=patch)
