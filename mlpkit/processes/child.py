@@ -43,9 +43,9 @@ _FRAMEWORK = ("mlpkit.serving.runtime", "mlpkit.training.local", "mlpkit.script"
 _LOST = "was killed: the process that had started it has ended"
 _DRAIN_SECONDS = 2.0
 """How long output is still read after a child's end if somebody else holds its pipe."""
-_WORK_SECONDS, _REST_SECONDS = 0.004, 0.016
+_WORK_SECONDS = 0.004
+_SHORT_WORK_SECONDS = 0.001
 _LINES_AT_ONCE = 50
-_MUCH_OUTPUT = 32 * 1024
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ async def start_child(
 
     `on_lines` gets what is written to the child's file descriptors 1 and 2 (very long lines in pieces, without blank
     lines and what a carriage return has overwritten) as lines of the log of `process`. A crash in C code leaves its
-    Python stack there. Reading is slowed down so that endless output takes a fifth of the server's time at most.
+    Python stack there. Reading is slowed down so that endless output takes at most half of the server's time.
     """
     ours, theirs = socket.socketpair()
     read_end, write_end = os.pipe()
@@ -231,7 +231,8 @@ def memory_of(pid: int) -> int:
 class _Output(asyncio.Protocol):
     """What a child writes to its stdout and stderr; `ended` is set when all has been handed on.
 
-    At most 4 of 20 ms are spent on it, and reading pauses meanwhile: the pipe is full then, and the child waits.
+    After some milliseconds of work it rests for as long, and does not read meanwhile: when the pipe is full, the
+    child waits.
     """
 
     def __init__(self, on_lines: Callable[[list[LogLine]], None], process: str) -> None:
@@ -252,29 +253,32 @@ class _Output(asyncio.Protocol):
             raise
 
     def data_received(self, data: bytes) -> None:
+        started = time.monotonic()
         self._waiting += (text for text, redrawn in self._lines.feed(data) if not redrawn)
         if self._resting is None:
-            self._hand_on(is_much=len(data) >= _MUCH_OUTPUT)
+            self._hand_on(started)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._waiting += (text for text, redrawn in self._lines.close() if not redrawn)
         self._at_end = True
         if self._resting is None:
-            self._hand_on()
+            self._hand_on(time.monotonic())
 
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
 
-    def _hand_on(self, *, is_much: bool = False) -> None:
+    def _go_on(self) -> None:
+        self._hand_on(time.monotonic())
+
+    def _hand_on(self, started: float) -> None:
         self._resting = None
-        end = time.monotonic() + _WORK_SECONDS
-        while self._waiting and time.monotonic() < end:
+        while self._waiting and time.monotonic() - started < _WORK_SECONDS:
             count = min(_LINES_AT_ONCE, len(self._waiting))
             self._on_lines([line_of_pipe(self._waiting.popleft(), self._process) for _ in range(count)])
-        if self._waiting or is_much:
-            rest = 0 if self._at_end else _REST_SECONDS
-            self._resting = asyncio.get_running_loop().call_later(rest, self._hand_on)
+        worked = time.monotonic() - started
+        if self._waiting or worked > _SHORT_WORK_SECONDS:
+            self._resting = asyncio.get_running_loop().call_later(0 if self._at_end else worked, self._go_on)
             self._pause(True)
         elif self._at_end:
             self.ended.set()

@@ -110,7 +110,7 @@ async def test_forked_processes_log_through_the_pipe(open_queue: OpenQueue) -> N
     found = re.findall(r"\| from fork \d: \d+ (x+)\n", text)
     assert len(found) == 5 * 4 * 50
     assert {len(each) for each in found} == {2_000}
-    assert text.count("train output | logged in fork") == 5 * 4 * 50
+    assert len(re.findall(r"\[uuid-of-m\] train \S+ \| logged in fork", text)) == 5 * 4 * 50
 
 
 async def test_full_log_counts_what_it_drops_and_keeps_the_reason(open_queue: OpenQueue, lines: io.StringIO) -> None:

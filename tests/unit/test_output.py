@@ -314,3 +314,29 @@ def test_control_characters_of_the_pipe_are_escaped() -> None:
     assert line_of_pipe("\x1e[not a line", "train").message == "\\x1e[not a line"
     marked = line_of_pipe('\x1e[1.0,"INFO","\x1b[2J","u\\n1","worker 1"]'.replace("\x1b", "\\u001b"), "train")
     assert (marked.message, marked.uuid) == ("\\x1b[2J", "u?1")
+
+
+FORKING = """
+import os, sys
+from mlpkit.injection import user_code
+
+def train():
+    pid = os.fork()
+    if not pid:
+        END
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+print("code", user_code(train))
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("return 7", 0), ("sys.exit(3)", 3), ("sys.exit('words')", 1), ("raise ValueError('mine')", 1), ("sys.exit()", 0)],
+)
+def test_a_process_that_user_code_forks_ends_with_the_users_function(end: str, code: int) -> None:
+    script = FORKING.replace("END", end)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout == f"code {code}\n"
+    assert ("ValueError: mine" in done.stderr, "words" in done.stderr) == ("mine" in end, "words" in end)
