@@ -218,7 +218,7 @@ class _LineBuffer(io.BufferedIOBase):
 
     mode = "wb"
 
-    def __init__(self, fileno: Callable[[], int], name: str, on_line: Callable[[str, bool, str], None]) -> None:
+    def __init__(self, fileno: Callable[[], int], name: str, on_line: Callable[[str, bool, str], object]) -> None:
         super().__init__()
         self.name = name
         self._fileno = fileno
