@@ -1,13 +1,12 @@
 """The file cache: local, read-only copies of objects, shared by all threads and processes that use the same folder.
 
-    entries/<entry>/meta.json    what it holds, with sizes and digests; its time of change is the time of the last use
+    entries/<entry>/meta.json    what it holds, with sizes and digests; its time of change is that of the last use
     entries/<entry>/files/...    the copies
-    locks/<entry>                held while the entry is made, checked or removed
-    newest/<subject>             the entry that was asked for last under that subject: for work without the store
-    users/<user>                 what each living user holds (see `leases.py`)
-    making/<user>-<number>/      half-made entries, and those on their way out
-    usage, oldest, moves         how much there is, and what goes first (see `room.py`)
-    changes                      what was saved lately (see `trust.py`)
+    locks/<entry>                held while the entry is made or checked
+    making/<entry>/              half-made entries
+    making/<entry>-<random>/     those on their way out
+    index.db                     what there is and what goes first (see `CacheIndex`)
+    holds                        who uses what (see `Holds`)
 
 An entry is made once, under its lock, in `making`, and renamed into its place; it never changes after that.
 """
@@ -16,78 +15,70 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+import filelock
 import msgspec
 
 from mlpkit.errors import StorageError, StorageUnavailable
 from mlpkit.log import logger
-from mlpkit.storage.eviction import Eviction
-from mlpkit.storage.leases import Leases
-from mlpkit.storage.locks import locked
-from mlpkit.storage.room import Room
+from mlpkit.settings import Settings
+from mlpkit.storage.index import CacheIndex, Holds, Meta
 from mlpkit.storage.store import digest_of, is_full
 
 _LONGEST_WAIT = 3600.0
+_POLL_SECONDS = 0.01
 _MOST_KNOWN = 1000
+_NOTICEABLE = 0.05
+_REST = 20.0
+"""How many times as long as an eviction in vain took there is no other one."""
+_EVICTION = "eviction"
+"""The lock of the process that removes entries: one at a time, so that no two remove more than is too much."""
 _Fingerprint = tuple[tuple[str, int, int, int, int], ...]
 """Name, inode, size and times of each file."""
 Make = Callable[[Path], Mapping[str, str]]
-"""Fills a folder; the digests that it knows of files in it, by their names."""
-
-
-class Meta(msgspec.Struct, frozen=True):
-    """What an entry holds: each file's size in bytes and digest, and (for people) where it came from."""
-
-    source: str
-    subject: str
-    files: dict[str, tuple[int, str]]
+"""Fills a folder; gives the digests that it knows of files in it, by their names."""
 
 
 class FileCache:
-    """A cache in a folder, of about `limit` bytes: the least recently used entries go first, never one that is held.
+    """A cache in a folder, of at most `limit` bytes: the least recently used entries go first.
 
-    Entries are known by a name that changes with their content, so that they never need to be made anew. Files that
-    several entries share (hard links) are counted once.
+    One that is held never goes. Entries are known by a name that changes with their content, so that they never need to
+    be made anew. Files that several entries share (hard links) are counted once.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
         self._folder = folder.absolute()
-        self._entries, self._newest, self._making, self._locks, users = (
-            self._folder / name for name in ("entries", "newest", "making", "locks", "users")
-        )
-        try:
-            for each in (self._entries, self._newest, self._making, self._locks, users):
-                each.mkdir(parents=True, exist_ok=True)
-            self._room = Room(self._folder, self._entries)
-            self._leases = Leases(users)
-            try:
-                self._clean()
-            except BaseException:
-                self._leases.close()
-                raise
-        except OSError as error:
-            raise StorageError(f"the file cache cannot be used ({error}): check MLPKIT_CACHE_DIR") from error
-        self._numbers = itertools.count()
+        self._limit = limit
+        self._entries = self._folder / "entries"
+        self._making = self._folder / "making"
+        self._locks = self._folder / "locks"
         self._intact: dict[str, _Fingerprint] = {}
-        self._eviction = Eviction(
-            self._locks / "eviction",
-            limit,
-            self._room,
-            self._leases,
-            clean=self._clean,
-            remove=self._remove_unless_held,
-        )
+        self._full_until = 0.0
+        with contextlib.ExitStack() as exits:
+            try:
+                for needed in (self._entries, self._making, self._locks):
+                    needed.mkdir(parents=True, exist_ok=True)
+                self._lock_mode = self._locks.stat().st_mode & 0o666
+                self._holds = Holds(self._folder / "holds")
+                exits.callback(self._holds.close)
+                self.index = CacheIndex(self._folder, self._holds)
+                exits.callback(self.index.close)
+                self._clean()
+            except OSError as error:
+                raise StorageError(f"the file cache cannot be used ({error}): check MLPKIT_CACHE_DIR") from error
+            exits.pop_all()
 
     def obtain(self, name: str, *, subject: str, source: str, make: Make) -> Path:
-        """The folder with the entry's files, held until `release`; `make` fills it where there is no intact one.
+        """The folder with the entry's files, held until `release`; `make` fills it if there is no intact one.
 
-        However many threads and processes ask, one of them makes the entry and the others wait for it. Where the disk
-        is full, entries that nobody holds make place for it.
+        However many threads and processes ask, one of them makes the entry and the others wait for it. If the disk is
+        full, entries that nobody holds make place for it.
 
         Raises:
             StorageUnavailable: another process has been making the entry for an hour.
@@ -95,20 +86,19 @@ class FileCache:
             Exception: whatever else `make` raises; nothing is left behind then.
         """
         entry, subject = _digest(name), _digest(subject)
-        if self._is_held_again(entry):
-            with self._translated(source), self._released_by_failure(entry):
-                self._point(subject, entry)
-            return self._files_of(entry)
-        with self._translated(source), self._locked(entry):
+        with self._translated(source):
             # Held before it is looked at: from here on nobody removes it.
-            self._leases.hold(entry)
+            self._holds.hold(entry)
             with self._released_by_failure(entry):
-                while not self._is_there(entry, subject, source, make):
-                    pass
+                if not self._is_known(entry):
+                    with self._locked(entry):
+                        while not self._is_there(entry, subject, source, make):
+                            pass
+                self.index.note_obtained(subject, entry)
         return self._files_of(entry)
 
     def held(self, copy: Path) -> Path | None:
-        """The folder of an earlier `obtain`, held until `release`; None where it is gone or damaged."""
+        """The folder of an earlier `obtain`, held until `release`; None if it is gone or damaged."""
         with self._translated(str(copy)):
             return self._held(copy.parent.name)
 
@@ -117,60 +107,55 @@ class FileCache:
         return {name: digest for name, (_, digest) in self._meta(copy.parent.name).files.items()}
 
     def newest(self, subject: str) -> Path | None:
-        """The folder of the entry obtained last under the subject, held until `release`; None where it is gone."""
+        """The folder of the entry obtained last under the subject, held until `release`; None if it is gone."""
         with self._translated(subject.replace("\n", ": ")):
-            entry = _text_of(f"{self._newest}/{_digest(subject)}")
+            entry = self.index.newest(_digest(subject))
             return self._held(entry) if entry else None
 
     def release(self, path: Path) -> None:
-        """Takes one `obtain` of the entry back that holds this file or folder; any other path is no error."""
+        """Takes back one `obtain` of the entry that holds this file or folder; any other path is not an error."""
         start = f"{self._entries}{os.sep}"
         found = os.path.abspath(path)
         if found.startswith(start):
-            self._leases.release(found[len(start) :].partition(os.sep)[0])
+            self._holds.release(found[len(start) :].partition(os.sep)[0])
 
     def keep_limit(self) -> None:
         """Removes entries that nobody holds, the least recently used first, until the limit is kept.
 
-        Cheap where it is kept. In a large cache it happens soon after, in a thread (see `eviction.py`). Call it after
-        `obtain`, and not from inside of `make`.
+        Call it after `obtain`, and not from inside of `make`.
         """
         try:
-            self._eviction.keep_limit()
+            total = self.index.total()
+            if total is None or total <= self._limit or time.monotonic() < self._full_until:
+                return
+            with self._locked(_EVICTION):
+                self._clean()
+                self._evict(self._limit)
         except OSError as error:
             logger.warning("the file cache {} cannot be kept within its limit: {}", self._folder, error)
 
     def close(self) -> None:
         """Releases everything that was obtained."""
-        self._eviction.close()
-        self._leases.close()
+        self._holds.close()
+        self.index.close()
 
     def _held(self, entry: str) -> Path | None:
-        if self._is_held_again(entry):
-            return self._files_of(entry)
-        with self._locked(entry):
-            self._leases.hold(entry)
-            if self._is_intact(entry):
-                return self._files_of(entry)
-            self._leases.release(entry)
-        return None
-
-    def _is_held_again(self, entry: str) -> bool:
-        """Holds an intact entry once more that this user holds already: nobody removes it, so it needs no lock."""
-        if not self._leases.again(entry):
-            return False
-        with contextlib.suppress(OSError):
+        self._holds.hold(entry)
+        with self._released_by_failure(entry):
             if self._is_known(entry):
-                return True
-        self._leases.release(entry)
-        return False
+                return self._files_of(entry)
+            with self._locked(entry):
+                if self._is_intact(entry):
+                    return self._files_of(entry)
+        self._holds.release(entry)
+        return None
 
     @contextlib.contextmanager
     def _released_by_failure(self, entry: str) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            self._leases.release(entry)
+            self._holds.release(entry)
             raise
 
     @contextlib.contextmanager
@@ -185,39 +170,46 @@ class FileCache:
             ) from error
 
     @contextlib.contextmanager
-    def _locked(self, entry: str, timeout: float = _LONGEST_WAIT) -> Iterator[None]:
-        with locked(f"{self._locks}/{entry}", timeout):
+    def _locked(self, name: str) -> Iterator[None]:
+        lock = filelock.FileLock(self._locks / name, mode=self._lock_mode)
+        try:
+            lock.acquire(timeout=_LONGEST_WAIT, poll_interval=_POLL_SECONDS)
+        except filelock.Timeout:
+            raise StorageUnavailable(
+                f"the file cache: another process has held {self._locks / name} for {_LONGEST_WAIT:.0f} s: is it stuck?"
+            ) from None
+        try:
             yield
+        finally:
+            lock.release()
 
     def _is_there(self, entry: str, subject: str, source: str, make: Make) -> bool:
-        """Makes the entry where there is no intact one; False where the disk was full, and has some room now."""
+        """Makes the entry if there is no intact one; False if the disk was full, and has some room now."""
         try:
             if not self._is_intact(entry):
                 self._make(entry, subject, source, make)
-            self._point(subject, entry)
         except OSError as error:
-            if is_full(error) and self._eviction.halve():
+            if is_full(error) and self._halve():
                 return False
             raise
         return True
 
     def _make(self, entry: str, subject: str, source: str, make: Make) -> None:
-        with self._scratch() as scratch:
+        with self._scratch(entry) as scratch:
             files = scratch / "files"
             files.mkdir()
             known = make(files)
-            held, added = {}, 0
+            held, found = {}, []
             for file in _files_below(files):
                 file.chmod(0o444)
-                found = file.stat()
+                stat = file.stat()
                 name = file.relative_to(files).as_posix()
-                held[name] = (found.st_size, known.get(name) or digest_of(file))
-                # What is shared with another entry is counted there.
-                added += found.st_size if found.st_nlink == 1 else 0
+                held[name] = (stat.st_size, known.get(name) or digest_of(file))
+                found.append((stat.st_ino, stat.st_size))
             (scratch / "meta.json").write_bytes(msgspec.json.encode(Meta(source, subject, held)))
             if (self._entries / entry).exists():
                 self._discard(entry)
-            with self._room.changing(added, entry):
+            with self.index.adding(entry, subject, found):
                 scratch.rename(self._entries / entry)
             self._remember(entry, _fingerprint(self._files_of(entry), held))
 
@@ -226,9 +218,9 @@ class FileCache:
 
         Digests are computed at the first use in a process, and again when a file's inode, size or times have changed.
         """
+        if self._is_known(entry):
+            return True
         try:
-            if self._is_known(entry):
-                return True
             meta, folder = self._meta(entry), self._files_of(entry)
             found = _fingerprint(folder, meta.files)
             for name, (size, digest) in meta.files.items():
@@ -245,10 +237,14 @@ class FileCache:
 
     def _is_known(self, entry: str) -> bool:
         """Marks the entry as used now; whether it is as this process has seen it intact."""
-        with contextlib.suppress(PermissionError):
-            os.utime(f"{self._entries}/{entry}/meta.json")
-        before = self._intact.get(entry)
-        return before is not None and before == _fingerprint(self._files_of(entry), [each[0] for each in before])
+        try:
+            with contextlib.suppress(PermissionError):
+                os.utime(f"{self._entries}/{entry}/meta.json")
+            before = self._intact.get(entry)
+            return before is not None and before == _fingerprint(self._files_of(entry), [file[0] for file in before])
+        except OSError:
+            # What is wrong is said by whoever reads the entry or makes it.
+            return False
 
     def _remember(self, entry: str, found: _Fingerprint) -> None:
         if len(self._intact) >= _MOST_KNOWN:
@@ -261,70 +257,141 @@ class FileCache:
     def _files_of(self, entry: str) -> Path:
         return self._entries / entry / "files"
 
-    def _point(self, subject: str, entry: str) -> None:
-        pointer = f"{self._newest}/{subject}"
-        if _text_of(pointer) != entry:
-            with self._scratch() as scratch:
-                (scratch / "newest").write_text(entry)
-                (scratch / "newest").rename(pointer)
-
     @contextlib.contextmanager
-    def _scratch(self) -> Iterator[Path]:
-        """A new folder beside the entries, gone after the block unless it was renamed."""
-        folder = self._unused()
-        folder.mkdir()
+    def _scratch(self, entry: str) -> Iterator[Path]:
+        """A new folder beside the entries, gone after the block unless it was renamed.
+
+        Call it while the entry is held and locked. What a process that was killed has left of the entry goes.
+        """
+        folder = self._making / entry
+        shutil.rmtree(folder, ignore_errors=True)
         try:
+            folder.mkdir()
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _unused(self) -> Path:
-        return self._making / f"{self._leases.user}-{next(self._numbers)}"
-
     def _discard(self, entry: str) -> None:
         # Renamed, and not into a new folder: a full disk may have no room for that.
-        freed, gone = self._room.freed_by(entry), self._unused()
+        gone = self._making / f"{entry}-{secrets.token_hex(8)}"
+        with contextlib.suppress(FileNotFoundError):
+            (self._entries / entry).rename(gone)
         try:
-            with contextlib.suppress(FileNotFoundError), self._room.changing(-freed, entry):
-                (self._entries / entry).rename(gone)
+            self.index.remove(entry)
+        except OSError:
+            # There is room for the change once the files are gone. If not, it is made when its turn comes again.
+            shutil.rmtree(gone, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.index.remove(entry)
         finally:
             shutil.rmtree(gone, ignore_errors=True)
 
     def _clean(self) -> None:
-        """Removes what users that were killed have left half-made; others may be at it too."""
-        for user in self._leases.dead():
-            for folder in self._making.glob(f"{user}-*"):
-                with contextlib.suppress(FileNotFoundError):
-                    if set(os.listdir(folder)) not in ({"files"}, {"newest"}):
-                        # It was killed while an entry came or went: who knows whether that is counted.
-                        self._room.forget()
-                    shutil.rmtree(folder, ignore_errors=True)
-            # Last: without its user's file, a folder would be nobody's.
-            self._leases.bury(user)
+        """Removes what processes that were killed have left half-made; others may be at it too."""
+        for folder in self._making.iterdir():
+            with self._holds.unless_held(folder.name) as free:
+                if not free:
+                    continue
+                shutil.rmtree(folder, ignore_errors=True)
+            entry = folder.name.partition("-")[0]
+            with self._holds.unless_held(entry) as free:
+                if free and not (self._entries / entry).exists():
+                    # Its process was killed while the entry came or went.
+                    self.index.remove(entry)
+
+    def _evict(self, limit: int) -> int:
+        """Removes entries, the least recently used first, until the limit is kept; how many it removed."""
+        started, began = time.time_ns(), time.monotonic()
+        removed = 0
+        before: tuple[str, int] | None = None
+        while (total := self.index.total() or 0) > limit:
+            oldest = self.index.oldest()
+            if oldest is None or oldest[1] >= started or oldest == before:
+                # All were asked for, or the index cannot be changed now.
+                self._rest(total, time.monotonic() - began)
+                break
+            before = oldest
+            entry, noted = oldest
+            used = self._last_use(entry)
+            if used > noted:
+                # It was used since that was noted: its turn comes later.
+                self.index.note_use(entry, min(used, started))
+            elif self._remove_unless_held(entry):
+                removed += 1
+            else:
+                self.index.note_use(entry, started)
+        return removed
+
+    def _last_use(self, entry: str) -> int:
+        try:
+            return os.stat(f"{self._entries}/{entry}/meta.json").st_mtime_ns
+        except OSError:
+            return 0
 
     def _remove_unless_held(self, entry: str) -> bool:
-        try:
-            with self._locked(entry, timeout=0):
-                # Asked for under the lock: whoever obtains the entry now waits, and finds it gone.
-                if entry in self._leases.everybodys():
-                    return False
-                self._forget(entry)
-                return True
-        except StorageUnavailable:
-            return False
+        with self._holds.unless_held(entry) as free:
+            if free:
+                self._intact.pop(entry, None)
+                self._discard(entry)
+                (self._locks / entry).unlink(missing_ok=True)
+        return free
 
-    def _forget(self, entry: str) -> None:
-        with contextlib.suppress(OSError, msgspec.DecodeError):
-            pointer = self._newest / self._meta(entry).subject
-            if pointer.read_text() == entry:
-                pointer.unlink()
-        self._intact.pop(entry, None)
-        self._discard(entry)
-        (self._locks / entry).unlink(missing_ok=True)
+    def _rest(self, total: int, taken: float) -> None:
+        if total > self._limit:
+            logger.warning(
+                "the file cache {} holds {} bytes, more than MLPKIT_CACHE_SIZE ({}): all of it is in use",
+                self._folder,
+                total,
+                self._limit,
+            )
+            # To ask who uses a hundred thousand entries in vain is not repeated with every fetch.
+            self._full_until = time.monotonic() + _REST * taken if taken > _NOTICEABLE else 0.0
+
+    def _halve(self) -> bool:
+        """Removes entries that nobody holds until half of the cache is gone; False if there are none."""
+        before = self.index.total()
+        with self._locked(_EVICTION):
+            now = self.index.total()
+            if before is not None and now is not None and now < before:
+                # Of all that find the disk full at the same moment, one makes place.
+                return True
+            self._clean()
+            removed = self._evict((now or 0) // 2)
+        if removed:
+            logger.warning("the disk of the file cache {} is full: {} entries were removed", self._folder, removed)
+        return removed > 0
+
+
+def open_cache(settings: Settings) -> FileCache:
+    """The cache of the settings.
+
+    If the folder belongs to another user and only that user may write there, it is a folder in the home, with a
+    warning: two users share a cache only if their files may be written by both.
+    """
+    folder = settings.cache_path
+    if _is_private_of_another(folder / "entries"):
+        private = settings.home / f"cache-{os.geteuid()}"
+        logger.warning(
+            "the file cache {} belongs to another user, who alone may write there: {} is used in its place. "
+            "To share a cache, give both users a group and a umask of 002, and the folder the mode 2775",
+            folder,
+            private,
+        )
+        folder = private
+    return FileCache(folder, settings.cache_size)
+
+
+def _is_private_of_another(folder: Path) -> bool:
+    try:
+        found = folder.stat()
+    except OSError:
+        return False
+    shared = found.st_mode & 0o022 and os.access(folder, os.W_OK | os.X_OK)
+    return found.st_uid != os.geteuid() and not shared
 
 
 def link_or_copy(file: Path, target: Path) -> None:
-    """The same content under another name: a hard link, or a copy where the file system has none."""
+    """Gives the same content another name: a hard link, or a copy if the file system has none."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(file, target)
@@ -340,19 +407,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 def _fingerprint(folder: Path, names: Iterable[str]) -> _Fingerprint:
     found = ((name, os.stat(f"{folder}/{name}")) for name in names)
-    return tuple((name, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for name, each in found)
-
-
-def _text_of(file: str) -> str:
-    """The file's text, which is short; empty where there is no such file."""
-    try:
-        descriptor = os.open(file, os.O_RDONLY)
-    except FileNotFoundError:
-        return ""
-    try:
-        return os.read(descriptor, 256).decode()
-    finally:
-        os.close(descriptor)
+    return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found)
 
 
 def _digest(name: str) -> str:

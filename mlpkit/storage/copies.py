@@ -1,51 +1,147 @@
-"""Local copies of objects and folders: what the store has newest, from the cache where it is there already."""
+"""Local copies of objects and folders: the newest of the store, from the cache if it is there already.
+
+`Freshness` knows which copies were compared with the store lately, and may be served without asking it again
+(MLPKIT_CACHE_TRUST). Whoever saves or deletes an object through the cache, in whatever process, changes a stamp for it
+and for the folders that it is in, once the store has answered. A comparison counts as long as the stamp that was there
+before it is still there. Names that share a stamp by chance cost each other a question to the store, and no more.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import threading
+import time
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlpkit.errors import ObjectNotFound, StorageDenied, StorageError, StorageUnavailable
 from mlpkit.log import logger
 from mlpkit.storage.cache import FileCache, link_or_copy
+from mlpkit.storage.index import CacheIndex
 from mlpkit.storage.paths import ObjectStat, checked_key
 from mlpkit.storage.store import ObjectChanged, Store, Threads, objects_below
-from mlpkit.storage.trust import Trust
 
 _ATTEMPTS = 10
+_STAMPS = 512
+_MOST_COMPARISONS = 10_000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """When a copy was compared with the store, and what stamp there was before."""
+
+    subject: str
+    place: int
+    stamp: bytes
+    asked: float
+
+
+class Freshness:
+    """The comparisons of the last `period` seconds in this process; none with a period of 0.
+
+    Safe from every thread.
+    """
+
+    def __init__(self, index: CacheIndex, store: str, period: float) -> None:
+        self._index = index
+        self._store = store
+        self._period = period
+        self._lock = threading.Lock()
+        self._fresh: dict[str, tuple[Comparison, Path]] = {}
+
+    def known(self, subject: str) -> Path | None:
+        """The copy that was the newest lately; None if the store must be asked."""
+        if not self._period:
+            return None
+        found = self._fresh.get(subject)
+        if found is None:
+            return None
+        comparison, copy = found
+        is_young = time.monotonic() - comparison.asked < self._period
+        if is_young and self._index.stamp(comparison.place) == comparison.stamp:
+            return copy
+        with self._lock:
+            self._fresh.pop(subject, None)
+        return None
+
+    def begin(self, subject: str, path: str) -> Comparison:
+        """Call it before the store is asked for a path, which ends with a slash for a folder."""
+        place = self._place(path)
+        return Comparison(subject, place, self._index.stamp(place) if self._period else b"", time.monotonic())
+
+    def end(self, comparison: Comparison, copy: Path) -> None:
+        """The copy was the newest when the store was asked."""
+        if self._period:
+            with self._lock:
+                if len(self._fresh) >= _MOST_COMPARISONS:
+                    self._fresh.clear()
+                self._fresh[comparison.subject] = (comparison, copy)
+
+    def changed(self, paths: Iterable[str]) -> None:
+        """Says to all who use the cache that these objects must be asked for.
+
+        Call it once the store has answered.
+        """
+        places = {self._place(part) for path in paths for part in _and_its_folders(path)}
+        try:
+            self._index.change_stamps(places)
+        except OSError as error:
+            logger.warning("copies may be out of date until MLPKIT_CACHE_TRUST is over ({})", error)
+
+    def _place(self, path: str) -> int:
+        return zlib.crc32(f"{self._store}\n{path}".encode()) % _STAMPS
+
+
+def _and_its_folders(path: str) -> Iterator[str]:
+    yield path
+    end = path.rfind("/")
+    while end > 0:
+        yield path[: end + 1]
+        end = path.rfind("/", 0, end)
 
 
 class Copies:
-    """Fetches from a store into a cache. With `offline`, the last known copy serves when the store cannot be reached.
+    """Fetches from a store into a cache.
 
-    A folder is an entry of its own in the cache, whose files are hard links to those of its objects.
+    With `offline`, the last known copy serves when the store cannot be reached. A folder is an entry of its own in the
+    cache, whose files are hard links to those of its objects.
     """
 
-    def __init__(self, store: Store, cache: FileCache, threads: Threads, trust: Trust, *, offline: bool) -> None:
-        self._store, self._cache, self._threads, self._offline = store, cache, threads, offline
-        self._trust = trust
+    def __init__(self, store: Store, cache: FileCache, threads: Threads, *, period: float, offline: bool) -> None:
+        self._store = store
+        self._cache = cache
+        self._threads = threads
+        self._offline = offline
+        self._freshness = Freshness(cache.index, store.url, period)
 
     def of_object(self, bucket: str, key: str, *, ask: bool) -> Path:
-        """The copy of one object, under its own name, held until `release`; with `ask` the store is always asked."""
+        """The copy of one object, under its own name, held until `release`.
+
+        With `ask` the store is always asked.
+        """
         path = f"{bucket}/{key}"
         subject = self._subject(path)
-        folder = None if ask else self._trusted(subject)
+        folder = None if ask else self._fresh(subject)
         if folder is None:
             folder = self._or_known(subject, path, lambda fresh: self._object(self._store.stat(bucket, key)))
         return folder / _name(key)
 
     def of_folder(self, bucket: str, start: str, only: Collection[str] | None, *, ask: bool) -> Path:
-        """A folder of copies of what is below `start` (it ends with a slash), or `only` those; held until `release`."""
+        """A folder of copies of what is below `start`, or `only` those, held until `release`.
+
+        `start` ends with a slash.
+        """
         path = f"{bucket}/{start}"
         subject = self._subject(path, *([] if only is None else ["only", *sorted(only)]))
-        folder = None if ask else self._trusted(subject)
+        folder = None if ask else self._fresh(subject)
         if folder is None:
             folder = self._or_known(subject, path, lambda fresh: self._folder(bucket, start, only, subject, fresh))
         return folder
 
     def changed(self, bucket: str, keys: Iterable[str]) -> None:
-        """The objects were saved or deleted, or may have been: nobody takes earlier copies for the newest."""
-        self._trust.changed(f"{bucket}/{key}" for key in keys)
+        """The objects were saved or deleted, or may have been: earlier copies are not the newest."""
+        self._freshness.changed(f"{bucket}/{key}" for key in keys)
 
     def release(self, path: Path) -> None:
         """The copy is not used any more."""
@@ -55,12 +151,12 @@ class Copies:
         """Releases all copies."""
         self._cache.close()
 
-    def _trusted(self, subject: str) -> Path | None:
-        known = self._trust.known(subject)
+    def _fresh(self, subject: str) -> Path | None:
+        known = self._freshness.known(subject)
         return None if known is None else self._cache.held(known)
 
     def _or_known(self, subject: str, path: str, obtain: Callable[[bool], Path]) -> Path:
-        question = self._trust.asking(subject, path)
+        comparison = self._freshness.begin(subject, path)
         try:
             folder = self._newest(obtain)
         except StorageUnavailable as error:
@@ -69,7 +165,7 @@ class Copies:
                 raise
             logger.warning("{}; the last known copy is used (MLPKIT_CACHE_OFFLINE)", error)
             return known
-        self._trust.answered(question, folder)
+        self._freshness.end(comparison, folder)
         self._cache.keep_limit()
         return folder
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from mlpkit.errors import ArgumentError, ObjectNotFound, StorageError
+from mlpkit.errors import ArgumentError, ObjectNotFound
 from mlpkit.injection import service
 from mlpkit.settings import Settings
-from mlpkit.storage.cache import FileCache
+from mlpkit.storage.cache import open_cache
 from mlpkit.storage.copies import Copies
 from mlpkit.storage.paths import ObjectStat, checked_key, checked_path, checked_prefix
 from mlpkit.storage.store import Store, Threads, check_store, objects_below, store_of
-from mlpkit.storage.trust import Trust
 
 _TRANSFERS_AT_A_TIME = 16
 """As many as the pool of connections keeps. A store waits for its disks with every object; with 8 it would idle."""
@@ -35,6 +34,10 @@ class _Parts:
     copies: Copies
     threads: Threads
     process: int
+
+
+_OF_PARENTS: list[_Parts] = []
+"""What a forked child found of its parent. It is kept, because a connection to SQLite must not be closed in a child."""
 
 
 @service()
@@ -195,15 +198,18 @@ class Storage:
         with self._lock:
             # Neither connections nor threads nor locks survive a fork.
             if self._made is None or self._made.process != os.getpid():
+                if self._made is not None:
+                    _OF_PARENTS.append(self._made)
                 store = store_of(self._settings)
+                cache = open_cache(self._settings)
                 threads = Threads(_TRANSFERS_AT_A_TIME)
-                cache = FileCache(self._settings.cache_path, self._settings.cache_size)
-                try:
-                    trust = Trust(self._settings.cache_path / "changes", store.url, self._settings.cache_trust)
-                except OSError as error:
-                    cache.close()
-                    raise StorageError(f"the file cache cannot be used ({error}): check MLPKIT_CACHE_DIR") from error
-                copies = Copies(store, cache, threads, trust, offline=self._settings.cache_offline)
+                copies = Copies(
+                    store,
+                    cache,
+                    threads,
+                    period=self._settings.cache_trust,
+                    offline=self._settings.cache_offline,
+                )
                 self._made = _Parts(store, copies, threads, os.getpid())
             return self._made
 

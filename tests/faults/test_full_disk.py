@@ -41,7 +41,7 @@ def start(tmp_path: Path, mounted: ExitStack) -> Iterator[Start]:
     with ExitStack() as exits:
 
         def start_service(settings: Mapping[str, str] = {}, *, ready: bool = True) -> RunningService:
-            usual = {"MLPKIT_SHUTDOWN_GRACE": "2", "MLP_TRAIN_TASK_NUM": "1"}
+            usual = {"MLPKIT_SHUTDOWN_GRACE": "2", "MLP_TRAIN_TASK_NUM": "1", "MLPKIT_STORE_RETRY": "0"}
             service = RunningService(f"{SCRIPT}:app", tmp_path / "home", {**usual, **settings})
             exits.callback(service.stop)
             if ready:

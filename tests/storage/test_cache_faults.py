@@ -9,13 +9,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import filelock
 import psutil
 import pytest
 
 from mlpkit.errors import StorageError
 from mlpkit.settings import Settings
 from mlpkit.storage.cache import FileCache
-from mlpkit.storage.locks import locked
+from mlpkit.storage.index import Holds
 from tests.servers import Relay, wait_until
 from tests.storage.conftest import OpenStorage
 
@@ -25,14 +26,17 @@ def _fill(folder: Path) -> dict[str, str]:
     return {}
 
 
-def _users(cache: Path) -> set[str]:
-    return {each.name for each in (cache / "users").iterdir()}
-
-
-def _leave_dead_user(cache: Path, folders: int) -> None:
+def _leave_half_made(cache: Path, folders: int) -> None:
+    """What processes that were killed leave."""
     for number in range(folders):
         (cache / "making" / f"dead-{number}" / "files").mkdir(parents=True)
-    (cache / "users" / "dead").touch()
+
+
+def _is_held(cache: Path, copy: Path) -> bool:
+    holds = Holds(cache / "holds")
+    with holds.unless_held(copy.parent.name) as free:
+        holds.close()
+        return not free
 
 
 def _at_once(*calls: Callable[[], object]) -> list[BaseException]:
@@ -57,47 +61,43 @@ def _at_once(*calls: Callable[[], object]) -> list[BaseException]:
 
 def test_all_who_start_together_clean_up_after_a_user_that_was_killed(tmp_path: Path) -> None:
     FileCache(tmp_path, 1).close()
-    _leave_dead_user(tmp_path, folders=200)
+    _leave_half_made(tmp_path, folders=200)
 
     assert _at_once(*[lambda: FileCache(tmp_path, 1).close()] * 3) == []
 
     assert list((tmp_path / "making").iterdir()) == []
-    assert _users(tmp_path) == set()
 
 
 @pytest.mark.parametrize("new", [False, True])
 def test_cache_that_cannot_be_opened_leaves_nothing_and_cleans_up_when_it_can(tmp_path: Path, new: bool) -> None:
     FileCache(tmp_path, 1).close()
-    _leave_dead_user(tmp_path, folders=1)
-    (tmp_path / "making" / "dead-0" / "meta.json").touch()
-    (tmp_path / "usage.lock").unlink()
-    (tmp_path / "usage.lock").mkdir()
-    if new:
-        (tmp_path / "usage").unlink()
+    _leave_half_made(tmp_path, folders=1)
+    obstacle = tmp_path / ("index.db" if new else "holds")
+    obstacle.unlink()
+    obstacle.mkdir()
     open_before = psutil.Process().num_fds()
     for _ in range(3):
         with pytest.raises(StorageError, match=r"the file cache cannot be used .*: check MLPKIT_CACHE_DIR"):
             FileCache(tmp_path, 1)
     assert psutil.Process().num_fds() == open_before
-    assert _users(tmp_path) == {"dead"}, "as long as there is something of it"
+    assert len(list((tmp_path / "making").iterdir())) == 1
 
-    (tmp_path / "usage.lock").rmdir()
+    obstacle.rmdir()
     FileCache(tmp_path, 1).close()
     assert list((tmp_path / "making").iterdir()) == []
-    assert _users(tmp_path) == set()
 
 
-def test_storage_whose_file_of_stamps_cannot_be_opened_says_so_and_leaves_nothing(
+def test_storage_whose_index_cannot_be_opened_says_so_and_leaves_nothing(
     folder_settings: Settings, opened: OpenStorage
 ) -> None:
     cache = folder_settings.cache_path
-    (cache / "changes").mkdir(parents=True)
+    (cache / "index.db").mkdir(parents=True)
     storage = opened(folder_settings)
     with pytest.raises(StorageError, match=r"the file cache cannot be used .*: check MLPKIT_CACHE_DIR"):
         storage.fetch("bucket/key")
-    assert _users(cache) == set()
+    assert storage._made is None
 
-    (cache / "changes").rmdir()
+    (cache / "index.db").rmdir()
     with pytest.raises(StorageError, match="does not exist"):
         storage.fetch("bucket/key")
 
@@ -117,22 +117,22 @@ def test_storage_that_is_closed_during_a_save_stays_closed(
     saving.join(30)
 
     assert not saving.is_alive()
-    assert _users(s3_settings.cache_path) == set()
+    assert storage._made is None
 
 
 def test_obtain_that_fails_for_an_entry_in_use_holds_nothing_more(tmp_path: Path) -> None:
     cache = FileCache(tmp_path, 1 << 20)
     copy = cache.obtain("name", subject="one", source="s", make=_fill)
-    pointer = next((tmp_path / "newest").iterdir())
-    pointer.unlink()
-    pointer.mkdir()
+    (copy / "file").unlink()
+
+    def fail(folder: Path) -> dict[str, str]:
+        raise IsADirectoryError(errno.EISDIR, "Is a directory")
 
     with pytest.raises(StorageError, match="Is a directory"):
-        cache.obtain("name", subject="one", source="s", make=_fill)
+        cache.obtain("name", subject="one", source="s", make=fail)
+    assert _is_held(tmp_path, copy)
     cache.release(copy)
-
-    (user,) = (tmp_path / "users").iterdir()
-    assert user.read_text().split() == []
+    assert not _is_held(tmp_path, copy)
     cache.close()
 
 
@@ -152,12 +152,12 @@ def test_of_all_that_find_the_disk_full_at_the_same_moment_one_makes_place(tmp_p
     def waiting() -> int:
         stacks = [traceback.walk_stack(frame) for frame in sys._current_frames().values()]
         names = [{frame.f_code.co_name for frame, _ in stack} for stack in stacks]
-        return sum(each >= {"halve", "_acquired"} for each in names)
+        return sum(each >= {"_halve", "_locked", "acquire"} for each in names)
 
     def fetch(number: int) -> Callable[[], object]:
         return lambda: cache.obtain(f"new {number}", subject=f"new {number}", source="s", make=fill_when_there_is_room)
 
-    with locked(f"{tmp_path}/locks/eviction", 10):
+    with filelock.FileLock(tmp_path / "locks" / "eviction", timeout=10):
         fetching = threading.Thread(target=lambda: _at_once(*map(fetch, range(crowd))))
         fetching.start()
         wait_until(lambda: waiting() == crowd, "all of them wait to evict")

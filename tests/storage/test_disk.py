@@ -1,4 +1,4 @@
-"""Writing to a disk that takes a part only."""
+"""Files: writing to a disk that takes a part only, and digests that are taken in pieces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlpkit.storage.store import write_at
+from mlpkit.storage.store import BLOCK, BlockDigest, combined, digest_of, write_at
 
 
 def test_write_that_the_kernel_cuts_off_is_an_error(tmp_path: Path) -> None:
@@ -31,3 +31,21 @@ def test_all_of_it_is_written_at_its_place(tmp_path: Path) -> None:
     write_at(file, b"ab", 1)
     os.close(file)
     assert (tmp_path / "file").read_bytes() == b".ab."
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 5])
+def test_a_digest_is_the_same_in_whatever_pieces_the_content_comes(tmp_path: Path, size: int) -> None:
+    content = os.urandom(1 << 10) * (size // (1 << 10)) + os.urandom(size % (1 << 10))
+    (tmp_path / "file").write_bytes(content)
+    pieces, ranges = BlockDigest(), []
+    for start in range(0, size, 3_000_001):
+        pieces.update(content[start : start + 3_000_001])
+    for start in range(0, size, BLOCK):
+        ranges.append(BlockDigest())
+        ranges[-1].update(content[start : start + BLOCK])
+
+    assert combined(pieces.blocks) == digest_of(tmp_path / "file")
+    assert combined(block for each in ranges for block in each.blocks) == digest_of(tmp_path / "file")
+    if size:
+        (tmp_path / "file").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert combined(pieces.blocks) != digest_of(tmp_path / "file")

@@ -12,7 +12,8 @@ import pytest
 from mlpkit.errors import ObjectNotFound
 from mlpkit.settings import Settings, encode_settings
 from mlpkit.storage import Manifest, Storage, open_model, save_model
-from mlpkit.storage.trust import Trust
+from mlpkit.storage.copies import Freshness
+from mlpkit.storage.index import CacheIndex, Holds
 from tests.servers import Relay, S3Server, wait_until
 from tests.storage.conftest import OpenStorage
 
@@ -128,17 +129,19 @@ def test_a_delete_through_the_same_cache_ends_the_trust(
 
 
 def test_a_save_while_the_store_is_asked_leaves_no_trust(tmp_path: Path) -> None:
-    trust, elsewhere = (Trust(tmp_path / "changes", "store", 3600.0) for _ in range(2))
-    question = trust.asking("subject", "bucket/d/k")
+    (tmp_path / "entries").mkdir()
+    indexes = [CacheIndex(tmp_path, Holds(tmp_path / "holds")) for _ in range(2)]
+    mine, elsewhere = (Freshness(index, "store", 3600.0) for index in indexes)
+    comparison = mine.begin("subject", "bucket/d/k")
     elsewhere.changed(["bucket/d/k"])
-    trust.answered(question, tmp_path)
-    assert trust.known("subject") is None
+    mine.end(comparison, tmp_path)
+    assert mine.known("subject") is None
 
-    trust.answered(trust.asking("subject", "bucket/d/k"), tmp_path)
-    assert trust.known("subject") == tmp_path
+    mine.end(mine.begin("subject", "bucket/d/k"), tmp_path)
+    assert mine.known("subject") == tmp_path
 
 
-def test_without_the_file_of_stamps_nothing_is_trusted_and_nothing_fails(
+def test_without_the_index_nothing_is_trusted_and_nothing_fails(
     folder_settings: Settings, opened: OpenStorage, tmp_path: Path
 ) -> None:
     trusting, path = folder_settings.with_options(cache_trust=3600.0), f"{folder_settings.data_bucket}/k"
@@ -149,8 +152,8 @@ def test_without_the_file_of_stamps_nothing_is_trusted_and_nothing_fails(
         elsewhere.save(tmp_path / "local", path)
         seen.append(storage.fetch(path).read_bytes())
         if version == b"first":
-            (trusting.cache_path / "changes").unlink()
-            (trusting.cache_path / "changes").mkdir()
+            (trusting.cache_path / "index.db").unlink()
+            (trusting.cache_path / "index.db").mkdir()
     assert seen == [b"first", b"second", b"third"]
 
 
