@@ -55,9 +55,9 @@ start_folder = working_directory()
 
 
 def front_door(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` (PEP 562) of a package whose names are imported on first use.
+    """The `__getattr__` of a package that imports its names on first use.
 
-    `modules` says which module has which of its names.
+    PEP 562 describes it. `modules` says which module has which of its names.
     """
 
     def find(name: str) -> Any:

@@ -1,4 +1,6 @@
-"""Algorithm: a name, a kind, and the functions that an author's decorators record. Nothing is started or written here.
+"""Algorithm: a name, a kind, and the functions that decorators record.
+
+Nothing is started or written here.
 
 Decorators return the function unchanged. They never raise: what is wrong is kept, and `App.build` tells it all at once.
 """
@@ -76,14 +78,17 @@ def _flag(value: Any) -> object:
 def _ids(value: Any) -> object:
     if isinstance(value, str):
         raise ValueError(f"a list of model ids: [{value!r}]")
-    if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) and each for each in value):
+    if not isinstance(value, (list, tuple)) or not all(isinstance(model_id, str) and model_id for model_id in value):
         raise ValueError("a list of model ids")
     return tuple(value)
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What a training job may use. `memory` is in bytes, `timeout` in seconds; None is no limit."""
+    """What a training job may use.
+
+    `memory` is in bytes, `timeout` in seconds; None means no limit.
+    """
 
     cpus: int | None = _option(None, _whole(1))
     gpus: int = _option(0, _whole(0))
@@ -94,8 +99,9 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """Where models live: alone in a process (`isolated`), in how many workers (`replicas`), which from the start.
+    """Where models live.
 
+    `isolated`: each alone in a process. `replicas`: in how many workers. `preload`: which from the start.
     `memory` is what one copy needs, in bytes; None is what it took the last time that it was loaded.
     """
 
@@ -108,7 +114,10 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How predictions run. `max_wait_ms` is the longest wait for company in a batch, `timeout` is in seconds."""
+    """How predictions run.
+
+    `max_wait_ms` is how long a batch waits for further requests. `timeout` is in seconds.
+    """
 
     max_batch_size: int = _option(1, _whole(1))
     max_wait_ms: float = _option(0.5, _number)
@@ -149,8 +158,11 @@ class PredictKeywords(TypedDict, total=False):
 
 
 def read_options(kind: type[O], given: Mapping[str, object]) -> tuple[O, list[str]]:
-    """The options that an author gave, and what is wrong with them; a wrong one has its default."""
-    known = {each.name: each for each in fields(kind)}
+    """The options that an author gave, and what is wrong with them.
+
+    A wrong option has its default.
+    """
+    known = {option.name: option for option in fields(kind)}
     values: dict[str, Any] = {}
     mistakes: list[str] = []
     for name, value in given.items():
@@ -166,7 +178,7 @@ def read_options(kind: type[O], given: Mapping[str, object]) -> tuple[O, list[st
 
 @dataclass
 class Hook:
-    """One decorated function of an algorithm; `plan` is compiled when the app is built."""
+    """One decorated function of an algorithm."""
 
     name: str
     function: Callable[..., Any]
@@ -175,7 +187,7 @@ class Hook:
 
     @property
     def plan(self) -> Plan:
-        """The call plan.
+        """The call plan; it is compiled when the app is built.
 
         Raises:
             DeclarationError: the signature cannot be filled.
@@ -196,8 +208,9 @@ class Hook:
         return [self._misfit(parameter) for parameter in plan.all_fields() if not _fits(parameter)]
 
     def _misfit(self, parameter: FieldParameter) -> str:
-        """What is wrong with the type of a field that no request can have."""
-        field, given = parameter.name, str(getattr(parameter.type, "__name__", parameter.type))
+        """What is wrong with the type of a field."""
+        field = parameter.name
+        given = getattr(parameter.type, "__name__", str(parameter.type))
         if parameter.field not in OBJECTS:
             return f"{where(self.function)}: {field!r} is a text in every request, which cannot become {given}"
         item = next(iter(get_args(parameter.type)), dict)
@@ -220,12 +233,17 @@ def _fits(parameter: FieldParameter) -> bool:
 
 
 class Algorithm:
-    """One algorithm: a name, a kind, and the functions that its decorators recorded; `place` is where it was made."""
+    """One algorithm: a name, a kind, and the functions of its decorators.
+
+    `place` is where it was made.
+    """
 
     def __init__(self, name: str, *, kind: str = "text_custom", examples: Sequence[Any] = ()) -> None:
         self.place = calling_place()
-        self._mistakes = [f"{self.place}: {each}" for each in _mistakes_of_declaration(name, kind, examples)]
-        self.name, self.kind, self.examples = name, kind, tuple(examples) if isinstance(examples, Sequence) else ()
+        self._mistakes = [f"{self.place}: {mistake}" for mistake in _mistakes_of_declaration(name, kind, examples)]
+        self.name = name
+        self.kind = kind
+        self.examples = tuple(examples) if isinstance(examples, Sequence) else ()
         self.hooks: dict[str, Hook] = {}
 
     def __repr__(self) -> str:
@@ -250,7 +268,7 @@ class Algorithm:
         return options if isinstance(options, PredictOptions) else PredictOptions()
 
     def plan(self, hook: str) -> Plan | None:
-        """The call plan of a hook, or None where the algorithm does not have it."""
+        """The call plan of a hook, or None without such a hook."""
         return self.hooks[hook].plan if hook in self.hooks else None
 
     @overload
@@ -258,7 +276,9 @@ class Algorithm:
     @overload
     def train(self, /, **options: Unpack[TrainKeywords]) -> Callable[[F], F]: ...
     def train(self, function: F | None = None, /, **options: Any) -> F | Callable[[F], F]:
-        """Records the function that trains a model, in a process of its own for every job.
+        """Records the function that trains a model.
+
+        Every job runs in a process of its own.
 
         Args:
             function: the function; or options, and the function comes with the decoration.
@@ -273,7 +293,9 @@ class Algorithm:
     @overload
     def load(self, /, **options: Unpack[LoadKeywords]) -> Callable[[F], F]: ...
     def load(self, function: F | None = None, /, **options: Any) -> F | Callable[[F], F]:
-        """Records the function that returns the model (a generator yields it, and is resumed when it is unloaded).
+        """Records the function that returns the model.
+
+        A generator, or a `@contextmanager`, yields the model and is resumed when it is unloaded.
 
         Args:
             function: the function; or options, and the function comes with the decoration.
@@ -293,18 +315,18 @@ class Algorithm:
         Args:
             function: the function; or options, and the function comes with the decoration.
             options: `max_batch_size` of more than 1 makes `features`, `params` and `uuid` lists, and the answer a list
-                of the same length; `max_wait_ms` is the longest that a batch waits for company. `threads`: how many
+                of the same length; `max_wait_ms` is how long a batch waits for further requests. `threads`: how many
                 predictions of one model run at a time in a process. `timeout` (seconds) ends a prediction together
                 with its process.
         """
         return self._record("predict", function, PredictOptions, options)
 
     def unload(self, function: F) -> F:
-        """Records what is called before a model is dropped; it is dropped all the same when this raises."""
+        """Records what is called before a model is dropped."""
         return self._add("unload", function)
 
     def delete(self, function: F) -> F:
-        """Records what deletes a model, in place of removing its folder from the model bucket."""
+        """Records what deletes a model, instead of removing its folder."""
         return self._add("delete", function)
 
     def status(self, function: F) -> F:
@@ -312,7 +334,10 @@ class Algorithm:
         return self._add("status", function)
 
     def model_id(self, function: F) -> F:
-        """Records what makes the id of a new model: a string of 1 to 64 characters."""
+        """Records what makes the id of a new model.
+
+        An id has 1 to 64 characters.
+        """
         return self._add("model_id", function)
 
     def mistakes(self) -> list[str]:
@@ -331,7 +356,8 @@ class Algorithm:
 
     def _nothing_to_load(self) -> list[str]:
         """A mistake if `load` needs a model's folder that `train` never makes."""
-        train, load = self.plan("train"), self.plan("load")
+        train = self.plan("train")
+        load = self.plan("load")
         if train is None or load is None:
             return []
         stores = any(service.type.__name__ in ("ModelDir", "Storage") for service in train.all_services())
@@ -348,7 +374,7 @@ class Algorithm:
     ) -> F | Callable[[F], F]:
         def record(function: F) -> F:
             options, mistakes = read_options(kind, given)
-            self._mistakes += [f"{where(function)}: @app.{name} has {each}" for each in mistakes]
+            self._mistakes += [f"{where(function)}: @app.{name} has {mistake}" for mistake in mistakes]
             return self._add(name, function, options)
 
         if callable(function):
@@ -377,18 +403,18 @@ class Algorithm:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Raises AttributeError; for a misspelt decorator with what exists (type checkers need not know)."""
-            decorators = [each for each in FIELDS if hasattr(type(self), each)]
+            """Raises AttributeError, which names the decorators that exist."""
+            decorators = [hook for hook in FIELDS if hasattr(type(self), hook)]
             hint = "" if name.startswith("_") else did_you_mean(name, decorators)
             text = f"{type(self).__name__} has no attribute {name!r}{hint}"
             raise AttributeError(text + f"\n  decorators: {', '.join(decorators)}" if hint else text)
 
 
 def _problem_of(function: object) -> str:
-    """Why this is nothing that a decorator can record, or an empty string."""
+    """Why a decorator cannot record this, or an empty string."""
     name = getattr(function, "__qualname__", "")
     if not callable(function):
-        return f"{function!r}, which is no function"
+        return f"{function!r}, which is not a function"
     if inspect.isclass(function):
         return f"class {name}: a plain function of the module is needed"
     if "<lambda>" in name:

@@ -1,4 +1,6 @@
-"""App: what a script declares, as a whole. Nothing here starts, connects or writes anything.
+"""App: everything that a script declares.
+
+Nothing here starts, connects or writes anything.
 
 `App.build` checks the whole declaration and compiles the call plans; the service, the command line and the children
 build the app before they use it.
@@ -23,14 +25,14 @@ Lifecycle = Literal["on_start", "on_stop"]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an App was made: the module's name and file, from which children import it again."""
+    """The module that made an App: children import it again."""
 
     module: str
     file: str | None = None
 
 
 class App(Algorithm):
-    """An application: one algorithm of its own name, further ones beside it, and those of other apps.
+    """An application: its own algorithm, others beside it, and included apps.
 
     It is an ASGI application (`uvicorn sentiment:app`); `app.run()` serves it from `if __name__ == "__main__"`.
 
@@ -59,13 +61,13 @@ class App(Algorithm):
 
     def include(self, *apps: App) -> App:
         """Adds the algorithms of other apps, and returns this one."""
-        for each in apps:
-            if not isinstance(each, App):
-                self._mistakes.append(f"{calling_place()}: include takes apps, not {each!r}")
-            elif any(inner is self for inner in each._apps()):
+        for app in apps:
+            if not isinstance(app, App):
+                self._mistakes.append(f"{calling_place()}: include takes apps, not {app!r}")
+            elif any(inner is self for inner in app._apps()):
                 self._mistakes.append(f"{calling_place()}: App({self.name!r}) includes itself")
             else:
-                self._included.append(each)
+                self._included.append(app)
         return self
 
     def on_start(self, function: F) -> F:
@@ -77,18 +79,18 @@ class App(Algorithm):
         return self._add_lifecycle("on_stop", function)
 
     def lifecycle(self, name: Lifecycle) -> list[Hook]:
-        """The functions of the included apps and of this one, in the order of their declaration."""
+        """The functions of included apps and of this one, in declared order."""
         return [hook for app in reversed(list(self._apps())) for hook in app._lifecycle[name]]
 
     def overrides(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
-        """The dependency overrides of the included apps and of this one; its own go first."""
+        """The dependency overrides of included apps and this one, which wins."""
         merged: dict[Callable[..., Any], Callable[..., Any]] = {}
         for app in reversed(list(self._apps())):
             merged.update(app.dependency_overrides)
         return merged
 
     def build(self) -> Mapping[str, Algorithm]:
-        """The algorithms by name, in order of registration, checked and with compiled plans.
+        """The algorithms by name, checked and with compiled plans.
 
         Raises:
             DeclarationError: all mistakes of the script in one message.
@@ -98,14 +100,17 @@ class App(Algorithm):
         if found:
             count = "" if len(found) == 1 else f"{len(found)} mistakes:\n"
             raise DeclarationError(count + "\n".join(found))
-        return {each.name: each for each in algorithms}
+        return {algorithm.name: algorithm for algorithm in algorithms}
 
     def algorithms(self) -> list[Algorithm]:
-        """The algorithms of this app and of the included ones; an app's own only where it has hooks of its own."""
-        return [each for app in self._apps() for each in ([app] if app.hooks else []) + app._others]
+        """The algorithms of this app and of the included ones.
+
+        An app counts as an algorithm only if it has hooks of its own.
+        """
+        return [algorithm for app in self._apps() for algorithm in ([app] if app.hooks else []) + app._others]
 
     def run(self, *, host: str = "127.0.0.1", port: int = 8000, workers: int | None = None) -> None:
-        """Serves the app until it is told to stop, as `python -m mlpkit run` does."""
+        """Serves the app, as `python -m mlpkit run` does."""
         from mlpkit.service import serve
 
         serve(self, host=host, port=port, workers=workers)
@@ -123,8 +128,8 @@ class App(Algorithm):
         if id(self) not in seen:
             seen.add(id(self))
             yield self
-            for each in self._included:
-                yield from each._apps(seen)
+            for app in self._included:
+                yield from app._apps(seen)
 
     def _add_lifecycle(self, name: Lifecycle, function: F) -> F:
         if not self._refuses(name, function):
@@ -144,11 +149,11 @@ class App(Algorithm):
                 "or @app.predict"
             )
         names: dict[str, Algorithm] = {}
-        for each in algorithms:
-            found += each.mistakes()
-            twin = names.setdefault(each.name, each)
-            if twin is not each:
-                found.append(f"{each.place}: there is another algorithm named {each.name!r}: {twin.place}")
+        for algorithm in algorithms:
+            found += algorithm.mistakes()
+            twin = names.setdefault(algorithm.name, algorithm)
+            if twin is not algorithm:
+                found.append(f"{algorithm.place}: there is another algorithm named {algorithm.name!r}: {twin.place}")
         return found
 
 

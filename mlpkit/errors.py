@@ -1,4 +1,4 @@
-"""The one tree of errors: each class knows the protocol's word and the HTTP status that it stands for.
+"""The tree of errors, each with its protocol word and HTTP status.
 
 Sources: the words `arg_error` and `fail` are the platform's (`tests/wire/PROTOCOL.md`, section 1.1).
 """
@@ -10,7 +10,7 @@ from typing import ClassVar
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
-    """`, did you mean 'features'?`, or nothing if no known name is close.
+    """`, did you mean 'features'?`, or nothing without a close name.
 
     `cutoff` is how alike names must be, from 0 to 1 (`difflib.SequenceMatcher.ratio`).
     """
@@ -21,23 +21,30 @@ def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str
 
 
 class MlpkitError(Exception):
-    """The root of what mlpkit raises on purpose; `str(error)` is a sentence for the person who can act on it.
+    """The root of all errors that mlpkit raises on purpose.
 
+    `str(error)` is a sentence for the person who can act on it.
     `status` is the word that the protocol's answer carries, `http_status` the code sent with `MLPKIT_HTTP_ERRORS=http`.
     """
 
     status: ClassVar[str] = "fail"
     http_status: ClassVar[int] = 500
     trace: str = ""
-    """The traceback of the user's code behind the error, for the log; empty where there is none."""
+    """The traceback of the user's code behind the error, for the log; empty if there is none."""
 
 
 class DeclarationError(MlpkitError):
-    """An author's mistake in a script: what is wrong, in which function, file and line, and what would be right."""
+    """An author's mistake in a script.
+
+    The message says what is wrong, in which function, file and line, and what would be right.
+    """
 
 
 class SettingsError(MlpkitError):
-    """A setting that is unknown or has a value that cannot be used; names the variable and what is allowed."""
+    """A setting that is unknown, or whose value cannot be used.
+
+    The message names the variable and what is allowed.
+    """
 
 
 class ArgumentError(MlpkitError):
@@ -57,11 +64,14 @@ class AlgorithmNotFound(ArgumentError):
 
 
 class NotInRequest(ArgumentError):
-    """The request has nothing that a service could be made from; a parameter that may be None gets None instead."""
+    """The request has nothing to make a service from.
+
+    A parameter that may be None gets None instead.
+    """
 
 
 class UnsafePath(ArgumentError):
-    """An id or a path that would leave its place (`..`, absolute, NUL, backslash)."""
+    """An id or path that would leave its folder, such as `..`."""
 
 
 class BodyTooLarge(ArgumentError):
@@ -71,7 +81,7 @@ class BodyTooLarge(ArgumentError):
 
 
 class MalformedBody(ArgumentError):
-    """The request's body is not what its content type says: no JSON object, or broken."""
+    """The request's body is broken, or not a JSON object."""
 
 
 class Unauthorized(ArgumentError):
@@ -90,7 +100,7 @@ class ModelNotLoaded(MlpkitError):
 
 
 class LoadFailed(MlpkitError):
-    """The user's `load` failed; nothing of the model is left in the worker."""
+    """The author's `load` failed; the worker has nothing of the model."""
 
     def __init__(self, text: str) -> None:
         super().__init__(f"load fail {text}")
@@ -104,8 +114,9 @@ class PredictFailed(MlpkitError):
 
 
 class UserCodeError(MlpkitError):
-    """Wraps whatever the user's code raised (BaseException too); `str()` is the exception's own text.
+    """Whatever the author's code raised, BaseException too.
 
+    `str()` is the exception's own text.
     `trace` holds the traceback from the user's first frame on; it belongs into the log, never into an answer.
     """
 
@@ -116,11 +127,17 @@ class UserCodeError(MlpkitError):
 
 
 class AnswerError(MlpkitError):
-    """A handler's answer is not what its kind prescribes; the message starts with the path of the wrong field."""
+    """An answer that does not fit the kind of the algorithm.
+
+    The message starts with the path of the wrong field.
+    """
 
 
 class Overloaded(MlpkitError):
-    """A waiting room is full; the request was refused at once. `retry_after` is in seconds."""
+    """A queue is full, so the request was refused immediately.
+
+    `retry_after` is in seconds.
+    """
 
     http_status = 503
     retry_after: int = 1
@@ -135,7 +152,10 @@ class ServiceStopping(Overloaded):
 
 
 class WorkerLost(MlpkitError):
-    """The worker process ended while it held the request; the message says how it ended."""
+    """The worker process ended while it worked on the request.
+
+    The message says how it ended.
+    """
 
     http_status = 502
 
@@ -145,7 +165,10 @@ class WorkerNotReady(WorkerLost):
 
 
 class TimeLimitExceeded(MlpkitError):
-    """Something took longer than its time limit; the message names the limit and what was done about it."""
+    """Something took longer than its time limit.
+
+    The message names the limit and what was done about it.
+    """
 
     http_status = 504
 
@@ -160,23 +183,29 @@ class JobNotFound(MlpkitError):
 
 
 class JobConflict(MlpkitError):
-    """The job cannot do what was asked in the state that it is in."""
+    """The state of the job does not allow what was asked."""
 
     http_status = 409
 
 
 class JournalError(MlpkitError):
-    """The file of the training jobs cannot be read or written; the message names it."""
+    """The file of the training jobs cannot be read or written."""
 
 
 class DataError(MlpkitError):
-    """A row of training data that cannot be used; the message names file, line and, where known, column."""
+    """A row of training data that cannot be used.
+
+    The message names the file, the line and, if it is known, the column.
+    """
 
     http_status = 422
 
 
 class StorageError(MlpkitError):
-    """The store could not do what was asked; the message names endpoint, bucket and key, never a secret."""
+    """The store could not do what was asked.
+
+    The message names the endpoint, the bucket and the key, never a secret.
+    """
 
     http_status = 502
 
@@ -192,38 +221,44 @@ class StorageDenied(StorageError):
 
 
 class StorageUnavailable(StorageError):
-    """The store could not be reached, or did not answer in time, after all retries."""
+    """The store could not be reached, or did not answer in time."""
 
     http_status = 503
 
 
 class ModelChanged(StorageError):
-    """A model's files changed, or the model was deleted, while it was stored; the message names what changed."""
+    """A model was deleted, or its files changed, while it was stored.
+
+    The message names what changed.
+    """
 
     http_status = 409
 
 
 class IncompleteModel(StorageError):
-    """A model folder without its manifest, or with files missing: an upload that never finished."""
+    """A model folder without its manifest, or with files missing."""
 
 
 class DatabaseError(MlpkitError):
-    """The platform's database could not be asked, or refused; neither message nor trace names its host or user."""
+    """The platform's database could not be asked, or refused.
+
+    Neither the message nor the trace names its host or user.
+    """
 
     http_status = 503
 
 
 class ServiceUnreachable(MlpkitError):
-    """A client could not connect to the service, or lost the connection before the answer was complete."""
+    """A client could not connect, or lost the connection too early."""
 
     http_status = 502
 
 
 class UnexpectedAnswer(MlpkitError):
-    """What a client received is no answer of the platform's protocol."""
+    """What a client received is not an answer of the platform's protocol."""
 
     http_status = 502
 
 
 class TrainFailed(MlpkitError):
-    """A training job ended with `error`; the message is the reason that the service gives."""
+    """A training job ended with `error`; the message is the reason."""

@@ -1,4 +1,4 @@
-"""From a target such as `sentiment:app` or `sentiment.py:app` to the App, and back.
+"""From a target such as `sentiment.py:app` to the App, and back.
 
 Every way in which a script cannot be imported ends in one message with the author's own file and line.
 """
@@ -26,10 +26,10 @@ def import_app(target: str) -> App:
 
     Args:
         target: `module:name` (the working directory is searched too), `path/to/file.py:name`, or either without a name
-            where the module has exactly one App.
+            if the module has exactly one App.
 
     Raises:
-        DeclarationError: there is no such module or App, or the script cannot be imported; says where and why.
+        DeclarationError: the module or App does not exist, or the script cannot be imported; says where and why.
     """
     # The script may change the working directory, so every path is made absolute before it is imported.
     here = Path(working_directory())
@@ -63,7 +63,8 @@ def know_by_other_names(script: ModuleType) -> None:
     """
     if not script.__file__:
         return
-    file, start = Path(script.__file__).resolve(), Path(start_folder).resolve()
+    file = Path(script.__file__).resolve()
+    start = Path(start_folder).resolve()
     names = {_name_and_folder(file)[0]}
     if file.is_relative_to(start):
         names.add(".".join(file.relative_to(start).with_suffix("").parts))
@@ -92,9 +93,10 @@ def _make_package(name: str, folder: Path) -> None:
 
 
 def _stand_in_for_main(script: ModuleType) -> None:
-    """Lets pickles of `python senti.py`, whose classes are in `__main__`, find them in the script."""
+    """Lets pickles that `python senti.py` made find their classes."""
 
     def find(name: str) -> object:
+        # Such a pickle names `__main__`, which is another program in a worker.
         if name.startswith("__") or name not in vars(script):
             raise AttributeError(f"module '__main__' has no attribute {name!r}")
         return vars(script)[name]
@@ -104,7 +106,9 @@ def _stand_in_for_main(script: ModuleType) -> None:
 
 
 def target_of(app: App) -> str:
-    """`module:name` or `/path/to/file.py:name`: the target with which another process imports the app again.
+    """The target with which another process imports the app again.
+
+    It is `module:name` or `/path/to/file.py:name`.
 
     Raises:
         DeclarationError: no module has the app as a global.
@@ -130,7 +134,7 @@ def target_of(app: App) -> str:
 
 
 def absolute_search_path(folder: Path = Path(start_folder)) -> list[str]:
-    """`sys.path` with absolute entries, so that an `os.chdir` of the script changes none of them."""
+    """`sys.path` with absolute entries, which no `os.chdir` changes."""
     return [os.path.abspath(os.path.join(folder, entry)) for entry in sys.path if isinstance(entry, str)]
 
 
@@ -162,13 +166,14 @@ def _named(module: ModuleType, name: str, apps: dict[str, App]) -> App:
     exists = f"\n  apps there: {', '.join(apps) or 'none'}"
     if hasattr(module, name):
         found = type(getattr(module, name)).__name__
-        raise DeclarationError(f"{script}: {name!r} is no App, but of type {found}{exists}")
+        raise DeclarationError(f"{script}: {name!r} is not an App, but of type {found}{exists}")
     raise DeclarationError(f"{script} has no {name!r}{did_you_mean(name, apps or vars(module))}{exists}")
 
 
 def _import_file(file: Path) -> ModuleType:
     if not file.is_file():
-        near = [str(each) for each in (file.with_suffix(".py"), *sorted(file.parent.glob("*.py"))) if each.is_file()]
+        scripts = (file.with_suffix(".py"), *sorted(file.parent.glob("*.py")))
+        near = [str(script) for script in scripts if script.is_file()]
         raise DeclarationError(f"there is no file {file}{did_you_mean(str(file), near)}{_scripts_in(file.parent)}")
     file = file.resolve()
     if "." in file.stem:
@@ -184,10 +189,12 @@ def _import_file(file: Path) -> ModuleType:
 
 
 def _name_and_folder(file: Path) -> tuple[str, Path]:
-    """The name by which a script is imported, and the folder that must be on `sys.path` for that."""
-    folder, name = file.parent, file.stem
+    """The module's name of a script, and its folder for `sys.path`."""
+    folder = file.parent
+    name = file.stem
     while (folder / "__init__.py").is_file():
-        name, folder = f"{folder.name}.{name}", folder.parent
+        name = f"{folder.name}.{name}"
+        folder = folder.parent
     return name, folder
 
 
@@ -215,7 +222,7 @@ def _import_module(name: str, folder: Path) -> ModuleType:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             if "." in name and (folder / f"{name}.py").is_file():
                 raise DeclarationError(_dotted(folder / f"{name}.py")) from None
-            scripts = [each.stem for each in folder.glob("*.py")]
+            scripts = [script.stem for script in folder.glob("*.py")]
             hint = did_you_mean(name, scripts)
             raise DeclarationError(f"there is no module {name!r}{hint}{_scripts_in(folder)}") from None
         raise _failed(name, error) from error
@@ -224,7 +231,7 @@ def _import_module(name: str, folder: Path) -> ModuleType:
 
 
 def _scripts_in(folder: Path) -> str:
-    scripts = sorted(each.name for each in folder.glob("*.py"))[:20]
+    scripts = sorted(script.name for script in folder.glob("*.py"))[:20]
     return f"\n  scripts in {folder.absolute()}: {', '.join(scripts) or 'none'}"
 
 
@@ -235,7 +242,7 @@ def _failed(name: str, error: BaseException) -> DeclarationError:
 
 
 def _hint(error: BaseException) -> str:
-    """What may have been meant, where Python's own words do not say it."""
+    """What may have been meant, if Python does not say it."""
     if isinstance(error, ModuleNotFoundError):
         return f"; is it installed for {sys.executable}?"
     if isinstance(error, ImportError):

@@ -10,8 +10,9 @@ from mlpkit.log import logger
 
 @service()
 class Log:
-    """Writes lines into the log of the service (of a training job: also into the job's own log).
+    """Writes lines into the log of the service.
 
+    The lines of a training job are in the job's own log too.
     Every line carries the request's uuid. A `Log` that knows its `uuid` puts it also into lines from threads that the
     handler starts itself. Arguments are filled in with `str.format`: `log.info("read {} rows", n)`.
     """
@@ -36,5 +37,5 @@ class Log:
         logger.log("ERROR", message, *args, uuid=self._uuid, depth=1)
 
     def exception(self, message: str, /, *args: object) -> None:
-        """Logs a failure with the traceback of the exception that is being handled."""
+        """Logs a failure with the traceback of the current exception."""
         logger.log("ERROR", message, *args, exception=sys.exc_info()[1], uuid=self._uuid, depth=1)

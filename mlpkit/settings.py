@@ -1,4 +1,4 @@
-"""One frozen object that holds every setting, and the only reader of the environment.
+"""All settings of a service, and the only reader of the environment.
 
 The names of the original SDK are kept (`ML_PLATFORM_CLIENT_API_PREFIX`, `MLP_*`, `MINIO_*`); new ones begin with
 `MLPKIT_`. A value comes from the process environment, else from the file `.env` in the working directory, else it is
@@ -100,7 +100,7 @@ def choice(*allowed: str) -> Callable[[str], str]:
 
 
 def choice_or_boolean(*words: str) -> Callable[[str], str]:
-    """A reader of `on`, `off` (as `boolean` spells them) or one of these words."""
+    """A reader of on, off, as `boolean` spells them, or these words."""
 
     def parse(text: str) -> str:
         word = text.strip().lower()
@@ -151,8 +151,11 @@ def _database(text: str) -> str:
 
 
 def _database_names(text: str) -> tuple[tuple[str, str], ...]:
-    """Pairs of a name of `DATABASE_NAMES` and what it is called here, from `model=models,model.path=file`."""
-    pairs = [tuple(part.strip() for part in each.split("=", 1)) for each in names(text)]
+    """Pairs of a name of `DATABASE_NAMES` and its name here.
+
+    They are read from a text such as `model=models,model.path=file`.
+    """
+    pairs = [tuple(part.strip() for part in pair.split("=", 1)) for pair in names(text)]
     for pair in pairs:
         if len(pair) != 2 or not pair[1]:
             raise ValueError("names such as model=models,model.path=location,load_record.load_time=changed")
@@ -186,28 +189,31 @@ def _setting(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Every setting of a service, checked; secrets are not in its `repr`. Sizes are in bytes, times in seconds."""
+    """Every setting of a service, checked.
+
+    Sizes are in bytes, times in seconds. Secrets are not in the `repr`.
+    """
 
     api_prefix: str = _setting(
-        "ML_PLATFORM_CLIENT_API_PREFIX", "/", prefix, "Path below which the platform's routes are served."
+        "ML_PLATFORM_CLIENT_API_PREFIX", "/", prefix, "The path under which you find the platform's routes."
     )
     mode: str = _setting(
         "MLP_CLIENT_MODE",
         "standalone",
         choice("standalone", "cluster"),
-        "`cluster`: the platform's database says which models are to be loaded, and knows of every training.",
+        "Set `cluster` if the platform's database says which models to load. Trainings are then recorded in it too.",
     )
     workers: int = _setting(
         "MLP_CLIENT_WORKER",
         _default_workers,
         natural(0),
-        "Worker processes that hold models; 0 keeps models in the server process, for debugging.",
+        "Number of worker processes that hold models. With 0, models are in the server process, for debugging.",
         shown="number of CPUs, at most 4",
     )
-    train_task_num: int = _setting("MLP_TRAIN_TASK_NUM", 5, natural(1), "Training jobs that run at the same time.")
-    train_queue_size: int = _setting("MLP_TRAIN_QUEUE_SIZE", 100, natural(0), "Training jobs that may wait.")
+    train_task_num: int = _setting("MLP_TRAIN_TASK_NUM", 5, natural(1), "How many training jobs run at the same time.")
+    train_queue_size: int = _setting("MLP_TRAIN_QUEUE_SIZE", 100, natural(0), "How many training jobs may wait.")
     engine: str = _setting(
-        "MLPKIT_ENGINE", "local", str.strip, "Where training jobs run: `local` is processes on this machine."
+        "MLPKIT_ENGINE", "local", str.strip, "Where training jobs run: `local` means processes on this machine."
     )
     gpus: tuple[str, ...] = _setting(
         "MLPKIT_GPUS", (), names, "Numbers of the GPUs that training jobs with `gpus=` share, separated by commas."
@@ -220,50 +226,65 @@ class Settings:
         "URL of the store, such as `s3://minio:9000` or `folder:///srv/store`; use either this or `MINIO_HOST`.",
         shown="a folder in the home",
     )
-    minio_host: str = _setting("MINIO_HOST", "", str.strip, "`host:port` or URL of the S3 store.")
+    minio_host: str = _setting(
+        "MINIO_HOST",
+        "",
+        str.strip,
+        "Set it to the `host:port` or URL of an S3 store. You must then set the two keys too.",
+    )
     minio_access_key: str = _setting("MINIO_ACCESS_KEY", "", str, "Access key of the S3 store.", secret=True)
     minio_secret_key: str = _setting("MINIO_SECRET_KEY", "", str, "Secret key of the S3 store.", secret=True)
     minio_session_token: str = _setting(
         "MINIO_SESSION_TOKEN", "", str, "Session token, if the keys of the S3 store are temporary.", secret=True
     )
-    minio_secure: bool = _setting("MINIO_SECURE", False, boolean, "Speak TLS to the S3 store.")
-    s3_region: str = _setting("MLPKIT_S3_REGION", "us-east-1", str.strip, "Region that requests are signed for.")
+    minio_secure: bool = _setting("MINIO_SECURE", False, boolean, "Use TLS for the S3 store.")
+    s3_region: str = _setting("MLPKIT_S3_REGION", "us-east-1", str.strip, "Region for which requests are signed.")
     model_bucket: str = _setting("MLPKIT_MODEL_BUCKET", "ml-platform-model", str.strip, "Bucket that holds the models.")
     data_bucket: str = _setting(
-        "MLPKIT_DATA_BUCKET", "ml-platform-data", str.strip, "Bucket that `data.location` of a train request is in."
+        "MLPKIT_DATA_BUCKET",
+        "ml-platform-data",
+        str.strip,
+        "Bucket of the training data: `data.location` of a train request is a path in it.",
     )
     storage_timeout: float = _setting(
-        "MLPKIT_STORAGE_TIMEOUT", 30.0, time_limit, "Longest silence of the store before an operation is given up."
+        "MLPKIT_STORAGE_TIMEOUT", 30.0, time_limit, "How long an operation waits for a store that does not answer."
     )
     storage_retries: int = _setting(
-        "MLPKIT_STORAGE_RETRIES", 4, natural(0), "How often a failed operation of the store is tried again."
+        "MLPKIT_STORAGE_RETRIES", 4, natural(0), "How often a failed operation of the store is repeated."
     )
 
     store_retry: float = _setting(
         "MLPKIT_STORE_RETRY",
         3600.0,
         seconds,
-        "Time after a training for which storing its model is tried again, if the store fails.",
+        "How long to repeat storing a trained model, if the store fails.",
         shown="1h",
     )
 
     checker: bool = _setting(
-        "CHECKER_START", True, boolean, "In cluster mode: load and unload what the database says, on this replica."
+        "CHECKER_START", True, boolean, "In cluster mode: load and unload models on this replica as the database says."
     )
-    checker_period: float = _setting("MLPKIT_CHECK_PERIOD", 5.0, period, "Seconds between two looks at the database.")
+    checker_period: float = _setting("MLPKIT_CHECK_PERIOD", 5.0, period, "Seconds between two checks of the database.")
     sync: str = _setting(
         "MLPKIT_SYNC",
         "follow",
         choice("follow", "lead"),
-        "In cluster mode: `lead` writes `/load` and `/unload` into the database too, so that all replicas follow.",
+        "In cluster mode: with `lead`, `/load` and `/unload` are written into the database for all replicas.",
     )
-    db_type: str = _setting("MLP_CLIENT_DB_TYPE", "mysql", _database, "mysql, postgresql, sqlserver or sqlite.")
+    db_type: str = _setting(
+        "MLP_CLIENT_DB_TYPE",
+        "mysql",
+        _database,
+        "Kind of the platform's database: mysql, postgresql, sqlserver or sqlite.",
+    )
     db_host: str = _setting("DB_HOST", "127.0.0.1", str.strip, "Host of the platform's database.")
-    db_port: int | None = _setting("DB_PORT", None, port, "Its port.", shown="3306, 5432 or 1433")
-    db_user: str = _setting("DB_USER", "root", str, "User of the database.")
-    db_password: str = _setting("DB_PASS", "", str, "Password of the user; any character may be in it.", secret=True)
+    db_port: int | None = _setting(
+        "DB_PORT", None, port, "Port of the platform's database.", shown="3306, 5432 or 1433"
+    )
+    db_user: str = _setting("DB_USER", "root", str, "User for the database.")
+    db_password: str = _setting("DB_PASS", "", str, "Password of that user. It may contain any character.", secret=True)
     db_name: str = _setting(
-        "ML_CLIENT_MLP_DB_NAME", "ml_platform", str.strip, "Name of the database; for sqlite the path of its file."
+        "ML_CLIENT_MLP_DB_NAME", "ml_platform", str.strip, "Name of the database. For sqlite, the path of its file."
     )
     db_schema: str = _setting(
         "MLP_CLIENT_DB_SCHEMA",
@@ -273,14 +294,20 @@ class Settings:
         shown="ml_platform for SQL Server",
     )
     db_names: tuple[tuple[str, str], ...] = _setting(
-        "MLPKIT_DB_NAMES", (), _database_names, "Other names of tables and columns: `model=models,model.path=location`."
+        "MLPKIT_DB_NAMES",
+        (),
+        _database_names,
+        "Your names of tables and columns: `model=models,model.path=location`.",
     )
     db_timeout: float = _setting(
-        "MLPKIT_DB_TIMEOUT", 5.0, period, "Longest time that a request or the checker waits for the database."
+        "MLPKIT_DB_TIMEOUT", 5.0, period, "How long a request or the checker waits for the database."
     )
 
     remote_storage: bool = _setting(
-        "MLPKIT_REMOTE_STORAGE", False, boolean, "Train and load with the store of the platform that sent the request."
+        "MLPKIT_REMOTE_STORAGE",
+        False,
+        boolean,
+        "Use the store of the platform that sent the request, for its trainings and models.",
     )
     remote_allow: tuple[str, ...] = _setting(
         "MLPKIT_REMOTE_ALLOW", (), networks, "Networks whose stores may be used, such as `10.0.0.0/8,192.168.1.7`."
@@ -290,96 +317,109 @@ class Settings:
         "MLPKIT_HOME",
         lambda: Path(".mlpkit"),
         Path,
-        "Folder of the service: journal, job logs, cache, folder store.",
+        "Folder of the service: its jobs, logs, cache and folder store.",
         shown=".mlpkit",
     )
     cache_dir: Path | None = _setting(
-        "MLPKIT_CACHE_DIR", None, Path, "Folder of the file cache; may be shared by services.", shown="<home>/cache"
+        "MLPKIT_CACHE_DIR", None, Path, "Folder of the file cache. Several services may share it.", shown="<home>/cache"
     )
     cache_size: int = _setting(
         "MLPKIT_CACHE_SIZE",
         10 << 30,
         size,
-        "Bytes that the file cache may hold; the least recently used files go first.",
+        "How large the file cache may become. The least recently used files are removed first.",
         shown="10GiB",
     )
     cache_offline: bool = _setting(
-        "MLPKIT_CACHE_OFFLINE", False, boolean, "Serve a cached copy when the store cannot be reached, and log it."
+        "MLPKIT_CACHE_OFFLINE", False, boolean, "Use a cached copy if the store cannot be reached, and log it."
     )
     cache_trust: float = _setting(
         "MLPKIT_CACHE_TRUST",
         0.0,
         seconds,
-        "Time for which a cached copy is served without asking the store whether it changed; 0 asks every time.",
+        "How long a cached copy is used without asking the store if it has changed. 0 asks every time.",
         shown="0",
     )
 
     max_body: int = _setting("MLPKIT_MAX_BODY", 64 << 20, size, "Largest request body in bytes.", shown="64MiB")
     max_waiting: int = _setting(
-        "MLPKIT_MAX_WAITING", 1000, natural(1), "Predictions that may wait for one model; one more is refused at once."
+        "MLPKIT_MAX_WAITING",
+        1000,
+        natural(1),
+        "How many predictions may wait for one model. One more is refused immediately.",
     )
     start_timeout: float = _setting(
-        "MLPKIT_START_TIMEOUT", 120.0, time_limit, "Time that a worker has to import the script."
+        "MLPKIT_START_TIMEOUT", 120.0, time_limit, "How long a worker may take to import the script."
     )
     load_timeout: float = _setting("MLPKIT_LOAD_TIMEOUT", 600.0, time_limit, "Time limit of `load` and `unload`.")
     predict_timeout: float = _setting(
-        "MLPKIT_PREDICT_TIMEOUT", 60.0, time_limit, "Time limit of `predict` where the decorator has no `timeout=`."
+        "MLPKIT_PREDICT_TIMEOUT", 60.0, time_limit, "Time limit of `predict`, if the decorator has no `timeout=`."
     )
     hook_timeout: float = _setting(
         "MLPKIT_HOOK_TIMEOUT", 30.0, time_limit, "Time limit of the hooks `status`, `model_id` and `delete`."
     )
     shutdown_grace: float = _setting(
-        "MLPKIT_SHUTDOWN_GRACE", 30.0, seconds, "Time that running work gets to finish after SIGTERM."
+        "MLPKIT_SHUTDOWN_GRACE", 30.0, seconds, "How long running work may take to finish after SIGTERM."
     )
     http_errors: str = _setting(
         "MLPKIT_HTTP_ERRORS",
         "platform",
         choice("platform", "http"),
-        "`platform`: failures are HTTP 200 with a `status` field; `http`: the same bodies with true status codes.",
+        "With `platform`, failures are HTTP 200 with a `status` field. With `http`, they have codes such as 404.",
     )
     check_answers: bool = _setting(
-        "MLPKIT_CHECK_ANSWERS", True, boolean, "Check what `predict` answers against the algorithm's kind."
+        "MLPKIT_CHECK_ANSWERS", True, boolean, "Check if the answers of `predict` fit the kind of the algorithm."
     )
     predict_shortcut: bool = _setting(
         "MLPKIT_PREDICT_SHORTCUT",
         True,
         boolean,
-        "Hand predictions from the connection straight to the model; `off` sends them the way of all other routes.",
+        "Hand predictions from the connection directly to the model. With `off` they take the way of all other routes.",
     )
     cors_origins: tuple[str, ...] = _setting(
-        "MLPKIT_CORS_ORIGINS", (), names, "Origins that browsers may call from, separated by commas; `*` is any."
+        "MLPKIT_CORS_ORIGINS",
+        (),
+        names,
+        "Origins of web pages that may call the service, separated by commas. `*` allows all.",
     )
     token: str = _setting(
-        "MLPKIT_TOKEN", "", str.strip, "Bearer token that every request but `/health/*` must carry.", secret=True
+        "MLPKIT_TOKEN",
+        "",
+        str.strip,
+        "Bearer token that every request must carry, except `/health/live` and `/health/ready`.",
+        secret=True,
     )
-    debug: bool = _setting("MLPKIT_DEBUG", False, boolean, "Send tracebacks in answers.")
+    debug: bool = _setting("MLPKIT_DEBUG", False, boolean, "Add tracebacks to answers.")
     log_level: str = _setting(
-        "MLPKIT_LOG_LEVEL", "info", choice("trace", "debug", "info", "warning", "error"), "Least level that is logged."
+        "MLPKIT_LOG_LEVEL",
+        "info",
+        choice("trace", "debug", "info", "warning", "error"),
+        "The lowest level that is logged.",
     )
-    log_format: str = _setting("MLPKIT_LOG_FORMAT", "text", choice("text", "json"), "Shape of a log line.")
+    log_format: str = _setting("MLPKIT_LOG_FORMAT", "text", choice("text", "json"), "Format of the log: text or json.")
     access_log: str = _setting(
         "MLPKIT_ACCESS_LOG",
         "on",
         choice_or_boolean("no-probes"),
-        "One log line a request; `no-probes` leaves out the answers 200 to `/health/*`.",
+        "Log one line for each request. With `no-probes`, successful requests to `/health/*` are left out.",
     )
     job_log_size: int = _setting(
         "MLPKIT_JOB_LOG_SIZE",
         10 << 20,
         size,
-        "Largest log of one training job; what comes after is counted, not kept.",
+        "How large the log of a training job may become. Further lines are counted, but not kept.",
         shown="10MiB",
     )
     jobs_keep: float = _setting(
         "MLPKIT_JOBS_KEEP",
         90 * 86400.0,
         seconds,
-        "Time after its end for which a training job and its log are kept; 0 keeps all. Models are not touched.",
+        "How long a training job and its log are kept after its end. 0 keeps all. Models are never removed.",
         shown="90d",
     )
 
     def __post_init__(self) -> None:
-        """Makes the paths absolute: an `os.chdir` of the author's code moves no file."""
+        """Makes paths absolute, so that `os.chdir` moves no file."""
         for setting in fields(self):
             value = getattr(self, setting.name)
             if isinstance(value, Path):
@@ -409,12 +449,15 @@ class Settings:
         return f"folder://{(self.home / 'storage').absolute()}"
 
     def with_options(self, **changes: Any) -> Settings:
-        """A copy with the options of a command line; None leaves a setting alone."""
+        """A copy with other values; None changes nothing."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
 
 def encode_settings(settings: Settings) -> bytes:
-    """The settings as JSON, secrets included: only for the channel to a child, never for a file or a log."""
+    """The settings as JSON, with the secrets.
+
+    It is only for the channel to a child, never for a file or a log.
+    """
     return msgspec.json.encode(settings, enc_hook=str)
 
 
@@ -443,7 +486,10 @@ _LINK_VALUE = r"(tcp|udp|sctp)://\S+:\d+$"
 
 
 def described() -> list[Field[Any]]:
-    """The fields of `Settings` in order; `metadata` holds env, parse, doc, secret and shown (the default in words)."""
+    """The fields of `Settings`, in order.
+
+    Their `metadata` has `env`, `parse`, `doc`, `secret` and `shown`, the default in words.
+    """
     return list(fields(Settings))
 
 
@@ -457,7 +503,8 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
     mistakes = _unknown_names(found)
     values: dict[str, Any] = {}
     for setting in described():
-        name, secret = setting.metadata["env"], setting.metadata["secret"]
+        name = setting.metadata["env"]
+        secret = setting.metadata["secret"]
         text = found.get(name, "")
         # Container tools pass on variables that nobody has set as empty ones.
         if not text.strip() or _is_service_link(name, text):
@@ -479,7 +526,10 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
 def environment_remarks(
     environ: Mapping[str, str] | None = None, env_file: Path | None = ENV_FILE
 ) -> list[tuple[str, str]]:
-    """What to log about variables that have no effect: pairs of a level and a sentence."""
+    """What to log about variables that have no effect.
+
+    Each remark is a pair of a level and a sentence.
+    """
     known = [setting.metadata["env"] for setting in described()] + list(IGNORED)
     found = _variables(environ, env_file)
     remarks = []
@@ -501,7 +551,7 @@ def _variables(environ: Mapping[str, str] | None, env_file: Path | None) -> dict
 
 
 def _is_service_link(name: str, value: str) -> bool:
-    """Whether Kubernetes made this variable, for a Service of a name such as `mlpkit-ner` or `db`."""
+    """Whether Kubernetes made this variable for a Service such as `db`."""
     return bool(re.search(_LINK_NAME, name) or (name.endswith("_PORT") and re.match(_LINK_VALUE, value)))
 
 
@@ -519,7 +569,9 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     if values.get("remote_storage") and not (is_s3 and values.get("remote_allow")):
         mistakes.append("MLPKIT_REMOTE_STORAGE=on needs MLPKIT_REMOTE_ALLOW, and MINIO_HOST with its keys")
     if values.get("sync") == "lead" and values.get("mode") != "cluster":
-        mistakes.append("MLPKIT_SYNC=lead needs MLP_CLIENT_MODE=cluster: there is no database to write to otherwise")
+        mistakes.append(
+            "MLPKIT_SYNC=lead needs MLP_CLIENT_MODE=cluster, because only then a database is there to write to"
+        )
     return mistakes
 
 

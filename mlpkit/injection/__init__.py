@@ -1,4 +1,6 @@
-"""From a handler's signature to a call plan, compiled once: fields by name, services by type, dependencies by factory.
+"""From a handler's signature to a call plan, which is compiled once.
+
+A parameter gets a field of the request by its name, a service by its type, or a dependency by its factory.
 
 A plan is made when the app is built, so that every mistake in a signature is found at start-up; calling it is cheap.
 User code runs behind `user_code`, the one boundary at which its exceptions (BaseException too) are caught.

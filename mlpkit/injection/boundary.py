@@ -1,4 +1,4 @@
-"""The boundary to the user's code: whatever it raises, BaseException too, leaves as one `UserCodeError`."""
+"""The boundary to the author's code: whatever it raises becomes a `UserCodeError`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def user_code(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
 
 
 async def async_user_code(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Awaits the user's function; what it raises leaves as `UserCodeError`, a cancellation from outside as itself."""
+    """Awaits the author's function; whatever it raises becomes a `UserCodeError`.
+
+    A cancellation from outside stays what it is.
+    """
     import asyncio
 
     process = os.getpid()
@@ -65,7 +68,9 @@ def _end_forked_process(error: BaseException | None) -> NoReturn:
 
 
 def user_error(error: BaseException) -> UserCodeError:
-    """What the user's code raised, with the traceback from the user's first frame on.
+    """The `UserCodeError` of an exception, with its traceback.
+
+    The traceback begins with the first frame that is not of mlpkit.
 
     The text is the exception's own, as the original's answers have it; SystemExit and its like also get their names,
     and so does an exception without a text.
@@ -104,5 +109,5 @@ def _from_first_own_frame(frames: TracebackType | None) -> TracebackType | None:
 
 
 def _printable(text: str) -> str:
-    """The text without lone surrogates, which no JSON and no log could carry."""
+    """The text without lone surrogates, which JSON cannot carry."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""What a handler can ask for: the protocol's fields of each hook, services, and the user's own dependencies."""
+"""What a handler can ask for: fields, services and dependencies."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ _MARKED: dict[str, frozenset[str]] = {}
 
 
 def service(*hooks: str) -> Callable[[type[T]], type[T]]:
-    """Marks a class as a service that handlers get by annotating it, in the named hooks (none named: in all)."""
+    """Marks a class as a service that handlers get by annotating it.
+
+    It exists in the named hooks; without a name, in all.
+    """
 
     def mark(cls: type[T]) -> type[T]:
         _MARKED[cls.__name__] = frozenset(hooks or FIELDS)
@@ -73,7 +76,10 @@ def service(*hooks: str) -> Callable[[type[T]], type[T]]:
 
 
 def hooks_of_service(annotation: object) -> frozenset[str] | None:
-    """The hooks that have this service; None where the annotation is no service (a subclass of one is none)."""
+    """The hooks that have this service; None if it is not one.
+
+    A subclass of a service is not a service.
+    """
     return vars(annotation).get(_MARK) if isinstance(annotation, type) else None
 
 

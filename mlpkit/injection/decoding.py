@@ -1,4 +1,4 @@
-"""From JSON to the type of a handler's parameter: any type that msgspec or pydantic converts to."""
+"""From JSON to the annotated type, with msgspec and pydantic."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _with_numbers_as_text(strict: Decoder, annotation: Any) -> Decoder:
 
 
 def fits_request(annotation: Any, kind: str) -> bool:
-    """Whether a value of the protocol, an "object" or a "text", can become this type at all."""
+    """Whether an "object" or "text" of a request can become this type."""
     allowed = _ANYTHING + (_OBJECTS if kind == "object" else _TEXTS)
 
     def fits(info: object) -> bool:
@@ -104,7 +104,7 @@ def _reason(error: Exception, value: object) -> str:
 
 
 class _StandIn(type):
-    """The type of a stand-in for a dataclass, whose instances count as its own."""
+    """The type of a stand-in, which instances of the dataclass fit."""
 
     checked: type
 
@@ -163,7 +163,7 @@ def _refuse_foreign_types(annotation: Any) -> None:
 
 
 def _with_class(info: object, seen: set[int] | None = None) -> Iterator[inspect.CustomType | inspect.DataclassType]:
-    """The dataclasses inside a type, and the classes that msgspec does not know."""
+    """The dataclasses inside a type, and the classes unknown to msgspec."""
     seen = set() if seen is None else seen
     if id(info) in seen:
         return

@@ -1,4 +1,4 @@
-"""The call plan of a handler: how its arguments are made from one request, and what is cleaned up after the call."""
+"""The call plan of a handler: its arguments and its clean-up."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ Overrides = Mapping[Factory, Factory]
 
 @dataclass(frozen=True)
 class FieldParameter:
-    """A parameter filled with a field of the request. `type` is what one request's value becomes.
+    """A parameter that gets a field of the request.
 
-    `batched`: the handler gets a list of them, one per request. `decode` is None where the value is handed on as it is.
+    `type` is what the value of one request becomes. `batched`: the handler gets a list of them, one per request.
+    `decode` is None if the value is passed on as it is.
     """
 
     name: str
@@ -36,14 +37,14 @@ class FieldParameter:
 
 @dataclass(frozen=True)
 class ServiceParameter:
-    """A parameter filled with a service; `optional` where the annotation allows None."""
+    """A parameter that gets a service; `optional` if it may be None."""
 
     name: str
     type: type
     optional: bool
 
     def fill(self, services: Services) -> object:
-        """The service, or None where it is optional and the request has nothing to make it from."""
+        """The service, or None if it is optional and cannot be made."""
         try:
             return services(self.type)
         except NotInRequest:
@@ -54,7 +55,10 @@ class ServiceParameter:
 
 @dataclass(frozen=True)
 class DependencyParameter:
-    """A parameter filled by the user's factory; `compile_override` makes the plan of what stands for it in tests."""
+    """A parameter that gets what the author's factory makes.
+
+    `compile_override` compiles the plan of a factory that replaces it in tests.
+    """
 
     name: str
     depends: Depends
@@ -63,18 +67,22 @@ class DependencyParameter:
 
 
 class ProcessScope:
-    """The dependencies with `scope="process"` of one process; `close` runs their clean-up, last made first."""
+    """The dependencies with `scope="process"` of one process."""
 
     def __init__(self, services: Services, overrides: Overrides) -> None:
-        self.services, self.overrides = services, overrides
+        self.services = services
+        self.overrides = overrides
         self._lock = threading.RLock()
         self._exits = contextlib.ExitStack()
-        self._making = _Making({}, services, self, self._exits)
+        self._resolver = _Resolver({}, services, self, self._exits)
 
     def make(self, dependency: DependencyParameter) -> object:
-        """What the factory of a process-wide dependency returned, made now where it has not been."""
+        """What the factory of a process-wide dependency returned.
+
+        It is called if this has not happened yet.
+        """
         with self._lock:
-            return self._making.run(dependency)
+            return self._resolver.run(dependency)
 
     def close(self) -> None:
         """Cleans up; what is asked for afterwards is made again.
@@ -83,7 +91,7 @@ class ProcessScope:
             UserCodeError: a clean-up failed; the others ran all the same.
         """
         with self._lock:
-            self._making.made.clear()
+            self._resolver.made.clear()
             user_code(self._exits.close)
 
 
@@ -98,10 +106,12 @@ class Call:
     exits: contextlib.ExitStack | None = None
 
     def close(self, error: BaseException | None = None) -> None:
-        """Cleans up, last made first; generators see what the handler raised (`error`) at their `yield`.
+        """Cleans up, last made first.
+
+        Generators see what the handler raised, `error`, at their `yield`.
 
         Raises:
-            UserCodeError: a clean-up failed. Where the handler failed already, that is only logged.
+            UserCodeError: a clean-up failed. If the handler failed already, that is only logged.
         """
         if self.exits is None:
             return
@@ -148,23 +158,23 @@ class Plan:
 
     def takes(self, name: str) -> bool:
         """Whether the handler itself names this field."""
-        return any(each.field == name for each in self.fields)
+        return any(parameter.field == name for parameter in self.fields)
 
     def all_fields(self) -> Iterator[FieldParameter]:
-        """The fields that the handler and the factories of its dependencies name."""
+        """The fields of the handler and of the factories that it needs."""
         yield from self.fields
         for dependency in self.dependencies:
             yield from dependency.plan.all_fields()
 
     def all_services(self) -> Iterator[ServiceParameter]:
-        """The services that the handler and the factories of its dependencies ask for."""
+        """The services of the handler and of the factories that it needs."""
         yield from self.services
         for dependency in self.dependencies:
             yield from dependency.plan.all_services()
 
     def field_type(self, name: str) -> Any:
-        """The type that one request's field becomes, or None where the handler does not name it."""
-        return next((each.type for each in self.fields if each.field == name), None)
+        """The type that a field becomes; None if it is not named."""
+        return next((parameter.type for parameter in self.fields if parameter.field == name), None)
 
     def decode(self, fields: Fields) -> dict[str, object]:
         """The handler's own field arguments of one request, by parameter name.
@@ -174,39 +184,43 @@ class Plan:
             UserCodeError: the code of the user's type failed.
         """
         arguments: dict[str, object] = {}
-        for each in self.fields:
-            value = fields.get(each.field)
-            if each.has_default and (value is None or value == NULL):
+        for parameter in self.fields:
+            value = fields.get(parameter.field)
+            if parameter.has_default and (value is None or value == NULL):
                 continue
-            arguments[each.name] = value if each.decode is None else each.decode(value)
+            arguments[parameter.name] = value if parameter.decode is None else parameter.decode(value)
         return arguments
 
     def complete(
         self, arguments: dict[str, object], fields: Fields, services: Services, scope: ProcessScope | None = None
     ) -> Call:
-        """Adds services and dependencies to decoded arguments; the call must be closed afterwards.
+        """Adds services and dependencies to decoded arguments.
+
+        Close the call afterwards.
 
         Raises:
             ArgumentError: a field of a factory does not fit.
             NotInRequest: the request lacks what a service is made from.
             UserCodeError: a factory failed.
         """
-        for each in self.services:
-            arguments[each.name] = each.fill(services)
+        for service in self.services:
+            arguments[service.name] = service.fill(services)
         if not self.dependencies:
             return Call(arguments)
         call = Call(arguments, contextlib.ExitStack())
-        making = _Making(fields, services, scope, call.exits)
+        resolver = _Resolver(fields, services, scope, call.exits)
         try:
             for dependency in self.dependencies:
-                arguments[dependency.name] = making.run(dependency)
+                arguments[dependency.name] = resolver.run(dependency)
         except BaseException as error:
             call.close(error)
             raise
         return call
 
     def __call__(self, fields: Fields, services: Services, scope: ProcessScope | None = None) -> Any:
-        """Calls a handler that is no generator, and cleans up; an `async` one runs on an event loop of its own.
+        """Calls a handler, and cleans up.
+
+        It must not be a generator. An `async def` runs in an event loop of its own.
 
         Raises:
             ArgumentError: a field does not fit its type, or the request lacks what a service is made from.
@@ -220,20 +234,27 @@ class Plan:
             return user_code(self.function, **call.arguments)
 
 
-class _Making:
-    """The dependencies made for one call (or one process): each factory runs once, however many ask for it."""
+class _Resolver:
+    """Makes the dependencies of one call, or of one process.
+
+    Each factory runs once, even if several parameters ask for it.
+    """
 
     def __init__(
         self, fields: Fields, services: Services, scope: ProcessScope | None, exits: contextlib.ExitStack | None
     ) -> None:
-        self.fields, self.services, self.scope, self.exits = fields, services, scope, exits
+        self.fields = fields
+        self.services = services
+        self.scope = scope
+        self.exits = exits
         self.made: dict[Factory, object] = {}
         self._replacing: set[Factory] = set()
 
     def run(self, dependency: DependencyParameter) -> object:
         """What the factory, or its override, returns or yields."""
-        wanted, scope = dependency.depends.factory, self.scope
-        if scope is not None and dependency.depends.scope == "process" and scope._making is not self:
+        wanted = dependency.depends.factory
+        scope = self.scope
+        if scope is not None and dependency.depends.scope == "process" and scope._resolver is not self:
             return scope.make(dependency)
         if wanted in self.made:
             return self.made[wanted]
@@ -251,8 +272,8 @@ class _Making:
 
     def _value(self, plan: Plan) -> object:
         arguments = plan.decode(self.fields)
-        for each in plan.services:
-            arguments[each.name] = each.fill(self.services)
+        for service in plan.services:
+            arguments[service.name] = service.fill(self.services)
         for inner in plan.dependencies:
             arguments[inner.name] = self.run(inner)
         if not plan.is_generator:
@@ -262,7 +283,7 @@ class _Making:
 
 
 def check_factory(plan: Plan, scope: str) -> None:
-    """Refuses a factory that cannot be used as a dependency of this scope.
+    """Refuses a factory that cannot be a dependency of this scope.
 
     Raises:
         DeclarationError: it is async, or made once per process and yet takes what belongs to one call.
@@ -273,9 +294,9 @@ def check_factory(plan: Plan, scope: str) -> None:
         )
     if scope != "process":
         return
-    shorter = [each.name for each in plan.fields]
-    shorter += [each.name for each in plan.services if len(hooks_of_service(each.type) or ()) < len(FIELDS)]
-    shorter += [each.name for each in plan.dependencies if each.depends.scope == "call"]
+    shorter = [field.name for field in plan.fields]
+    shorter += [service.name for service in plan.services if len(hooks_of_service(service.type) or ()) < len(FIELDS)]
+    shorter += [dependency.name for dependency in plan.dependencies if dependency.depends.scope == "call"]
     if shorter:
         raise DeclarationError(
             f"{where(plan.function)}: it is made once per process (scope='process'), so it cannot take what belongs "

@@ -1,4 +1,4 @@
-"""Compiles a function's signature into its call plan; every mistake in it becomes one message that says what exists."""
+"""Compiles a function's signature into its call plan, or names its mistake."""
 
 from __future__ import annotations
 
@@ -39,21 +39,26 @@ def compile_plan(function: Function, hook: str, *, batch: bool = False) -> Plan:
     """The plan of a handler.
 
     Raises:
-        DeclarationError: the signature cannot be filled; says what is wrong, where, what exists, what may be meant.
+        DeclarationError: the signature cannot be filled; names the place, what is wrong, and what exists.
     """
     return _Compiler(hook, batch).compile(function)
 
 
 class _Compiler:
-    """Compiles one handler and, through it, the factories that it depends on; `chain` is how it came here."""
+    """Compiles one handler, and the factories that it depends on.
+
+    `chain` has the functions that led here.
+    """
 
     def __init__(self, hook: str, batch: bool, chain: tuple[Function, ...] = ()) -> None:
-        self.hook, self.batch, self.chain = hook, batch, chain
+        self.hook = hook
+        self.batch = batch
+        self.chain = chain
 
     def compile(self, function: Function) -> Plan:
         if function in self.chain:
             circle = (*self.chain[self.chain.index(function) :], function)
-            names = " -> ".join(getattr(each, "__name__", repr(each)) for each in circle)
+            names = " -> ".join(getattr(member, "__name__", repr(member)) for member in circle)
             raise DeclarationError(f"{where(function)}: the dependencies go round in a circle: {names}")
         function = _transparent(function, self.hook == "load" or bool(self.chain))
         fields: list[FieldParameter] = []
@@ -62,7 +67,8 @@ class _Compiler:
         hints = _type_hints(function)
         for parameter in _parameters(function):
             annotation = hints.get(parameter.name, Any)
-            depends, (service_type, optional) = _depends_of(annotation), _service_of(annotation)
+            depends = _depends_of(annotation)
+            service_type, optional = _service_of(annotation)
             if depends is not None:
                 dependencies.append(self._dependency(function, parameter.name, depends))
             elif service_type is not None:
@@ -102,7 +108,8 @@ class _Compiler:
             )
 
     def _field(self, function: Function, parameter: inspect.Parameter, annotation: Any) -> FieldParameter:
-        name, known = parameter.name, FIELDS[self.hook]
+        name = parameter.name
+        known = FIELDS[self.hook]
         field = OLD_NAMES[name] if OLD_NAMES.get(name) in known else name
         if field not in known:
             raise DeclarationError(self._unknown_field(function, parameter))
@@ -110,7 +117,7 @@ class _Compiler:
         if batched:
             if self.chain:
                 raise DeclarationError(
-                    f"{where(function)}: a dependency cannot take {name!r} where max_batch_size is more than 1: "
+                    f"{where(function)}: a dependency cannot take {name!r} if max_batch_size is more than 1: "
                     "it would belong to one request of the batch"
                 )
             annotation = _item_type(function, name, annotation)
@@ -124,7 +131,8 @@ class _Compiler:
         return FieldParameter(name, field, annotation, has_default, batched, decode)
 
     def _unknown_field(self, function: Function, parameter: inspect.Parameter) -> str:
-        name, known = parameter.name, FIELDS[self.hook]
+        name = parameter.name
+        known = FIELDS[self.hook]
         if isinstance(parameter.default, Depends):
             return (
                 f"{where(function)}: parameter {name!r} has Depends as its default value: it belongs into the "
@@ -176,10 +184,10 @@ def _parameters(function: Function) -> list[inspect.Parameter]:
         raise DeclarationError(f"{where(function)}: its signature cannot be read: {error}") from error
     if isinstance(function, functools.partial):
         found = [parameter for parameter in found if parameter.name not in function.keywords]
-    for each in found:
-        if each.kind not in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
+    for parameter in found:
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise DeclarationError(
-                f"{where(function)}: parameter '{each}' cannot be filled: every parameter needs a name of its own "
+                f"{where(function)}: parameter '{parameter}' cannot be filled: every parameter needs a name of its own "
                 "(no *args, **kwargs or positional-only ones)"
             )
     return found
@@ -203,7 +211,7 @@ def _type_hints(function: Function) -> dict[str, Any]:
 def _depends_of(annotation: Any) -> Depends | None:
     if typing.get_origin(annotation) is not Annotated:
         return None
-    return next((each for each in annotation.__metadata__ if isinstance(each, Depends)), None)
+    return next((item for item in annotation.__metadata__ if isinstance(item, Depends)), None)
 
 
 def _service_of(annotation: Any) -> tuple[type | None, bool]:
@@ -211,7 +219,7 @@ def _service_of(annotation: Any) -> tuple[type | None, bool]:
     if typing.get_origin(annotation) is Annotated:
         return _service_of(annotation.__origin__)
     if typing.get_origin(annotation) in (Union, types.UnionType):
-        members = [each for each in typing.get_args(annotation) if each is not types.NoneType]
+        members = [member for member in typing.get_args(annotation) if member is not types.NoneType]
         return (members[0], True) if len(members) == 1 and hooks_of_service(members[0]) else (None, False)
     return (annotation, False) if hooks_of_service(annotation) else (None, False)
 

@@ -1,4 +1,4 @@
-"""Where things stand in the author's own source: how messages name a function, a call, and the place of an error."""
+"""Places in the author's source: functions, calls and errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlpkit import start_folder, working_directory
 
 
 def place(file: str, line: int) -> str:
-    """`sentiment.py, line 23`; a file below the working directory is named from there."""
+    """`sentiment.py, line 23`, relative to the working directory if it is below."""
     for folder in (working_directory(), start_folder):
         file = file.removeprefix(os.path.join(folder, ""))
     return f"{file}, line {line}"
@@ -36,7 +36,7 @@ def where(function: Callable[..., Any]) -> str:
 
 
 def called_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function that is called: of a partial its function, of an object its `__call__`."""
+    """The code that runs: the function of a partial, an object's `__call__`."""
     while isinstance(function, functools.partial):
         function = function.func
     if inspect.isroutine(function) or inspect.isclass(function):
@@ -46,7 +46,7 @@ def called_code(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def calling_frame() -> FrameType:
-    """The nearest frame that is no code of mlpkit: the line of the script that called it."""
+    """The line of the script that called mlpkit."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "mlpkit":
         frame = frame.f_back
@@ -60,7 +60,10 @@ def calling_place() -> str:
 
 
 def is_importing(module: str) -> bool:
-    """Whether an import, or the main script if that is `module`, led to this call."""
+    """Whether this call happens during an import.
+
+    The main script counts as one if it is `module`.
+    """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
@@ -72,7 +75,7 @@ def is_importing(module: str) -> bool:
 
 
 def place_of_error(error: BaseException) -> str:
-    """The deepest place of a traceback that is the author's own code, or an empty string where there is none."""
+    """The deepest place of a traceback in the author's code, or nothing."""
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return place(error.filename, error.lineno)
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
@@ -82,6 +85,6 @@ def place_of_error(error: BaseException) -> str:
 
 
 def _foreign_folders() -> tuple[str, ...]:
-    installed = {sysconfig.get_path(each) for each in ("stdlib", "platstdlib", "purelib", "platlib")}
+    installed = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     return ("<", package + os.sep, *(folder + os.sep for folder in installed if folder))

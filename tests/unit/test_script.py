@@ -82,7 +82,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "a lambda": ("app.train(lambda data: None)  # <-", ["@app.train decorates a lambda", "a named function"]),
     "a method": ("class Mine:\n    @app.train  # <-\n    def train(self): ...", ["Mine.train, a method"]),
     "a class": ("@app.load  # <-\nclass Mine: ...", ["class Mine", "a plain function"]),
-    "no function at all": ("app.unload(5)  # <-", ["@app.unload decorates 5, which is no function"]),
+    "no function at all": ("app.unload(5)  # <-", ["@app.unload decorates 5, which is not a function"]),
     "an option by position": ("@app.train(4)  # <-\ndef train(): ...", ["takes its options by name, not 4"]),
     "a batch that is annotated as one item": (
         LOAD + "@app.predict(max_batch_size=8)  # <-\ndef predict(model, features: dict): ...",
@@ -288,7 +288,7 @@ def test_a_misspelt_app_name_is_told_with_what_exists(tmp_path: Path) -> None:
 def test_a_name_that_is_no_app_is_told_with_what_it_is(tmp_path: Path) -> None:
     write(tmp_path, "limit = 3")
 
-    assert "'limit' is no App, but of type int" in message_of("script:limit")
+    assert "'limit' is not an App, but of type int" in message_of("script:limit")
 
 
 @pytest.mark.parametrize("target", ["scrip:app", "scrip", "scrip.py:app", "script/:app"])
