@@ -64,8 +64,12 @@ class Wish:
     def change(self, *, wanted: bool, algorithm: str, path: str | None) -> None:
         """Takes note of what the table says now."""
         if (wanted, algorithm, path) != (self.wanted, self.algorithm, self.path):
-            self.wanted, self.algorithm, self.path, self.since = wanted, algorithm, path, time.time()
-        self.due = 0.0
+            self.wanted = wanted
+            self.algorithm = algorithm
+            self.path = path
+            self.since = time.time()
+            # Only its own change: a model that fails keeps its pause if other rows change.
+            self.due = 0.0
 
 
 @dataclass(frozen=True)

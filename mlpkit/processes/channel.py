@@ -1,7 +1,7 @@
-"""Frames on the socket between the server and a child: four bytes of length (big-endian), then the message.
+"""Messages between the server and a child, on a socket.
 
-What is in a message is the business of the two ends (`training/local.py`, `serving/messages.py`): msgpack, never
-pickle.
+A frame is four bytes of length (big-endian), then the message. What is in a message is defined in
+`training/local.py` and `serving/messages.py`: msgpack, never pickle.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LONG = 1 << 16
 _READ_BUFFER = 4 * LONG
 """Bytes that one read of the blocking end may return."""
 _SEND_BUFFER = 2 << 20
-"""Bytes that the system may hold of what was sent, if it allows so many: a long message then wakes the reader once."""
+"""Bytes that may wait in the system, if it allows that: a long message then wakes the reader once."""
 
 
 def frame(message: bytes) -> bytes:
@@ -65,7 +65,7 @@ class Frames:
         """The messages that these bytes complete; not to be called while `awaits_long`.
 
         Raises:
-            ValueError: these are no frames.
+            ValueError: these bytes are not frames.
         """
         if self._rest:
             data = self._rest + data
@@ -109,13 +109,14 @@ class Frames:
 
     def _begin_long(self, length: int, begun: memoryview) -> None:
         if length > LONGEST_MESSAGE:
-            raise ValueError(f"{length:,} bytes are announced: this is no frame")
-        self._place, self._filled = memoryview(bytearray(length)), len(begun)
+            raise ValueError(f"{length:,} bytes are announced: this is not a frame")
+        self._place = memoryview(bytearray(length))
+        self._filled = len(begun)
         self._place[: self._filled] = begun
 
 
 class BlockingChannel:
-    """A child's end, without an event loop: `send` from any thread, `receive` from one."""
+    """A child's end: `send` from any thread, `receive` from one."""
 
     def __init__(self, channel: socket.socket) -> None:
         channel.setblocking(True)
@@ -131,7 +132,7 @@ class BlockingChannel:
         self._end = 0
 
     def send(self, message: Message) -> None:
-        """Writes a message; nothing happens if the server is gone (the guard ends this process).
+        """Writes a message. Nothing happens if the server is gone.
 
         Raises:
             ValueError: the message is too long.
@@ -164,37 +165,40 @@ class BlockingChannel:
         self._socket.close()
 
     def receive(self) -> Message | None:
-        """The next message, or None if the server has closed the channel or is gone."""
-        while True:
-            arrived = self._end - self._start
-            if arrived >= 4:
-                (length,) = _unpack(self._buffer, self._start)
-                begin = self._start + 4
-                if length <= arrived - 4:
-                    self._start = begin + length
-                    return bytes(self._buffer[begin : begin + length])
-                if length > LONG:
-                    return self._receive_long(length)
-            if not self._read_more():
-                return None
+        """The next message; None if the channel has ended."""
+        try:
+            while True:
+                arrived = self._end - self._start
+                if arrived >= 4:
+                    (length,) = _unpack(self._buffer, self._start)
+                    begin = self._start + 4
+                    if length <= arrived - 4:
+                        self._start = begin + length
+                        return bytes(self._buffer[begin : begin + length])
+                    if length > LONG:
+                        return self._receive_long(length)
+                if not self._read_more():
+                    return None
+        except OSError:
+            return None
 
     def close(self) -> None:
-        """Closes the socket; the other end reads to the end of what was sent."""
+        """Closes the socket. The other end still reads what was sent."""
         self._socket.close()
 
     def _read_more(self) -> bool:
-        """Reads what has arrived behind the beginning of a message; False at the end of the channel."""
+        """Reads more of what has begun; False at the end."""
         if self._start:
             rest = self._end - self._start
             self._buffer[:rest] = self._buffer[self._start : self._end]
             self._start = 0
             self._end = rest
-        count = self._receive_into(self._buffer[self._end :])
+        count = self._socket.recv_into(self._buffer[self._end :])
         self._end += count
         return count > 0
 
     def _receive_long(self, length: int) -> Message | None:
-        """A message that does not fit into the buffer, read to where it stays."""
+        """A message that is too long for the buffer."""
         if length > LONGEST_MESSAGE:
             return None
         message = memoryview(bytearray(length))
@@ -203,17 +207,11 @@ class BlockingChannel:
         self._start = 0
         self._end = 0
         while filled < length:
-            count = self._receive_into(message[filled:])
+            count = self._socket.recv_into(message[filled:])
             if count == 0:
                 return None
             filled += count
         return message
-
-    def _receive_into(self, space: memoryview) -> int:
-        try:
-            return self._socket.recv_into(space)
-        except OSError:
-            return 0
 
 
 class AsyncChannel(asyncio.Protocol):
@@ -259,7 +257,7 @@ class AsyncChannel(asyncio.Protocol):
             _read_with(self._transport, _LongMessage(self, self._transport, frames))
 
     def hand_on(self, messages: list[Message]) -> None:
-        """Gives messages that have arrived to whoever takes them."""
+        """Calls `on_messages`, and then writes what it has put."""
         self._handing_on = True
         try:
             self._on_messages(messages)
@@ -284,7 +282,9 @@ class AsyncChannel(asyncio.Protocol):
         self.flush()
 
     def put(self, *parts: Message) -> None:
-        """Keeps a message until `flush`: several messages that are written together wake the other end once.
+        """Keeps a message until `flush`.
+
+        Several messages that are written together wake the other end once.
 
         Raises:
             ValueError: the message is too long.
@@ -294,7 +294,7 @@ class AsyncChannel(asyncio.Protocol):
             self._waiting += parts
 
     def flush(self) -> None:
-        """Writes what was put; while messages are handed on, when all of them were."""
+        """Writes what was put; inside `on_messages` this waits until its end."""
         waiting = self._waiting
         if not waiting or self._handing_on or self._transport is None:
             return
@@ -319,10 +319,12 @@ class AsyncChannel(asyncio.Protocol):
 
 
 class _LongMessage(asyncio.BufferedProtocol):
-    """Reads the rest of one long message to where it stays; then the channel reads on."""
+    """Reads the rest of one long message; then the channel reads on."""
 
     def __init__(self, channel: AsyncChannel, transport: asyncio.Transport, frames: Frames) -> None:
-        self._channel, self._transport, self._frames = channel, transport, frames
+        self._channel = channel
+        self._transport = transport
+        self._frames = frames
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._frames.space()

@@ -1,4 +1,7 @@
-"""The process of a worker: `python -m mlpkit.serving`, started by the server only."""
+"""The process of a worker: `python -m mlpkit.serving`.
+
+Only the server starts it.
+"""
 
 from mlpkit.serving.runtime import main
 

@@ -1,4 +1,6 @@
-"""Which prediction goes to which worker, when, and together with which others. One `Dispatcher` per loaded model.
+"""Which prediction goes to which worker, when, and with which others.
+
+Each loaded model has one `Dispatcher`.
 
 | rule | plain handler | batches (`max_batch_size` > 1) | `async def` |
 | --- | --- | --- | --- |
@@ -57,7 +59,9 @@ OnPart = Callable[[bytes], None]
 
 
 class PendingPrediction(msgspec.Struct, eq=False):
-    """A prediction that the server has accepted: it is settled once, or given up.
+    """A prediction that the server has accepted.
+
+    It is settled once, or given up.
 
     `since` is in seconds of `time.monotonic`. `over`: nobody waits for it any more.
     """
@@ -78,7 +82,10 @@ class PendingPrediction(msgspec.Struct, eq=False):
                 logger.exception("the outcome of a prediction could not be told")
 
     def part(self, content: bytes) -> None:
-        """Tells a part of the answer to a caller who wants parts; never raises."""
+        """Tells a part of the answer, if the caller wants parts.
+
+        Never raises.
+        """
         if not self.over and self.on_part is not None:
             try:
                 self.on_part(content)
@@ -86,7 +93,10 @@ class PendingPrediction(msgspec.Struct, eq=False):
                 logger.exception("a part of an answer could not be told")
 
     def give_up(self) -> bool:
-        """Says that nobody waits for it any more; False if it is over already. A worker may still work on it."""
+        """Says that nobody waits for it any more.
+
+        False if it is over already. A worker may still work on it.
+        """
         waited = not self.over
         self.over = True
         return waited
@@ -94,7 +104,10 @@ class PendingPrediction(msgspec.Struct, eq=False):
 
 @dataclass(eq=False)
 class Replica:
-    """A model in one worker. `busy` counts the requests in flight; `loading`: a load into the worker is under way."""
+    """A model in one worker.
+
+    `busy` counts the requests in flight; `loading`: a load into the worker is under way.
+    """
 
     slot: WorkerSlot
     ready: bool = False
@@ -104,7 +117,10 @@ class Replica:
 
 @dataclass
 class Counts:
-    """What a model has done since it was loaded. `seconds` is the time spent in the user's code."""
+    """What a model has done since it was loaded.
+
+    `seconds` is the time spent in the user's code.
+    """
 
     predictions: int = 0
     failures: int = 0
@@ -127,7 +143,8 @@ class Dispatcher:
     """
 
     def __init__(self, algorithm: Algorithm, model_id: str, limit: float, longest_wait: float) -> None:
-        options, plan = algorithm.predict_options, algorithm.plan("predict")
+        options = algorithm.predict_options
+        plan = algorithm.plan("predict")
         self.replicas: list[Replica] = []
         self.waiting: deque[PendingPrediction] = deque()
         self.counts = Counts()
@@ -149,7 +166,10 @@ class Dispatcher:
         self._idle: asyncio.Event | None = None
 
     def accept(self, prediction: PendingPrediction) -> None:
-        """Queues a prediction; it is dispatched at the end of this turn of the loop."""
+        """Queues a prediction.
+
+        It is dispatched at the end of this turn of the loop.
+        """
         self.waiting.append(prediction)
         if not self._scheduled and not self._lingering:
             self._scheduled = True
@@ -189,7 +209,10 @@ class Dispatcher:
             worker.flush()
 
     def expire(self, now: float) -> None:
-        """Fails what has waited longer than the time limit, and drops what nobody waits for."""
+        """Fails what has waited too long.
+
+        What nobody waits for is dropped.
+        """
         for late in list(takewhile(lambda waiting: now - waiting.since > self._longest_wait, self.waiting)):
             late.settle(TimeLimitExceeded(f"the request waited {self._longest_wait:g} s for a free worker"))
         if any(waiting.over for waiting in self.waiting):
@@ -203,7 +226,10 @@ class Dispatcher:
         self._notice_idle()
 
     async def idle(self, limit: float) -> bool:
-        """Waits until nothing waits or is in flight; False if that takes longer than `limit` seconds."""
+        """Waits until nothing waits or is in flight.
+
+        False if that takes longer than `limit` seconds.
+        """
         self._idle = self._idle or asyncio.Event()
         self._notice_idle()
         if self._idle.is_set():
@@ -219,7 +245,10 @@ class Dispatcher:
             self.dispatch()
 
     def _wait_for_company(self) -> bool:
-        """Whether to wait a moment for more: only after a batch of several, and never longer than the linger."""
+        """Whether to wait a moment for more.
+
+        Only after a batch of several, and never longer than the linger.
+        """
         now = time.perf_counter()
         if self._lingering == 0.0:
             self._lingering = now + self._linger
@@ -239,14 +268,20 @@ class Dispatcher:
         self.dispatch()
 
     def _send(self, replica: Replica, room: int, used: list[Worker]) -> None:
-        """Sends a replica what it gets next, at most `room` items. Its worker is added to `used`, to be flushed."""
+        """Sends a replica what it gets next, at most `room` items.
+
+        Its worker is added to `used`, to be flushed.
+        """
         self._lingering = 0.0
         if self._batches:
-            most, largest = self._largest, _LARGEST_BATCH
+            most = self._largest
+            largest = _LARGEST_BATCH
         elif self._at_once == 1 and self._usual > 0.0:
-            most, largest = max(1, min(room, _MOST_IN_GROUP, int(_GROUP_SECONDS / self._usual))), _LARGEST_GROUP
+            most = max(1, min(room, _MOST_IN_GROUP, int(_GROUP_SECONDS / self._usual)))
+            largest = _LARGEST_GROUP
         else:
-            most, largest = 1, _LARGEST_GROUP
+            most = 1
+            largest = _LARGEST_GROUP
         sent: list[PendingPrediction] = []
         size = 0
         while self.waiting and len(sent) < most and size < largest:
@@ -306,7 +341,10 @@ class Dispatcher:
 
 
 def future_of(begin: Callable[[Settle], PendingPrediction]) -> asyncio.Future[bytes]:
-    """A future of a prediction that `begin` begins; whoever cancels it, or sets an exception, gives it up."""
+    """A future of the prediction that `begin` begins.
+
+    If it is cancelled or gets an exception from outside, the prediction is given up.
+    """
     future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     def settle(outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""Where handlers run: each model has a thread of its own, and all `async def` handlers share one event loop.
+"""Where handlers run: threads, contexts, and the event loop.
 
 - `load`, `predict` and `unload` of a model run in its thread, one after the other, in one context. What `load` sets or
   opens is there in every prediction, as in a plain script, and no event loop runs in that thread.
@@ -28,14 +28,20 @@ Job = tuple[Callable[[Any], object], Any]
 
 
 class ThreadState:
-    """What code finds in a thread: context variables, and settings that libraries keep per thread."""
+    """What code finds in a thread when it begins.
+
+    These are context variables, and settings that libraries keep per thread.
+    """
 
     def __init__(self) -> None:
         self._context = contextvars.copy_context()
         self._settings = _read_settings()
 
     def run(self, function: Callable[[], None]) -> None:
-        """Calls the function in a copy of this state. For a thread that has just begun."""
+        """Calls the function in a copy of this state.
+
+        To be used once, when a thread begins.
+        """
         self._context.copy().run(self._apply_and_call, function)
 
     def _apply_and_call(self, function: Callable[[], None]) -> None:
@@ -48,7 +54,10 @@ class ThreadState:
 
 
 def _read_settings() -> dict[str, Callable[[], object]]:
-    """A function per library, which applies in another thread what this thread has set."""
+    """What this thread has set, by library.
+
+    Each function applies it in another thread.
+    """
     found: dict[str, Callable[[], object]] = {}
     for name, read in _PER_THREAD.items():
         module = sys.modules.get(name)
@@ -69,7 +78,8 @@ def _decimal(decimal: Any) -> Callable[[], object]:
 
 def _numpy(numpy: Any) -> Callable[[], object]:
     # A context variable since numpy 2.
-    errors, call = numpy.geterr(), numpy.geterrcall()
+    errors = numpy.geterr()
+    call = numpy.geterrcall()
 
     def apply() -> None:
         numpy.seterr(**errors)
@@ -142,7 +152,10 @@ class Thread(Protocol):
 
 
 class CallingThread:
-    """The thread that puts the job itself: the main thread of a process with a single model."""
+    """The thread that puts the job itself.
+
+    It is the main thread of a process with a single model.
+    """
 
     def put(self, job: Job) -> None:
         function, argument = job
@@ -153,7 +166,9 @@ class CallingThread:
 
 
 class WorkerThreads:
-    """One thread, or `count` threads, that take jobs from one queue. They do not keep the process from ending.
+    """Threads that take jobs from one queue.
+
+    They do not keep the process from ending.
 
     Raises:
         RuntimeError: the system allows no more threads.
@@ -181,14 +196,19 @@ class WorkerThreads:
 
 
 class EventLoopThread:
-    """The event loop of the `async def` handlers, in a thread that starts with the first of them."""
+    """The event loop of the `async def` handlers.
+
+    It runs in a thread that starts with the first of them.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self, function: Callable[..., Any], /, **arguments: Any) -> Any:
-        """What an `async` function of the user's returns; the calling thread waits, and gets its context variables.
+        """What an `async` function of the user's returns.
+
+        The calling thread waits, and gets the context variables that the function has set.
 
         Raises:
             UserCodeError: it raised, or was cancelled by something that it awaited.

@@ -1,4 +1,4 @@
-"""Small files that always hold one whole state, such as the list of loaded models."""
+"""Small files that are replaced as a whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Puts a whole file in place in one step; it is on the disk when this returns.
+    """Replaces a file in one step.
+
+    It is on the disk when this returns.
 
     Raises:
         OSError: the file is as it was.

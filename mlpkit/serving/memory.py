@@ -1,4 +1,4 @@
-"""Whether the machine has memory for a model: what is free, and how much loads take.
+"""Whether there is enough memory for a model.
 
 What a model needs is what its author declares (`memory=`), else what it took the last time that it was loaded.
 """
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 _V2 = ("memory.max", "memory.current", "")
 _STEP = 8 << 20
-"""Needs are remembered in multiples of so many bytes: smaller ones do not matter, and nothing is written for them."""
+"""Needs are remembered in multiples of this many bytes: smaller ones are not written."""
 _MOST_REMEMBERED = 1000
 
 
 def free_memory(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes that can still be taken, within the limits of the machine and of the control groups.
+    """Bytes that this process and its children can still take.
+
+    The limits of the machine and of the control groups hold.
 
     Formats of the groups: https://docs.kernel.org/admin-guide/cgroup-v2.html and .../cgroup-v1/memory.html.
     """
@@ -41,7 +43,10 @@ def free_memory(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("
 
 
 def own_memory() -> int:
-    """Bytes that this process alone uses: without mapped files, which the kernel can drop."""
+    """Bytes that this process alone uses.
+
+    Without mapped files, which the kernel can drop.
+    """
     import psutil
 
     found = psutil.Process().memory_info()
@@ -49,7 +54,10 @@ def own_memory() -> int:
 
 
 class Growth:
-    """By how many bytes this process grows in a load. Of loads that overlap that is not known."""
+    """By how many bytes this process grows in a load.
+
+    If loads overlap, this is not known.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -58,7 +66,9 @@ class Growth:
 
     @contextlib.contextmanager
     def measured(self, *, whole: bool) -> Iterator[Callable[[], int | None]]:
-        """Measures a load: call what it gives when the load ends. None: another load overlapped.
+        """Measures a load.
+
+        Call what it gives when the load ends. None means that another load overlapped.
 
         `whole` counts everything that the process holds: it was started for this load.
         """
@@ -87,21 +97,27 @@ def _left_in_groups(groups: Path, membership: Path) -> Iterator[int]:
         top, names = (groups / "memory", _V1) if controllers else (groups, _V2)
         folder = top / path.lstrip("/")
         # In a container the path may be the one that the host sees; the container's own group is then at the top.
-        for each in (folder, *folder.parents):
-            if each.is_relative_to(top):
+        for group in (folder, *folder.parents):
+            if group.is_relative_to(top):
                 with contextlib.suppress(OSError, ValueError):
-                    yield _left(each, *names)
+                    yield _left(group, *names)
 
 
 def _left(group: Path, limit: str, usage: str, prefix: str) -> int:
-    """What a group may still take; the page cache counts as free, because it yields to programs."""
+    """Bytes that a group may still take.
+
+    The page cache counts as free, because it yields to programs.
+    """
     stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     cached = sum(int(stat.get(f"{prefix}{name}", 0)) for name in ("active_file", "inactive_file"))
     return int((group / limit).read_text()) - int((group / usage).read_text()) + cached
 
 
 class MemoryBudget:
-    """What models need, and what the loads under way are about to take, in bytes. `file` remembers the needs."""
+    """Memory that models need, and that running loads will take.
+
+    In bytes. `file` remembers the needs.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -112,10 +128,10 @@ class MemoryBudget:
 
     @contextlib.asynccontextmanager
     async def taken(self, model: ModelState, copies: int, limit: float) -> AsyncIterator[None]:
-        """Keeps memory for so many copies of a model while they are being loaded.
+        """Reserves memory for copies of a model during their load.
 
-        If there may be too little beside the loads under way, it waits for them, at most `limit` seconds: what they
-        take is known only when they end.
+        If there may be too little while other loads run, it waits for them, at most `limit` seconds: what they take is
+        known only when they end.
 
         Raises:
             LoadFailed: there is too little; names the figures.
@@ -136,7 +152,7 @@ class MemoryBudget:
             self._ended = asyncio.Event()
 
     async def remember(self, model_id: str, growth: int) -> None:
-        """Notes by how many bytes a process has grown when it loaded the model."""
+        """Notes how many bytes the load of a model took."""
         needed = growth // _STEP * _STEP
         if needed == self._needs.get(model_id, 0):
             return

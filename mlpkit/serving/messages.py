@@ -1,4 +1,4 @@
-"""What the server and a worker say to each other, as msgpack arrays on the channel.
+"""The messages between the server and a worker: msgpack arrays.
 
 `features`, `params` and answers travel as the JSON bytes that came in and go out: only the worker decodes them.
 Every request has an `id` that its `Reply` repeats; several are in flight at the same time.
@@ -13,14 +13,15 @@ import msgspec
 
 from mlpkit import errors
 from mlpkit.log import LogLine
-from mlpkit.processes import LONG
 
 AT_ONCE = 8
-"""So many loads, unloads and hooks run in a worker at the same time; more would wait there while their limits run."""
+"""How many loads or hooks run in a worker at the same time: more would wait there while their time limits run."""
 
 
 class StartWorker(msgspec.Struct, array_like=True, tag=0):
-    """The first message to a worker: which script to import, from where, with which settings (`encode_settings`).
+    """The first message to a worker: what to import, and how.
+
+    `settings` is made by `encode_settings`.
 
     `single`: it gets one model, whose handlers run in the main thread.
     """
@@ -33,7 +34,10 @@ class StartWorker(msgspec.Struct, array_like=True, tag=0):
 
 
 class Load(msgspec.Struct, array_like=True, tag=1):
-    """Load a model. `extend` is JSON; `uuid` the caller's own, `log_uuid` the one in the log."""
+    """Load a model.
+
+    `extend` is JSON, `uuid` what the caller sent, `log_uuid` what the log shows.
+    """
 
     id: int
     algorithm: str
@@ -69,7 +73,10 @@ class Item(msgspec.Struct, array_like=True, kw_only=True):
 
 
 class Predict(msgspec.Struct, array_like=True, tag=3):
-    """Predict with one model: a batch, or items one after the other where its handler takes no batches."""
+    """Predict with one model.
+
+    The items are a batch, or run one after the other if the handler takes no batches.
+    """
 
     id: int
     model_id: str
@@ -94,7 +101,10 @@ Request = StartWorker | Load | Unload | Predict | RunHook | Stop
 
 
 class Failure(msgspec.Struct, array_like=True):
-    """Why a request failed: the name of a class of `mlpkit.errors`, the sentence, and the user's traceback."""
+    """Why a request failed.
+
+    `error` names a class of `mlpkit.errors`, `text` is for people, `trace` the user's traceback.
+    """
 
     error: str
     text: str
@@ -106,7 +116,10 @@ class Failure(msgspec.Struct, array_like=True):
         return cls(type(error).__name__, str(error), getattr(error, "trace", ""))
 
     def to_error(self) -> errors.MlpkitError:
-        """The error again; one that this side does not know becomes a plain `MlpkitError`."""
+        """The error again.
+
+        One that this side does not know becomes a plain `MlpkitError`.
+        """
         known = getattr(errors, self.error, errors.MlpkitError)
         error: errors.MlpkitError = known.__new__(known)
         Exception.__init__(error, self.text)
@@ -119,7 +132,9 @@ Result = bytes | Failure
 
 
 class Reply(msgspec.Struct, array_like=True, tag=0):
-    """The results of a request, one per item. `seconds` is what the user's code took.
+    """The results of a request, one per item.
+
+    `seconds` is what the user's code took.
 
     With `final=False` these are parts of the answers; further replies with the same `id` follow.
     """
@@ -154,13 +169,16 @@ _BIN32 = b"\xc6"
 """How msgpack begins bytes with a length of 32 bits."""
 
 
-def parts_of(work: Load | Unload | Predict | RunHook) -> tuple[bytes | memoryview, ...]:
-    """The message of a request in parts: the `features` of a lone item, where they are long, uncopied as the last."""
-    if type(work) is not Predict or len(work.items) > 1 or len(work.items[0].features) < LONG:
-        return (encode(work),)
-    (item,) = work.items
+def parts_of(request: Predict) -> tuple[bytes | memoryview, ...]:
+    """The message of a request in parts.
+
+    Long `features` of a single item are the last part, which is not copied.
+    """
+    if len(request.items) > 1:
+        return (encode(request),)
+    (item,) = request.items
     empty = Item(params=item.params, uuid=item.uuid, log_uuid=item.log_uuid, features=b"")
-    head = encode(Predict(work.id, work.model_id, [empty]))
+    head = encode(Predict(request.id, request.model_id, [empty]))
     # The last two bytes of it are those of the empty `features`.
     return (head[:-2] + _BIN32 + len(item.features).to_bytes(4, "big"), item.features)
 

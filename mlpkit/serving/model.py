@@ -1,4 +1,4 @@
-"""One model as the server sees it, from the first request to load it until it is gone."""
+"""One model as the server sees it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ State = Literal["loading", "loaded", "unloading"]
 
 
 class LoadedModelRecord(msgspec.Struct, frozen=True):
-    """A model that was asked for with `/load`, as it is kept on disk. `extend` is JSON text.
+    """A model that was asked for, as it is kept on disk.
+
+    `extend` is JSON text.
 
     `given_up` says why it is not loaded any more: it ended its worker again and again.
     """
@@ -29,7 +31,10 @@ class LoadedModelRecord(msgspec.Struct, frozen=True):
 
 
 class ModelView(msgspec.Struct):
-    """A model at one moment. `since` is in seconds since the epoch, `seconds` is the time in the user's code."""
+    """A model at one moment.
+
+    `since` is in seconds since the epoch, `seconds` is the time in the user's code.
+    """
 
     model_id: str
     algorithm: str
@@ -47,7 +52,7 @@ class ModelView(msgspec.Struct):
 
 @dataclass(eq=False)
 class ModelState:
-    """What the server knows of a model: what was asked for, its state, and its queue with the replicas.
+    """A model, from the first request for it until it is gone.
 
     `returning`: it is loaded, at least one worker has lost it, and it is being loaded there again.
     """
@@ -79,7 +84,10 @@ class ModelState:
         return self.dispatcher.counts
 
     def begin_unload(self) -> None:
-        """Takes no more predictions; `settled` is to be done again when the model is gone."""
+        """Takes no more predictions.
+
+        `settled` will be done again when the model is gone.
+        """
         self.state = "unloading"
         self.settled = _new_future()
 

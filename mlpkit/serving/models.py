@@ -50,14 +50,19 @@ _STOPPING = "the service is stopping and takes no new work"
 
 
 class _LostWithOthers(WorkerLost):
-    """A worker died during a load, and held other requests too: any of them may have ended it."""
+    """A worker died during a load, and held other requests too.
+
+    Any of them may have ended it.
+    """
 
 
 MakeWorker = Callable[[WorkerSlot], Worker]
 
 
 class Models:
-    """The models of a service and the workers that hold them. Opened and closed once; used on one event loop.
+    """The models of a service, and the workers that hold them.
+
+    Opened and closed once; used on one event loop.
 
     Args:
         target: by which workers import the app again.
@@ -86,13 +91,19 @@ class Models:
         """What models that are gone have done, by algorithm."""
 
     async def open(self) -> None:
-        """Starts the workers and begins to load what is to be loaded; does not wait for either (see `problems`)."""
+        """Starts the workers, and begins to load models.
+
+        Does not wait for either (see `problems`).
+        """
         opened = asyncio.Event()
         self._running = asyncio.get_running_loop().create_task(self._run(opened))
         await opened.wait()
 
     async def drain(self, grace: float) -> None:
-        """Takes no more work and gives what runs `grace` seconds; what has not ended then fails. The ledger stays."""
+        """Takes no more work, and gives what runs `grace` seconds.
+
+        What has not ended then fails. The list of loaded models stays as it is.
+        """
         self._closing = True
         end = time.monotonic() + grace
         in_time = await asyncio.gather(*(_at_rest(model, end) for model in self._models.values()))
@@ -104,7 +115,10 @@ class Models:
             await self._pool.close(_LAST_SECOND)
 
     async def close(self, grace: float = 5.0) -> None:
-        """Drains, where that was not done yet, and ends the workers; they get `grace` seconds to close their models."""
+        """Drains, and ends the workers.
+
+        They get `grace` seconds to close their models.
+        """
         await self.drain(0)
         await self._pool.close(grace)
         self._closed.set()
@@ -119,10 +133,12 @@ class Models:
         extend: msgspec.Raw = NULL,
         uuid: str | None = None,
     ) -> None:
-        """Returns when the model is loaded; a model that is loaded already is left as it is.
+        """Returns when the model is loaded.
+
+        A model that is loaded already is left as it is.
 
         Raises:
-            AlgorithmNotFound: there is no such algorithm here.
+            AlgorithmNotFound: the app does not have this algorithm.
             LoadFailed: the user's `load` failed, or no worker could take the model.
             ServiceStopping: the service is being shut down.
         """
@@ -138,7 +154,10 @@ class Models:
             await _settled(model)
 
     async def unload(self, model_id: str) -> None:
-        """Returns when the model is gone and its predictions have ended. A model that is not loaded is no error."""
+        """Returns when the model is gone and its predictions have ended.
+
+        If the model is not loaded, nothing happens.
+        """
         self._recovery.forget(model_id)
         model = self._models.get(model_id)
         if model is not None and model.state == "loading":
@@ -170,7 +189,9 @@ class Models:
         settle: Settle,
         on_part: OnPart | None = None,
     ) -> PendingPrediction:
-        """Accepts a prediction, whose outcome `settle` is told, after the parts of a streamed answer (`on_part`).
+        """Accepts a prediction, and tells `settle` its outcome.
+
+        `on_part` is told the parts of a streamed answer before.
 
         Raises:
             ModelNotLoaded, ServiceStopping: the model is not loaded; the service takes no more work.
@@ -179,7 +200,8 @@ class Models:
         model = self._models.get(model_id)
         if model is None or model.state != "loaded":
             raise ServiceStopping(_STOPPING) if self._closing else ModelNotLoaded(model_id)
-        dispatcher, most = model.dispatcher, self._settings.max_waiting
+        dispatcher = model.dispatcher
+        most = self._settings.max_waiting
         if len(dispatcher.waiting) >= most and dispatcher.is_full(most):
             waiting = len(dispatcher.waiting)
             raise Overloaded(f"{waiting} predictions wait for model [{model_id}] already: try again later")
@@ -201,7 +223,10 @@ class Models:
         return msgspec.json.decode(await ask(worker, request, limit))
 
     def algorithm_of(self, model_id: str) -> str | None:
-        """The algorithm that a model was loaded with; None where it is not loaded."""
+        """The algorithm that a model was loaded with.
+
+        None if it is not loaded.
+        """
         model = self._models.get(model_id)
         return model.algorithm.name if model is not None else None
 
@@ -218,7 +243,10 @@ class Models:
         return [model.view() for model in self._models.values()]
 
     def counts(self, algorithm: str) -> Counts:
-        """What the models of an algorithm have done since the service started, those that are gone too."""
+        """What the models of an algorithm have done.
+
+        Since the service started, and including models that are gone.
+        """
         present = (model.counts for model in self._models.values() if model.algorithm.name == algorithm)
         return sum(present, start=self._past[algorithm])
 
@@ -228,7 +256,7 @@ class Models:
         return self._pool.restarts
 
     def problems(self) -> list[str]:
-        """Why predictions cannot all be answered now, a sentence each; empty when all is well."""
+        """Why predictions cannot all be answered now, a sentence each."""
         found = [self._recovery.problem] if self._recovery.problem else []
         found += self._pool.problems()
         found += [f"model [{model.model_id}] {model.problem}" for model in self._models.values() if model.returning]
@@ -264,7 +292,7 @@ class Models:
                 model.dispatcher.expire(now)
 
     async def _restore(self) -> None:
-        """Loads what was loaded in the last run, and what the script wants preloaded."""
+        """Loads what the last run had, and what the script preloads."""
         records = {record.model_id: record for record in self._ledger.read()}
         for algorithm in self._algorithms.values():
             for model_id in algorithm.load_options.preload:
@@ -304,7 +332,8 @@ class Models:
                 await self._forget(model)
                 model.settled.set_exception(_load_error(error))
                 return
-            model.state, model.since = "loaded", time.time()
+            model.state = "loaded"
+            model.since = time.time()
             workers = ", ".join(str(replica.slot.index) for replica in model.replicas)
             taken = time.monotonic() - started
             logger.info("model {!r} is loaded in worker {} after {:.2f} s", model.model_id, workers, taken)
@@ -324,7 +353,10 @@ class Models:
         self._rejoin_soon(model, replica)
 
     async def _load_replica(self, model: ModelState, replica: Replica) -> None:
-        """Loads a model into the worker of a replica; a suspect gets a worker of its own."""
+        """Loads a model into the worker of a replica.
+
+        A suspect gets a worker of its own.
+        """
         suspects = self._recovery.suspects
         if not replica.slot.isolated and not suspects.deaths(model.model_id):
             # If the worker dies and held nothing else, this load has ended it.
@@ -382,14 +414,14 @@ class Models:
             await self._budget.remember(model.model_id, growth)
 
     def _rejoin_soon(self, model: ModelState, replica: Replica) -> None:
-        """Lets a suspect that was loaded well alone return to the shared workers."""
+        """Lets a suspect that was loaded alone return to shared workers."""
         alone = replica.slot.isolated and not model.algorithm.load_options.isolated
         # One that has ended a shared worker twice stays alone.
         if alone and self._recovery.suspects.deaths(model.model_id) == 1:
             self._start(self._rejoin, model, replica)
 
     async def _rejoin(self, model: ModelState, alone: Replica) -> None:
-        """Loads a model into a shared worker, and ends the process in which it was alone."""
+        """Moves a model from its own process into a shared worker."""
         used = [replica.slot for replica in model.replicas]
         free = [slot for slot in self._pool.place(len(self._pool.shared), isolated=False) if slot not in used]
         if not free:
@@ -429,7 +461,7 @@ class Models:
         model.settled.set_result(None)
 
     async def _forget(self, model: ModelState) -> None:
-        """Takes a model out of the workers that have it, and out of the list."""
+        """Takes a model out of its workers and out of the list."""
         limit = self._load_limit(model)
         for replica in list(model.replicas):
             replica.slot.models -= 1
@@ -493,7 +525,10 @@ def _state_of_this_thread() -> ThreadState:
 
 
 async def _at_rest(model: ModelState, end: float) -> bool:
-    """Whether the model's load, unload and predictions have ended; waits for that until `end` (monotonic seconds)."""
+    """Whether all that the model does has ended.
+
+    Waits for that until `end`, in monotonic seconds.
+    """
     await asyncio.wait([model.settled], timeout=max(0.0, end - time.monotonic()))
     return model.settled.done() and await model.dispatcher.idle(max(0.0, end - time.monotonic()))
 
@@ -505,17 +540,21 @@ def _load_error(error: Exception) -> MlpkitError:
     if isinstance(error, (LoadFailed, ArgumentError, Overloaded)):
         return error
     failed = LoadFailed(str(error))
-    failed.trace, failed.__cause__ = error.trace, error
+    failed.trace = error.trace
+    failed.__cause__ = error
     return failed
 
 
 async def _settled(model: ModelState) -> None:
-    """Waits for a load or unload that others may wait for too: a caller that goes away does not end it."""
+    """Waits for a load or unload.
+
+    Others may wait for it too: a caller who goes away does not end it.
+    """
     await asyncio.shield(model.settled)
 
 
 async def _all(loads: Iterable[Any]) -> None:
-    """Waits for all, also when one fails, and then raises the first failure."""
+    """Waits for all, and then raises the first failure."""
     results = await asyncio.gather(*loads, return_exceptions=True)
     for result in results:
         if isinstance(result, MlpkitError):

@@ -1,4 +1,7 @@
-"""Which workers there are, and what keeps them alive: a task watches each, and starts it again with back-off."""
+"""Which workers there are, and what keeps them alive.
+
+A task watches each, and starts it again with back-off.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,18 @@ _LONGEST_PAUSE = 30.0
 _STEADY = 60.0
 """Seconds after which a worker that ends is no longer counted as failing again and again."""
 _HOPELESS = 3
-"""After so many starts that failed in a row, nobody waits for the next one: it is refused with the reason."""
+"""After this many failed starts in a row, requests do not wait for the next one: they are refused with the reason."""
 
 
 class WorkerSlot:
-    """A place for a worker: stays while the workers in it come and go. `worker` is None while none is ready.
+    """A place for a worker, which stays while workers come and go.
 
-    `loads` is to be held by every load into it.
+    `worker` is None while none is ready. `loads` is to be held by every load into it.
     """
 
     def __init__(self, index: int, *, isolated: bool) -> None:
-        self.index, self.isolated = index, isolated
+        self.index = index
+        self.isolated = isolated
         self.worker: Worker | None = None
         self.closed = asyncio.Event()
         self.problem = "is starting"
@@ -48,7 +52,7 @@ class WorkerSlot:
 
     @property
     def failing(self) -> bool:
-        """Whether the last worker of the slot ended, and no other is ready yet."""
+        """Whether the last worker ended, and no other is ready yet."""
         return self.deaths > 0 and not self.ready
 
     async def wait_ready(self, limit: float) -> Worker:
@@ -71,11 +75,15 @@ class WorkerSlot:
 
     def enter(self, worker: Worker) -> None:
         """Makes a worker that is ready the slot's own."""
-        self.worker, self._failed_starts = worker, 0
+        self.worker = worker
+        self._failed_starts = 0
         self._known.set()
 
     def leave(self, how: str, pause: float) -> None:
-        """Notes that the worker has ended, or could not start, and that another is started in `pause` seconds."""
+        """Notes that the worker has ended, or could not start.
+
+        Another is started in `pause` seconds.
+        """
         again = f", {self.deaths} times in a row" if self.deaths > 1 else ""
         self.problem = f"{how}{again}; it is started again in {pause:.2g} s"
         self._failed_starts += not self.ready
@@ -86,7 +94,7 @@ class WorkerSlot:
             self._known.set()
 
     def close(self) -> Worker | None:
-        """Takes no worker any more; the one that is there, to be stopped."""
+        """Takes no more workers; gives the present one, to be stopped."""
         worker, self.worker = self.worker, None
         self.problem = "was stopped"
         self.closed.set()
@@ -95,7 +103,10 @@ class WorkerSlot:
 
 
 class Pool:
-    """The slots of a service. `make` builds the worker of a slot; `on_up` and `on_down` are told what becomes of it."""
+    """The slots of a service, and a task for each.
+
+    `make` builds the worker of a slot; `on_up` and `on_down` are told when it is ready and when it has ended.
+    """
 
     def __init__(
         self,
@@ -103,7 +114,9 @@ class Pool:
         on_up: Callable[[WorkerSlot], None],
         on_down: Callable[[WorkerSlot, str], None],
     ) -> None:
-        self._make, self._on_up, self._on_down = make, on_up, on_down
+        self._make = make
+        self._on_up = on_up
+        self._on_down = on_down
         self._tasks: TaskGroup | None = None
         self.slots: dict[int, WorkerSlot] = {}
         self.restarts = 0
@@ -129,7 +142,10 @@ class Pool:
         return slot
 
     def place(self, replicas: int, *, isolated: bool) -> list[WorkerSlot]:
-        """The slots for a new model: its own for an isolated one, else the shared ones with the fewest models."""
+        """The slots for a new model.
+
+        New ones if it is isolated, else the shared ones with the fewest models.
+        """
         if isolated:
             return [self.add(isolated=True) for _ in range(replicas)]
         shared = sorted(self.shared, key=lambda slot: (slot.failing, slot.models, slot.index))
@@ -138,7 +154,9 @@ class Pool:
         return shared[:replicas]
 
     def next(self) -> WorkerSlot:
-        """A shared slot for a request that any worker can take: they take turns, those that are ready.
+        """A shared slot for a request that any worker can take.
+
+        Those that are ready take turns.
 
         Raises:
             ServiceStopping: there is none any more.

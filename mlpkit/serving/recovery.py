@@ -1,4 +1,4 @@
-"""What brings models back: the list on disk, the loads after a restart, and those after the death of a worker.
+"""What brings models back after a restart or a worker's death.
 
 - What was loaded is loaded again when the service starts, and when a worker was replaced.
 - What cannot be loaded now is tried again, with pauses that grow.
@@ -41,7 +41,10 @@ Load = Callable[[LoadedModelRecord], Awaitable[None]]
 
 
 class Ledger:
-    """Which models are loaded, in a file. If it cannot be written, that is a warning: loads go on."""
+    """Which models are loaded, in a file.
+
+    If it cannot be written, that is a warning: loads go on.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -51,7 +54,10 @@ class Ledger:
         self._problem = ""
 
     def read(self) -> list[LoadedModelRecord]:
-        """The models of the last run, in the order of their loads; none if the file cannot be read."""
+        """The models of the last run, in the order of their loads.
+
+        None if the file cannot be read.
+        """
         try:
             records = msgspec.json.decode(self._path.read_bytes(), type=list[LoadedModelRecord])
         except FileNotFoundError:
@@ -64,7 +70,10 @@ class Ledger:
         return [record for record in records if not record.given_up]
 
     async def add(self, record: LoadedModelRecord) -> None:
-        """Remembers a model that was loaded; it is on disk when this returns."""
+        """Remembers a model that was loaded.
+
+        It is on disk when this returns.
+        """
         if self._records.get(record.model_id) == record and not self._problem:
             # Loaded again after a restart: a thousand models would write the list a thousand times.
             return
@@ -78,19 +87,19 @@ class Ledger:
             await self._write()
 
     async def give_up(self, record: LoadedModelRecord, why: str) -> None:
-        """Remembers that the model is not to be loaded again until somebody asks for it."""
+        """Remembers not to load the model until somebody asks for it."""
         self._put(msgspec.structs.replace(record, given_up=why))
         await self._write()
 
     async def keep(self) -> None:
-        """Writes again what could not be written, once there is room; never returns."""
+        """Writes again what could not be written; never returns."""
         while True:
             await asyncio.sleep(_WRITE_AGAIN)
             if self._problem:
                 await self._write()
 
     def warnings(self) -> list[str]:
-        """Models that were given up, and a file that cannot be written: a sentence each."""
+        """What somebody should know, a sentence each."""
         given_up = [
             f"model [{record.model_id}] was given up ({record.given_up}): load it again, or unload it"
             for record in self._given_up.values()
@@ -121,7 +130,7 @@ class Ledger:
 
 
 class Suspects:
-    """Models that were being loaded when their worker died, and how often that was."""
+    """Models that were being loaded when their worker died."""
 
     def __init__(self) -> None:
         self._deaths: dict[str, int] = {}
@@ -138,7 +147,10 @@ class Suspects:
         self._deaths.pop(model_id, None)
 
     def deaths(self, model_id: str) -> int:
-        """How often a worker died in the loads of the model since the last one that went well."""
+        """How often a worker died in loads of the model.
+
+        Since the last load that went well.
+        """
         return self._deaths.get(model_id, 0)
 
     @contextlib.asynccontextmanager
@@ -190,7 +202,9 @@ class Recovery:
         isolated: Collection[str],
         limit: float,
     ) -> None:
-        """Loads the models of the last run, once the workers are ready or have had `limit` seconds.
+        """Loads the models of the last run.
+
+        It waits until the workers are ready, at most `limit` seconds.
 
         `isolated` names the algorithms whose models start processes of their own: fewer of them are loaded at a time.
         """
@@ -213,7 +227,9 @@ class Recovery:
         self.problem = ""
 
     async def reload(self, slot: WorkerSlot) -> None:
-        """Loads the models of a worker that was replaced, all that the worker takes at a time.
+        """Loads the models of a worker that was replaced.
+
+        As many at a time as the worker takes.
 
         Those that were being loaded when it died come last, one at a time.
         """
@@ -300,5 +316,8 @@ class Recovery:
 
 
 def has_ended_worker(error: BaseException | None) -> bool:
-    """Whether a worker ended during a load, which is not so if no worker could take it."""
+    """Whether a worker ended during a load.
+
+    That is not so if no worker could take it.
+    """
     return isinstance(error, WorkerLost) and not isinstance(error, WorkerNotReady)

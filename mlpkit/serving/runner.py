@@ -1,4 +1,7 @@
-"""The predictions of one loaded model in one process: from JSON to the user's `predict`, and back to JSON."""
+"""The predictions of one loaded model in one process.
+
+From JSON to the user's `predict`, and back to JSON.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ _MOST_UUIDS = 8
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a process offers to handlers: its settings, its services, its process-wide dependencies."""
+    """What a process offers to handlers."""
 
     settings: Settings
     services: Services
@@ -37,7 +40,10 @@ class Surroundings:
 
 
 class PredictRunner:
-    """Runs the predictions of one model. `send` gets the reply to every request, in the thread that made it."""
+    """Runs the predictions of one model.
+
+    `send` gets the reply to every request, in the thread that made it.
+    """
 
     def __init__(
         self,
@@ -59,7 +65,10 @@ class PredictRunner:
 
     @property
     def is_async(self) -> bool:
-        """Whether predictions run on the event loop, with `start`, and not in a thread, with `run`."""
+        """Whether predictions run on the event loop.
+
+        Then they begin with `start`; others run in a thread, with `run`.
+        """
         return self._plan is not None and self._plan.is_async
 
     def run(self, request: Predict) -> None:
@@ -76,7 +85,10 @@ class PredictRunner:
         self._send(Reply(request.id, results, time.perf_counter() - started))
 
     def start(self, request: Predict) -> None:
-        """Begins to answer a request of an `async` handler. To be called on the event loop."""
+        """Begins to answer a request of an `async` handler.
+
+        To be called on the event loop.
+        """
         assert self._plan is not None
         task = asyncio.get_running_loop().create_task(self._run_async(self._plan, request))
         # The loop itself keeps only weak references.
@@ -89,9 +101,13 @@ class PredictRunner:
             fields = self._fields(item)
             arguments = plan.decode(fields)
             if plan.is_simple:
-                return self._written(plan, item, user_code(plan.function, **arguments))
-            with plan.complete(arguments, fields, self._around.services, self._around.scope) as call:
-                answer = user_code(plan.function, **call.arguments)
+                try:
+                    answer = plan.function(**arguments)
+                except BaseException as error:  # as `user_code`, without a call for each prediction
+                    raise user_error(error) from error
+            else:
+                with plan.complete(arguments, fields, self._around.services, self._around.scope) as call:
+                    answer = user_code(plan.function, **call.arguments)
             return self._written(plan, item, answer)
         except Exception as error:
             return self._failed(error)
@@ -100,7 +116,10 @@ class PredictRunner:
             request_id.reset(token)
 
     def _batch(self, plan: Plan, items: list[Item]) -> list[Result]:
-        """The results of a batch. If it raises, its items run one by one, so that a bad item fails alone."""
+        """The results of a batch.
+
+        If it raises, its items run one by one, so that a bad item fails alone.
+        """
         results, good = self._decoded(plan, items)
         if good:
             with with_request_id(_uuids(items, good)):
@@ -159,7 +178,10 @@ class PredictRunner:
         return results
 
     def _decoded(self, plan: Plan, items: list[Item]) -> tuple[list[Result], list[Decoded]]:
-        """Room for the results of a batch, and the items that enter it: one that does not decode fails here."""
+        """The results of a batch to be filled in, and its items.
+
+        An item that does not decode fails here, and does not enter the batch.
+        """
         results: list[Result] = [_NULL] * len(items)
         good: list[Decoded] = []
         for index, item in enumerate(items):
@@ -177,7 +199,10 @@ class PredictRunner:
     def _write_all(
         self, plan: Plan, items: list[Item], good: list[Decoded], answers: list[Any], results: list[Result]
     ) -> None:
-        """Fills in the results of a batch; each line of the log has the uuid of its item."""
+        """Fills in the results of a batch.
+
+        Each line of the log has the uuid of its item.
+        """
         for (index, _), answer in zip(good, answers, strict=True):
             with with_request_id(items[index].log_uuid):
                 try:
@@ -195,7 +220,7 @@ class PredictRunner:
         }
 
     def _written(self, plan: Plan, item: Item, answer: object) -> bytes:
-        """The answer as JSON, checked against its kind and cut by `threshold` and `top_n`."""
+        """The answer as JSON, checked, and cut as `params` ask."""
         if self._kind.limit is not None and item.params != _NULL and not plan.takes("params"):
             answer = self._kind.limit(answer, msgspec.json.decode(item.params))
         if self._checks:
@@ -209,7 +234,7 @@ class PredictRunner:
             raise user_error(error) from error
 
     def _failed(self, error: BaseException) -> Failure:
-        """The failure of an item, and a line in the log with the uuid that is bound."""
+        """The failure of an item; it is logged too."""
         if isinstance(error, asyncio.CancelledError):
             # Nobody cancels a prediction: something that the handler awaited was cancelled.
             error = UserCodeError("CancelledError")
@@ -221,7 +246,7 @@ class PredictRunner:
 
 
 def error_text(error: MlpkitError) -> str:
-    """The error and, if the user's code raised it, its traceback: for the log."""
+    """The error with the user's traceback, for the log."""
     return f"{error}\n{error.trace}".rstrip() if error.trace else str(error)
 
 
@@ -230,7 +255,10 @@ def _uuids(items: list[Item], good: list[Decoded]) -> str:
 
 
 def _merged(plan: Plan, good: list[Decoded]) -> Arguments:
-    """The arguments of a batch: a list per batched field, the first item's value for what belongs to the model."""
+    """The arguments of a batch.
+
+    A list per batched field; of what belongs to the model, the first item's value.
+    """
     first = good[0][1]
     merged: Arguments = {}
     for field in plan.fields:

@@ -1,4 +1,4 @@
-"""The models of one process: runs the user's `load`, `unload` and other hooks, and hands predictions to their models.
+"""The models and hooks of one process.
 
 It is the inside of a worker process, `python -m mlpkit.serving` (`main`), and the whole of serving if models live in
 the server process (`--workers 0`). `serving/worker.py` is the server's end. Where code of the user's runs is described
@@ -67,7 +67,7 @@ _Files = tuple[Storage, ModelDir | None]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in this process: how its predictions begin, its thread, and what is to be cleaned up after it.
+    """A model in this process.
 
     `files` must stay in the cache as long as the model lives.
     """
@@ -80,7 +80,9 @@ class LoadedModel:
 
 
 class WorkerRuntime:
-    """The models and hooks of one process. `send` gets the reply to every request, in any thread.
+    """The models of one process, and what it runs for them.
+
+    `send` gets the reply to every request, in any thread.
 
     Args:
         single: the process has one model, whose handlers run in the thread that calls `take`.
@@ -104,7 +106,9 @@ class WorkerRuntime:
         self._around = Surroundings(settings, self._service, scope)
 
     def start(self) -> None:
-        """Runs the `on_start` hooks in this thread; models begin with what they and the import have left.
+        """Runs the `on_start` hooks in this thread.
+
+        Models begin with what these and the import have left.
 
         Raises:
             UserCodeError: one of them failed.
@@ -114,7 +118,7 @@ class WorkerRuntime:
         self._state = ThreadState()
 
     def stop(self, limit: float = _STOP_SECONDS) -> None:
-        """Drops the models, runs the `on_stop` hooks here, and cleans up process-wide dependencies.
+        """Drops the models, and runs the `on_stop` hooks here.
 
         Models that have not closed after `limit` seconds are left as they are.
         """
@@ -238,10 +242,14 @@ class WorkerRuntime:
         gc.freeze()
 
     def _place(self, runner: PredictRunner, thread: Thread, closers: list[Close], files: list[_Files]) -> LoadedModel:
-        """The model with the threads of its predictions, which begin with what this one has now."""
+        """The model with the threads of its predictions.
+
+        These begin with what this thread has now.
+        """
         threads = [thread]
         if runner.is_async:
-            loop, context = self._async.loop, contextvars.copy_context()
+            loop = self._async.loop
+            context = contextvars.copy_context()
 
             def predict(request: Predict) -> None:
                 loop.call_soon_threadsafe(runner.start, request, context=context)
@@ -250,13 +258,14 @@ class WorkerRuntime:
         count = runner.algorithm.predict_options.threads
         if count > 1:
             threads.append(WorkerThreads(_thread_name("predict", runner.model_id), ThreadState(), count))
-        put, run = threads[-1].put, runner.run
+        put = threads[-1].put
+        run = runner.run
         return LoadedModel(runner, lambda request: put((run, request)), threads, closers, files)
 
     def _open(
         self, plan: Plan, fields: Mapping[str, object], service: Callable[[type], object]
     ) -> tuple[object, list[Close]]:
-        """What `load` returns or yields, and what cleans up after it when the model is dropped."""
+        """What `load` returns or yields, and what cleans up after it."""
         call = plan.complete(plan.decode(fields), fields, service, self._around.scope)
         if not plan.is_generator:
             with call:
@@ -302,7 +311,10 @@ class WorkerRuntime:
             logger.error("unload of model {!r} failed, it is dropped: {}", runner.model_id, error_text(error))
 
     def _drop_soon(self, model_id: str) -> threading.Event:
-        """Drops a model in its own thread; the event is set when that is done."""
+        """Drops a model in its own thread.
+
+        The event is set when that is done.
+        """
         done = threading.Event()
 
         def drop(model_id: str) -> None:
@@ -350,7 +362,10 @@ class WorkerRuntime:
             raise UserCodeError(f"{request.hook} answered what JSON cannot hold: {error}") from error
 
     def _call(self, plan: Plan, fields: Mapping[str, object]) -> Any:
-        """What a handler answers; the clean-up of its dependencies sees what it raised."""
+        """What a handler answers.
+
+        The clean-up of its dependencies sees what it raised.
+        """
         with plan.complete(plan.decode(fields), fields, self._service, self._around.scope) as call:
             return self._run(plan, call)
 
@@ -394,7 +409,10 @@ def _clean_up(close: Close) -> None:
 
 
 def main() -> None:
-    """Runs a worker process until it is told to stop, or the server is gone."""
+    """Runs a worker process.
+
+    It ends when it is told to stop, or the server is gone.
+    """
     _leave_signals_to_the_server()
     _keep_freed_memory()
     channel = BlockingChannel(channel_of_child())
@@ -422,7 +440,9 @@ def main() -> None:
 
 
 def _leave_signals_to_the_server() -> None:
-    """Ignores Ctrl-C, which goes to the whole terminal, and SIGTERM, which may go to the whole container.
+    """Ignores Ctrl-C and SIGTERM.
+
+    One goes to the whole terminal, the other may go to the whole container.
 
     The server drains then, and ends its workers when their predictions are done.
     """
@@ -439,7 +459,9 @@ def _leave_signals_to_the_server() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Lets the memory of one long request be used for the next, instead of being given back and cleared each time.
+    """Lets the memory of one long request be used for the next.
+
+    Otherwise it is given back to the system, and cleared each time.
 
     glibc takes its limits for that from the largest block that was freed: mallopt(3), M_MMAP_THRESHOLD.
     """
@@ -453,7 +475,7 @@ def _sender(channel: BlockingChannel) -> Callable[[Reply], None]:
         try:
             channel.send(encode(reply))
         except Exception as error:
-            # Too long, or no memory to write it: whoever waits for it must hear that.
+            # Too long, or no memory to write it: the caller must hear that.
             failure = Failure.of(MlpkitError(f"the answer cannot be sent: {error!r}"))
             channel.send(encode(Reply(reply.id, [failure] * len(reply.results), reply.seconds)))
 
@@ -462,7 +484,8 @@ def _sender(channel: BlockingChannel) -> Callable[[Reply], None]:
 
 def _work(channel: BlockingChannel, runtime: WorkerRuntime) -> None:
     """Takes requests until the server says stop, or is gone."""
-    take, receive = runtime.take, channel.receive
+    take = runtime.take
+    receive = channel.receive
     while (message := receive()) is not None:
         request = decode_request(message)
         if type(request) is Stop:
@@ -472,7 +495,10 @@ def _work(channel: BlockingChannel, runtime: WorkerRuntime) -> None:
 
 
 def _end(channel: BlockingChannel, runtime: WorkerRuntime) -> None:
-    """Closes the models and ends the process, also if a handler never returns."""
+    """Closes the models and ends the process.
+
+    Also if a handler never returns.
+    """
     late = threading.Timer(_STOP_SECONDS, os._exit, (0,))
     late.daemon = True
     with contextlib.suppress(RuntimeError):

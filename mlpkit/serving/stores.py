@@ -1,4 +1,7 @@
-"""The storages of a process that holds models: its own, and those of callers for as long as a model of theirs lives."""
+"""The storages of a process that holds models.
+
+Its own, and those of callers for as long as a model of theirs lives.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ class Stores:
         return self._opened(self._settings)
 
     def borrow(self, extend: bytes) -> Storage:
-        """The storage for a request with this `extend`, which may be the caller's own; it needs a `give_back`.
+        """The storage for a request with this `extend`.
+
+        It may be the caller's own, and needs a `give_back`.
 
         Raises:
             ArgumentError: it names a store that may not be used.
@@ -31,7 +36,10 @@ class Stores:
         return self._opened(settings_for(self._settings, extend), users=1)
 
     def give_back(self, storage: Storage) -> None:
-        """Closes a caller's storage with its last user: there may be as many callers as there are addresses."""
+        """Closes a caller's storage with its last user.
+
+        There may be as many callers as there are addresses.
+        """
         with self._lock:
             self._users[storage] -= 1
             if self._users[storage] > 0:
@@ -39,13 +47,14 @@ class Stores:
             del self._users[storage]
             if storage is self._open.get(self._settings.store):
                 return
-            self._open = {url: each for url, each in self._open.items() if each is not storage}
+            self._open = {url: other for url, other in self._open.items() if other is not storage}
         storage.close()
 
     def close(self) -> None:
         """Closes all of them."""
         with self._lock:
-            storages, self._open = list(self._open.values()), {}
+            storages = list(self._open.values())
+            self._open = {}
         for storage in storages:
             storage.close()
 

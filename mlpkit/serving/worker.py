@@ -1,4 +1,4 @@
-"""The server's end of a worker; `serving/runtime.py` is the other, the process `python -m mlpkit.serving`.
+"""The server's end of a worker; `runtime.py` is the other end.
 
 The channel carries several requests at a time; a `Reply` finds its request by id. A worker that ends, however it
 ends, closes the channel: then every request that it held fails at once, with how the process ended.
@@ -18,7 +18,7 @@ import msgspec
 from mlpkit.app import App
 from mlpkit.errors import ArgumentError, MlpkitError, TimeLimitExceeded, WorkerLost, WorkerNotReady
 from mlpkit.log import LogOutput
-from mlpkit.processes import AsyncChannel, Child, Message, start_child
+from mlpkit.processes import LONG, AsyncChannel, Child, Message, start_child
 from mlpkit.script import absolute_search_path
 from mlpkit.serving.messages import (
     Broken,
@@ -46,7 +46,7 @@ OnReply = Callable[["Reply | MlpkitError"], None]
 """Told each reply to a request: parts (`final=False`), and at last the final one or an error."""
 
 _MOST_OVERDUE = 4
-"""Hooks that outlive their limit keep their threads, and would leave none for loads: so many end the worker."""
+"""Hooks that outlive their limit keep their threads: this many of them end the worker, before no thread is left."""
 
 
 class Worker(Protocol):
@@ -66,10 +66,12 @@ class Worker(Protocol):
         """Waits until it has ended, and says how."""
 
     async def stop(self, grace: float) -> None:
-        """Ends it, within `grace` seconds where it can."""
+        """Ends it, within `grace` seconds if it can."""
 
     def begin(self, work: Work, limit: float, on_reply: OnReply, at_once: int = 1) -> None:
-        """Begins a request, which `flush` sends. `on_reply` is told the reply, or why there is none.
+        """Begins a request, which `flush` sends.
+
+        `on_reply` is told the reply, or why there is none.
 
         `limit` is in seconds, and does not count while the worker is busy with `at_once` predictions of the same model.
         """
@@ -82,7 +84,10 @@ class Worker(Protocol):
 
 
 class InFlight(msgspec.Struct, eq=False):
-    """A request that a worker has, and who waits for it. `began` is when its time began, in monotonic seconds."""
+    """A request that a worker has, and who waits for it.
+
+    `began` is when its time began, in monotonic seconds.
+    """
 
     work: Work
     limit: float
@@ -91,7 +96,10 @@ class InFlight(msgspec.Struct, eq=False):
     began: float | None = None
 
     def is_late(self, now: float) -> bool:
-        """Whether it has run longer than its limit; its time begins with the first question."""
+        """Whether it has run longer than its limit.
+
+        Its time begins with the first question.
+        """
         if self.began is None:
             self.began = now
         return now - self.began > self.limit
@@ -144,7 +152,8 @@ class ProcessWorker:
         return self._why or end.words
 
     async def stop(self, grace: float) -> None:
-        self.ready, self._asked = False, "was stopped"
+        self.ready = False
+        self._asked = "was stopped"
         if self._child is None:
             return
         if self._channel is not None:
@@ -171,7 +180,10 @@ class ProcessWorker:
             return
         self._held[work.id] = InFlight(work, limit, on_reply, at_once)
         try:
-            self._channel.put(*parts_of(work))
+            if type(work) is Predict and len(work.items[0].features) >= LONG:
+                self._channel.put(*parts_of(work))
+            else:
+                self._channel.put(encode(work))
         except ValueError as error:
             del self._held[work.id]
             on_reply(ArgumentError(f"the request is too large for a worker: {error}"))
@@ -248,7 +260,9 @@ class ProcessWorker:
 
 
 class LocalWorker:
-    """Models in the server process (`--workers 0`): for debugging, so that a breakpoint in a handler works.
+    """Models in the server process (`--workers 0`).
+
+    This is for debugging: a breakpoint in a handler works.
 
     Handlers run in threads of their own as in a worker process. What would run in the main thread of that has a thread
     here too, which begins with `state`: the server's loop never waits for code of the user's.
@@ -336,7 +350,10 @@ class LocalWorker:
 
 
 def running(held: Iterable[InFlight]) -> list[InFlight]:
-    """Those that the worker can have begun: of one model it runs `at_once` predictions, first come, first served."""
+    """The requests that the worker can have begun.
+
+    Of one model it runs `at_once` predictions, first come, first served.
+    """
     found: list[InFlight] = []
     counts: dict[str, int] = {}
     for request in held:
@@ -353,7 +370,7 @@ request_ids = itertools.count(1)
 
 
 async def ask(worker: Worker, work: Work, limit: float) -> bytes:
-    """Sends a request of one item and waits for its result, as JSON.
+    """Sends a request of one item and gives its result, as JSON.
 
     Raises:
         MlpkitError: whatever the worker failed with, WorkerLost, TimeLimitExceeded.

@@ -229,6 +229,37 @@ def test_time_limit_of_a_predict_does_not_count_the_wait_for_others(start: Start
     assert {each.result(20)["pid"] for each in asked} == {pid}
 
 
+def test_load_that_kills_its_worker_fails_alone_however_many_models_are_loaded_beside_it(
+    start: Start, folder: Path, callers: ThreadPoolExecutor, report: Report
+) -> None:
+    service = start()
+    client = service.client
+    client.load("faulty", "old")
+    (folder / "load killer").write_text("kill 0.2")
+    innocent = [f"innocent-{number}" for number in range(20)]
+    for model_id in innocent:
+        (folder / f"load {model_id}").write_text(" 0.1")
+    began = time.monotonic()
+    killer = callers.submit(client.load, "faulty", "killer")
+    asked = [callers.submit(client.load, "faulty", model_id) for model_id in innocent]
+    for each in asked:
+        each.result(60)
+    took = time.monotonic() - began
+    for model_id in innocent:
+        assert client.predict(model_id, order())["model_id"] == model_id
+    assert isinstance(killer.exception(60), LoadFailed)
+    report(f"20 models beside one whose load kills its worker: all answer after {took:.1f} s")
+    assert took < 10 * SLACK
+
+    wait_until(lambda: client.ready().ready, "the service is ready again", 20)
+    # Those that were suspects return to the shared worker, and the next try harms nobody.
+    wait_until(lambda: set(map(tuple, client.monitor().load.values())) == {(0,)}, "all are in worker 0", 60)
+    with Bystander(client, "old") as bystander, pytest.raises(LoadFailed, match=r"worker-[1-9]"):
+        client.load("faulty", "killer")
+    assert bystander.failures == []
+    assert bystander.longest < 1.0 * SLACK
+
+
 @pytest.mark.slow
 def test_worker_that_hangs_up_and_lives_on_is_killed_and_replaced(start: Start) -> None:
     service = start()
@@ -255,7 +286,7 @@ def test_model_that_kills_every_worker_that_loads_it_again_is_given_up_alone(sta
     with pytest.raises(ModelNotLoaded):
         client.predict("killer", order())
     wait_until(lambda: client.ready().ready, "the service is ready again", 20)
-    warning = r"model \[killer\] was given up \(worker-0 was killed by SIGKILL .*: load it again, or unload it"
+    warning = r"model \[killer\] was given up \(worker-\d+ was killed by SIGKILL .*: load it again, or unload it"
     assert re.search(warning, str(warnings(client)))
 
     service.kill()

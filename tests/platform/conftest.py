@@ -148,7 +148,7 @@ def small_platform(open_platform: OpenPlatform) -> Platform:
 
 SCRIPT = """
 from __future__ import annotations
-import time
+import os, signal, time
 from pathlib import Path
 from mlpkit import App
 
@@ -167,6 +167,9 @@ def train(parameters: dict) -> None:
 def load(model_id: str, model_path: str | None) -> str:
     if (folder / f"broken-{model_id}").exists():
         raise ValueError(f"{model_id} is broken")
+    if (folder / f"deadly-{model_id}").exists():
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
     return f"{model_id} from {model_path}"
 
 @app.predict

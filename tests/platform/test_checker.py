@@ -14,6 +14,9 @@ from mlpkit.platform.checker import Wish
 from mlpkit.service import Service
 from tests.platform.conftest import OpenPlatform, OpenReplica, Platform, predicted, until, until_ready
 
+SLACK = 3
+"""How much slower than a quiet machine a busy one may be."""
+
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
@@ -200,6 +203,42 @@ async def test_a_failed_load_is_tried_again_told_once_and_shown(
         await until(lambda: loaded(replica) == {"a", "b"})
         assert wish(replica, "a").next_try is None
         assert warnings(replica) == ""
+
+
+async def test_a_model_whose_load_kills_its_worker_neither_starves_nor_stalls_the_others(
+    open_replica: OpenReplica, small_platform: Platform, tmp_path: Path
+) -> None:
+    (tmp_path / "deadly-bad").touch()
+    healthy = {f"m{number}" for number in range(20)}
+    for model_id in ("bad", *healthy):
+        small_platform.put_model(model_id)
+    small_platform.note_change("2021-01-01 00:00:00")
+    async with open_replica(small_platform, workers=1) as replica:
+        # On a quiet machine this takes three seconds.
+        await until(lambda: loaded(replica) == healthy, 10 * SLACK)
+        for model_id in healthy:
+            assert await predicted(replica, model_id) == f'"{model_id} from None"'
+        await until(lambda: wish(replica, "bad").failures >= 5, 60)
+
+        due = wish(replica, "bad").due
+        longest = 0.0
+        small_platform.put_model("new")
+        small_platform.note_change("2021-01-01 00:00:01")
+        while "new" not in loaded(replica):
+            for model_id in healthy:
+                began = time.monotonic()
+                await predicted(replica, model_id)
+                longest = max(longest, time.monotonic() - began)
+        assert longest < 1.0 * SLACK
+        if time.monotonic() < due:
+            assert wish(replica, "bad").due == due, "the change of another row does not end its pause"
+
+        # The next try has a process of its own: nobody else notices.
+        await until(lambda: time.monotonic() > due)
+        while wish(replica, "bad").failures < 6:
+            for model_id in healthy:
+                await predicted(replica, model_id)
+        assert loaded(replica) == healthy | {"new"}
 
 
 async def test_a_path_that_does_not_exist_fails_alone(open_replica: OpenReplica, small_platform: Platform) -> None:

@@ -117,7 +117,7 @@ def test_a_message_may_be_sent_in_parts(loop: asyncio.AbstractEventLoop) -> None
 
 
 def test_bytes_that_are_no_frame_are_refused() -> None:
-    with pytest.raises(ValueError, match="this is no frame"):
+    with pytest.raises(ValueError, match="this is not a frame"):
         feed(Frames(), struct.pack(">I", 2**31) + b"x")
 
 

@@ -1,0 +1,138 @@
+"""A worker from outside the package that answers in parts: what streamed answers and other engines build on."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from pathlib import Path
+
+import pytest
+
+from mlpkit import App
+from mlpkit.errors import MlpkitError, TimeLimitExceeded
+from mlpkit.log import configure
+from mlpkit.serving import Models
+from mlpkit.serving.messages import Predict, Reply
+from mlpkit.serving.pool import WorkerSlot
+from mlpkit.serving.worker import OnReply, Work
+from mlpkit.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+
+class LetterWorker:
+    """Answers a prediction with its features, letter by letter, one letter in a turn of the loop."""
+
+    held_at_end = 0
+
+    def __init__(self, slot: WorkerSlot) -> None:
+        self.index = slot.index
+        self.ready = False
+        self._stopped = asyncio.Event()
+        self._begun: list[tuple[Work, OnReply]] = []
+
+    async def start(self) -> None:
+        self.ready = True
+
+    async def ended(self) -> str:
+        await self._stopped.wait()
+        return "was stopped"
+
+    async def stop(self, grace: float) -> None:
+        self.ready = False
+        self._stopped.set()
+
+    def begin(self, work: Work, limit: float, on_reply: OnReply, at_once: int = 1) -> None:
+        self._begun.append((work, on_reply))
+
+    def flush(self) -> None:
+        begun, self._begun = self._begun, []
+        for work, on_reply in begun:
+            if isinstance(work, Predict):
+                self._answer(work, on_reply, 0)
+            else:
+                on_reply(Reply(work.id, [b"null"]))
+
+    def watch(self, now: float) -> None:
+        pass
+
+    def _answer(self, work: Predict, on_reply: OnReply, sent: int) -> None:
+        (item,) = work.items
+        text = bytes(item.features)
+        if text == b"fail":
+            on_reply(TimeLimitExceeded("as it was told"))
+        elif sent < len(text):
+            on_reply(Reply(work.id, [text[sent : sent + 1]], final=False))
+            asyncio.get_running_loop().call_soon(self._answer, work, on_reply, sent + 1)
+        else:
+            on_reply(Reply(work.id, [text], 0.1))
+
+
+def load() -> None:
+    """The worker of these tests calls neither this nor `predict`."""
+
+
+def predict(features: str) -> str:
+    return features
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Models:
+    app = App("letters")
+    app.load(load)
+    app.predict(predict)
+    settings = Settings(home=tmp_path, workers=1)
+    return Models(app, "letters:app", settings, configure(stream=io.StringIO()), make_worker=LetterWorker)
+
+
+async def test_parts_of_an_answer_come_in_order_and_before_the_outcome(models: Models) -> None:
+    await models.open()
+    try:
+        await models.load("letters", "m")
+        told: list[bytes | MlpkitError] = []
+        over = asyncio.Event()
+
+        def settle(outcome: bytes | MlpkitError) -> None:
+            told.append(outcome)
+            over.set()
+
+        models.begin("m", b"abc", b"null", None, settle, told.append)
+        await asyncio.wait_for(over.wait(), 10)
+        assert told == [b"a", b"b", b"c", b"abc"]
+        (view,) = models.listed()
+        assert (view.predictions, view.in_flight, view.seconds) == (1, 0, 0.1)
+    finally:
+        await models.close()
+
+
+async def test_caller_without_a_use_for_parts_gets_the_outcome_alone(models: Models) -> None:
+    await models.open()
+    try:
+        await models.load("letters", "m")
+        assert await asyncio.wait_for(models.predict("m", b"abc", b"null", None), 10) == b"abc"
+        with pytest.raises(TimeLimitExceeded, match="as it was told"):
+            await asyncio.wait_for(models.predict("m", b"fail", b"null", None), 10)
+    finally:
+        await models.close()
+
+
+async def test_caller_who_has_gone_gets_no_more_parts(models: Models) -> None:
+    await models.open()
+    try:
+        await models.load("letters", "m")
+        parts: list[bytes] = []
+        outcomes: list[object] = []
+        first = asyncio.Event()
+
+        def on_part(part: bytes) -> None:
+            parts.append(part)
+            first.set()
+
+        prediction = models.begin("m", b"abc" * 100, b"null", None, outcomes.append, on_part)
+        await asyncio.wait_for(first.wait(), 10)
+        assert prediction.give_up()
+        got = len(parts)
+        await models.unload("m")
+        assert (len(parts), outcomes) == (got, [])
+    finally:
+        await models.close()
