@@ -89,7 +89,7 @@ def test_the_files_of_the_test_kit_stay_where_they_are(
     monkeypatch.chdir(folder)
     for name in ("wanderer", "beside_the_script"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    with TestService(import_app("wanderer.py"), cache_dir=Path("cache")) as service:
+    with TestService(import_app("wanderer.py"), cache_dir=folder / "cache") as service:
         for _ in range(2):
             model_id = service.trained("wanderer", folder / "data.txt")
             service.client.load("wanderer", model_id)
