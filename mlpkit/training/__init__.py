@@ -1,4 +1,4 @@
-"""Training jobs: a queue that loses nothing, a process for every job, and the services of `train` handlers.
+"""Training jobs: the queue, the engines, and the services of `train`.
 
 The front door of this folder.
 """

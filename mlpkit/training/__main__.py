@@ -1,4 +1,7 @@
-"""The process of one training job: `python -m mlpkit.training CHANNEL`, started by `local.Trainer` only."""
+"""The process of one training job, started by `local.py` only.
+
+Its command is `python -m mlpkit.training CHANNEL`.
+"""
 
 from mlpkit.training.local import main
 

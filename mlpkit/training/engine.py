@@ -1,4 +1,4 @@
-"""Where training jobs run: the protocol of an engine, and the table of the engines.
+"""Where training jobs run: the protocol and the table of engines.
 
 The queue decides which job is next, and what a job's end means. An engine gives a job a place with the resources that
 it asks for, and runs it there. Running a job never twice at the same time is the engine's duty.
@@ -46,7 +46,9 @@ class Place(Protocol):
     """Resources that one job has for itself."""
 
     async def run(self, run: JobRun) -> JobOutcome:
-        """Runs the job and returns how it ended. A cancellation ends the job first.
+        """Runs the job and returns how it ended.
+
+        A cancellation ends the job first.
 
         If the job had trained its model when it was cancelled, the engine may keep the files: see `Engine.keeps`.
 
@@ -57,10 +59,16 @@ class Place(Protocol):
 
 
 class Engine(Protocol):
-    """Runs training jobs. All methods belong to the event loop of the queue."""
+    """Runs training jobs.
+
+    All methods belong to the event loop of the queue.
+    """
 
     async def open(self, jobs: Sequence[Job]) -> None:
-        """Starts the engine. `jobs` have not ended; what it keeps of other jobs can be removed."""
+        """Starts the engine.
+
+        `jobs` have not ended; what the engine keeps of other jobs can be removed.
+        """
         ...
 
     async def close(self) -> None:
@@ -80,11 +88,17 @@ class Engine(Protocol):
         ...
 
     def keeps(self, job: Job) -> bool:
-        """Whether the engine keeps the job's trained model, so that its next run only stores it."""
+        """Whether the engine keeps a trained model of the job.
+
+        Then the next run only stores it.
+        """
         ...
 
     async def discard(self, job: Job) -> None:
-        """Removes what is left of a job that will not run again: kept files, and a model stored in part."""
+        """Removes what is left of a job that will not run again.
+
+        That is kept files, and a model that was stored in part.
+        """
         ...
 
 
@@ -92,7 +106,7 @@ def make_engine(name: str, target: str, settings: Settings) -> Engine:
     """The engine of this name.
 
     Raises:
-        SettingsError: there is no such engine, or a package that it needs is not installed.
+        SettingsError: the engine does not exist, or a package that it needs is not installed.
     """
     if name not in ENGINES:
         raise SettingsError(f"unknown engine {name!r}{did_you_mean(name, ENGINES)}: one of {', '.join(ENGINES)}")

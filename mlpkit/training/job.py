@@ -1,4 +1,4 @@
-"""A training job as a record, the one table of its states, and what a handler sees of it."""
+"""A training job: its record, its states, its view for `train`."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ REQUEST_FIELDS = ("data", "parameters", "extend")
 
 
 class Job(msgspec.Struct, frozen=True):
-    """One training job. `data`, `parameters` and `extend` are JSON text; times are seconds since the epoch.
+    """One training job.
 
+    `data`, `parameters` and `extend` are JSON text; times are seconds since the epoch.
     `uuid` is the caller's own or None, `log_uuid` what stands in the log. `attempt` counts the starts of its process.
-    `message` says for a person how it ended, where it ended in `error`.
+    `message` says for a person why it ended in `error`.
     """
 
     model_id: str
@@ -68,11 +69,11 @@ class Job(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, state=state, **changes)
 
     def waiting_again(self) -> Job:
-        """The job as it was before its last start, which does not count as an attempt."""
+        """The job before its last start, which is not counted."""
         return self.moved("init", attempt=self.attempt - 1, started=None, progress=None)
 
     def asks_the_same(self, other: Job) -> bool:
-        """Whether both were submitted with the same content; the caller's address does not count."""
+        """Whether both have the same content; the caller's address does not count."""
         return self._content() == other._content()
 
     def _content(self) -> tuple[object, ...]:
@@ -84,7 +85,7 @@ class Job(msgspec.Struct, frozen=True):
         return self.algorithm, self.model_path, request
 
     def without_request(self) -> Job:
-        """The job with its `data`, `parameters` and `extend` left out, which can be very long."""
+        """The job without `data`, `parameters` and `extend`, which can be very long."""
         return msgspec.structs.replace(self, data="{}", parameters="{}", extend="{}")
 
     def fields(self) -> Fields:
@@ -101,9 +102,10 @@ class Job(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """How a run of a job ended. `message` is for people; `trace` is the user's traceback, for the log only.
+    """How a run of a job ended.
 
-    `lost` means that its process was killed for no fault of its own, so it may run again.
+    `message` is for people; `trace` is the user's traceback, for the log only. `lost` means that its process was killed
+    for no fault of its own, so it may run again.
     """
 
     state: Literal["completed", "error"]
@@ -117,13 +119,16 @@ LONGEST_ID = 64
 
 
 def new_model_id() -> str:
-    """An id for a model that nobody has named: `<uuid4 hex>_<YYYYmmddHHMMSS>`, as the original makes them."""
+    """A new model id: `<uuid4 hex>_<YYYYmmddHHMMSS>`, as the original makes them."""
     return f"{uuid4().hex}_{time.strftime('%Y%m%d%H%M%S')}"
 
 
 @service("train")
 class TrainJob(msgspec.Struct, frozen=True):
-    """The whole job, for `train` handlers that want more than single fields of it; the objects are decoded JSON."""
+    """The whole job, for `train` handlers that want more than single fields.
+
+    The objects are decoded JSON.
+    """
 
     model_id: str
     algorithm: str

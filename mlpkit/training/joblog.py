@@ -1,4 +1,4 @@
-"""The log of one job: a bounded file of its own, and the service's log beside it."""
+"""The log of one job, in addition to the service's log."""
 
 from __future__ import annotations
 
@@ -21,26 +21,34 @@ BARS_SHARE = 10
 
 
 def file_name(model_id: str) -> str:
-    """A file's name for any model id: the id where it is plain, else escaped; no two ids share one."""
+    """A file name for a model id; no two ids share one.
+
+    It is the id itself if that is plain; otherwise it is escaped.
+    """
     name = quote(model_id, safe="", errors="surrogatepass")
     return name if len(name) <= _LONGEST_NAME else hashlib.sha256(name.encode()).hexdigest()
 
 
 class JobLog:
-    """Takes the lines of one job. Past `limit` bytes they are counted and dropped, in the service's log too.
+    """Takes the lines of one job.
 
-    Use it from one thread, as a context manager: at the end it says how much was dropped.
+    Lines past `limit` bytes are counted and dropped, in the service's log too. Use it from one thread, as a context
+    manager: at the end it says how much was dropped.
     """
 
     def __init__(self, path: Path, limit: int, output: LogOutput, uuid: str) -> None:
         self.path = path
-        self._limit, self._output, self._uuid = limit, output, printable_uuid(uuid)
+        self._limit = limit
+        self._output = output
+        self._uuid = printable_uuid(uuid)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._file = os.fdopen(descriptor, "ab")
         self._size = os.fstat(descriptor).st_size
-        self._dropped_lines, self._dropped_bytes = 0, 0
-        self._child_lines, self._child_bytes = 0, 0
+        self._dropped_lines = 0
+        self._dropped_bytes = 0
+        self._child_lines = 0
+        self._child_bytes = 0
         self._broken = False
         self._bars = BarLines(lambda text: self.write(self._record(text, "INFO", "bar")), limit // BARS_SHARE)
 
@@ -56,7 +64,7 @@ class JobLog:
         return max(0, self._limit - self._size)
 
     def write(self, record: LogLine, *, always: bool = False) -> None:
-        """Writes a line of the job; `always` is for the few lines that must not be dropped."""
+        """Writes a line of the job; with `always` it is never dropped."""
         if not self.room and not always:
             self._drop(record.message)
             return
@@ -66,7 +74,7 @@ class JobLog:
         self._try(lambda: self._file.write(line))
 
     def write_output(self, lines: list[LogLine]) -> None:
-        """Writes what was written to the process's pipe: by C code, or by a process that it started."""
+        """Writes what was written to the pipe, for example by C code."""
         for line in lines:
             if not self._bars.take(line.message):
                 self.write(line if line.uuid != "-" else msgspec.structs.replace(line, uuid=self._uuid))
@@ -78,8 +86,9 @@ class JobLog:
         self.flush()
 
     def count_dropped(self, lines: int, size: int) -> None:
-        """Takes over how much the child has dropped itself so far, so that it never crossed the channel."""
-        self._child_lines, self._child_bytes = lines, size
+        """Notes how much the child itself has dropped so far."""
+        self._child_lines = lines
+        self._child_bytes = size
 
     def flush(self) -> None:
         """Makes the lines visible to readers of the file."""
@@ -89,7 +98,8 @@ class JobLog:
     def close(self) -> None:
         """Says how much was dropped, if anything was, and closes the file."""
         self._bars.flush()
-        lines, size = self._dropped_lines + self._child_lines, self._dropped_bytes + self._child_bytes
+        lines = self._dropped_lines + self._child_lines
+        size = self._dropped_bytes + self._child_bytes
         if lines:
             self.say(
                 f"{lines:,} more lines ({size:,} bytes) were not kept: the log of a job holds {self._limit:,} bytes "
@@ -100,7 +110,10 @@ class JobLog:
             self._file.close()
 
     def _try(self, step: Callable[[], object]) -> bool:
-        """Whether the step could be done. A full disk must not end a training; the service's log has the line."""
+        """Whether the step could be done.
+
+        A full disk must not end a training; the service's log has the line.
+        """
         try:
             step()
         except OSError as error:

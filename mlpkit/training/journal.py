@@ -1,7 +1,8 @@
-"""The jobs on disk: a SQLite file in the home, which one service at a time may use.
+"""The jobs on disk: a SQLite file in the home.
 
-Every write is a transaction of its own, in WAL mode with `synchronous=FULL`: what `train` has answered is there after a
-`kill -9` and after a power cut too. A job costs three such writes, so the slower setting is not felt.
+One service at a time may use it. Every write is a transaction of its own, in WAL mode with `synchronous=FULL`: a job
+that `/train` has accepted is still there after a `kill -9` and after a power cut. A job costs three such writes, so the
+slower setting does not matter.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ CREATE INDEX job_by_state ON job (state, number);
 CREATE INDEX job_by_algorithm ON job (algorithm, number);
 """
 _REQUEST_TABLE = "CREATE TABLE request (model_id TEXT PRIMARY KEY, content TEXT NOT NULL);"
-"""Beside the jobs, so that neither a list of jobs nor a new state reads or writes requests of many megabytes."""
+"""A table of its own, so that neither a list of jobs nor a new state reads or writes requests of many megabytes."""
 _CLAIM_SECONDS = 2.0
 """How long the home may still be held: a service that was just killed may have been starting a process."""
 _LONGEST_WAIT = 10.0
@@ -44,7 +45,9 @@ _request_decoder = msgspec.json.Decoder(tuple[str, str, str])
 
 
 class Journal:
-    """All jobs of a home, in the order in which they were accepted. Every call goes to the disk; any thread may call.
+    """All jobs of a home, in the order of their acceptance.
+
+    Every call goes to the disk; any thread may call.
 
     Raises:
         SettingsError: another service uses this home, or the file was written by a newer mlpkit.
@@ -53,20 +56,22 @@ class Journal:
 
     def __init__(self, home: Path) -> None:
         self.path = home / "jobs.db"
-        self._writing, self._reading = threading.Lock(), threading.Lock()
+        self._writing = threading.Lock()
+        self._reading = threading.Lock()
         self._lock = filelock.FileLock(home / "service.lock", timeout=_CLAIM_SECONDS, thread_local=False)
         with self._translated("opened"):
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._claim(home)
             try:
-                self._writer, self._reader = self._connect(), self._connect()
+                self._writer = self._connect()
+                self._reader = self._connect()
                 self._prepare()
             except BaseException:
                 self._lock.release()
                 raise
 
     def add(self, job: Job) -> None:
-        """Puts a job behind all others; it replaces an ended one with the same model id."""
+        """Puts a job at the end, replacing one of its id."""
         with self._transaction() as writer:
             _delete(writer, [job.model_id])
             writer.execute(
@@ -76,7 +81,7 @@ class Journal:
             writer.execute("INSERT INTO request VALUES (?, ?)", (job.model_id, _request(job)))
 
     def update(self, job: Job) -> None:
-        """Replaces what is known of the job, but not its request; the job keeps its place."""
+        """Replaces what is known of the job, but not its request."""
         with self._transaction() as writer:
             writer.execute(
                 "UPDATE job SET state = ?, record = ? WHERE model_id = ?", (job.state, _record(job), job.model_id)
@@ -95,7 +100,7 @@ class Journal:
     def jobs(
         self, limit: int | None = None, offset: int = 0, *, state: str | None = None, algorithm: str | None = None
     ) -> list[Job]:
-        """Jobs, newest first, without data, parameters and extend: all, or those in one state or of one algorithm."""
+        """Jobs without their requests, newest first, filtered by state and algorithm."""
         wanted = {name: value for name, value in (("state", state), ("algorithm", algorithm)) if value is not None}
         where = " AND ".join(["true", *(f"{name} = ?" for name in wanted)])
         values = (*wanted.values(), -1 if limit is None else limit, offset)
@@ -188,7 +193,10 @@ class Journal:
 
 
 def _move_requests(writer: sqlite3.Connection) -> None:
-    """Takes the requests out of the records of version 1, one job at a time: they can be long."""
+    """Moves the requests out of the records of version 1.
+
+    One job at a time, because requests can be long.
+    """
     for (number,) in writer.execute("SELECT number FROM job").fetchall():
         (record,) = writer.execute("SELECT record FROM job WHERE number = ?", (number,)).fetchone()
         job = _decoder.decode(record)

@@ -1,4 +1,4 @@
-"""The engine that runs each job in a process of its own on this machine, and what happens in that process.
+"""The engine that runs each job in a process on this machine.
 
 The server's end is `LocalEngine`: it gives out GPUs and places, starts the process, watches its limits and says how it
 ended. The process imports the script by its target, runs one job and ends (`main`). Between them goes one message down
@@ -79,7 +79,10 @@ _THREADS = (
 
 
 class StartTraining(msgspec.Struct, frozen=True, array_like=True):
-    """What the job's process gets. `folder` is the job's; `lock` is the file that it locks while it runs."""
+    """What the job's process gets.
+
+    `folder` is the job's; `lock` is the file that the process locks while it runs.
+    """
 
     target: str
     sys_path: list[str]
@@ -101,7 +104,7 @@ class Line(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class Dropped(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """How much log the child has kept to itself so far, because the log is full."""
+    """How much the child has dropped, because the log is full."""
 
     lines: int
     size: int
@@ -114,7 +117,7 @@ class Moved(msgspec.Struct, frozen=True, array_like=True, tag=4):
 
 
 class Trained(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    """`train` has made a model, which is stored now; the time limit ends."""
+    """`train` has made a model; the time limit ends."""
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True, tag=5):
@@ -130,7 +133,7 @@ _decoder = msgspec.msgpack.Decoder(Started | Line | Dropped | Moved | Ended | Tr
 
 
 class Devices:
-    """The GPUs of this machine, given to jobs in the order in which they ask.
+    """Gives the GPUs of this machine to jobs, first come, first served.
 
     Nobody is overtaken by a job that needs fewer.
     """
@@ -155,7 +158,7 @@ class Devices:
 
     @asynccontextmanager
     async def held(self, count: int) -> AsyncIterator[tuple[str, ...]]:
-        """Waits for `count` devices, and gives their names; nobody else has them meanwhile."""
+        """Waits for `count` devices that nobody else has, and gives their names."""
         if count == 0:
             yield ()
             return
@@ -163,7 +166,8 @@ class Devices:
             while len(self._free) < count:
                 self._returned = anyio.Event()
                 await self._returned.wait()
-            taken, self._free = self._free[:count], self._free[count:]
+            taken = self._free[:count]
+            del self._free[:count]
         try:
             yield tuple(taken)
         finally:
@@ -172,7 +176,7 @@ class Devices:
 
 
 class LocalEngine:
-    """Runs jobs in processes of this machine, at most `MLP_TRAIN_TASK_NUM` at a time."""
+    """Runs at most `MLP_TRAIN_TASK_NUM` jobs at a time, in processes."""
 
     def __init__(self, target: str, settings: Settings) -> None:
         self._target = target
@@ -257,14 +261,17 @@ def _remove(folder: Path) -> None:
 
 
 class _Trained(msgspec.Struct, frozen=True):
-    """What is in `trained.json`; `job_created` tells a job from an earlier one of the same id."""
+    """What is in `trained.json`.
+
+    `job_created` tells a job from an earlier one of the same id.
+    """
 
     job_created: float
     manifest: Manifest
 
 
 def _trained(folder: Path, job: Job) -> Manifest | None:
-    """The manifest of the model that an earlier run of this job has trained and not stored."""
+    """The manifest of a model that is trained and not stored."""
     try:
         found = msgspec.json.decode((folder / _TRAINED).read_bytes(), type=_Trained)
     except (OSError, msgspec.DecodeError):
@@ -296,7 +303,9 @@ class _JobProcess:
         self._ended: Ended | None = None
 
     async def run(self) -> JobOutcome:
-        """Runs the job, and says how it ended. A cancellation kills the process.
+        """Runs the job, and says how it ended.
+
+        A cancellation kills the process.
 
         Raises:
             OSError: no process could be started.
@@ -414,7 +423,10 @@ class _JobProcess:
 
 
 class Reporter:
-    """The child's end of the channel. Lines past `room` bytes are only counted: they cost the server nothing."""
+    """The child's end of the channel.
+
+    Lines past `room` bytes are only counted: they cost the server nothing.
+    """
 
     def __init__(self, channel: BlockingChannel, uuid: str, room: int) -> None:
         self._channel = channel
@@ -458,7 +470,7 @@ class Reporter:
         self._send(Trained())
 
     def ended(self, outcome: JobOutcome) -> None:
-        """Sends the last state of progress bars, how much log was dropped, and the outcome."""
+        """Sends the outcome, after what is left of the log."""
         self._bars.flush()
         self._send(Dropped(self._dropped_lines, self._dropped_bytes))
         self._send(Ended(outcome.state, outcome.message, printable(outcome.trace)))
@@ -505,7 +517,8 @@ def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutco
         _keep_trained(folder, start.job, manifest)
         report.trained()
 
-    folder, progress = Path(start.folder), report.progress
+    folder = Path(start.folder)
+    progress = report.progress
     try:
         with _hold(Path(start.lock)):
             manifest = _trained(folder, start.job)
@@ -534,7 +547,10 @@ def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutco
 
 
 def _hold(path: Path) -> IO[bytes]:
-    """Locks the job for the life of this process: no second one runs it meanwhile, whatever becomes of the server."""
+    """Locks the job for the life of this process.
+
+    So no second process runs it meanwhile, also if the server is killed.
+    """
     file = path.open("rb")
     deadline = time.monotonic() + _LOCK_WAIT
     while True:

@@ -1,4 +1,4 @@
-"""How far a training job is: the `Progress` service of `train` handlers, and the snapshots that it sends.
+"""How far a training job is: the `Progress` service and its snapshots.
 
 A handler reports it (`track`, `stage`, `update`), or a progress bar does: the lines that tqdm redraws are understood,
 so that code with tqdm in it needs no change. A bar below another one ends its line with cursor movements ("up one
@@ -74,7 +74,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     bars: tuple[BarState, ...] = ()
 
     def completed(self) -> Snapshot:
-        """How it looks when the job is completed: all is done, and only the metrics are still worth knowing."""
+        """The snapshot of a completed job: all is done, the metrics stay."""
         done = self.done if self.done == self.total else None
         return Snapshot(fraction=1.0, done=done, total=done, metrics=self.metrics, seconds=self.seconds, remaining=0.0)
 
@@ -103,7 +103,7 @@ class _Stage:
 
 @service("train")
 class Progress:
-    """Tells the service, and so everybody who asks for the job's status, how far the job is.
+    """Reports how far the job is, for its status.
 
     Args:
         send: gets a snapshot after a change, at most ten a second; the last one always. It is called in a thread.
@@ -123,10 +123,15 @@ class Progress:
         self._process = os.getpid()
 
     def track(self, items: Iterable[T], stage: str = "", total: float | None = None) -> Iterator[T]:
-        """The items, one by one, counted as a stage; `total` where their number cannot be seen (rounded up)."""
+        """The items, one by one, counted as a stage.
+
+        Give `total` if their number cannot be seen; it is rounded up.
+        """
         expected = length_hint(items) or None if total is None else _whole(total)
         with self.stage(stage) as current:
-            current.tracked, current.done, current.total = True, 0, expected
+            current.tracked = True
+            current.done = 0
+            current.total = expected
             self._tell()
             for done, item in enumerate(items, 1):
                 yield item
@@ -136,7 +141,10 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[_Stage]:
-        """Names what is done inside the block. Stages can be inside each other; the innermost is shown."""
+        """Names what is done inside the block.
+
+        Stages can be inside each other; the innermost is shown.
+        """
         current = _Stage(_text(name) or self._stages[-1].name)
         self._stages.append(current)
         self._tell()
@@ -147,7 +155,7 @@ class Progress:
             self._tell()
 
     def update(self, fraction: float | None = None, message: str | None = None, **metrics: object) -> None:
-        """Sets how much of the stage is done, a sentence, and metrics by name.
+        """Sets the done part of the stage, a sentence, and metrics.
 
         `fraction` is 0 to 1; what is outside is cut, and nan means that it is not known. Metrics are kept: the last
         value of each is in the job's record and in the model's manifest. They become what JSON has: scalars and arrays
@@ -192,7 +200,8 @@ class Progress:
         The title of the outermost bar names the stage if the handler has named none. What `track` counts goes before
         what a bar shows.
         """
-        bar, current = read_bar(line), self._stages[-1]
+        bar = read_bar(line)
+        current = self._stages[-1]
         if bar is None or current.tracked or os.getpid() != self._process:
             return
         depth = depth_of(line)
@@ -208,8 +217,10 @@ class Progress:
         if depth == 0 or outer is None:
             if len(self._stages) == 1 and bar.stage:
                 current.name = _text(bar.stage)
-            current.done, current.total = bar.done, bar.total
-            current.fraction, current.remaining = bar.fraction, bar.remaining
+            current.done = bar.done
+            current.total = bar.total
+            current.fraction = bar.fraction
+            current.remaining = bar.remaining
         self._tell()
 
     def _shown_bars(self) -> tuple[BarState, ...]:
@@ -246,7 +257,7 @@ class Progress:
 
 
 class BarLines:
-    """Thins out the lines of progress bars in a log: the last state of each bar, every ten seconds.
+    """Writes only the last state of each progress bar, every ten seconds.
 
     Args:
         write: writes one line to the log.
@@ -261,7 +272,10 @@ class BarLines:
         self._lock = threading.Lock()
 
     def take(self, line: str) -> bool:
-        """Whether the line is a bar's: then it is kept here, and written later if no newer state replaces it."""
+        """Whether the line is a progress bar's.
+
+        Then it is kept here, and written later if no newer state replaces it.
+        """
         bar = read_bar(line)
         if bar is None:
             # Cursor movements alone show nothing.
@@ -280,7 +294,7 @@ class BarLines:
         return True
 
     def flush(self) -> None:
-        """Writes the last state of each bar that has changed since the last time."""
+        """Writes the last state of each bar that has changed since."""
         with self._lock:
             lines = list(self._last.values())
             self._last.clear()
@@ -307,7 +321,8 @@ def read_bar(line: str) -> BarState | None:
     text = _ESCAPES.sub("", line).strip()
     bar = _BAR.fullmatch(text)
     if bar is not None:
-        done, total = _number(bar["done"]), _number(bar["total"])
+        done = _number(bar["done"])
+        total = _number(bar["total"])
         return BarState(
             stage=(bar["stage"] or "").strip(),
             fraction=min(1.0, done / total) if total else min(100, int(bar["percent"])) / 100,
@@ -341,7 +356,7 @@ def _finite_or_none(number: float) -> float | None:
 
 
 def _whole(number: float) -> int | None:
-    """The number rounded up; None for what is none, and for the endless total that some loaders tell."""
+    """The number rounded up; None if it is nan or infinite."""
     number = float(number)
     return math.ceil(number) if abs(number) <= _LARGEST else None
 
@@ -375,7 +390,7 @@ def _of_numpy_or_text(value: object) -> object:
 
 
 def _without_nan(value: object) -> object:
-    """The value with None in place of nan and infinite numbers, which JSON does not have."""
+    """The value with None in place of nan and infinite numbers."""
     if isinstance(value, float):
         return _finite_or_none(float(value))
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The training queue, the front door of everything about jobs: submit, cancel, look at.
+"""The training queue: submit, cancel and look at jobs.
 
 Each job that has not ended is a task of one task group: it waits for a place of the engine, and runs there. A job's
 change of state is on disk before anybody hears of it.
@@ -76,9 +76,9 @@ class _LiveJob:
 
 
 class TrainingQueue:
-    """Training jobs: first come, first served. All methods belong to one event loop.
+    """Training jobs, first come, first served.
 
-    At most `MLP_TRAIN_TASK_NUM` jobs run and `MLP_TRAIN_QUEUE_SIZE` wait.
+    All methods belong to one event loop. At most `MLP_TRAIN_TASK_NUM` jobs run and `MLP_TRAIN_QUEUE_SIZE` wait.
 
     Args:
         engine: runs the jobs; the engine that `MLPKIT_ENGINE` names if it is None.
@@ -105,7 +105,7 @@ class TrainingQueue:
         self.on_end: Callable[[Job], None] | None = None
 
     async def open(self) -> None:
-        """Takes possession of the home, and goes on with the jobs that an earlier service left.
+        """Opens the journal, and goes on with its jobs.
 
         Raises:
             SettingsError: another service uses the home.
@@ -129,9 +129,10 @@ class TrainingQueue:
                     await live.left.wait()
 
     async def drain(self, grace: float) -> None:
-        """Takes no more jobs, gives the running ones `grace` seconds, and puts the others back to waiting.
+        """Takes no more jobs; running ones get `grace` seconds.
 
-        What is known of the jobs can still be asked. A cancellation ends the grace: then `close` does the rest.
+        The others go back to waiting. What is known of the jobs can still be asked. A cancellation ends the grace:
+        then `close` does the rest.
         """
         self._closing.set()
         for live in list(self._live.values()):
@@ -144,7 +145,7 @@ class TrainingQueue:
         await self._all_left()
 
     async def close(self, grace: float = 0.0) -> None:
-        """Drains the queue, if that was not done before, and gives up the home."""
+        """Drains the queue, and closes the journal."""
         await self.drain(grace)
         self._closed.set()
         await self._host
@@ -152,10 +153,10 @@ class TrainingQueue:
         await self._on_disk(self._journal.close)
 
     async def submit(self, job: Job) -> None:
-        """Puts a job at the end of the queue; it is on disk when this returns.
+        """Puts a job at the end of the queue.
 
-        An ended job of the same id is replaced. A job that was submitted before with the same id and the same content,
-        and has not ended, is accepted again and not started a second time.
+        It is on disk when this returns. An ended job of the same id is replaced. A job that was submitted before with
+        the same id and the same content, and has not ended, is accepted again and not started a second time.
 
         Raises:
             Overloaded: the queue is full.
@@ -184,7 +185,7 @@ class TrainingQueue:
             raise live.refusal
 
     async def has_accepted(self, job: Job) -> bool:
-        """Whether a job with the same id and the same content waits or runs already.
+        """Whether a job with this id and this content waits or runs.
 
         Raises:
             JobConflict: a job with this id and other content waits or runs.
@@ -204,9 +205,10 @@ class TrainingQueue:
         return True
 
     async def cancel(self, model_id: str) -> Job:
-        """Ends the job in whatever state it is, and returns it; a job that has ended stays as it is.
+        """Ends the job in whatever state it is, and returns it.
 
-        The end is on disk when this returns, so the job does not run again after a restart.
+        A job that has ended stays as it is. The end is on disk when this returns, so the job does not run again after
+        a restart.
 
         Raises:
             JobNotFound: nobody knows this id.
@@ -219,7 +221,7 @@ class TrainingQueue:
             await live.left.wait()
             if live.refusal is None and live.written and live.job.has_ended:
                 return live.job
-        # The service is closing and has put the job back to waiting, or nobody waits for it.
+        # The service is closing and has put the job back to waiting, or the job has ended.
         job, is_new = await self._on_disk(lambda: self._cancel_on_disk(model_id))
         if is_new:
             await self._engine.discard(job)
@@ -237,7 +239,7 @@ class TrainingQueue:
         return job, True
 
     def check_deletable(self, model_id: str) -> None:
-        """Refuses to delete a model that a job is storing at this moment.
+        """Refuses to delete a model that a job is storing now.
 
         Raises:
             JobConflict: names the job.
@@ -249,26 +251,26 @@ class TrainingQueue:
             )
 
     def job(self, model_id: str) -> Job | None:
-        """The job with this model id, as it is now; None if nobody knows it."""
+        """The job with this model id, as it is now."""
         live = self._live.get(model_id)
         return live.job if live is not None and live.on_disk else self._journal.job(model_id)
 
     def summary(self, model_id: str) -> Job | None:
-        """The same as `job`, for callers that do not need its data, parameters and extend."""
+        """The same as `job`, but without data, parameters and extend."""
         live = self._live.get(model_id)
         return live.job if live is not None and live.on_disk else self._journal.summary(model_id)
 
     def jobs(
         self, limit: int | None = None, offset: int = 0, *, state: str | None = None, algorithm: str | None = None
     ) -> list[Job]:
-        """The jobs that the home remembers, newest first: all, or those in one state or of one algorithm.
+        """The jobs that are known, newest first, filtered by state and algorithm.
 
         They have no data, parameters and extend, which can be very long.
         """
         return [self._current(job) for job in self._journal.jobs(limit, offset, state=state, algorithm=algorithm)]
 
     def position(self, model_id: str) -> int | None:
-        """The job's position among the waiting ones, 1 is next; None if it does not wait."""
+        """The job's position among the waiting ones; 1 is next."""
         waiting = [live.job.model_id for live in self._live.values() if live.job.state == "init"]
         return waiting.index(model_id) + 1 if model_id in waiting else None
 
@@ -297,7 +299,7 @@ class TrainingQueue:
         return self._enter(job, on_disk=True)
 
     def _why_not_again(self, job: Job) -> str:
-        """Why a job that an earlier service left cannot go on; an empty string if it can."""
+        """Why a job of an earlier service cannot go on, or ''."""
         options = self._options(job)
         used_up = job.state == "training" and job.attempt >= options.max_attempts
         if used_up and not self._engine.keeps(job):
@@ -352,7 +354,7 @@ class TrainingQueue:
         return True
 
     async def _take_turn(self, live: _LiveJob) -> JobOutcome | None:
-        """Waits for the job's turn and runs it; None if it was told to stop."""
+        """Waits for the job's turn and runs it; None if stopped."""
         if live.asked:
             return None
         with anyio.CancelScope() as live.scope:
@@ -370,7 +372,8 @@ class TrainingQueue:
         def on_storing() -> None:
             live.storing = True
 
-        job, path = live.job, self.log_path(live.job.model_id)
+        job = live.job
+        path = self.log_path(job.model_id)
         try:
             with JobLog(path, self._settings.job_log_size, self._log, job.log_uuid) as log:
                 log.say(f"job [{job.model_id}] of {job.algorithm} starts, attempt {job.attempt}")
@@ -382,7 +385,8 @@ class TrainingQueue:
             live.storing = False
 
     async def _finish(self, live: _LiveJob, outcome: JobOutcome | None) -> None:
-        job, now = live.job, time.time()
+        job = live.job
+        now = time.time()
         if outcome is not None:
             job = job.moved(outcome.state, message=outcome.message, ended=now)
         elif live.asked == "cancel":
@@ -410,7 +414,10 @@ class TrainingQueue:
                 logger.exception("what follows the end of job [{}] failed", job.model_id)
 
     async def _write(self, live: _LiveJob, job: Job) -> None:
-        """Writes a job's new state; if the disk is full, tries again until the service closes."""
+        """Writes a job's new state.
+
+        If the disk is full, it tries again until the service closes.
+        """
         pause = _RETRY_FIRST
         live.written = False
         while True:
@@ -429,7 +436,7 @@ class TrainingQueue:
             pause = min(2 * pause, _RETRY_LONGEST)
 
     async def _remove_old(self) -> None:
-        """Removes the jobs that ended longer ago than they are kept, again and again."""
+        """Removes jobs that ended longer ago than they are kept."""
         keep = self._settings.jobs_keep
         if not keep:
             return
@@ -444,7 +451,7 @@ class TrainingQueue:
                 await self._closing.wait()
 
     def _remove_some(self) -> bool:
-        """Removes some hundreds of old jobs with their logs; False if none is left."""
+        """Removes some hundreds of old jobs; False if none is left."""
         before = time.time() - self._settings.jobs_keep
         jobs = self._journal.oldest_ended(_REMOVED_TOGETHER)
         old = [job.model_id for job in jobs if (job.ended or job.created) < before]

@@ -1,4 +1,4 @@
-"""One training run in this process: checks the data, calls the algorithm's `train`, stores what it made.
+"""One training in this process: check, call `train`, store the model.
 
 The process of a job does this (`local.py`), and so does the command line, in the foreground.
 """
@@ -75,7 +75,8 @@ def run_train(
             if not stores_model(algorithm):
                 _train(app, services, progress)
                 return
-            storage, path = services.service(Storage), destination(job, settings)
+            storage: Storage = services.service(Storage)
+            path = destination(job, settings)
             with progress.stage("check store"):
                 begin_model(storage, path)
             with _discarded_if_it_fails(storage, path):
@@ -89,7 +90,7 @@ def run_train(
 
 
 def store_trained(job: Job, settings: Settings, folder: Path, manifest: Manifest, progress: Progress) -> JobOutcome:
-    """Stores the model that an earlier run of the job has left in `folder`; never raises."""
+    """Stores the model that an earlier run has left; never raises."""
 
     def store() -> None:
         progress.update(**manifest.metrics)
@@ -116,7 +117,9 @@ def _outcome_of(work: Callable[[], None]) -> JobOutcome:
 
 
 def check_job(algorithm: Algorithm, job: Job, settings: Settings) -> None:
-    """Refuses a job that could only fail: no `train`, a wrong field, no data, no place for the model.
+    """Refuses a job that could only fail.
+
+    `train`, the data or a place for the model is missing, or a field does not fit.
 
     Raises:
         ArgumentError: names the field and the place in it.
@@ -138,7 +141,7 @@ def destination(job: Job, settings: Settings) -> str:
 
 
 class Services:
-    """The services that one run gives to `train`, each made when it is first asked for."""
+    """The services that one run gives to `train`, made on first use."""
 
     def __init__(
         self,
@@ -175,7 +178,8 @@ class Services:
 
     def manifest(self, versions: dict[str, str]) -> Manifest:
         """The manifest of the model that the handler has made."""
-        job, data = self.job, self._made.get(TrainData)
+        job = self.job
+        data = self._made.get(TrainData)
         parameters = msgspec.json.decode(job.parameters)
         return Manifest(
             algorithm=self.algorithm.name,
@@ -207,14 +211,14 @@ def algorithm_of(app: App, job: Job) -> Algorithm:
 
 
 def stores_model(algorithm: Algorithm) -> bool:
-    """Whether `train` of the algorithm takes a `ModelDir`, so that its jobs store a model."""
+    """Whether jobs of the algorithm store a model: `train` takes a `ModelDir`."""
     plan = algorithm.plan("train")
     return plan is not None and takes(plan, ModelDir)
 
 
 @contextmanager
 def _discarded_if_it_fails(storage: Storage, path: str) -> Iterator[None]:
-    """Around the making of a model: if the block fails, nothing of the model is left in the store."""
+    """Removes what the block has stored of a model, if it fails."""
     try:
         yield
     except BaseException:
@@ -226,8 +230,9 @@ def _discarded_if_it_fails(storage: Storage, path: str) -> Iterator[None]:
 
 
 def _train(app: App, services: Services, progress: Progress) -> Manifest:
-    """Checks the data and calls the handler; gives the manifest of what it has made."""
-    algorithm, job = services.algorithm, services.job
+    """Checks the data, calls the handler, and gives the model's manifest."""
+    algorithm = services.algorithm
+    job = services.job
     plan = algorithm.plan("train")
     assert plan is not None
     if takes(plan, TrainData) and location_of(job) is not None:
@@ -273,7 +278,10 @@ def end_forked_process() -> NoReturn:
 
 
 def _store(storage: Storage, folder: Path, path: str, manifest: Manifest, progress: Progress, retry: float) -> None:
-    """Stores the model; if the store fails, tries again until `retry` seconds after the training."""
+    """Stores the model.
+
+    If the store fails, it tries again until `retry` seconds after the training.
+    """
     pause = _FIRST_PAUSE
     with progress.stage("storing"):
         while True:
@@ -294,12 +302,12 @@ def _store(storage: Storage, folder: Path, path: str, manifest: Manifest, progre
 
 def _decode_all(plan: Plan, job: Job) -> None:
     plan.decode(job.fields())
-    for each in plan.dependencies:
-        _decode_all(each.plan, job)
+    for dependency in plan.dependencies:
+        _decode_all(dependency.plan, job)
 
 
 def versions_of(function: Callable[..., Any]) -> dict[str, str]:
-    """The versions of Python, mlpkit and the packages that the function's module uses, by their names on the index."""
+    """The versions of Python, mlpkit and the packages of the function's module."""
     from importlib import metadata  # a tenth of the time of a start, and needed at the end of a job
 
     versions = {"python": ".".join(map(str, sys.version_info[:3])), "mlpkit": __version__}
