@@ -72,7 +72,7 @@ def load() -> None:
     """The worker of these tests calls neither this nor `predict`."""
 
 
-def predict(features: str) -> str:
+def predict(features: dict[str, str]) -> dict[str, str]:
     return features
 
 
