@@ -71,20 +71,29 @@ def test_the_last_user_of_a_callers_store_takes_its_copies_back(s3: S3Server, tm
         minio_access_key=s3.access_key,
         minio_secret_key=s3.secret_key,
         data_bucket=bucket,
+        cache_size=300_000,
         remote_storage=True,
         remote_allow=("127.0.0.2/32",),
     )
     stores = Stores(settings)
     with Relay(s3.endpoint, port, "127.0.0.2"):
+        own = stores.own()
+        for name in ("held", "first", "second"):
+            (tmp_path / "local").write_bytes(name.encode() * 50_000)
+            own.save(tmp_path / "local", f"{bucket}/{name}")
         storage = stores.borrow(_from("127.0.0.2"))
-        (tmp_path / "local").write_bytes(b"content")
-        storage.save(tmp_path / "local", f"{bucket}/k")
-        storage.fetch(f"{bucket}/k")
-        assert len(list((settings.cache_path / "users").iterdir())) == 1
+        held = storage.fetch(f"{bucket}/held")
 
+        def fill_the_cache() -> None:
+            for name in ("first", "second"):
+                own.release(own.fetch(f"{bucket}/{name}"))
+
+        fill_the_cache()
+        assert held.read_bytes() == b"held" * 50_000, "a copy in use stays"
         stores.give_back(storage)
+        fill_the_cache()
 
-    assert list((settings.cache_path / "users").iterdir()) == []
+    assert not held.exists()
     stores.close()
 
 
