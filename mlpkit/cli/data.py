@@ -1,4 +1,4 @@
-"""`mlpkit data`: what is wrong with a file of training data, and files in other formats."""
+"""`mlpkit data`: checks and converts files of training data."""
 
 from __future__ import annotations
 
@@ -58,11 +58,13 @@ def check_data(file: Path, kind: str, as_json: bool) -> None:
 @data.command("convert")
 @click.argument("source", metavar="SOURCE", type=FILE)
 @click.argument("target", metavar="TARGET", type=FILE)
-@click.option("--from", "read_as", default="", metavar="FORMAT", help="Format of SOURCE; recognised if not given.")
+@click.option("--from", "read_as", metavar="FORMAT", help="Format of SOURCE; recognised if not given.")
 @click.option("--to", "write_as", default="markup", metavar="FORMAT", help="Format of TARGET.")
 @click.option("--repair", is_flag=True, help="Mend tags that cannot follow each other, overlaps and line breaks.")
-def convert_data(source: Path, target: Path, read_as: str, write_as: str, repair: bool) -> None:
+def convert_data(source: Path, target: Path, read_as: str | None, write_as: str, repair: bool) -> None:
     """Convert labelled sentences from or to another format.
+
+    Reads SOURCE and writes TARGET, which appears whole or not at all.
 
     The formats: markup (the platform's <START:PER>...<END>); bio, bioes, bilou and bmes (a token and its tag a line);
     conll (the same with more columns); doccano (JSON lines). Chinese characters are tokens of their own, and words
@@ -75,9 +77,10 @@ def convert_data(source: Path, target: Path, read_as: str, write_as: str, repair
     """
     from mlpkit.formats import convert_file
 
-    done = convert_file(source, target, read_as, write_as, repair=repair)
-    repaired = f", {done.repaired:,} sentences repaired" if done.repaired else ""
-    print(f"{target}: {done.sentences:,} sentences, {done.entities:,} entities{repaired}")
+    done = convert_file(source, target, read_as or "", write_as, repair=repair)
+    repaired = f", {_count(done.repaired, 'sentence')} repaired" if done.repaired else ""
+    entities = f"{done.entities:,} {'entity' if done.entities == 1 else 'entities'}"
+    print(f"{target}: {_count(done.sentences, 'sentence')}, {entities}{repaired}")
 
 
 def _show(report: DataReport) -> None:

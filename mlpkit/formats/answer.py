@@ -24,7 +24,7 @@ def check_answer(kind: str, predictions: object) -> None:
 
     Raises:
         AnswerError: begins with the path of the wrong field, as in `predictions[0].entity_list[2].end_pos: ...`.
-        ValueError: there is no such kind.
+        ValueError: no kind has this name.
     """
     known = kind_of(kind)
     if known.answer is None or (known.quick_check is not None and known.quick_check(predictions)):

@@ -16,14 +16,17 @@ from mlpkit.formats.score import Score, from_probabilities, listed
 
 
 class Info(msgspec.Struct, frozen=True):
-    """Further information about a label, as a key and any value that JSON can hold."""
+    """A key and any JSON value: further information about a label."""
 
     key: str
     value: Any
 
 
 class Label(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One label of an answer with its score, 0 to 100. `other_info` is left out of the answer when it is None."""
+    """One label of an answer with its score, 0 to 100.
+
+    `other_info` is left out of the answer if it is None.
+    """
 
     label: str
     score: float
@@ -31,21 +34,23 @@ class Label(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def ranked(cls, classes: Iterable[Any], probabilities: Any) -> list[Label]:
-        """One label a class with scores from 0 to 100, the best first; equal ones stay in the order of the classes.
+        """One label for each class, the best first.
+
+        Scores go from 0 to 100; equal ones stay in the order of the classes.
 
         Args:
-            classes: the names (numpy arrays too); what is no text becomes text.
+            classes: the names (numpy arrays too); numbers become text.
             probabilities: as many numbers from 0 to 1: a list, or a numpy or torch array of one dimension.
 
         Raises:
             ValueError: as many probabilities as classes are needed, each from 0 to 1.
         """
-        names = [str(each) for each in listed(classes)]
+        names = [str(name) for name in listed(classes)]
         scores = from_probabilities(probabilities)
         if len(names) != len(scores):
             raise ValueError(f"{len(names)} classes but {len(scores)} probabilities")
         order = sorted(range(len(names)), key=scores.__getitem__, reverse=True)
-        return [cls(names[each], scores[each]) for each in order]
+        return [cls(names[index], scores[index]) for index in order]
 
 
 class LabelAnswer(msgspec.Struct):
@@ -57,7 +62,7 @@ class LabelAnswer(msgspec.Struct):
 
 
 class ClassificationRow(Row, frozen=True):
-    """A sentence that is (`posneg`) or is not an example of the label."""
+    """A sentence and a label; `posneg` says whether it is an example."""
 
     sentence: str
     label: str
@@ -76,7 +81,7 @@ def _read(line: str) -> ClassificationRow:
 
 
 def _other_format(lines: Sequence[str]) -> str:
-    """A sentence that names the format if the first lines of a file are not in columns."""
+    """The name of a format without columns, or an empty string."""
     full = [line for line in lines if line.strip()]
     if not full or any("\t" in line for line in full):
         return ""
@@ -101,14 +106,14 @@ def _facts(row: ClassificationRow) -> Facts:
 
 
 def limited(predictions: object, params: Mapping[str, Any] | None) -> object:
-    """The labels of a classification answer that `params` asks for: of at least `threshold`, the best `top_n` of them.
+    """The labels that `params` asks for: at least `threshold`, the best `top_n`.
 
-    Sorted by score, the best first, as soon as one of the two is given; equal ones keep their order. Without either,
-    and for answers that are no list, the answer itself.
+    They are sorted by score, the best first; equal ones keep their order. Without the two params, and for answers that
+    are not lists, the answer itself.
 
     Args:
         predictions: labels, as Labels, dicts or objects with a `score`.
-        params: `threshold` is a number from 0 to 100, `top_n` a whole number of at least 0; null is as missing.
+        params: `threshold` is a number from 0 to 100, `top_n` a whole number of at least 0; null counts as missing.
 
     Raises:
         ArgumentError: `threshold` or `top_n` is something else.
@@ -116,27 +121,35 @@ def limited(predictions: object, params: Mapping[str, Any] | None) -> object:
     """
     if not isinstance(params, Mapping):
         return predictions
-    threshold, top_n = _threshold(params.get("threshold")), _top_n(params.get("top_n"))
+    threshold = _threshold(params.get("threshold"))
+    top_n = _top_n(params.get("top_n"))
     if (threshold is None and top_n is None) or not isinstance(predictions, (list, tuple)):
         return predictions
-    scored = [(_score(each, index), each) for index, each in enumerate(predictions)]
+    scored = [(_score(label, index), label) for index, label in enumerate(predictions)]
     if threshold is not None:
         scored = [pair for pair in scored if pair[0] >= threshold]
     scored.sort(key=lambda pair: pair[0], reverse=True)
-    return [each for _, each in scored[:top_n]]
+    return [label for _, label in scored[:top_n]]
 
 
 def _are_labels(predictions: Any) -> bool:
-    """Whether these are surely labels; only knows the usual ones, but takes a third of the time of a conversion."""
+    """Whether these are certainly labels.
+
+    It only knows the usual types, but takes a third of the time of a conversion.
+    """
     if type(predictions) is not list:
         return False
     label: Any
     score: Any
-    for each in predictions:
-        if type(each) is Label:
-            label, score, further = each.label, each.score, each.other_info
-        elif type(each) is dict:
-            label, score, further = each.get("label"), each.get("score"), each.get("other_info")
+    for item in predictions:
+        if type(item) is Label:
+            label = item.label
+            score = item.score
+            further = item.other_info
+        elif type(item) is dict:
+            label = item.get("label")
+            score = item.get("score")
+            further = item.get("other_info")
         else:
             return False
         if type(label) is not str or further is not None or type(score) not in (float, int) or not 0 <= score <= 100:

@@ -1,4 +1,4 @@
-"""Files of labelled sentences in other formats: recognised, and converted from and to the platform's markup.
+"""Files of labelled sentences in other formats, and their conversion.
 
 - `bio`, `bioes`, `bilou`, `bmes`: a token and its tag on a line, a blank line after each sentence.
 - `conll`: the same with further columns between token and tag, and `-DOCSTART-` lines; the tags are BIO.
@@ -37,7 +37,7 @@ _WITHOUT_SPACE = re.compile(rf"[{_UNSPACED}]")
 
 
 class Converted(msgspec.Struct, frozen=True):
-    """What a conversion did; `repaired` counts the sentences whose labels had to be changed."""
+    """What a conversion did; `repaired` counts the changed sentences."""
 
     sentences: int
     entities: int
@@ -45,7 +45,7 @@ class Converted(msgspec.Struct, frozen=True):
 
 
 def other_format(lines: Sequence[str]) -> str:
-    """A sentence that names the format and how to convert it, if these first lines are not markup."""
+    """How to convert the file with these first lines; empty for markup."""
     name = detect_format(lines)
     if name == "markup":
         return ""
@@ -55,7 +55,7 @@ def other_format(lines: Sequence[str]) -> str:
 
 
 def detect_format(lines: Sequence[str]) -> str:
-    """The name of the format that the first lines of a file are in; `markup` if it is none of the others."""
+    """The format of a file by its first lines; `markup` if unknown."""
     full = [line for line in lines if line.strip()]
     if not full:
         return "markup"
@@ -77,7 +77,9 @@ def detect_format(lines: Sequence[str]) -> str:
 
 
 def convert_file(source: Path, target: Path, read_as: str, write_as: str, *, repair: bool = False) -> Converted:
-    """Converts a file, one sentence at a time; the target appears whole or not at all.
+    """Converts a file, one sentence at a time.
+
+    The target appears whole or not at all.
 
     Args:
         source: the file.
@@ -88,13 +90,13 @@ def convert_file(source: Path, target: Path, read_as: str, write_as: str, *, rep
             it they are errors.
 
     Raises:
-        ArgumentError: there is no such format.
+        ArgumentError: no format has this name.
         DataError: the file cannot be read, or a sentence cannot be converted: names the line.
     """
     read_as = read_as or detect_format(first_lines(source))
     for name in (read_as, write_as):
         if name not in FORMATS:
-            raise ArgumentError(f"there is no format {name!r}; formats: {', '.join(FORMATS)}")
+            raise ArgumentError(f"unknown format {name!r}; formats: {', '.join(FORMATS)}")
     sentences = entities = repaired = 0
     part = target.with_name(f"{target.name}.part")
     try:
@@ -118,7 +120,7 @@ def convert_file(source: Path, target: Path, read_as: str, write_as: str, *, rep
 
 
 def _rows(path: Path, name: str, repair: bool) -> Iterator[tuple[int, SequenceRow, bool]]:
-    """The sentences of a file with the number of their first line, and whether they were repaired."""
+    """The first lines of the sentences, the sentences, and whether repaired."""
     tokens: list[str] = []
     tags: list[str] = []
     begin = 1
@@ -141,7 +143,8 @@ def _rows(path: Path, name: str, repair: bool) -> Iterator[tuple[int, SequenceRo
             tags.append(columns[-1])
         elif tokens:
             yield _sentence(path, begin, tokens, tags, name, repair)
-            tokens, tags = [], []
+            tokens = []
+            tags = []
     if tokens:
         yield _sentence(path, begin, tokens, tags, name, repair)
 
@@ -166,7 +169,10 @@ def _checked(path: Path, number: int, line: str, name: str, repair: bool) -> tup
 def _sentence(
     path: Path, number: int, tokens: list[str], tags: list[str], name: str, repair: bool
 ) -> tuple[int, SequenceRow, bool]:
-    """The sentence of tokens and tags. A space stands between two tokens, but not beside Chinese characters."""
+    """The sentence of tokens and tags, with spaces between words.
+
+    Chinese characters have no space beside them.
+    """
     scheme = "bio" if name == "conll" else name
     repaired = False
     try:
@@ -223,7 +229,7 @@ def _from_doccano(line: str, repair: bool) -> tuple[SequenceRow, bool]:
 
 
 def _doccano_span(entry: Any, text: str) -> Span:
-    """The span of `[start, end, label]`, or of an object with `start_offset`, `end_offset` and `label`."""
+    """The span of `[start, end, label]`, or of an object with offsets."""
     if isinstance(entry, dict):
         entry = [entry.get("start_offset"), entry.get("end_offset"), entry.get("label")]
     try:
@@ -261,7 +267,10 @@ def _written(row: SequenceRow, name: str) -> str:
 
 
 def _tokens(row: SequenceRow) -> Iterator[tuple[int, int]]:
-    """Where the tokens begin and end: words, single Chinese characters, cut where an entity begins or ends."""
+    """Where the tokens begin and end.
+
+    Tokens are words and single Chinese characters, cut at the edges of entities.
+    """
     edges = sorted({0, len(row.sentence), *(edge for span in row.spans for edge in (span.start, span.end))})
     for start, end in itertools.pairwise(edges):
         for token in _TOKEN.finditer(row.sentence, start, end):

@@ -1,7 +1,7 @@
 """`text_generation`: texts; rows of a source and its target.
 
 The platform's page shows no formats for this kind. mlpkit takes `source<TAB>target` a line, and answers a list of
-texts: strings, or objects with `text` and, where there is one, `score`.
+texts: strings, or objects with `text` and perhaps `score`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mlpkit.formats.score import Score
 
 
 class Generated(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A text that was made; its score, 0 to 100, is left out of the answer when it is None."""
+    """A generated text; a score (0 to 100) of None is left out."""
 
     text: str
     score: float | None = None

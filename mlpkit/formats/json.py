@@ -64,7 +64,7 @@ def to_json(answer: object, name: str = "predictions") -> bytes:
 
 
 def plain(value: object, name: str = "predictions") -> Any:
-    """The value as new dicts and lists of text, numbers, booleans and None, as in `to_json`.
+    """The value in JSON's own types, as `to_json` writes it.
 
     Raises:
         TypeError, ValueError: as `to_json`.
@@ -207,7 +207,7 @@ def _decimal(value: Decimal, path: str) -> int | float:
 
 
 def _listed(value: Any, path: str) -> Any:
-    """The numbers, or the dates and times, of a scalar or array of numpy, torch and their like."""
+    """The numbers or times of a numpy or torch scalar or array."""
     kind = getattr(getattr(value, "dtype", None), "kind", "")
     if kind not in ("m", "M"):
         made = value.tolist()
@@ -221,7 +221,10 @@ def _listed(value: Any, path: str) -> Any:
 
 
 def _ordered(items: list[Any]) -> list[Any]:
-    """The items of a set in an order that does not change from one process to the next, if they have one."""
+    """The items of a set in order, if they have one.
+
+    The order of a set of texts differs from one process to the next.
+    """
     try:
         return sorted(items)
     except TypeError:

@@ -1,4 +1,4 @@
-"""Kind: everything that mlpkit knows about one kind of algorithm, and what the files of the kinds share.
+"""Kind: everything that mlpkit knows about one kind of algorithm.
 
 Each file of this folder that defines a kind ends with one `Kind` object, and `kinds.py` lists them all. A kind from
 outside the package is registered with `register_kind`. A kind's evaluation will be one more field here.
@@ -21,10 +21,10 @@ SENTENCE_HEADERS = frozenset(
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A row of training data; its fields depend on the kind of the algorithm."""
+    """A row of training data; its fields depend on the kind."""
 
     def __getattr__(self, name: str) -> Any:
-        """Raises AttributeError; for a field that rows of another kind have, the error says so."""
+        """Raises AttributeError, which names the kinds whose rows have the field."""
         text = f"a {type(self).__name__} has no {name!r}; its fields are {', '.join(self.__struct_fields__)}"
         if not name.startswith("_"):
             from mlpkit.formats.kinds import kinds_with  # the registry imports this module
@@ -36,7 +36,10 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class BrokenRow(DataError):
-    """A row that cannot be read. `column` counts characters of the line from 1, `code` is a word for programs."""
+    """A row that cannot be read.
+
+    `column` counts characters of the line from 1, `code` is a word for programs.
+    """
 
     def __init__(self, column: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -63,7 +66,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Doubt:
-    """Something in a readable row that is probably a mistake. `column` counts characters from 1."""
+    """A probable mistake in a readable row; `column` counts characters from 1."""
 
     column: int
     code: str

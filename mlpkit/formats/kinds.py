@@ -1,4 +1,4 @@
-"""The registry of kinds. A new kind of the package is one file and one line in `_FILES`.
+"""The registry of kinds: a new one is one line in `_FILES`.
 
 A kind's file is imported when the kind is first used, so that `import mlpkit` stays quick.
 """
@@ -36,7 +36,7 @@ def kind_of(name: str) -> Kind:
     """The kind with this name.
 
     Raises:
-        ValueError: there is no such kind; names those that exist.
+        ValueError: no kind has this name; names those that exist.
     """
     kind = _loaded.get(name)
     if kind is None:
@@ -49,7 +49,9 @@ def kind_of(name: str) -> Kind:
 
 
 def register_kind(kind: Kind) -> None:
-    """Adds a kind of your own; call it before `App(kind=...)`, when your script is imported.
+    """Adds a kind of your own.
+
+    Call it when your script is imported, before `App(kind=...)`.
 
     Raises:
         ValueError: another kind has this name.

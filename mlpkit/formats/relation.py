@@ -21,7 +21,10 @@ from mlpkit.formats.sequence_labeling import Position, check_end
 
 
 class Argument(msgspec.Struct, frozen=True):
-    """The subject or the object of a relation: `name` is `sentence[start:end]`; `pos` is its part of speech."""
+    """The subject or the object of a relation.
+
+    `name` is `sentence[start:end]`, `pos` its part of speech.
+    """
 
     name: str
     start: int
@@ -50,7 +53,10 @@ class Mention(msgspec.Struct, frozen=True):
 
 
 class Predicate(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What holds between subject and object; `mention` may be empty, `property` is anything that JSON can hold."""
+    """What holds between subject and object.
+
+    `mention` may be empty, `property` is anything that JSON can hold.
+    """
 
     text: str
     mention: list[Mention] = []
@@ -58,7 +64,7 @@ class Predicate(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def serialize(self) -> dict[str, Any]:
         """The predicate as the platform reads it."""
-        written = {"text": self.text, "mention": [each.serialize() for each in self.mention]}
+        written = {"text": self.text, "mention": [mention.serialize() for mention in self.mention]}
         return written if self.property is None else {**written, "property": self.property}
 
 
@@ -152,17 +158,20 @@ def _read(line: str) -> RelationRow:
         raise BrokenRow(column, "json", f"not a JSON object: {error}") from error
     if not row.sentence.strip():
         raise BrokenRow(1, "empty-sentence", "the sentence is empty")
-    relations = [_relation(row.sentence, each, f"relations[{index}]") for index, each in enumerate(row.relations)]
+    relations = [_relation(row.sentence, written, f"relations[{index}]") for index, written in enumerate(row.relations)]
     return RelationRow(row.sentence, relations)
 
 
 def _relation(sentence: str, written: _Written, path: str) -> Relation:
     places = [(f"{path}.{role}", getattr(written, role).name, getattr(written, role)) for role in ("subject", "object")]
-    places += [(f"{path}.predicate.mention[{i}]", each.text, each) for i, each in enumerate(written.predicate.mention)]
-    for place, text, each in places:
-        found = sentence[each.start : each.end + 1]
+    places += [
+        (f"{path}.predicate.mention[{index}]", mention.text, mention)
+        for index, mention in enumerate(written.predicate.mention)
+    ]
+    for place, text, said in places:
+        found = sentence[said.start : said.end + 1]
         if found != text:
-            message = f"{place} is {shown(text)}, but {each.start} to {each.end} of the sentence is {shown(found)}"
+            message = f"{place} is {shown(text)}, but {said.start} to {said.end} of the sentence is {shown(found)}"
             raise BrokenRow(1, "position", message)
     return Relation(_argument(written.subject), _predicate(written.predicate), _argument(written.object), written.score)
 
@@ -172,13 +181,13 @@ def _argument(written: ArgumentAnswer) -> Argument:
 
 
 def _predicate(written: PredicateAnswer) -> Predicate:
-    mention = [Mention(each.text, each.start, each.end + 1, each.pos) for each in written.mention]
+    mention = [Mention(said.text, said.start, said.end + 1, said.pos) for said in written.mention]
     return Predicate(written.text, mention, written.property)
 
 
 def _write(row: RelationRow) -> str:
     check_encodable(row.sentence)
-    written = {"sentence": row.sentence, "relations": [each.serialize() for each in row.relations]}
+    written = {"sentence": row.sentence, "relations": [relation.serialize() for relation in row.relations]}
     try:
         line = msgspec.json.encode(written).decode()
         intact = _read(line) == row
@@ -190,8 +199,8 @@ def _write(row: RelationRow) -> str:
 
 
 def _facts(row: RelationRow) -> Facts:
-    said = msgspec.json.encode([each.serialize() for each in row.relations]).decode()
-    return Facts(row.sentence, said, labels=tuple(each.predicate.text for each in row.relations))
+    said = msgspec.json.encode([relation.serialize() for relation in row.relations]).decode()
+    return Facts(row.sentence, said, labels=tuple(relation.predicate.text for relation in row.relations))
 
 
 KIND = Kind(

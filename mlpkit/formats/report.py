@@ -56,7 +56,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class LabelCount(msgspec.Struct):
-    """How many examples and counter-examples (posneg 0) a label has, and its first line."""
+    """The examples, counter-examples (posneg 0) and first line of a label."""
 
     positive: int = 0
     negative: int = 0
@@ -84,7 +84,7 @@ class DataReport(msgspec.Struct, frozen=True):
     fatal: bool
 
     def summary(self) -> str:
-        """One sentence: the first error and how many there are, or how many rows and warnings."""
+        """One sentence: the first error, or the numbers of rows and warnings."""
         first = next((finding for finding in self.findings if finding.severity == "error"), None)
         if first is None:
             return f"{self.name}: {self.rows} rows, {self.warnings} warnings"
@@ -93,7 +93,7 @@ class DataReport(msgspec.Struct, frozen=True):
         return f"{self.name}{place}: {first.message}{further}"
 
     def samples(self, most: int) -> list[Finding]:
-        """The findings with at most `most` of each code, errors first: what a person wants to read."""
+        """At most `most` findings of each code, errors first."""
         seen: Counter[str] = Counter()
         shown_first: list[Finding] = []
         for finding in sorted(self.findings, key=lambda finding: finding.severity):
@@ -126,7 +126,7 @@ def check_rows(path: Path, kind: str, *, name: str | None = None) -> DataReport:
 
     Raises:
         DataError: the file cannot be opened or read.
-        ValueError: there is no such kind.
+        ValueError: no kind has this name.
     """
     known = kind_of(kind)
     check = _Check(known)
@@ -199,7 +199,7 @@ class _Check:
             self.findings.append(Finding(line, column, severity, code, message))
 
     def is_header(self, number: int, columns: list[str]) -> bool:
-        """Whether the first row is certainly a header; one that may be a header gets a warning."""
+        """Whether the first row is certainly a header; reports it."""
         words = [column.strip().strip("\"'").lower() for column in columns]
         if not self.kind.headers or not self.kind.headers.issuperset(words):
             return False
@@ -211,7 +211,7 @@ class _Check:
         return True
 
     def check_line_ends(self, line: str) -> None:
-        """Raises BrokenRow if a line is several rows with a carriage return between them."""
+        """Raises BrokenRow if carriage returns separate several rows in a line."""
         if "\r" not in line or not self.kind.headers:
             return
         parts = [part for part in line.split("\r") if part]
@@ -225,7 +225,7 @@ class _Check:
             raise BrokenRow(line.index("\r") + 1, "line-ends", message)
 
     def check_quotes(self, number: int, line: str) -> None:
-        """Looks for the quotes of a spreadsheet, which writes `say "hi", please` as `"say ""hi"", please"`."""
+        """Looks for a spreadsheet's quotes: `"say ""hi"", please"` for `say "hi", please`."""
         columns = line.split("\t")
         for index, column in enumerate(columns):
             if not _is_quoted(column):
@@ -316,7 +316,7 @@ class _Check:
             self.warn(line, column, "quotes", message)
 
     def find_unknown_header(self) -> None:
-        """A warning if the first row looks like the header of a file with unusual names of the columns."""
+        """Warns if the first row looks like a header with unusual names."""
         if self.first is None or not self.kind.classes or self.codes["header"] or len(self.labels) < 3:
             return
         number, columns = self.first
@@ -365,7 +365,7 @@ class _Check:
 
 @dataclass
 class _Quotes:
-    """What the columns in quotes have in common, to tell a spreadsheet's quotes from those of the text."""
+    """What tells a spreadsheet's quotes from those of the text."""
 
     doubled: bool = False
     columns: int = 0
@@ -403,7 +403,7 @@ def _folded(label: str) -> str:
 
 
 def _narrow(label: str) -> str:
-    """The label in lower case and half width, without spaces and invisible characters."""
+    """The label in lower case and half width, without spaces."""
     text = unicodedata.normalize("NFKC", label).casefold()
     return "".join(char for char in text if not char.isspace() and unicodedata.category(char) != "Cf")
 

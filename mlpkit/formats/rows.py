@@ -1,4 +1,6 @@
-"""Files of training data, a row a line: read as a stream, written whole.
+"""Files of training data: read as a stream, written whole.
+
+A row is a line.
 
 UTF-8; a byte order mark at the start and CRLF line ends are accepted. No header. Lines without any text are skipped.
 A two-column row of classification data has posneg 1.
@@ -39,7 +41,7 @@ LONGEST_ROW = 8 << 20
 
 
 def read_rows(path: Path, kind: str, *, name: str | None = None) -> Iterator[Row]:
-    """The rows of a file, one at a time; lines without text are skipped.
+    """The rows of a file, one at a time, without blank lines.
 
     Args:
         path: the file.
@@ -48,7 +50,7 @@ def read_rows(path: Path, kind: str, *, name: str | None = None) -> Iterator[Row
 
     Raises:
         DataError: the file cannot be read, or a row is broken: names the file, the line and the column.
-        ValueError: there is no such kind.
+        ValueError: no kind has this name.
     """
     return _read(path, kind_of(kind), name or str(path))
 
@@ -66,11 +68,13 @@ def _read(path: Path, kind: Kind, name: str) -> Iterator[Row]:
 
 
 def write_rows(path: Path, kind: str, rows: Iterable[Any]) -> int:
-    """How many rows were written; `read_rows` gives the same ones back. The file appears whole or not at all.
+    """Writes rows, which `read_rows` gives back, and returns their number.
+
+    The file appears whole or not at all.
 
     Raises:
         DataError: a row cannot be written; names which one, counted from 1.
-        ValueError: there is no such kind.
+        ValueError: no kind has this name.
     """
     known = kind_of(kind)
     part = path.with_name(f"{path.name}.part")
@@ -114,7 +118,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str | BrokenRow]]:
 
 
 def first_lines(path: Path) -> list[str]:
-    """The lines at the start of a file that are complete, for a guess about its format.
+    """The first lines of a file, to recognise its format.
 
     Raises:
         DataError: the file cannot be opened or read.
@@ -130,7 +134,7 @@ def first_lines(path: Path) -> list[str]:
 
 
 def _problem_of_file(head: bytes) -> BrokenRow | None:
-    """Why this is not a text file in UTF-8, judged by its first bytes, or None."""
+    """Why these first bytes are not UTF-8 text, or None."""
     for magic, name, advice in _NOT_TEXT:
         if head.startswith(magic):
             return BrokenRow(1, "file-format", f"the file is {name}: {advice}")
@@ -185,7 +189,7 @@ def _decoded(raw: bytes) -> str | BrokenRow:
 
 
 def _encoding_hint(raw: bytes) -> str:
-    """Which encoding the line is probably in; empty if that cannot be told."""
+    """The encoding that the line is probably in, or an empty string."""
     groups = re.findall(rb"[\x80-\xff]+", raw)
     # Accented letters and typographic quotes stand alone among ASCII; Chinese characters take two bytes or more.
     if all(len(group) == 1 for group in groups):

@@ -1,4 +1,4 @@
-"""Scores as the platform writes them: numbers from 0 to 100. Models speak of probabilities from 0 to 1."""
+"""Scores from 0 to 100, as the platform writes them, from probabilities."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _ROUNDING = 1e-4
 
 
 def from_probability(probability: Any) -> float:
-    """The score, 0 to 100, of a probability from 0 to 1; takes numbers and numpy and torch scalars.
+    """The score, 0 to 100, of a probability from 0 to 1.
 
-    What float16 arithmetic puts beside 0 or 1 (up to 0.0001) is cut off.
+    It takes numbers and numpy and torch scalars. Up to 0.0001 below 0 or above 1, as float16 arithmetic has it, is cut
+    off.
 
     Raises:
         ValueError: not a number, or not between 0 and 1.
@@ -30,7 +31,9 @@ def from_probability(probability: Any) -> float:
 
 
 def from_probabilities(probabilities: Any) -> list[float]:
-    """The scores, 0 to 100, of probabilities from 0 to 1: a list, or a numpy or torch array of one dimension.
+    """The scores, 0 to 100, of probabilities from 0 to 1.
+
+    It takes a list, or a numpy or torch array of one dimension.
 
     Raises:
         ValueError: an item is not a number between 0 and 1.
@@ -38,13 +41,13 @@ def from_probabilities(probabilities: Any) -> list[float]:
     numbers = listed(probabilities)
     if not isinstance(numbers, Iterable):
         raise ValueError(f"a row of probabilities is needed, not {numbers!r}")
-    return [from_probability(each) for each in numbers]
+    return [from_probability(number) for number in numbers]
 
 
 def listed(value: Any) -> Any:
-    """Python numbers and lists in place of a numpy or torch scalar or array; everything else as it is.
+    """Python numbers and lists from a numpy or torch scalar or array.
 
-    Knows them by their `tolist`, so that neither package is imported.
+    Everything else stays as it is. They are known by their `tolist`, so that neither package is imported.
     """
     convert = getattr(value, "tolist", None)
     return convert() if convert is not None and not isinstance(value, type) else value

@@ -45,7 +45,7 @@ class Span(msgspec.Struct, frozen=True, order=True):
 
 
 class Entity(msgspec.Struct, frozen=True):
-    """An entity that was found: `name` is `sentence[start:end]`, `score` is 0 to 100."""
+    """A found entity: `name` is `sentence[start:end]`, `score` is 0 to 100."""
 
     name: str
     start: int
@@ -65,7 +65,7 @@ class Entity(msgspec.Struct, frozen=True):
         return cls(sentence[span.start : span.end], span.start, span.end, span.label, score)
 
     def serialize(self) -> dict[str, Any]:
-        """The entity as the platform reads it: `end_pos` is the last character, not the one after it."""
+        """The entity as the platform reads it: `end_pos` is its last character."""
         return {
             "name": self.name,
             "start_pos": self.start,
@@ -76,14 +76,16 @@ class Entity(msgspec.Struct, frozen=True):
 
 
 class Entities(msgspec.Struct, frozen=True):
-    """The entities of a sentence, and one score, 0 to 100, for all of them."""
+    """The entities of a sentence, and their common score, 0 to 100."""
 
     score: float
     entity_list: list[Entity]
 
     @classmethod
     def of(cls, sentence: str, spans: Iterable[Span], scores: Sequence[float] | None = None) -> Entities:
-        """The entities that the spans mark; as sure as the least sure one (100 without any).
+        """The entities that the spans mark, with the lowest of their scores.
+
+        The score is 100 if there are none.
 
         Raises:
             ValueError: a span leaves the sentence, or there are not as many scores as spans.
@@ -95,7 +97,7 @@ class Entities(msgspec.Struct, frozen=True):
 
     def serialize(self) -> dict[str, Any]:
         """The entities as the platform reads them."""
-        return {"score": self.score, "entity_list": [each.serialize() for each in self.entity_list]}
+        return {"score": self.score, "entity_list": [entity.serialize() for entity in self.entity_list]}
 
 
 class EntityAnswer(msgspec.Struct):
@@ -119,7 +121,7 @@ class EntitiesAnswer(msgspec.Struct):
 
 
 def check_end(field: str, name: str, start: int, end: int) -> None:
-    """Nothing, for an end that is the last character.
+    """Returns if the end is the last character.
 
     Only the usual mistakes are found: lengths may differ from the name's, because users normalise names.
 
@@ -135,7 +137,7 @@ def check_end(field: str, name: str, start: int, end: int) -> None:
 
 
 class SequenceRow(Row, frozen=True):
-    """A sentence without its markup, and the spans that were marked, in order."""
+    """A sentence without markup, and its marked spans in order."""
 
     sentence: str
     spans: list[Span]
@@ -221,7 +223,7 @@ def _parse(text: str) -> tuple[SequenceRow, list[int]]:
                 raise BrokenRow(column, "unbalanced-tag", "<END> without a <START:...>")
             before, name, after = _trimmed("".join(entity))
             if not name:
-                raise BrokenRow(opened[0], "empty-entity", f"there is no text between <START:{opened[1]}> and <END>")
+                raise BrokenRow(opened[0], "empty-entity", f"no text between <START:{opened[1]}> and <END>")
             if before or after:
                 spaced.append(opened[0])
             # A space is kept outside of the entity if there is none yet.
@@ -243,14 +245,17 @@ def _parse(text: str) -> tuple[SequenceRow, list[int]]:
 
 
 def _escaped(text: str, *, before_tag: bool = True) -> str:
-    """The text with a backslash before what reads as a tag, and doubled ones before a real tag."""
+    """The text with a backslash before what reads as a tag.
+
+    Backslashes at its end are doubled if a tag follows.
+    """
     text = _TAG.sub(lambda tag: tag["escapes"] + "\\" + tag[0], text)
     backslashes = len(text) - len(text.rstrip("\\"))
     return text + "\\" * backslashes if before_tag else text
 
 
 def _keeps_spaces(entity: str) -> bool:
-    """Whether an entity begins or ends with a space, and so needs the backslash that keeps it."""
+    """Whether an entity needs the backslash that keeps its outer spaces."""
     return entity[-1:].isspace() or entity.lstrip("\\")[:1].isspace()
 
 

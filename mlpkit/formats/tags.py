@@ -1,4 +1,4 @@
-"""Tags of characters or words to spans, and back: BIO, BIOES, BILOU and BMES.
+"""BIO, BIOES, BILOU and BMES tags to spans, and back.
 
 Spans count in the same unit as the tags. `B-PER I-PER O` in BIO; the other schemes also mark the last tag of an entity
 and an entity of a single tag: `B-PER I-PER E-PER` and `S-PER` in BIOES.
@@ -14,7 +14,10 @@ from mlpkit.formats.sequence_labeling import Span
 
 
 class Scheme(NamedTuple):
-    """The marks of a scheme; in BIO, the last tag of an entity looks like the ones inside it."""
+    """The marks of a scheme.
+
+    In BIO the last tag of an entity looks like those inside it, and a single one like the first.
+    """
 
     name: str
     begin: str

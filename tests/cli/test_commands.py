@@ -83,7 +83,9 @@ def test_help_lists_the_commands_in_the_order_in_which_they_are_needed(mlpkit: R
     assert mlpkit("-h").stdout == mlpkit("--help").stdout
 
 
-@pytest.mark.parametrize("command", [[name] for name in COMMANDS] + [["data", "check"], ["db", "init"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [[name] for name in COMMANDS] + [["data", "check"], ["data", "convert"], ["db", "init"]], ids=" ".join
+)
 def test_help_of_a_command_explains_its_arguments_and_shows_an_example(mlpkit: Run, command: list[str]) -> None:
     shown = mlpkit(*command, "--help")
     assert shown.returncode == 0
@@ -304,6 +306,25 @@ def test_data_check_shows_every_broken_row(mlpkit: Run, folder: Path) -> None:
     assert report["labels"]["good"]["positive"] == 1
     wrong = mlpkit("data", "check", "good.tsv", "--kind", "text_clasification")
     assert (wrong.returncode, "did you mean 'text_classification'" in wrong.stderr) == (2, True)
+
+
+def test_data_check_names_another_format_and_data_convert_reads_it(mlpkit: Run, folder: Path) -> None:
+    (folder / "train.bio").write_text("李 B-PER\n华 I-PER\n住 O\n\n杭 I-LOC\n州 I-LOC\n", encoding="utf-8")
+    checked = mlpkit("data", "check", "train.bio", "--kind", "text_sequence_labeling", "--json")
+    assert checked.returncode == 1
+    (finding,) = json.loads(checked.stdout)["findings"]
+    assert (finding["code"], "mlpkit data convert FILE train.txt --from bio" in finding["message"]) == (
+        "other-format",
+        True,
+    )
+    refused = mlpkit("data", "convert", "train.bio", "train.txt")
+    assert (refused.returncode, "--repair" in refused.stderr, (folder / "train.txt").exists()) == (1, True, False)
+    done = mlpkit("data", "convert", "train.bio", "train.txt", "--repair")
+    assert (done.returncode, done.stdout) == (0, "train.txt: 2 sentences, 2 entities, 1 sentence repaired\n")
+    assert (folder / "train.txt").read_text(encoding="utf-8") == "<START:PER>李华<END>住\n<START:LOC>杭州<END>\n"
+    assert mlpkit("data", "convert", "train.txt", "back.bio", "--from", "markup", "--to", "bio").returncode == 0
+    assert (folder / "back.bio").read_text(encoding="utf-8").startswith("李 B-PER\n华 I-PER\n住 O\n\n杭 B-LOC\n")
+    assert mlpkit("data", "convert", "train.txt", "back.bio", "--to", "iob").returncode == 2
 
 
 @pytest.mark.parametrize("kind", ["text_classification", "text_sequence_labeling"])

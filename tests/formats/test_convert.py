@@ -163,7 +163,7 @@ def test_a_label_that_a_format_cannot_hold_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_is_an_error_that_names_the_formats(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="there is no format 'iob'; formats: markup, bio, bioes"):
+    with pytest.raises(ArgumentError, match="unknown format 'iob'; formats: markup, bio, bioes"):
         convert_file(_file(tmp_path, CHINESE), tmp_path / "target", "iob", "markup")
 
 

@@ -87,7 +87,7 @@ def test_the_platforms_example_is_read() -> None:
         ("a<START:X>b", "column 2: <START:X> has no <END>"),
         ("ab<END>c", "column 3: <END> without a <START:...>"),
         ("<START:X>a<START:Y>b<END><END>", "column 11: <START:Y> inside <START:X> of column 1"),
-        ("a<START:X><END>", "column 2: there is no text between"),
+        ("a<START:X><END>", "column 2: no text between"),
         ("<START: >a<END>", "column 1: the tag has no label"),
         ("a<START>b<END>", "column 2: '<START>b<END>' is not a tag"),
         ("a<start:X>b<END>", "column 2: '<start:X>b<END>' is not a tag"),
