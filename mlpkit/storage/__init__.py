@@ -1,4 +1,4 @@
-"""Storage: objects by `bucket/key` in a store, a file cache in front, and whole models on top."""
+"""Storage: objects by `bucket/key`, a file cache, and whole models."""
 
 from mlpkit.storage.model_dir import (
     Manifest,

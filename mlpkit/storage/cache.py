@@ -1,4 +1,6 @@
-"""The file cache: local, read-only copies of objects, shared by all threads and processes that use the same folder.
+"""The file cache: local, read-only copies of objects.
+
+All threads and processes that use the same folder share them.
 
     entries/<entry>/meta.json    what it holds, with sizes and digests; its time of change is that of the last use
     entries/<entry>/files/...    the copies
@@ -36,7 +38,7 @@ _POLL_SECONDS = 0.01
 _MOST_KNOWN = 1000
 _NOTICEABLE = 0.05
 _REST = 20.0
-"""How many times as long as an eviction in vain took there is no other one."""
+"""If all is in use, the next eviction waits this many times as long as the last one took."""
 _EVICTION = "eviction"
 """The lock of the process that removes entries: one at a time, so that no two remove more than is too much."""
 _Fingerprint = tuple[tuple[str, int, int, int, int], ...]
@@ -46,7 +48,9 @@ Make = Callable[[Path], Mapping[str, str]]
 
 
 class FileCache:
-    """A cache in a folder, of at most `limit` bytes: the least recently used entries go first.
+    """A cache in a folder, of at most `limit` bytes.
+
+    The least recently used entries go first.
 
     One that is held never goes. Entries are known by a name that changes with their content, so that they never need to
     be made anew. Files that several entries share (hard links) are counted once.
@@ -75,7 +79,9 @@ class FileCache:
             exits.pop_all()
 
     def obtain(self, name: str, *, subject: str, source: str, make: Make) -> Path:
-        """The folder with the entry's files, held until `release`; `make` fills it if there is no intact one.
+        """The folder with the entry's files, held until `release`.
+
+        `make` fills it if no intact one is there.
 
         However many threads and processes ask, one of them makes the entry and the others wait for it. If the disk is
         full, entries that nobody holds make place for it.
@@ -85,7 +91,8 @@ class FileCache:
             StorageError: the cache's disk is full all the same, read-only or broken.
             Exception: whatever else `make` raises; nothing is left behind then.
         """
-        entry, subject = _digest(name), _digest(subject)
+        entry = _digest(name)
+        subject = _digest(subject)
         with self._translated(source):
             # Held before it is looked at: from here on nobody removes it.
             self._holds.hold(entry)
@@ -98,29 +105,40 @@ class FileCache:
         return self._files_of(entry)
 
     def held(self, copy: Path) -> Path | None:
-        """The folder of an earlier `obtain`, held until `release`; None if it is gone or damaged."""
+        """The folder of an earlier `obtain`, held until `release`.
+
+        None if it is gone or damaged.
+        """
         with self._translated(str(copy)):
             return self._held(copy.parent.name)
 
     def digests(self, copy: Path) -> dict[str, str]:
-        """The digests of the files in a folder that was obtained, by their names."""
+        """The digests of the files in an obtained folder, by name."""
         return {name: digest for name, (_, digest) in self._meta(copy.parent.name).files.items()}
 
     def newest(self, subject: str) -> Path | None:
-        """The folder of the entry obtained last under the subject, held until `release`; None if it is gone."""
+        """The folder of the entry obtained last under the subject.
+
+        It is held until `release`. None if it is gone.
+        """
         with self._translated(subject.replace("\n", ": ")):
             entry = self.index.newest(_digest(subject))
             return self._held(entry) if entry else None
 
     def release(self, path: Path) -> None:
-        """Takes back one `obtain` of the entry that holds this file or folder; any other path is not an error."""
+        """Takes back one `obtain` of the entry with this file or folder.
+
+        Any other path is not an error.
+        """
         start = f"{self._entries}{os.sep}"
         found = os.path.abspath(path)
         if found.startswith(start):
             self._holds.release(found[len(start) :].partition(os.sep)[0])
 
     def keep_limit(self) -> None:
-        """Removes entries that nobody holds, the least recently used first, until the limit is kept.
+        """Removes entries until the limit is kept.
+
+        The least recently used go first, and none that is held.
 
         Call it after `obtain`, and not from inside of `make`.
         """
@@ -184,7 +202,10 @@ class FileCache:
             lock.release()
 
     def _is_there(self, entry: str, subject: str, source: str, make: Make) -> bool:
-        """Makes the entry if there is no intact one; False if the disk was full, and has some room now."""
+        """Makes the entry if it is not there and intact.
+
+        False if the disk was full, and has some room now.
+        """
         try:
             if not self._is_intact(entry):
                 self._make(entry, subject, source, make)
@@ -199,7 +220,8 @@ class FileCache:
             files = scratch / "files"
             files.mkdir()
             known = make(files)
-            held, found = {}, []
+            held: dict[str, tuple[int, str]] = {}
+            found: list[tuple[int, int]] = []
             for file in _files_below(files):
                 file.chmod(0o444)
                 stat = file.stat()
@@ -214,14 +236,15 @@ class FileCache:
             self._remember(entry, _fingerprint(self._files_of(entry), held))
 
     def _is_intact(self, entry: str) -> bool:
-        """Whether every file has the size and digest that it had when the entry was made.
+        """Whether every file has the size and digest of its making.
 
         Digests are computed at the first use in a process, and again when a file's inode, size or times have changed.
         """
         if self._is_known(entry):
             return True
         try:
-            meta, folder = self._meta(entry), self._files_of(entry)
+            meta = self._meta(entry)
+            folder = self._files_of(entry)
             found = _fingerprint(folder, meta.files)
             for name, (size, digest) in meta.files.items():
                 if (folder / name).stat().st_size != size or digest_of(folder / name) != digest:
@@ -236,14 +259,17 @@ class FileCache:
         return True
 
     def _is_known(self, entry: str) -> bool:
-        """Marks the entry as used now; whether it is as this process has seen it intact."""
+        """Whether the entry is as this process has seen it intact.
+
+        It counts as used now.
+        """
         try:
             with contextlib.suppress(PermissionError):
                 os.utime(f"{self._entries}/{entry}/meta.json")
             before = self._intact.get(entry)
             return before is not None and before == _fingerprint(self._files_of(entry), [file[0] for file in before])
         except OSError:
-            # What is wrong is said by whoever reads the entry or makes it.
+            # The next step reads the entry or makes it, and says what is wrong.
             return False
 
     def _remember(self, entry: str, found: _Fingerprint) -> None:
@@ -259,7 +285,7 @@ class FileCache:
 
     @contextlib.contextmanager
     def _scratch(self, entry: str) -> Iterator[Path]:
-        """A new folder beside the entries, gone after the block unless it was renamed.
+        """A new folder that is gone after the block unless renamed.
 
         Call it while the entry is held and locked. What a process that was killed has left of the entry goes.
         """
@@ -287,7 +313,10 @@ class FileCache:
             shutil.rmtree(gone, ignore_errors=True)
 
     def _clean(self) -> None:
-        """Removes what processes that were killed have left half-made; others may be at it too."""
+        """Removes what killed processes have left half-made.
+
+        Several processes may do so at the same time.
+        """
         for folder in self._making.iterdir():
             with self._holds.unless_held(folder.name) as free:
                 if not free:
@@ -300,8 +329,12 @@ class FileCache:
                     self.index.remove(entry)
 
     def _evict(self, limit: int) -> int:
-        """Removes entries, the least recently used first, until the limit is kept; how many it removed."""
-        started, began = time.time_ns(), time.monotonic()
+        """Removes entries until the limit is kept; gives their number.
+
+        The least recently used go first.
+        """
+        started = time.time_ns()
+        began = time.monotonic()
         removed = 0
         before: tuple[str, int] | None = None
         while (total := self.index.total() or 0) > limit:
@@ -348,7 +381,10 @@ class FileCache:
             self._full_until = time.monotonic() + _REST * taken if taken > _NOTICEABLE else 0.0
 
     def _halve(self) -> bool:
-        """Removes entries that nobody holds until half of the cache is gone; False if there are none."""
+        """Removes entries that nobody holds until half of the cache is gone.
+
+        False if every entry is held.
+        """
         before = self.index.total()
         with self._locked(_EVICTION):
             now = self.index.total()
@@ -391,7 +427,10 @@ def _is_private_of_another(folder: Path) -> bool:
 
 
 def link_or_copy(file: Path, target: Path) -> None:
-    """Gives the same content another name: a hard link, or a copy if the file system has none."""
+    """Gives the same content another name.
+
+    That is a hard link, or a copy if the file system has no hard links.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(file, target)

@@ -1,7 +1,7 @@
-"""Local copies of objects and folders: the newest of the store, from the cache if it is there already.
+"""Local copies of objects and folders, from the cache if possible.
 
 `Freshness` knows which copies were compared with the store lately, and may be served without asking it again
-(MLPKIT_CACHE_TRUST). Whoever saves or deletes an object through the cache, in whatever process, changes a stamp for it
+(MLPKIT_CACHE_TRUST). Every process that saves or deletes an object through the cache changes a stamp for it
 and for the folders that it is in, once the store has answered. A comparison counts as long as the stamp that was there
 before it is still there. Names that share a stamp by chance cost each other a question to the store, and no more.
 """
@@ -29,7 +29,7 @@ _MOST_COMPARISONS = 10_000
 
 @dataclass(frozen=True)
 class Comparison:
-    """When a copy was compared with the store, and what stamp there was before."""
+    """When a copy was compared with the store, and the earlier stamp."""
 
     subject: str
     place: int
@@ -38,7 +38,9 @@ class Comparison:
 
 
 class Freshness:
-    """The comparisons of the last `period` seconds in this process; none with a period of 0.
+    """The comparisons of the last `period` seconds in this process.
+
+    A period of 0 keeps none.
 
     Safe from every thread.
     """
@@ -51,7 +53,10 @@ class Freshness:
         self._fresh: dict[str, tuple[Comparison, Path]] = {}
 
     def known(self, subject: str) -> Path | None:
-        """The copy that was the newest lately; None if the store must be asked."""
+        """The copy that was the newest lately.
+
+        None if the store must be asked.
+        """
         if not self._period:
             return None
         found = self._fresh.get(subject)
@@ -66,7 +71,10 @@ class Freshness:
         return None
 
     def begin(self, subject: str, path: str) -> Comparison:
-        """Call it before the store is asked for a path, which ends with a slash for a folder."""
+        """Call it before the store is asked for a path.
+
+        The path of a folder ends with a slash.
+        """
         place = self._place(path)
         return Comparison(subject, place, self._index.stamp(place) if self._period else b"", time.monotonic())
 
@@ -79,7 +87,7 @@ class Freshness:
                 self._fresh[comparison.subject] = (comparison, copy)
 
     def changed(self, paths: Iterable[str]) -> None:
-        """Says to all who use the cache that these objects must be asked for.
+        """Tells all processes that these objects must be asked for.
 
         Call it once the store has answered.
         """
@@ -128,7 +136,9 @@ class Copies:
         return folder / _name(key)
 
     def of_folder(self, bucket: str, start: str, only: Collection[str] | None, *, ask: bool) -> Path:
-        """A folder of copies of what is below `start`, or `only` those, held until `release`.
+        """A folder of copies of what is below `start`.
+
+        With `only`, exactly those are in it. It is held until `release`.
 
         `start` ends with a slash.
         """
@@ -140,7 +150,7 @@ class Copies:
         return folder
 
     def changed(self, bucket: str, keys: Iterable[str]) -> None:
-        """The objects were saved or deleted, or may have been: earlier copies are not the newest."""
+        """The objects may have changed: earlier copies are not the newest."""
         self._freshness.changed(f"{bucket}/{key}" for key in keys)
 
     def release(self, path: Path) -> None:
@@ -178,7 +188,8 @@ class Copies:
         return obtain(True)
 
     def _object(self, stat: ObjectStat) -> Path:
-        subject, name = self._subject(stat.path), _name(stat.key)
+        subject = self._subject(stat.path)
+        name = _name(stat.key)
         return self._cache.obtain(
             f"{subject}\n{_version(stat)}",
             subject=subject,
@@ -190,7 +201,7 @@ class Copies:
         stats = self._chosen(bucket, start, only)
         if fresh:
             # An object changed since it was listed, or this server lists other etags than it serves.
-            found = self._threads.each(lambda each: self._store.stat(bucket, each.key), stats.values())
+            found = self._threads.each(lambda stat: self._store.stat(bucket, stat.key), stats.values())
             stats = dict(zip(stats, found, strict=True))
 
         # Held until the folder is an entry: the files of an object that goes before that would be counted twice.
@@ -199,18 +210,20 @@ class Copies:
         def make(folder: Path) -> dict[str, str]:
             digests: dict[str, str] = {}
 
-            def link(each: tuple[str, ObjectStat]) -> None:
-                copy, name = self._object(each[1]), _name(each[1].key)
+            def link(item: tuple[str, ObjectStat]) -> None:
+                target, stat = item
+                copy = self._object(stat)
                 copies.append(copy)
-                link_or_copy(copy / name, folder / each[0])
-                digests[each[0]] = self._cache.digests(copy)[name]
+                name = _name(stat.key)
+                link_or_copy(copy / name, folder / target)
+                digests[target] = self._cache.digests(copy)[name]
 
-            self._threads.transfer(list(stats.items()), size=lambda each: each[1].size, move=link)
+            self._threads.transfer(list(stats.items()), size=lambda item: item[1].size, move=link)
             return digests
 
         try:
             return self._cache.obtain(
-                "\n".join([subject, *(f"{name}\n{_version(each)}" for name, each in stats.items())]),
+                "\n".join([subject, *(f"{name}\n{_version(stat)}" for name, stat in stats.items())]),
                 subject=subject,
                 source=f"{self._store.url}: {bucket}/{start}",
                 make=make,
@@ -220,7 +233,10 @@ class Copies:
                 self._cache.release(copy)
 
     def _chosen(self, bucket: str, start: str, only: Collection[str] | None) -> dict[str, ObjectStat]:
-        """What is below `start`, by safe relative names; exactly `only` if that is given."""
+        """What is below `start`, by safe relative names.
+
+        Exactly `only`, if that is given.
+        """
         try:
             found = {stat.key[len(start) :]: stat for stat in objects_below(self._store, bucket, start)}
         except StorageDenied:

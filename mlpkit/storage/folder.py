@@ -1,6 +1,8 @@
-"""Objects in a folder, `<root>/<bucket>/<key>`: the store of a machine without an S3 server.
+"""Objects in a folder: the store without an S3 server.
 
-A file is written beside the buckets and renamed into its place, so that nobody sees half of one.
+An object is the file `<root>/<bucket>/<key>`.
+
+A file is written next to the buckets and renamed into its place, so that nobody sees half of one.
 """
 
 from __future__ import annotations
@@ -25,11 +27,14 @@ _HALF_WRITTEN = ".writing"
 _LOCKED = "locked-"
 """A half-written file of this name is locked as long as its writer lives."""
 _ABANDONED_SECONDS = 24 * 3600
-"""Any other half-written file that was not written to for so long was left by a process that was killed."""
+"""Any other half-written file is removed if nobody has written to it for this long."""
 
 
 class FolderStore:
-    """The store in a folder, which is made with the first save. The etag is made of inode, size and time of change."""
+    """The store in a folder, which is made with the first save.
+
+    The etag is made of inode, size and time of change.
+    """
 
     def __init__(self, settings: Settings) -> None:
         root = folder_of(settings)
@@ -125,7 +130,10 @@ class FolderStore:
                 raise ObjectChanged(f"{self._place}: {stat.path} was edited while it was read: try again")
 
     def _file(self, bucket: str, key: str) -> Path:
-        """The file of a key; its folder is inside the bucket, whatever symbolic links there are."""
+        """The file of a key.
+
+        Its folder is inside the bucket, whatever symbolic links there are.
+        """
         file = self._root / bucket / key
         real_root = os.path.realpath(self._root / bucket)
         inside = os.path.commonpath([real_root, os.path.realpath(file)]) == real_root
@@ -142,7 +150,7 @@ class FolderStore:
         self._remove_abandoned()
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
             try:
-                # Locked before it is called so: whoever finds it unlocked removes it.
+                # Locked before it gets this name: others remove what has the name and is unlocked.
                 with contextlib.suppress(OSError):
                     fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
                     file.name = _renamed(file.name, _LOCKED)

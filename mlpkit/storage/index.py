@@ -1,4 +1,6 @@
-"""What the cache holds and what goes first, in SQLite; and who uses what, as locks of the kernel.
+"""What the cache holds, what goes first, and who uses what.
+
+The first two are in SQLite, the third are locks of the kernel.
 
 The index can be made again from the folders of the entries at any time, and nothing in it is needed to serve a copy. So
 it is written without waiting for the disk, and a fault of it is a warning: the index is made again, or the cache goes
@@ -63,7 +65,9 @@ _OF_VERSION_0 = ("usage", "usage.lock", "oldest", "moves", "look.lock", "changes
 
 
 class Meta(msgspec.Struct, frozen=True):
-    """What an entry holds: size in bytes and digest of each file, and where it came from.
+    """What an entry holds, and where it came from.
+
+    Of each file it has the size in bytes and the digest.
 
     It is the file `meta.json` of the entry, whose time of change is the last use of the entry.
     """
@@ -74,7 +78,9 @@ class Meta(msgspec.Struct, frozen=True):
 
 
 class Holds:
-    """Which entries are in use, by this process and by all others. Safe from every thread.
+    """Which entries are in use, by this process and by others.
+
+    Safe from every thread.
 
     A use is a lock on one byte of a file, so that it ends with its process, however that ends, and needs no room on the
     disk. The locks belong to the open file and not to the process (`F_OFD_SETLK`), so threads have them in common.
@@ -90,7 +96,9 @@ class Holds:
         self._open = True
 
     def hold(self, name: str) -> None:
-        """The name is in use from now on; each `hold` needs a `release`. Waits while another removes it.
+        """The name is in use from now on.
+
+        Each `hold` needs a `release`. Waits while another process removes it.
 
         Raises:
             StorageError: the cache was closed.
@@ -103,7 +111,10 @@ class Holds:
             self._counts[name] += 1
 
     def release(self, name: str) -> None:
-        """Takes one `hold` back; a name that is not held is not an error."""
+        """Takes one `hold` back.
+
+        A name that is not held is not an error.
+        """
         with self._lock:
             if self._counts[name] > 1:
                 self._counts[name] -= 1
@@ -112,7 +123,10 @@ class Holds:
 
     @contextlib.contextmanager
     def unless_held(self, name: str) -> Iterator[bool]:
-        """Whether nobody uses the name; then nobody can begin to inside the block."""
+        """Whether nobody uses the name.
+
+        If so, nobody can begin to use it inside the block.
+        """
         with self._lock:
             free = self._open and not self._counts.get(name) and name not in self._removed
             if free:
@@ -141,7 +155,7 @@ class Holds:
 
 
 def _lock_byte(file: int, kind: int, name: str, *, wait: bool = False) -> bool:
-    """Locks or unlocks the byte that stands for the name; whether that was possible."""
+    """Locks or unlocks the byte of the name; False if impossible now."""
     start = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
     # struct flock: l_type, l_whence, l_start, l_len, l_pid
     request = struct.pack("hhqqi4x", kind, os.SEEK_SET, start, 1, 0)
@@ -153,7 +167,9 @@ def _lock_byte(file: int, kind: int, name: str, *, wait: bool = False) -> bool:
 
 
 class CacheIndex:
-    """The entries of a cache with their files and last uses, shared by all processes. Safe from every thread.
+    """The entries of a cache with their files and last uses.
+
+    All processes share them. Safe from every thread.
 
     A file that several entries share (hard links) is counted once. No method raises anything because of the index
     itself, with one exception: a disk that is full.
@@ -214,7 +230,10 @@ class CacheIndex:
         self._write(lambda database: _remove(database, entry))
 
     def oldest(self) -> tuple[str, int] | None:
-        """The entry whose noted last use is the longest ago, and that use, in ns; None if there is none."""
+        """The entry whose noted last use is the longest ago.
+
+        With that use, in nanoseconds. None if the cache is empty.
+        """
         row = self._read("SELECT name, used FROM entries ORDER BY used LIMIT 1")
         return None if row is None else (str(row[0]), int(row[1]))
 
@@ -229,7 +248,10 @@ class CacheIndex:
         return None if row is None else str(row[0])
 
     def note_obtained(self, subject: str, entry: str) -> None:
-        """Notes that an entry is the newest under its subject. In most cases that is known, and nothing is written."""
+        """Notes that an entry is the newest under its subject.
+
+        In most cases that is known, and nothing is written.
+        """
         row = self._read("SELECT name, used FROM entries WHERE subject=? ORDER BY obtained DESC LIMIT 1", subject)
         now = time.time_ns()
         if row is not None and (row[0] != entry or row[1] < now - _TOUCH_PERIOD):
@@ -238,7 +260,10 @@ class CacheIndex:
                 self._write(lambda database: database.execute(statement, (now, now, entry)))
 
     def stamp(self, place: int) -> bytes:
-        """The stamp of one of the places that `change_stamps` changes; never twice the same if that is not known."""
+        """The stamp of a place that `change_stamps` changes.
+
+        It is never twice the same if it cannot be read.
+        """
         row = self._read("SELECT coalesce((SELECT stamp FROM stamps WHERE place=?), epoch) FROM account", place)
         return os.urandom(8) if row is None else bytes(row[0])
 
@@ -300,7 +325,10 @@ class CacheIndex:
         return None
 
     def _connected(self) -> sqlite3.Connection:
-        """The connection to the file that is there now; the file is made if there is none."""
+        """The connection to the file that is there now.
+
+        The file is made if it is missing.
+        """
         found = self._identity()
         if self._connection is None or found is None or found != self._file:
             self._disconnect()
@@ -328,7 +356,7 @@ class CacheIndex:
         return found.st_dev, found.st_ino
 
     def _renew(self, error: sqlite3.Error) -> None:
-        """Makes a new index after an error, unless another process has done so."""
+        """Makes a new index, unless another process has done so."""
         logger.warning("the index of the file cache {} is made again: {}", self._folder, error)
         broken = self._file
         self._disconnect()
@@ -338,7 +366,9 @@ class CacheIndex:
             self._warn(another)
 
     def _make_file(self, instead_of: tuple[int, int] | None) -> None:
-        """Puts a new index in place of that file, or of none, and fills it from the folders of the entries.
+        """Puts a new index in place of that file, or of none.
+
+        It is filled from the folders of the entries.
 
         Others find the new one with their next question, and add to it while it is filled.
         """
@@ -372,7 +402,7 @@ class CacheIndex:
             shutil.rmtree(self._folder / name, ignore_errors=True)
 
     def _scan(self) -> None:
-        """Adds the entries that are in the folder and not in the index."""
+        """Adds the entries of the folder that are not in the index."""
         assert self._connection is not None
         with os.scandir(self._folder / "entries") as entries:
             names = [entry.name for entry in entries]
@@ -434,9 +464,13 @@ def _remove(database: sqlite3.Connection, entry: str) -> None:
 
 
 def _add_from_folder(database: sqlite3.Connection, folder: Path) -> None:
-    """Adds the entry in that folder. One that is damaged is added too, to be counted and to go in its turn."""
+    """Adds the entry in that folder.
+
+    One that is damaged is added too, so that it is counted and goes in its turn.
+    """
     files: Files = []
-    subject, used = "", 0
+    subject = ""
+    used = 0
     with contextlib.suppress(OSError):
         files = [(found.st_ino, found.st_size) for found in _files_below(str(folder / "files"))]
     with contextlib.suppress(OSError, msgspec.DecodeError):
@@ -456,5 +490,5 @@ def _files_below(folder: str) -> Iterator[os.stat_result]:
 
 
 def _mode_in(folder: Path) -> int:
-    """The mode for a file in this folder that those who may write into the folder must open."""
+    """The mode for a file that this folder's writers share."""
     return os.stat(folder).st_mode & 0o666

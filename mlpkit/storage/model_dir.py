@@ -1,4 +1,4 @@
-"""A model's files: a local folder for the author's code, and in the store a folder that is complete or no model.
+"""A model's files: local for the author's code, whole in the store.
 
 In the store, a model is the files below a prefix and a manifest, `mlpkit.json`, which is written last and lists them
 with their sizes. While one is written, the object `mlpkit.incomplete` stands beside them, with the names of all files
@@ -53,7 +53,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 @service("train", "load")
 @dataclass(frozen=True)
 class ModelDir(os.PathLike[str]):
-    """The folder of one model: in `train` a new one to write into, in `load` a read-only one with the model's files.
+    """The folder of one model.
+
+    In `train` it is a new one to write into, in `load` a read-only one with the model's files.
 
     `out / "model.joblib"` is a path in it. `manifest` is None in `train`, and for a model that mlpkit did not make.
     """
@@ -63,7 +65,10 @@ class ModelDir(os.PathLike[str]):
     manifest: Manifest | None = None
 
     def __truediv__(self, name: str | os.PathLike[str]) -> Path:
-        """The path of a file in the folder. Raises UnsafePath for a name that would leave it."""
+        """The path of a file in the folder.
+
+        Raises UnsafePath for a name that would leave it.
+        """
         return self.path / checked_key(PurePath(name).as_posix())
 
     def __fspath__(self) -> str:
@@ -156,7 +161,9 @@ def discard_model(storage: Storage, destination: str) -> None:
 
 
 def open_model(storage: Storage, settings: Settings, model_id: str, model_path: str | None) -> ModelDir:
-    """The model's files, local and complete. `model_path` (`bucket/key`) may be any prefix, or one object.
+    """The model's files, local and complete.
+
+    `model_path` (`bucket/key`) may be any prefix, or one object.
 
     Without a path the model is `<model bucket>/<model_id>/`, and has a manifest. One object is a folder with one file.
     The store is always asked for it, whatever `MLPKIT_CACHE_TRUST` says.
@@ -179,7 +186,9 @@ def open_model(storage: Storage, settings: Settings, model_id: str, model_path: 
 
 
 def delete_model(storage: Storage, settings: Settings, model_id: str) -> None:
-    """Removes the model's folder from the model bucket; one that does not exist is not an error.
+    """Removes the model's folder from the model bucket.
+
+    One that does not exist is not an error.
 
     A job that is storing the model at this moment fails: `save_model` notices that its marker is gone.
     """
@@ -191,7 +200,10 @@ def delete_model(storage: Storage, settings: Settings, model_id: str) -> None:
 
 
 def _fetched(storage: Storage, settings: Settings, path: str) -> Path | None:
-    """The copy of an object; None where there is none, or none is known while the store cannot be reached."""
+    """The copy of an object, or None.
+
+    None also if no copy is known while the store cannot be reached.
+    """
     absent = (ObjectNotFound, StorageUnavailable) if settings.cache_offline else (ObjectNotFound,)
     with contextlib.suppress(*absent):
         return storage.fetch(path, ask=True)
@@ -205,7 +217,7 @@ def _manifest_of(storage: Storage, settings: Settings, prefix: str) -> Manifest 
     try:
         return msgspec.json.decode(local.read_bytes(), type=Manifest)
     except msgspec.DecodeError as error:
-        raise IncompleteModel(f"{prefix}/{MANIFEST} is no manifest of mlpkit: {error}") from error
+        raise IncompleteModel(f"{prefix}/{MANIFEST} is not a manifest of mlpkit: {error}") from error
     finally:
         storage.release(local)
 
@@ -213,7 +225,10 @@ def _manifest_of(storage: Storage, settings: Settings, prefix: str) -> Manifest 
 def _open_files(
     storage: Storage, settings: Settings, prefix: str, model_id: str, manifest: Manifest
 ) -> ModelDir | None:
-    """The model with exactly the manifest's files; None where it was replaced since the manifest was read."""
+    """The model with exactly the manifest's files.
+
+    None if it was replaced since the manifest was read.
+    """
     try:
         folder = storage.fetch_dir(prefix, only=[MANIFEST, *manifest.files], ask=True)
     except ObjectNotFound as error:
@@ -232,7 +247,10 @@ def _open_files(
 
 
 def _open_foreign(storage: Storage, settings: Settings, prefix: str, model_id: str) -> ModelDir:
-    """A model without a manifest, made elsewhere: one object or all that is below the prefix."""
+    """A model without a manifest, made elsewhere.
+
+    It is one object, or all that is below the prefix.
+    """
     single = _fetched(storage, settings, prefix)
     if single is not None:
         return ModelDir(single.parent, model_id)
@@ -266,7 +284,10 @@ def _versions_of(directory: Path) -> dict[str, _Version]:
 
 
 def _check_unchanged(directory: Path, before: dict[str, _Version]) -> None:
-    """Raises ModelChanged, with the file's name, if the folder is not as it was before."""
+    """Raises ModelChanged if the folder is not as it was before.
+
+    The message names the file.
+    """
     try:
         now = _versions_of(directory)
     except FileNotFoundError as error:
@@ -287,7 +308,10 @@ def _folder(destination: str) -> str:
 
 
 def _names_of_earlier(storage: Storage, prefix: str) -> set[str]:
-    """The files of the model that is there already, and of one whose upload never finished."""
+    """The files of the model that is there already.
+
+    And those of an upload that never finished.
+    """
     manifest = _read(storage, f"{prefix}/{MANIFEST}", Manifest)
     return {*(manifest.files if manifest else ()), *(_read(storage, f"{prefix}/{INCOMPLETE}", list[str]) or ())}
 

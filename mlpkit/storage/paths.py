@@ -1,4 +1,7 @@
-"""Names that come from outside, checked before they are used: locations, `bucket/key`, prefixes and model ids."""
+"""Names that come from outside, checked before they are used.
+
+These are locations, `bucket/key`, prefixes and model ids.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ _ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")
 
 
 class ObjectStat(msgspec.Struct, frozen=True):
-    """What the store says of one object. `path` is `bucket/key`, `size` in bytes.
+    """What the store says of one object.
+
+    `path` is `bucket/key`, `size` is in bytes.
 
     `modified` is in seconds since the epoch. `etag` changes whenever the content does; it is not always a checksum.
     """
@@ -86,7 +91,9 @@ def checked_prefix(path: str) -> tuple[str, str]:
 
 
 def checked_key(key: str) -> str:
-    """The key itself, if it can be a path below a folder and a key of S3 (at most 1024 bytes of UTF-8).
+    """The key itself, if a path and S3 can have it.
+
+    It has at most 1024 bytes of UTF-8.
 
     Raises:
         UnsafePath: as `checked_path`.
@@ -105,7 +112,9 @@ def checked_key(key: str) -> str:
 
 
 def checked_name(model_id: str) -> str:
-    """The model id itself, if it can be the name of a file (at most 200 bytes of UTF-8).
+    """The model id itself, if it can name a file.
+
+    It has at most 200 bytes of UTF-8.
 
     Raises:
         UnsafePath: it is empty, has a slash, or is not a part of a path that `checked_path` allows.

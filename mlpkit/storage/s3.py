@@ -1,4 +1,6 @@
-"""Objects in an S3 store (MinIO, Ceph, Swift, SeaweedFS, AWS, ...), through the `minio` client and a pool of our own.
+"""Objects in an S3 store: MinIO, Ceph, Swift, SeaweedFS, AWS, ...
+
+Requests go through the `minio` client and a pool of our own.
 
 Large objects go in parts: downloads by ranges and uploads as S3 multipart, several at a time. A download that breaks
 off goes on where it was. Format of the errors: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
@@ -92,7 +94,10 @@ _NOT_S3 = "is not S3: is the address of the store (MINIO_HOST or MLPKIT_STORE) r
 
 
 class S3Store:
-    """The S3 store of the settings; one pool of connections, safe from every thread."""
+    """The S3 store of the settings, safe from every thread.
+
+    It has one pool of connections.
+    """
 
     def __init__(self, settings: Settings) -> None:
         host, secure = endpoint_of(settings)
@@ -156,7 +161,7 @@ class S3Store:
                     self.discard_uploads(bucket, key)
                 raise
         if not result.etag or result.etag.startswith("W/"):
-            # Some servers give no etag for an upload in parts; what is no S3 store at all gives none either.
+            # Some servers give no etag for an upload in parts, and a server that is not S3 gives none either.
             found = self.stat(bucket, key)
             if found.size != size:
                 raise StorageError(f"{self._place}: {bucket}/{key} has {found.size} bytes after {size} were stored")
@@ -223,7 +228,7 @@ class S3Store:
             return bool(self._client.bucket_exists(bucket_name=bucket))
 
     def _fetch_range(self, stat: ObjectStat, start: int, end: int, file: int) -> Sequence[bytes]:
-        """Fetches a range that begins with a block; the digests of its blocks."""
+        """Fetches a range of whole blocks; gives their digests."""
         limits = current_limits(self._limits)
         digest = BlockDigest()
         while start < end:
@@ -232,7 +237,9 @@ class S3Store:
         return digest.blocks
 
     def _copy(self, stat: ObjectStat, start: int, end: int, file: int, digest: BlockDigest, left: float) -> int:
-        """Copies a range until it ends or the connection breaks; how many bytes came.
+        """Copies a range until it ends or the connection breaks.
+
+        Gives how many bytes came.
 
         That is at least one. The seconds left are not used: each request has its own deadline.
         """
@@ -264,7 +271,10 @@ class S3Store:
 
 
 class _BrokenBody(ProtocolError):
-    """The connection broke before the first byte of a body: worth asking again, unlike what the pool gave up."""
+    """The connection broke before the first byte of a body.
+
+    It is worth asking again, unlike a request that the pool gave up.
+    """
 
 
 class _NotS3(HTTPError):
@@ -273,7 +283,7 @@ class _NotS3(HTTPError):
 
 @dataclass(frozen=True)
 class CallLimits:
-    """How long one call may take with all its attempts, and how often it is tried again."""
+    """How long one call may take, and how often it is retried."""
 
     timeout: float
     """In seconds."""
@@ -341,7 +351,9 @@ def _last_outcome(state: tenacity.RetryCallState) -> object:
 
 
 class _Limited(urllib3.PoolManager):
-    """Connections whose requests have a deadline, and are tried again if the fault may pass.
+    """Connections whose requests have a deadline and are retried.
+
+    They are tried again if the fault may pass.
 
     The bodies of the `minio` client are bytes, so that a request can be sent again as it is.
     """
@@ -377,7 +389,7 @@ class _ThroughProxy(_Limited, urllib3.ProxyManager):
 
 
 def _pool(limits: CallLimits, place: str) -> urllib3.PoolManager:
-    """The connections to the store, through the proxy that `http_proxy` and its kin name for it."""
+    """The connections to the store, through a proxy if one is set."""
     options: dict[str, Any] = {"maxsize": 16, "ssl_context": _trust() if place.startswith("https") else None}
     proxy = _proxy_for(place)
     if proxy is None:
@@ -399,7 +411,9 @@ def _trust() -> ssl.SSLContext:
 
 
 def _proxy_for(place: str) -> tuple[str, dict[str, str]] | None:
-    """The address of the proxy for this URL, and the headers that it asks for; None if there is none.
+    """The address of the proxy for this URL, and its headers.
+
+    None if no proxy is set for it.
 
     A loopback address is never asked for through a proxy.
     """
@@ -438,7 +452,7 @@ def _described(found: Any) -> ObjectStat:
 def translated(
     place: str, bucket: str, key: str, right: str, *, bucket_exists: Callable[[str], bool] | None = None
 ) -> Iterator[None]:
-    """Turns every error of `minio` and `urllib3` into one of the `StorageError` family.
+    """Turns errors of `minio` and `urllib3` into those of `StorageError`.
 
     `right` is the right that the call needs. `bucket_exists` is asked if the server does not say whether the object or
     its bucket is missing, as for a HEAD.

@@ -1,4 +1,7 @@
-"""Objects by `bucket/key` in the store of the settings, with local copies that are fetched once and kept."""
+"""Objects by `bucket/key` in the store of the settings.
+
+Local copies are fetched once and kept.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,16 @@ from mlpkit.storage.store import Store, Threads, check_store, objects_below, sto
 _TRANSFERS_AT_A_TIME = 16
 """As many as the pool of connections keeps. A store waits for its disks with every object; with 8 it would idle."""
 _LARGE_UPLOAD = 16 << 20
-"""Bytes from which on an object is uploaded in parallel parts; smaller ones are held in memory meanwhile, whole."""
+"""Objects of at least this many bytes are uploaded in parallel parts; smaller ones are held in memory, whole."""
 _WEEK = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a storage needs once it is used; belongs to the process that made it."""
+    """What a storage needs once it is used.
+
+    It belongs to the process that made it.
+    """
 
     store: Store
     copies: Copies
@@ -42,7 +48,9 @@ _OF_PARENTS: list[_Parts] = []
 
 @service()
 class Storage:
-    """The store of the service. Safe from every thread; cheap to make: it connects when it is first used.
+    """The store of the service. Safe from every thread.
+
+    It is cheap to make: it connects when it is first used.
 
     Every method raises UnsafePath for a path that it cannot use, and the `StorageError` family: ObjectNotFound,
     StorageDenied, and StorageUnavailable when the store is silent for `MLPKIT_STORAGE_TIMEOUT`.
@@ -55,17 +63,21 @@ class Storage:
         self._made: _Parts | None = None
 
     def fetch(self, path: str, *, ask: bool = False) -> Path:
-        """A local, read-only copy of the object, under its own name; fetched only where the newest is not there yet.
+        """A local, read-only copy of the object, under its own name.
+
+        It is fetched only if the newest is not in the cache yet.
 
         The copy stays until `release`, `close` or the end of the process. With `MLPKIT_CACHE_OFFLINE` it is the last
-        known copy when the store cannot be reached. With `MLPKIT_CACHE_TRUST` the store is not asked again for so many
-        seconds, except with `ask`.
+        known copy when the store cannot be reached. With `MLPKIT_CACHE_TRUST` the store is not asked again for that
+        time, except with `ask`.
         """
         bucket, key = checked_path(path)
         return self._parts().copies.of_object(bucket, key, ask=ask)
 
     def fetch_dir(self, prefix: str, *, only: Collection[str] | None = None, ask: bool = False) -> Path:
-        """A local, read-only folder with the objects below the prefix (or `only` those, by their names below it).
+        """A local, read-only folder with the objects below the prefix.
+
+        With `only`, it has exactly those, by their names below the prefix.
 
         All of them are there, or an error is raised. Objects that are in the cache are not fetched again. The folder
         stays as a copy of `fetch` does.
@@ -77,21 +89,25 @@ class Storage:
         return self._parts().copies.of_folder(bucket, start, only, ask=ask)
 
     def save(self, local: str | os.PathLike[str], path: str) -> None:
-        """Stores a local file; readers see the old object or the new one, never a part.
+        """Stores a local file under the path.
 
-        The model bucket and the data bucket are made where they are missing; any other bucket must exist.
+        Readers see the old object or the new one, never a part.
+
+        The model bucket and the data bucket are made if they are missing; any other bucket must exist.
 
         Raises:
-            FileNotFoundError: there is no such local file.
+            FileNotFoundError: the local file does not exist.
         """
         bucket, key = checked_path(path)
         source = Path(local)
         if not source.is_file():
-            raise FileNotFoundError(f"{source} cannot be saved to {path}: it is no file")
+            raise FileNotFoundError(f"{source} cannot be saved to {path}: it is not a file")
         self._save(source, bucket, key)
 
     def save_dir(self, local: str | os.PathLike[str], prefix: str, *, only: Collection[str] | None = None) -> None:
-        """Stores the files of a local folder (or `only` those, by their names in it) below the prefix, as `save` does.
+        """Stores the files of a local folder below the prefix.
+
+        With `only`, it stores exactly those, by their names in the folder. Each is stored as `save` does it.
 
         Symbolic links are stored as what they point to. Where one file fails no further one is begun, and what was
         stored remains: it is `save_model` that is all or nothing.
@@ -108,13 +124,16 @@ class Storage:
         chosen = {checked_key(start + name): files[name] for name in (files if only is None else only)}
         self._parts().threads.transfer(
             list(chosen.items()),
-            size=lambda each: each[1].stat().st_size,
-            move=lambda each: self._save(each[1], bucket, each[0]),
+            size=lambda item: item[1].stat().st_size,
+            move=lambda item: self._save(item[1], bucket, item[0]),
             large=_LARGE_UPLOAD,
         )
 
     def open(self, path: str) -> BinaryIO:
-        """The object's content, open for reading (from the local copy that `fetch` gives)."""
+        """The object's content, open for reading.
+
+        It is the local copy that `fetch` gives.
+        """
         return self.fetch(path).open("rb")
 
     def exists(self, path: str) -> bool:
@@ -131,18 +150,24 @@ class Storage:
         return self._parts().store.stat(bucket, key)
 
     def list(self, prefix: str, limit: int | None = None) -> builtins.list[ObjectStat]:
-        """The objects in `bucket`, or below the folder `bucket/prefix`, by key; at most `limit` of them."""
+        """The objects in `bucket`, or below the folder `bucket/prefix`.
+
+        They are in the order of their keys, at most `limit` of them.
+        """
         bucket, start = checked_prefix(prefix)
         return list(itertools.islice(objects_below(self._parts().store, bucket, start), limit))
 
     def delete(self, path: str, recursive: bool = False) -> int:
-        """Removes the object, and with `recursive` everything below it; how many there were (none is no error)."""
+        """Removes the object, and with `recursive` everything below it.
+
+        Gives how many there were; 0 is not an error.
+        """
         bucket, key = checked_path(path.removesuffix("/") if recursive else path)
         parts = self._parts()
         keys = [key] if self.exists(f"{bucket}/{key}") else []
         if recursive:
             try:
-                keys += [each.key for each in parts.store.list(bucket, f"{key}/")]
+                keys += [stat.key for stat in parts.store.list(bucket, f"{key}/")]
             except ObjectNotFound:
                 return 0
         if keys:
@@ -153,25 +178,33 @@ class Storage:
         return len(keys)
 
     def discard_uploads(self, prefix: str) -> None:
-        """Removes what uploads below the prefix that were killed have left in the store, half-written."""
+        """Removes what killed uploads below the prefix have left half-written."""
         bucket, start = checked_prefix(prefix)
         self._parts().store.discard_uploads(bucket, start)
 
     def presign(self, path: str, expires: int = 3600) -> str:
-        """A URL that reads the object for `expires` seconds without credentials (a `file:` URL in the folder store)."""
+        """A URL that reads the object without credentials.
+
+        It is valid for `expires` seconds. In the folder store it is a `file:` URL.
+        """
         bucket, key = checked_path(path)
         if not 1 <= expires <= _WEEK:
             raise ArgumentError(f"a presigned URL can be valid for 1 to {_WEEK} seconds (7 days), not for {expires}")
         return self._parts().store.presign(bucket, key, expires)
 
     def release(self, path: str | os.PathLike[str]) -> None:
-        """Says that a copy of `fetch` or `fetch_dir` is not used any more: the cache may remove it for others."""
+        """Says that a copy is not used any more.
+
+        The cache may remove it for others.
+        """
         made = self._made
         if made is not None:
             made.copies.release(Path(path))
 
     def check(self) -> builtins.list[str]:
-        """Warnings about the store; asks it, and takes a few seconds at most.
+        """Warnings about the store.
+
+        Asks the store, and takes a few seconds at most.
 
         Raises:
             StorageError: the store cannot be used.
@@ -183,7 +216,10 @@ class Storage:
         return [f"{store.url}: the data bucket {data_bucket!r} (MLPKIT_DATA_BUCKET) does not exist"]
 
     def close(self) -> None:
-        """Closes connections and threads, and releases all local copies; the next use opens them again."""
+        """Closes connections and threads, and releases all local copies.
+
+        The next use opens them again.
+        """
         with self._lock:
             parts, self._made = self._made, None
         if parts is not None and parts.process == os.getpid():
@@ -229,30 +265,34 @@ class Storage:
 
 
 def open_storage(settings: Settings) -> Storage:
-    """The storage of these settings; nothing is connected, made or imported before its first use.
+    """The storage of these settings.
+
+    Nothing is connected, made or imported before its first use.
 
     Raises:
-        SettingsError: the store's URL cannot be used, or there are no credentials for it.
+        SettingsError: the store's URL cannot be used, or it has no credentials.
     """
     return Storage(settings)
 
 
 def local_files(folder: Path) -> dict[str, Path]:
-    """The files below a folder by their relative names, in order; links to folders are followed, but in no circle.
+    """The files below a folder by their relative names, in order.
+
+    Links to folders are followed, but each folder is visited once.
 
     Raises:
-        FileNotFoundError: there is no such folder, or something in it is no file (a broken link, a socket).
+        FileNotFoundError: there is no such folder, or something in it is not a file (a broken link, a socket).
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder")
+        raise FileNotFoundError(f"{folder} is not a folder")
     files: dict[str, Path] = {}
     seen: set[str] = set()
     for path, folders, names in os.walk(folder, followlinks=True):
         seen.add(os.path.realpath(path))
-        folders[:] = [each for each in folders if os.path.realpath(os.path.join(path, each)) not in seen]
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(path, name)) not in seen]
         for name in names:
             file = Path(path, name)
             if not file.is_file():
-                raise FileNotFoundError(f"{file} is no file that can be saved (a broken link, or a socket)")
+                raise FileNotFoundError(f"{file} is not a file that can be saved (a broken link, or a socket)")
             files[file.relative_to(folder).as_posix()] = file
     return dict(sorted(files.items()))

@@ -1,4 +1,4 @@
-"""The seam between the storage and what keeps the objects, with the tools that every kind of store needs.
+"""What a store must do, and the tools that stores need.
 
 A new kind of store is a class that keeps to the protocol `Store`, and one line in `_STORES` (or, from outside of the
 package, a call of `register_store`). `Settings.store` is its URL, and the scheme of the URL chooses the class.
@@ -37,11 +37,11 @@ _S3_PORT = 9000
 
 
 class ObjectChanged(StorageError):
-    """The object is no longer the one that was asked for; its new etag must be asked for."""
+    """The object has changed; its new etag must be asked for."""
 
 
 class Threads:
-    """Runs functions in at most `limit` threads, which start when they are needed.
+    """Runs functions in at most `limit` threads, started when needed.
 
     A function that runs here must not wait for another one: all threads could be waiting then.
     """
@@ -68,7 +68,9 @@ class Threads:
     def transfer(
         self, items: Sequence[Item], *, size: Callable[[Item], int], move: Callable[[Item], object], large: int = LARGE
     ) -> None:
-        """Moves small items several at a time, then those of at least `large` bytes one by one.
+        """Moves small items several at a time, then large ones singly.
+
+        Large ones have at least `large` bytes.
 
         Large ones are moved from the caller's thread, because they go in parallel parts themselves.
         """
@@ -96,14 +98,17 @@ class Store(Protocol):
         """What the store says of the object. Raises ObjectNotFound."""
 
     def download(self, stat: ObjectStat, target: Path, threads: Threads) -> str:
-        """Writes the whole object into a new file; gives the digest of what it wrote.
+        """Writes the object into a new file; gives the file's digest.
 
         The digest is that of `BlockDigest`; "" is allowed, and costs a second reading of the file.
         Raises ObjectNotFound, or ObjectChanged if the object has another etag by now.
         """
 
     def upload(self, source: Path, bucket: str, key: str) -> None:
-        """Stores the file under the key: readers see the old object or the new one, never a part."""
+        """Stores the file under the key.
+
+        Readers see the old object or the new one, never a part.
+        """
 
     def list(self, bucket: str, prefix: str) -> Iterator[ObjectStat]:
         """The objects whose keys start with the prefix, by key.
@@ -149,7 +154,9 @@ def register_store(scheme: str, make: Callable[[Settings], Store]) -> None:
 
 
 def check_store(settings: Settings) -> None:
-    """Checks what the settings say of the store; connects to nothing and imports no client.
+    """Checks what the settings say of the store.
+
+    Connects to nothing and imports no client.
 
     Raises:
         SettingsError: the URL cannot be used, credentials are missing, or the file with certificates does not exist.
@@ -172,7 +179,10 @@ def check_store(settings: Settings) -> None:
 
 
 def store_of(settings: Settings) -> Store:
-    """The store that the settings name; it is connected with its first use."""
+    """The store that the settings name.
+
+    It connects with its first use.
+    """
     make = _STORES[settings.store.partition("://")[0]]
     if isinstance(make, str):
         module, _, name = make.partition(":")
@@ -181,7 +191,7 @@ def store_of(settings: Settings) -> Store:
 
 
 def folder_of(settings: Settings) -> Path | None:
-    """The folder of a store in a folder; None for every other store."""
+    """The folder of a store in a folder, else None."""
     scheme, _, path = settings.store.partition("://")
     if scheme != "folder":
         return None
@@ -210,7 +220,7 @@ def endpoint_of(settings: Settings) -> tuple[str, bool]:
 
 
 def settings_for(settings: Settings, extend: str | bytes) -> Settings:
-    """The settings with the caller's own store, if the caller may use one.
+    """The settings with the caller's own store, if that is allowed.
 
     That is so if `MLPKIT_REMOTE_STORAGE` is on and `extend` has a `remote_ip`. The service writes `remote_ip` itself:
     it is the address that the request came from. The caller's store has the port, the keys and the buckets of the
@@ -238,18 +248,21 @@ def settings_for(settings: Settings, extend: str | bytes) -> Settings:
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:
-    """The address; that of IPv4 if a socket for both has written it as one of IPv6 (`::ffff:10.0.0.1`)."""
+    """The address, as IPv4 if it is one.
+
+    A socket for both writes it as one of IPv6 (`::ffff:10.0.0.1`).
+    """
     address = ip_address(text)
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
 def objects_below(store: Store, bucket: str, start: str) -> Iterator[ObjectStat]:
-    """The objects whose keys begin with `start`, without those that only mark a folder."""
+    """The objects whose keys begin with `start`, without folder marks."""
     return (stat for stat in store.list(bucket, start) if not stat.path.endswith("/"))
 
 
 class BlockDigest:
-    """The digests of the blocks of a file, taken while the file's bytes arrive.
+    """The digests of a file's blocks, taken while its bytes arrive.
 
     The digest of a file is the SHA-256 of the SHA-256 of each block of 16 MiB, so that parts can be digested in any
     order, in parallel. Give the bytes from the beginning of a block on, in order; `blocks` are the digests so far.
@@ -294,7 +307,7 @@ def digest_of(file: Path) -> str:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether the disk, or this user's share of it, has no room left."""
+    """Whether the disk, or this user's quota, has no room left."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
