@@ -378,8 +378,8 @@ class _Limited(urllib3.PoolManager):
 
         response = limits.call(attempt, on=_WORTH_RETRYING, unwanted=_may_pass)
         is_page = response.headers.get("content-type", "").startswith("text/html")
-        # Swift calls its empty answers text/html too.
-        if is_page and response.status < 300 and method not in ("GET", "HEAD") and response.data:
+        # Swift calls its empty answers text/html too. An answer to POST is parsed by the client.
+        if is_page and response.status < 300 and method in ("PUT", "DELETE") and response.data:
             raise _NotS3(f"the answer (a web page) {_NOT_S3}")
         return response
 
