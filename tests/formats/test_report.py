@@ -349,7 +349,7 @@ ROWS = CLEAN.encode()
         (CLEAN.encode("utf-16-le"), "encoding", "UTF-16LE without a byte order mark"),
         (CLEAN.encode("utf-16-be"), "encoding", "UTF-16BE without a byte order mark"),
         (CLEAN.encode("utf-32"), "encoding", "UTF-32"),
-        (gzip.compress(ROWS), "file-format", "gzip"),
+        (gzip.compress(ROWS, mtime=0), "file-format", "gzip"),
         (bz2.compress(ROWS), "file-format", "bzip2"),
         (lzma.compress(ROWS), "file-format", "xz"),
         (b"PK\x03\x04\x14\0[Content_Types].xml", "file-format", "Excel workbook (.xlsx)"),
