@@ -242,6 +242,7 @@ class _Output(asyncio.Protocol):
         self._waiting: collections.deque[str] = collections.deque()
         self._resting: asyncio.TimerHandle | None = None
         self._at_end = False
+        self._paused = False
         self._transport: asyncio.ReadTransport | None = None
 
     async def connect(self, descriptor: int) -> None:
@@ -286,11 +287,13 @@ class _Output(asyncio.Protocol):
             self._pause(False)
 
     def _pause(self, paused: bool) -> None:
-        if self._transport is None or self._at_end or self._transport.is_closing():
+        if self._transport is None or self._at_end or self._transport.is_closing() or paused == self._paused:
             return
-        if paused and self._transport.is_reading():
+        # Pipes of Python 3.10 have no `is_reading`.
+        self._paused = paused
+        if paused:
             self._transport.pause_reading()
-        elif not paused and not self._transport.is_reading():
+        else:
             self._transport.resume_reading()
 
 
