@@ -1,16 +1,20 @@
 # Needs make and Python 3.10 or newer, nothing else: every target makes the virtual environment that it works in.
 #   make demo                     trains, loads and asks the example of the README, and stops
-#   make test PYTHON=python3.12   the same with another interpreter
+#   make test ARGS="-k cache"     a part of the tests
+#   make test PYTHON=python3.12   with another interpreter
 #   make help                     all targets
 
 SHELL := /bin/sh
 VENV ?= .venv
 PYTHON ?=
+ARGS ?=
+CONSTRAINTS ?= constraints.txt
+EXTRAS ?= dev,docs
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test slow audit bench bench-peers bench-storage bench-footprint bench-tails soak lint types docs docs-serve check format clean
+.PHONY: help demo serve test test-all test-lowest coverage slow audit bench bench-peers bench-storage bench-footprint bench-tails soak lint types docs docs-serve check format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,11 +25,33 @@ demo: $(VENV)/.mlpkit-run ## trains examples/sentiment.py over HTTP, loads it, a
 serve: $(VENV)/.mlpkit-run ## the same, but leaves the service running until Ctrl-C
 	@$(BIN)/python examples/demo.py --serve
 
-test: $(VENV)/.mlpkit-dev ## the test suite, without what takes minutes
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+test: $(VENV)/.mlpkit-dev ## the test suite, without what takes minutes; ARGS="-k cache" runs a part
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+# Each environment is a VENV of its own, so that this file makes it as it makes .venv.
+test-all: ## the test suite with each Python from 3.10 on that is installed, and with the lowest versions of all packages
+	@for minor in 10 11 12 13 14; do \
+		python="python3.$$minor"; \
+		if "$$python" -c '' 2>/dev/null; then \
+			echo "== $$python"; \
+			$(MAKE) test VENV=".venvs/$$python" PYTHON="$$python" ARGS="$(ARGS)" || exit 1; \
+		else \
+			echo "== $$python is not installed: skipped"; \
+		fi; \
+	done
+	$(MAKE) test-lowest ARGS="$(ARGS)"
+
+test-lowest: ## the test suite with the lowest versions that pyproject.toml allows (needs Python 3.10)
+	$(MAKE) test VENV=.venvs/lowest PYTHON=$(or $(PYTHON),python3.10) CONSTRAINTS=constraints-lowest.txt EXTRAS=test ARGS="$(ARGS)"
+
+coverage: $(VENV)/.mlpkit-dev ## the test suite with branch coverage, child processes included; fails below the limit in pyproject.toml
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -n 2 -m "not slow" $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
 
 slow: $(VENV)/.mlpkit-dev ## the acceptance runs that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 bench: $(VENV)/.mlpkit-dev ## mlpkit beside a bare ASGI callable and Starlette: two minutes (needs wrk)
 	$(BIN)/python -m tests.benchmarks
@@ -71,16 +97,16 @@ format: $(VENV)/.mlpkit-dev ## lets ruff repair and format the code
 	$(BIN)/ruff format .
 
 clean: ## removes what the other targets made
-	rm -rf $(VENV) .bench site .mlpkit .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venvs .coverage .bench site .mlpkit .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-$(VENV)/.mlpkit-run: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.mlpkit-run: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "installing mlpkit and the packages of the examples into $(VENV)"
 	@$(PIP_INSTALL) --editable '.[examples,reload]'
 	@touch $@
 
-$(VENV)/.mlpkit-dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.mlpkit-dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "installing mlpkit and the packages for tests and documentation into $(VENV)"
-	@$(PIP_INSTALL) --editable '.[dev,docs]'
+	@$(PIP_INSTALL) --editable '.[$(EXTRAS)]'
 	@touch $@ $(VENV)/.mlpkit-run
 
 $(BIN)/python:
