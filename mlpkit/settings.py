@@ -342,6 +342,9 @@ class Settings:
     )
 
     max_body: int = _setting("MLPKIT_MAX_BODY", 64 << 20, size, "Largest request body in bytes.", shown="64MiB")
+    max_answer: int = _setting(
+        "MLPKIT_MAX_ANSWER", 64 << 20, size, "Largest answer of `predict` in bytes of JSON.", shown="64MiB"
+    )
     max_waiting: int = _setting(
         "MLPKIT_MAX_WAITING",
         1000,

@@ -60,6 +60,7 @@ class PredictRunner:
         self._send = send
         self._plan = algorithm.plan("predict")
         self._kind = formats.kind_of(algorithm.kind)
+        self._max_answer = surroundings.settings.max_answer
         self._checks = surroundings.settings.check_answers and self._kind.answer is not None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -226,12 +227,17 @@ class PredictRunner:
         if self._checks:
             formats.check_answer(self._kind.name, answer)
         try:
-            return formats.to_json(answer)
+            encoded = formats.to_json(answer)
         except (TypeError, ValueError, RecursionError) as error:
             raise AnswerError(str(error)) from error
         except Exception as error:
             # An answer may be of the author's own classes, which say themselves what they are in JSON.
             raise user_error(error) from error
+        if len(encoded) > self._max_answer:
+            raise AnswerError(
+                f"the answer has {len(encoded):,} bytes of JSON, {self._max_answer:,} are allowed (MLPKIT_MAX_ANSWER)"
+            )
+        return encoded
 
     def _failed(self, error: BaseException) -> Failure:
         """The failure of an item; it is logged too."""

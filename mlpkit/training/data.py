@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -13,10 +13,11 @@ from mlpkit.errors import ArgumentError, NotInRequest
 from mlpkit.formats import check_rows, read_rows
 from mlpkit.injection import Plan, service
 from mlpkit.log import logger
-from mlpkit.storage import Storage
+from mlpkit.storage import Storage, location
 from mlpkit.training.job import Job
 
 _SHOWN_WARNINGS = 20
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 @service("train")
@@ -30,13 +31,16 @@ class TrainData:
     """
 
     def __init__(self, job: Job, kind: str, storage: Storage, data_bucket: str, name: str | None = None) -> None:
-        location = location_of(job)
-        if location is None:
+        path = data_path(job, data_bucket)
+        if path is None:
             raise NotInRequest("[data] has no location: this algorithm trains on a file of the data bucket")
-        self.location: str = location
+        self.location: str = path.removeprefix(f"{data_bucket}/")
         self.kind = kind
-        self._job, self._storage, self._bucket = job, storage, data_bucket
-        self._name = name or location
+        self._path = path
+        self._job = job
+        self._storage = storage
+        self._bucket = data_bucket
+        self._name = name or self.location
 
     @cached_property
     def path(self) -> Path:
@@ -45,12 +49,12 @@ class TrainData:
         Raises:
             StorageError: it could not be fetched.
         """
-        return self._storage.fetch(f"{self._bucket}/{self.location}")
+        return self._storage.fetch(self._path)
 
     @cached_property
     def etag(self) -> str:
         """What the store calls this content of the file; it changes with the content."""
-        return self._storage.stat(f"{self._bucket}/{self.location}").etag
+        return self._storage.stat(self._path).etag
 
     def rows(self) -> Iterator[Any]:
         """The rows, typed as the algorithm's kind has them.
@@ -70,7 +74,10 @@ class TrainData:
 
     def pretrained(self) -> Path | None:
         """The file or folder that `parameter.pretrain_model` names with its bucket, or None."""
-        return pretrained(self._job, self._storage)
+        path = pretrained_path(self._job)
+        if path is None:
+            return None
+        return self._storage.fetch(path) if self._storage.exists(path) else self._storage.fetch_dir(path)
 
     def check(self) -> None:
         """Reads all rows once, and logs the first warnings.
@@ -87,22 +94,31 @@ class TrainData:
             logger.warning("{}: {:,} more warnings", self._name, report.warnings - _SHOWN_WARNINGS)
         report.raise_if_fatal()
 
-    def _beside(self, name: str) -> Path | None:
-        location = _text(self._job.extend, name)
-        return None if location is None else self._storage.fetch(f"{self._bucket}/{location}")
+    def _beside(self, name: Literal["dict_location", "extra_location"]) -> Path | None:
+        path = path_beside(self._job, name, self._bucket)
+        return None if path is None else self._storage.fetch(path)
 
 
-def pretrained(job: Job, storage: Storage) -> Path | None:
-    """What the job's `parameter.pretrain_model` (`bucket/key` of a file, or of a folder) names, or None."""
-    path = _text(job.parameters, "pretrain_model")
-    if path is None:
-        return None
-    return storage.fetch(path) if storage.exists(path) else storage.fetch_dir(path)
+def data_path(job: Job, bucket: str) -> str | None:
+    """The `bucket/key` of the job's `data.location`, or None if it has none.
+
+    Raises:
+        ArgumentError: it cannot be a path; so do the next two.
+    """
+    text = _text(job.data, "location")
+    return None if text is None else location(text, "data.location", bucket=bucket)
 
 
-def location_of(job: Job) -> str | None:
-    """The job's `data.location`, or None where it has none."""
-    return _text(job.data, "location")
+def path_beside(job: Job, name: Literal["dict_location", "extra_location"], bucket: str) -> str | None:
+    """The `bucket/key` of a further data file of the job, or None if it has none."""
+    text = _text(job.extend, name)
+    return None if text is None else location(text, f"extend.{name}", bucket=bucket)
+
+
+def pretrained_path(job: Job) -> str | None:
+    """The `bucket/key` of the job's pretrained model, or None if it has none."""
+    text = _text(job.parameters, "pretrain_model")
+    return None if text is None else location(text, "parameter.pretrain_model")
 
 
 def takes(plan: Plan, wanted: type, *, required: bool = False) -> bool:
@@ -112,8 +128,9 @@ def takes(plan: Plan, wanted: type, *, required: bool = False) -> bool:
 
 
 def _text(json: str, name: str) -> str | None:
-    found = msgspec.json.decode(json)
-    value = found.get(name) if isinstance(found, Mapping) else None
+    # Only this one value is decoded: the others can be many megabytes.
+    found = _fields(json) if json.startswith("{") else {}
+    value = msgspec.json.decode(found[name]) if name in found else None
     if value is None or value == "":
         return None
     if not isinstance(value, str):

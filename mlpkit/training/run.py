@@ -33,11 +33,12 @@ from mlpkit.storage import (
     begin_model,
     checked_path,
     discard_model,
+    location,
     open_storage,
     save_model,
     settings_for,
 )
-from mlpkit.training.data import TrainData, location_of, takes
+from mlpkit.training.data import TrainData, data_path, path_beside, pretrained_path, takes
 from mlpkit.training.job import Job, JobOutcome, TrainJob, train_job
 from mlpkit.training.progress import Progress
 
@@ -128,16 +129,31 @@ def check_job(algorithm: Algorithm, job: Job, settings: Settings) -> None:
     if plan is None:
         raise ArgumentError(f"algorithm [{algorithm.name}] cannot be trained: its script has no @app.train")
     _decode_all(plan, job)
-    if takes(plan, TrainData) and location_of(job) is None and takes(plan, TrainData, required=True):
-        raise NotInRequest(f"[data] has no location: algorithm {algorithm.name!r} trains on a file of the data bucket")
+    if takes(plan, TrainData):
+        bucket = settings.data_bucket
+        if data_path(job, bucket) is None and takes(plan, TrainData, required=True):
+            raise NotInRequest(
+                f"[data] has no location: algorithm {algorithm.name!r} trains on a file of the data bucket"
+            )
+        path_beside(job, "dict_location", bucket)
+        path_beside(job, "extra_location", bucket)
+        pretrained_path(job)
     if takes(plan, ModelDir):
-        checked_path(destination(job, settings))
+        destination(job, settings)
     settings_for(settings, job.extend)
 
 
 def destination(job: Job, settings: Settings) -> str:
-    """Where the model of the job is stored, as `bucket/prefix`."""
-    return job.model_path or f"{settings.model_bucket}/{job.model_id}"
+    """Where the model of the job is stored, as `bucket/prefix`.
+
+    Raises:
+        ArgumentError: its `model_path` or its id cannot be a path.
+    """
+    if job.model_path:
+        return location(job.model_path, "model_path")
+    path = f"{settings.model_bucket}/{job.model_id}"
+    checked_path(path)
+    return path
 
 
 class Services:
@@ -235,7 +251,7 @@ def _train(app: App, services: Services, progress: Progress) -> Manifest:
     job = services.job
     plan = algorithm.plan("train")
     assert plan is not None
-    if takes(plan, TrainData) and location_of(job) is not None:
+    if takes(plan, TrainData) and data_path(services.job, services.settings.data_bucket) is not None:
         with progress.stage("check data"):
             data: TrainData = services.service(TrainData)
             # Now, because the store may be out of reach when the manifest is made.

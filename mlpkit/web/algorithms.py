@@ -13,6 +13,7 @@ from mlpkit.errors import AlgorithmNotFound, ObjectNotFound, TimeLimitExceeded, 
 from mlpkit.injection import NULL
 from mlpkit.storage import delete_model
 from mlpkit.training import LONGEST_ID, Job, check_job, new_model_id
+from mlpkit.web.body import work_on
 from mlpkit.web.request import HttpResponse, success
 
 if TYPE_CHECKING:
@@ -36,19 +37,26 @@ class AlgorithmRoutes:
     async def train(self, request: Request) -> HttpResponse:
         """Queues a training job; it is on disk when the answer goes out."""
         arguments = request.arguments
+        context = request.context
         algorithm = self._algorithm(arguments.text("algorithm"))
-        extend = _with_peer(arguments.object("extend"), request.context.peer)
-        job = Job(
-            model_id=await self._new_model_id(algorithm, extend),
-            algorithm=algorithm.name,
-            model_path=arguments.text("model_path"),
-            data=_as_text(arguments.object("data")),
-            parameters=_as_text(arguments.object("parameter")),
-            extend=_as_text(extend),
-            uuid=request.context.caller_uuid,
-            log_uuid=request.context.request_id,
-        )
-        check_job(algorithm, job, self._settings)
+        extend = await work_on(request.body, lambda: _with_peer(arguments.object("extend"), context.peer))
+        model_id = await self._new_model_id(algorithm, extend)
+
+        def checked_job() -> Job:
+            job = Job(
+                model_id=model_id,
+                algorithm=algorithm.name,
+                model_path=arguments.text("model_path"),
+                data=_as_text(arguments.object("data")),
+                parameters=_as_text(arguments.object("parameter")),
+                extend=_as_text(extend),
+                uuid=context.caller_uuid,
+                log_uuid=context.request_id,
+            )
+            check_job(algorithm, job, self._settings)
+            return job
+
+        job = await work_on(request.body, checked_job)
         if not await self._training.has_accepted(job):
             async with self._cluster.reporting(job) if self._cluster is not None else nullcontext():
                 await self._training.submit(job)
@@ -76,7 +84,8 @@ class AlgorithmRoutes:
         algorithm = self._algorithm(arguments.text("algorithm"))
         model_id, path = arguments.text("model_id"), arguments.optional("model_path")
         extend = arguments.object("extend")
-        extend = extend if extend == NULL else _with_peer(extend, request.context.peer)
+        if extend != NULL:
+            extend = _with_peer(extend, request.context.peer)
         await self._models.load(algorithm.name, model_id, path, extend, request.context.caller_uuid)
         if self._cluster is not None:
             await self._cluster.announce_load(model_id, path)

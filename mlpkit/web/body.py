@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from mlpkit.errors import BodyTooLarge, MalformedBody
 from mlpkit.web.request import ClientGone
@@ -12,6 +14,10 @@ from mlpkit.web.request import ClientGone
 if TYPE_CHECKING:
     from starlette.types import Receive
 
+T = TypeVar("T")
+
+_LONG = 1 << 20
+"""Bytes from which work on a body is done in a thread; below, handing it over costs more than it helps."""
 _BODY_SECONDS = 60.0
 """How long the body of a request may take to arrive."""
 _MOST_DROPPED = 16 << 20
@@ -50,3 +56,8 @@ async def read_body(receive: Receive, limit: int) -> bytes:
 def body_too_large(limit: int) -> BodyTooLarge:
     """The refusal of a body of more than `limit` bytes."""
     return BodyTooLarge(f"the body is larger than {limit} bytes (MLPKIT_MAX_BODY)")
+
+
+async def work_on(body: bytes, call: Callable[[], T]) -> T:
+    """What the call gives, which works on the whole body; the loop goes on meanwhile."""
+    return await anyio.to_thread.run_sync(call) if len(body) > _LONG else call()

@@ -13,7 +13,7 @@ from starlette.routing import Route, Router
 
 from mlpkit.platform.node import node_info
 from mlpkit.web.algorithms import AlgorithmRoutes
-from mlpkit.web.body import read_body
+from mlpkit.web.body import read_body, work_on
 from mlpkit.web.jobs import JobRoutes
 from mlpkit.web.monitoring import HealthRoutes, MetricsRoute
 from mlpkit.web.openapi import DocumentRoutes
@@ -141,10 +141,10 @@ class Endpoint:
         body = await read_body(receive, self.limit) if spec.fields else b""
         arguments = Arguments({}, {})
         if spec.fields and not spec.reads_body:
-            values = read_values(context, body)
+            values = await work_on(body, lambda: read_values(context, body))
             context.adopt(caller_uuid(values))
             context.bind()
-            arguments = check(spec.fields, values)
+            arguments = await work_on(body, lambda: check(spec.fields, values))
         query = query_values(context.query_string)
         return Request(context, arguments, body, scope.get("path_params", {}), query, receive)
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from mlpkit.errors import ArgumentError, UnsafePath
@@ -209,6 +210,45 @@ def test_job_that_could_only_fail_is_refused_at_submission(write_script: WriteSc
         check_job(algorithms["maybe"], Job("m", "maybe", "bucket/../other"), settings)
     with pytest.raises(UnsafePath):
         check_job(algorithms["maybe"], Job("../m", "maybe"), settings)
+
+
+@pytest.mark.parametrize(
+    ("field", "request_of"),
+    [
+        ("data.location", lambda path: job("m", "maybe", data={"location": path})),
+        ("extend.dict_location", lambda path: job("m", "maybe", extend={"dict_location": path})),
+        ("extend.extra_location", lambda path: job("m", "maybe", extend={"extra_location": path})),
+        ("parameter.pretrain_model", lambda path: job("m", "maybe", pretrain_model=path)),
+        ("model_path", lambda path: Job("m", "maybe", path)),
+    ],
+)
+def test_what_cannot_be_a_path_is_refused_at_submission(
+    write_script: WriteScript, settings: Settings, field: str, request_of: Any
+) -> None:
+    algorithms = import_app(write_script(SCRIPT)).build()
+
+    check_job(algorithms["maybe"], request_of("/bucket/a/b"), settings)
+    for path in ("bucket/../a", "//bucket/a", "bucket/a\\b", "bucket//a", "bucket/\0"):
+        with pytest.raises(UnsafePath, match=rf"^\[{field}\] "):
+            check_job(algorithms["maybe"], request_of(path), settings)
+
+
+async def test_one_leading_slash_is_accepted_as_the_original_page_writes_it(
+    open_queue: OpenQueue, settings: Settings, put: Any, home: Path
+) -> None:
+    put("ml-platform-data/a/reviews.txt", "好吃\tgood\n难吃\tbad\n")
+    put("ml-platform-data/words.txt", "words")
+    put("ml-platform-data/more.txt", "more")
+    put("shared/one.bin", "a file")
+    (home / "storage" / "elsewhere").mkdir(parents=True)
+    extend = {"dict_location": "/words.txt", "extra_location": "/more.txt"}
+    asked = job("m", data={"location": "/a/reviews.txt"}, extend=extend, pretrain_model="/shared/one.bin")
+    async with open_queue(SCRIPT) as queue:
+        ended = await train(queue, msgspec.structs.replace(asked, model_path="/elsewhere/m/"))
+
+    assert ended.message == ""
+    found = result(settings, "m", "deep/model.json", "/elsewhere/m/")
+    assert (found["dictionary"], found["extra"], found["pretrained"]) == ("words", "more", "a file")
 
 
 def test_training_in_this_process_has_the_same_outcome(
