@@ -22,7 +22,6 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("L0", ("errors",)),
     ("L0", ("settings", "log", "formats")),
     # the author's script, and a child process
-    ("L1", ("nursery",)),
     ("L1", ("processes",)),
     ("L1", ("injection",)),
     ("L1", ("algorithm", "services")),

@@ -14,7 +14,6 @@ from mlpkit.cli.new import new
 from mlpkit.cli.remote import jobs, models
 from mlpkit.cli.run import run
 from mlpkit.errors import ArgumentError, DeclarationError, MlpkitError, SettingsError
-from mlpkit.nursery import at_the_foot
 from mlpkit.settings import load_settings
 
 
@@ -83,10 +82,6 @@ for command in (run, new, train, predict, check, jobs, models, version, data, db
 
 def main() -> NoReturn:
     """Runs the command of `sys.argv` and exits: 0 all well, 1 the work failed, 2 the command or script is wrong."""
-    at_the_foot(_run_command)
-
-
-def _run_command() -> NoReturn:
     try:
         # Not standalone: click would make 1 of Ctrl-C.
         sys.exit(commands.main(standalone_mode=False))

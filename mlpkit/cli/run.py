@@ -59,7 +59,7 @@ def run(target: str, host: str, port: int, workers: int | None, reload: bool, lo
     from mlpkit.script import import_app
 
     if workers != 0:
-        prepare(fork=True)
+        prepare()
     settings = load_settings({**os.environ, "MLPKIT_LOG_LEVEL": log_level} if log_level else None)
     app = import_app(target)
     app.build()

@@ -1,7 +1,15 @@
 """Child processes of the service: how they are started, spoken to, watched and ended."""
 
 from mlpkit.processes.channel import LONG, AsyncChannel, BlockingChannel, Message
-from mlpkit.processes.child import Child, Exit, channel_of_child, memory_of, prepare, start_child
+from mlpkit.processes.child import (
+    Child,
+    Exit,
+    channel_of_child,
+    leave_signals_to_the_server,
+    memory_of,
+    prepare,
+    start_child,
+)
 from mlpkit.processes.output import LineStream, capture_output, flush_streams, name_requests_in_loguru
 
 __all__ = [
@@ -15,6 +23,7 @@ __all__ = [
     "capture_output",
     "channel_of_child",
     "flush_streams",
+    "leave_signals_to_the_server",
     "memory_of",
     "name_requests_in_loguru",
     "prepare",

@@ -1,11 +1,11 @@
-"""A child process of the service: spawn it, talk to it, wait for its end, stop it, and say in words how it ended.
+"""A child process of the service: start it, talk to it, wait for its end, stop it, and say how it ended.
 
-What: a Python module run in a process that holds nothing of the server's or of the user's (forked of the nursery, which
-has run nothing but mlpkit, or a fresh interpreter where there is no nursery), in a session of its own, with a socket to
-the server as its only channel; its stdout and stderr are read line by line.
-Who ends it: `Child.stop` (SIGTERM, then SIGKILL to the whole process group, grandchildren too), and the end of the
-event loop. When the server itself is killed, the guard does: a shell that holds the groups of the living children and
-kills them when the server's pipe closes. Only a descendant that left for a session of its own is not found.
+A child is a Python module in a process that holds nothing of the server's or of the user's: forked of the fork server,
+or a fresh interpreter if there is no fork server. It has a session of its own and a socket to the server; its stdout
+and stderr are read line by line.
+`Child.stop` ends it (SIGTERM, then SIGKILL to its process group), and so does the end of the event loop. What it leaves
+behind is killed, by its keeper (`forkserver.py`) also in other sessions. If the server itself is killed, the keeper and
+the guard (`guard.py`) kill it.
 """
 
 from __future__ import annotations
@@ -21,25 +21,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import FrameType
 
 from mlpkit import start_folder
-from mlpkit.log import LogLine, logger
-from mlpkit.nursery import Forked, Nursery, NurseryGone
+from mlpkit.log import LogLine
+from mlpkit.processes.forkserver import ForkedChild, ForkServer, ForkServerGone, end_with_parent
+from mlpkit.processes.guard import guard
 from mlpkit.processes.output import LineSplitter, line_of_pipe
 
-_GUARD = """
-trap '' HUP INT TERM
-groups=''
-while read -r sign group; do
-    kept=''
-    for each in $groups; do [ "$each" = "$group" ] || kept="$kept $each"; done
-    groups=$kept
-    [ "$sign" = + ] && groups="$groups $group"
-done
-for each in $groups; do kill -s KILL -- "-$each" 2>/dev/null; done
-"""
 _FRAMEWORK = ("mlpkit.serving.runtime", "mlpkit.training.local", "mlpkit.script", "uvloop")
-"""What the nursery imports: all that a worker or a job needs before it imports the script."""
+"""What the fork server imports: all that a worker or a job needs before it imports the script."""
 _LOST = "was killed: the process that had started it has ended"
 _DRAIN_SECONDS = 2.0
 """How long output is still read after a child's end if somebody else holds its pipe."""
@@ -74,8 +65,12 @@ class Exit:
 class Child:
     """A running child, made by `start_child`. Its end is attended to even where nobody waits for it."""
 
-    def __init__(self, process: asyncio.subprocess.Process | Forked, channel: socket.socket, output: _Output) -> None:
-        self._process, self._output, self._asked = process, output, ""
+    def __init__(
+        self, process: asyncio.subprocess.Process | ForkedChild, channel: socket.socket, output: _Output
+    ) -> None:
+        self._process = process
+        self._output = output
+        self._asked = ""
         self.channel = channel
         self.pid = process.pid
         self._life = asyncio.get_running_loop().create_task(self._attend())
@@ -124,13 +119,13 @@ class Child:
         finally:
             # The loop may be ending: then this is the last chance.
             _kill_group(self.pid)
-            _guard.forget(self.pid)
-            if isinstance(self._process, Forked):
+            guard.forget(self.pid)
+            if isinstance(self._process, ForkedChild):
                 self._process.close()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._output.ended.wait(), _DRAIN_SECONDS)
         self._output.close()
-        lost = isinstance(self._process, Forked) and self._process.lost and not self._asked
+        lost = isinstance(self._process, ForkedChild) and self._process.lost and not self._asked
         return Exit(code, _LOST if lost else self._asked, lost)
 
 
@@ -160,38 +155,35 @@ async def start_child(
     finally:
         theirs.close()
         os.close(write_end)
-    _guard.watch(started.pid)
+    guard.watch(started.pid)
     ours.setblocking(False)
     return Child(started, ours, output)
 
 
-def prepare(*, fork: bool = False) -> None:
-    """Does now what the first `start_child` would wait for, where this system lets it; returns at once.
-
-    With `fork`, children may share the memory of this process: for who calls this before he runs code of the user's.
-    """
-    before = _nursery.pid
+def prepare() -> None:
+    """Starts now what the first `start_child` would wait for; returns immediately."""
+    before = _fork_server.pid
     try:
-        started = _nursery.start(fork=fork)
-    except NurseryGone:
+        started = _fork_server.start()
+    except ForkServerGone:
         started = False
     else:
         if not started:
             return
     if before is not None:
-        _guard.forget(before)
+        guard.forget(before)
     if started:
-        assert _nursery.pid is not None
-        _guard.watch(_nursery.pid)
+        assert _fork_server.pid is not None
+        guard.watch(_fork_server.pid)
 
 
 async def _started(
     module: str, environment: Mapping[str, str], channel: socket.socket, output: int
-) -> asyncio.subprocess.Process | Forked:
+) -> asyncio.subprocess.Process | ForkedChild:
     prepare()
     try:
-        return await _nursery.fork(module, environment, channel, output)
-    except NurseryGone:
+        return await _fork_server.fork(module, environment, channel, output)
+    except ForkServerGone:
         return await asyncio.create_subprocess_exec(
             sys.executable,
             *("-X", "faulthandler", "-m", module, str(channel.fileno())),
@@ -207,9 +199,28 @@ async def _started(
 
 def channel_of_child() -> socket.socket:
     """The child's end of the channel, as `start_child` passed it. The child must end when it is closed."""
+    end_with_parent()
     channel = socket.socket(fileno=int(sys.argv[1]))
     channel.set_inheritable(False)
     return channel
+
+
+def leave_signals_to_the_server() -> None:
+    """Ignores Ctrl-C, SIGTERM and SIGHUP, which may go to every process of a terminal or container.
+
+    The server drains then, and ends its children when that is due. Processes that the user's code starts or forks end
+    as usual.
+    """
+    child = os.getpid()
+
+    def ignore(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != child:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    # A handler, as what is ignored would be ignored in programs that the user's code starts, too.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, ignore)
 
 
 def memory_of(pid: int) -> int:
@@ -302,46 +313,4 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-class _Guard:
-    """The shell that outlives the server by a moment; started with the first child, and again should it be killed."""
-
-    def __init__(self) -> None:
-        self._groups: set[int] = set()
-        self._shell: subprocess.Popen[bytes] | None = None
-
-    def watch(self, group: int) -> None:
-        self._groups.add(group)
-        self._tell(f"+ {group}\n")
-
-    def forget(self, group: int) -> None:
-        if group in self._groups:
-            self._groups.discard(group)
-            self._tell(f"- {group}\n")
-
-    def _tell(self, line: str) -> None:
-        if self._shell is None or self._shell.poll() is not None:
-            try:
-                self._shell = _start_shell()
-            except OSError as error:
-                # Whoever starts or ends a child can do nothing about it; the next one tries again.
-                logger.error("the guard cannot be started, a killed server would leave its children: {}", error)
-                return
-            line = "".join(f"+ {each}\n" for each in self._groups)
-        assert self._shell.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._shell.stdin.write(line.encode())
-            self._shell.stdin.flush()
-
-
-def _start_shell() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603 - the command is a constant
-        ["/bin/sh", "-c", _GUARD],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-_guard = _Guard()
-_nursery = Nursery(*_FRAMEWORK)
+_fork_server = ForkServer(*_FRAMEWORK)

@@ -12,13 +12,11 @@ import contextlib
 import contextvars
 import gc
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import msgspec
@@ -28,7 +26,13 @@ from mlpkit.app import App
 from mlpkit.errors import MlpkitError, ModelNotLoaded, UserCodeError
 from mlpkit.injection import Call, Plan, ProcessScope, user_code
 from mlpkit.log import logger, with_request_id
-from mlpkit.processes import BlockingChannel, capture_output, channel_of_child, name_requests_in_loguru
+from mlpkit.processes import (
+    BlockingChannel,
+    capture_output,
+    channel_of_child,
+    leave_signals_to_the_server,
+    name_requests_in_loguru,
+)
 from mlpkit.script import import_app
 from mlpkit.serving.execution import CallingThread, EventLoopThread, Thread, ThreadState, WorkerThreads
 from mlpkit.serving.memory import Growth
@@ -413,7 +417,7 @@ def main() -> None:
 
     It ends when it is told to stop, or the server is gone.
     """
-    _leave_signals_to_the_server()
+    leave_signals_to_the_server()
     _keep_freed_memory()
     channel = BlockingChannel(channel_of_child())
     message = channel.receive()
@@ -437,25 +441,6 @@ def main() -> None:
     channel.send(encode(Ready()))
     _work(channel, runtime)
     _end(channel, runtime)
-
-
-def _leave_signals_to_the_server() -> None:
-    """Ignores Ctrl-C and SIGTERM.
-
-    One goes to the whole terminal, the other may go to the whole container.
-
-    The server drains then, and ends its workers when their predictions are done.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    worker = os.getpid()
-
-    def ignore(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != worker:
-            # A process that the user's code has forked, such as one of a pool, ends as usual.
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    signal.signal(signal.SIGTERM, ignore)
 
 
 def _keep_freed_memory() -> None:

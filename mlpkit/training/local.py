@@ -40,6 +40,7 @@ from mlpkit.processes import (
     capture_output,
     channel_of_child,
     flush_streams,
+    leave_signals_to_the_server,
     start_child,
 )
 from mlpkit.script import absolute_search_path, import_app
@@ -495,6 +496,7 @@ class Reporter:
 
 def main() -> None:
     """Runs the one job that the start message brings, and ends."""
+    leave_signals_to_the_server()
     channel = BlockingChannel(channel_of_child())
     message = channel.receive()
     if message is None:

@@ -78,9 +78,9 @@ class RunningService:
         """The workers that run, the eldest first."""
         return running_as("mlpkit.serving", self.family())
 
-    def nurseries(self) -> list[psutil.Process]:
-        """The nurseries that run, the eldest first."""
-        return running_as("mlpkit.nursery", self.family())
+    def fork_servers(self) -> list[psutil.Process]:
+        """The fork servers that run, the eldest first."""
+        return running_as("mlpkit.forksrv", self.family())
 
     def terminate(self) -> tuple[int, list[psutil.Process]]:
         """Sends SIGTERM; the exit code of the server, which must end by itself, and what it had started."""

@@ -2,7 +2,7 @@
 
 Every figure stands beside its goal, first for an empty service, then for one with 1,000 models loaded and 10,000 jobs
 in its journal, which must change none by more than a tenth. Medians; quiet machines only. Memory is the proportional
-set size: what processes share counts once. The sums hold the nursery and the guard too.
+set size: what processes share counts once. The sums hold the fork server and the guard too.
 
 It installs mlpkit into an environment of its own, as `pip install mlpkit` does: what else is there is imported as well
 where a package looks for it (uvicorn for watchfiles, 3 MiB for a service with one worker).

@@ -234,15 +234,15 @@ def test_training_that_the_kernel_kills_for_its_memory_says_so_and_nobody_else_n
     service = start()
     client = service.client
     client.load("faulty", "m")
-    nursery = service.nurseries()[0]
+    fork_server = service.fork_servers()[0]
     with memory_group() as group:
         # What it forks is in its group: the jobs, and no worker that is there already.
-        group.add(nursery.pid)
+        group.add(fork_server.pid)
         group.leave(100 << 20)
         job = client.train("faulty", parameters={"do": "allocate"})
         reason = r"the training process was killed by SIGKILL \(most likely because the machine ran out of memory\)"
         with pytest.raises(TrainFailed, match=reason):
             job.wait(30)
-    assert nursery.is_running()
+    assert fork_server.is_running()
     assert client.predict("m", order())["model_id"] == "m"
     client.train("faulty", parameters={"do": "nothing"}).wait(30)

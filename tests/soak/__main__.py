@@ -1,7 +1,7 @@
 """Runs everything at once against one service for some minutes: `python -m tests.soak --minutes 10`.
 
 Users predict, load, unload, train, cancel and delete; meanwhile workers are killed, the store hangs or is gone, and, in
-the first quarter, the nursery and the server are killed, the server at the end too. Then the accounts must add up, and
+the first quarter, fork server and server are killed, the server at the end too. Then the accounts must add up, and
 between the second and the last quarter neither memory nor descriptors may have grown. Exit code 1, and what is wrong,
 where that is not so.
 """
@@ -42,7 +42,7 @@ def plan(scene: Scene, seconds: float) -> Plan:
     """
     chance = random.Random(f"{scene.seed} troubles")
     quarter = seconds / 4
-    times = [(chance.uniform(0.2, 0.7) * quarter, each) for each in (scene.kill_server, scene.kill_nursery)]
+    times = [(chance.uniform(0.2, 0.7) * quarter, each) for each in (scene.kill_server, scene.kill_fork_server)]
     times += [(chance.uniform(0.1, 0.7) * quarter, scene.kill_server) for _ in range(int(quarter / SERVER_KILLS))]
     for _ in range(max(1, int(seconds / WORKER_KILLS))):
         at = chance.uniform(0, seconds)

@@ -134,12 +134,12 @@ class Scene:
         with self.record.trouble("worker", "kill -9 of a worker"):
             self._kill(chance.choice(self.workers()[1 if spare_the_eldest else 0 :]))
 
-    def kill_nursery(self) -> None:
+    def kill_fork_server(self) -> None:
         """SIGKILL for the process of which workers and jobs are forked: all of them end with it."""
-        if nurseries := self.service.nurseries():
-            with self.record.trouble("worker", "kill -9 of the nursery"):
+        if fork_servers := self.service.fork_servers():
+            with self.record.trouble("worker", "kill -9 of the fork server"):
                 before = self._restarts()
-                nurseries[0].kill()
+                fork_servers[0].kill()
                 wait_until(lambda: self._restarts() > before, "the service has noticed", 5)
                 self._recover()
 

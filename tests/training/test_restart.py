@@ -222,7 +222,7 @@ def test_journal_killed_at_any_moment_is_readable_and_true(tmp_path: Path) -> No
 
 
 @pytest.mark.anyio
-async def test_job_whose_process_was_lost_with_the_nursery_runs_again_while_attempts_are_left(
+async def test_job_whose_process_was_lost_with_the_fork_server_runs_again_while_attempts_are_left(
     open_queue: OpenQueue, tmp_path: Path
 ) -> None:
     def starts(model_id: str) -> int:
@@ -233,8 +233,8 @@ async def test_job_whose_process_was_lost_with_the_nursery_runs_again_while_atte
         await queue.submit(job("once", "it", folder=str(tmp_path)))
         await queue.submit(job("more", "again", folder=str(tmp_path)))
         await until(lambda: starts("once") == starts("more") == 1)
-        (nursery,) = running_as("mlpkit.nursery", psutil.Process().children())
-        nursery.kill()
+        (fork_server,) = running_as("mlpkit.forksrv", psutil.Process().children())
+        fork_server.kill()
 
         once = await end_of(queue, "once")
         expected = "the training process was killed: the process that had started it has ended"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -18,9 +19,9 @@ import pytest
 import uvloop
 
 from mlpkit.log import LogLine
-from mlpkit.nursery import Nursery, NurseryGone
 from mlpkit.processes import AsyncChannel, Child, Exit, Message, start_child
-from mlpkit.processes import child as process
+from mlpkit.processes.forkserver import ForkServer, ForkServerGone
+from mlpkit.processes.guard import guard as service_guard
 
 WAIT = 20.0
 
@@ -69,18 +70,18 @@ class Modules:
         )
 
 
-class NoNursery(Nursery):
+class NoForkServer(ForkServer):
     """What a system without one has."""
 
-    def start(self, *, fork: bool = False) -> bool:
-        raise NurseryGone
+    def start(self) -> bool:
+        raise ForkServerGone
 
 
 @pytest.fixture(params=[f"{loop}-{origin}" for loop in LOOPS for origin in ("forked", "fresh")])
 def modules(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modules]:
     name, _, origin = request.param.partition("-")
     if origin == "fresh":
-        monkeypatch.setattr("mlpkit.processes.child._nursery", NoNursery())
+        monkeypatch.setattr("mlpkit.processes.child._fork_server", NoForkServer())
     monkeypatch.syspath_prepend(tmp_path)
     loop = LOOPS[name]()
     asyncio.set_event_loop(loop)
@@ -224,7 +225,9 @@ def test_a_child_that_left_its_group_does_not_keep_its_end_from_being_noticed(mo
         await child.wait()
         assert time.monotonic() - started < 10
         await until(lambda: "closed" if psutil.Process().num_fds() < descriptors else None)
-        os.kill(int(await modules.line("runaway")), signal.SIGKILL)
+        # A fork server's keeper has ended it already.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(await modules.line("runaway")), signal.SIGKILL)
 
     modules.run(main)
 
@@ -255,7 +258,7 @@ def test_the_channel_leads_to_the_child_and_ends_with_it(modules: Modules) -> No
         child = await modules.start("""
             from mlpkit.processes import BlockingChannel, channel_of_child
             channel = BlockingChannel(channel_of_child())
-            channel.send(channel.receive() * 2)
+            channel.send(bytes(channel.receive()) * 2)
         """)
         answers: list[Message] = []
         closed = asyncio.Event()
@@ -316,7 +319,7 @@ def test_thirty_children_leave_no_zombie_and_no_descriptor(modules: Modules) -> 
 def test_a_child_ends_well_while_its_guard_cannot_be_started_again(modules: Modules) -> None:
     async def main() -> None:
         child = await modules.start("import time; time.sleep(120)")
-        guard = process._guard._shell
+        guard = service_guard._shell
         assert guard is not None
         guard.kill()
         guard.wait(WAIT)
@@ -328,7 +331,7 @@ def test_a_child_ends_well_while_its_guard_cannot_be_started_again(modules: Modu
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         child.channel.close()
         await (await modules.start("")).wait()
-        again = process._guard._shell
+        again = service_guard._shell
         assert again is not None
         assert again is not guard
         assert again.poll() is None
@@ -340,6 +343,7 @@ SERVER = """
 import asyncio, os, sys
 from mlpkit.processes import child as process
 from mlpkit.processes import start_child
+from mlpkit.processes.guard import guard
 
 async def main():
     def on_lines(lines):
@@ -349,15 +353,15 @@ async def main():
     gone = await start_child("short", on_lines=on_lines)
     await gone.wait()
     LATE
-    print("children", *[child.pid for child in children], process._nursery.pid or "", flush=True)
+    print("children", *[child.pid for child in children], process._fork_server.pid or "", flush=True)
     await asyncio.sleep(120)
 
 asyncio.run(main())
 """
 
 
-KILL_GUARD = "os.kill(process._guard._shell.pid, 9); process._guard._shell.wait()"
-STOP_NURSERY = "os.kill(process._nursery.pid, 19)"
+KILL_GUARD = "os.kill(guard._shell.pid, 9); guard._shell.wait()"
+STOP_FORK_SERVER = "os.kill(process._fork_server.pid, 19)"
 
 
 @pytest.mark.parametrize(
@@ -365,7 +369,7 @@ STOP_NURSERY = "os.kill(process._nursery.pid, 19)"
     [
         ("", ""),
         pytest.param(KILL_GUARD, "", id="guard was killed"),
-        *([pytest.param("", STOP_NURSERY, id="nursery is stuck")] if sys.platform == "linux" else []),
+        *([pytest.param("", STOP_FORK_SERVER, id="fork server is stuck")] if sys.platform == "linux" else []),
     ],
 )
 def test_when_the_server_is_killed_its_children_and_grandchildren_end(tmp_path: Path, early: str, late: str) -> None:
@@ -400,7 +404,7 @@ def test_when_the_server_is_killed_its_children_and_grandchildren_end(tmp_path: 
 
 def test_a_child_that_cannot_be_started_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    monkeypatch.setattr("mlpkit.processes.child._nursery", Nursery())
+    monkeypatch.setattr("mlpkit.processes.child._fork_server", ForkServer())
 
     async def main() -> int:
         with pytest.raises(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""The nursery of `mlpkit run` is forked of the server: they share memory, and nothing else can be told from outside."""
+"""The fork server of a real service: its children are what fresh interpreters are, and its end is survived."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import pty
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +23,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere child
 
 ROOT = Path(__file__).parents[2]
 FACTS = Path(__file__).parent / "scripts" / "facts.py"
-LITTLE, MUCH = 0.2, 3.0
-"""MiB. A server shares 7 with a nursery that was forked of it, and none with a fresh interpreter."""
 EXIT = """
 import atexit, os, sys
 sys.stdout.write("half a line")
@@ -44,26 +41,14 @@ if origin == "fresh":
 """
 
 
-def nurseries_of(pid: int) -> list[psutil.Process]:
+def fork_servers_of(pid: int) -> list[psutil.Process]:
     """Those that run."""
-    return running_as("mlpkit.nursery", psutil.Process(pid).children())
+    return running_as("mlpkit.forksrv", psutil.Process(pid).children())
 
 
-def nursery_of(pid: int) -> psutil.Process:
-    (found,) = nurseries_of(pid)
+def fork_server_of(pid: int) -> psutil.Process:
+    (found,) = fork_servers_of(pid)
     return found
-
-
-def shared(pid: int) -> float:
-    """MiB that a process has written and shares with another one all the same: that is forked of it, or it of that."""
-    total, anonymous = 0, False
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
-        # The pages of a file that was installed a moment ago are shared and not yet on the disk, whoever maps them.
-        if mapping := re.match(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ (\d+)", line):
-            anonymous = mapping[1] == "0"
-        elif anonymous and line.startswith("Shared_Dirty:"):
-            total += int(line.split()[1])
-    return total / 1024
 
 
 def opened(pid: int) -> dict[str, str]:
@@ -89,18 +74,17 @@ def customize(tmp_path: Path, text: str) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "PYTHONUNBUFFERED": ""}
 
 
-def test_nursery_shares_the_servers_memory_and_nothing_of_its_name_and_session(start: Start) -> None:
+def test_fork_server_has_its_own_name_and_session(start: Start) -> None:
     service = start()
-    nursery = nursery_of(service.pid)
-    assert shared(service.pid) > MUCH
-    assert nursery.name() == "mlpkit.nursery"
+    fork_server = fork_server_of(service.pid)
+    assert fork_server.name() == "mlpkit.forksrv"
     # Ctrl-C in the server's terminal is not for it.
-    assert os.getsid(nursery.pid) == os.getpgid(nursery.pid) == nursery.pid
+    assert os.getsid(fork_server.pid) == os.getpgid(fork_server.pid) == fork_server.pid
     # Whoever kills the server by its command line must not hit its children before it can end them.
     assert not [each for each in service.family()[1:] if "run" in each.cmdline()]
 
 
-def test_nursery_holds_no_descriptor_of_the_server(start: Start, tmp_path: Path) -> None:
+def test_fork_server_holds_no_descriptor_of_the_server(start: Start, tmp_path: Path) -> None:
     with (tmp_path / "inherited").open("w") as file:
         os.set_inheritable(file.fileno(), True)
         command = [sys.executable, "-m", "mlpkit", "run", str(FACTS), "--workers", "1", "--port"]
@@ -114,13 +98,12 @@ def test_nursery_holds_no_descriptor_of_the_server(start: Start, tmp_path: Path)
     try:
         with Client(f"http://127.0.0.1:{port}") as client:
             wait_until(lambda: client.ready().ready, "the service is ready", 60)
-        assert shared(server.pid) > MUCH
         assert str(tmp_path / "inherited") in opened(server.pid).values()
-        held = opened(nursery_of(server.pid).pid)
-        assert [held[each] for each in "012"] == ["/dev/null"] * 3
-        assert set(held.values()) & set(opened(server.pid).values()) <= {"/dev/null"}
-        # The requests, the line of the worker, and the pipe that tells it of an end.
-        assert len(held) == 3 + 2 + 2
+        held = opened(fork_server_of(server.pid).pid)
+        assert [held[each] for each in "01"] == ["/dev/null"] * 2
+        assert set(held.values()) & set(opened(server.pid).values()) <= {"/dev/null", held["2"]}
+        # The requests, and the pipe that tells it of an end.
+        assert len(held) == 3 + 1 + 2
     finally:
         server.terminate()
         assert server.wait(30) == 0
@@ -150,63 +133,46 @@ def test_command_that_fails_leaves_no_process(tmp_path: Path, script: str | None
     wait_until(lambda: marked(str(tmp_path)) == [], "nothing is left", 10)
 
 
-def test_killed_nursery_is_collected_and_started_again_as_a_fresh_interpreter(start: Start) -> None:
+def test_killed_fork_server_is_collected_and_started_again(start: Start) -> None:
     service = start()
-    first = nursery_of(service.pid)
-    assert shared(service.pid) > MUCH
+    first = fork_server_of(service.pid)
     first.kill()
 
     def is_another() -> bool:
         with contextlib.suppress(psutil.Error, ValueError):
-            return nursery_of(service.pid).pid != first.pid and len(service.workers()) == 1
+            return fork_server_of(service.pid).pid != first.pid and len(service.workers()) == 1
         return False
 
-    wait_until(is_another, "there is another nursery, with a worker")
+    wait_until(is_another, "there is another fork_server, with a worker")
     service.client.wait_ready(30)
     assert not psutil.pid_exists(first.pid)
-    assert shared(service.pid) < LITTLE
     service.client.load("faulty", "m")
 
 
-@pytest.mark.parametrize(
-    ("custom", "nurseries"),
-    [
-        pytest.param(
-            "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()",
-            0,
-            id="thread, of every interpreter",
-        ),
-        pytest.param("import sys; sys.settrace(lambda *_: None)", 1, id="debugger"),
-        pytest.param("import io, sys; sys.stdout = io.StringIO()", 1, id="replaced stream"),
-    ],
-)
-def test_server_that_is_not_as_a_fresh_interpreter_is_not_forked(
-    start: Start, tmp_path: Path, custom: str, nurseries: int
-) -> None:
-    service = start(customize(tmp_path, custom))
-    assert shared(service.pid) < LITTLE
+def test_if_every_interpreter_has_a_thread_children_are_not_forked(start: Start, tmp_path: Path) -> None:
+    thread = "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()"
+    service = start(customize(tmp_path, thread))
     service.client.load("faulty", "m")
-    assert len(nurseries_of(service.pid)) == nurseries
+    assert fork_servers_of(service.pid) == []
 
 
-def test_nursery_runs_no_exit_of_the_servers_and_prints_nothing_of_it(
+def test_fork_server_runs_no_exit_of_the_servers_and_prints_nothing_of_it(
     start: Start, folder: Path, tmp_path: Path
 ) -> None:
     service = start(customize(tmp_path, EXIT))
-    assert shared(service.pid) > MUCH
     job = service.client.train("faulty", parameters={"do": "nothing"})
     job.wait(30)
     told = service.client.log(job.model_id)
-    nursery = nursery_of(service.pid)
+    fork_server = fork_server_of(service.pid)
     (guard,) = (each for each in service.family() if each.name() == "sh")
-    # It would end the nursery before that has ended by itself.
+    # It would end the fork_server before that has ended by itself.
     guard.suspend()
     assert service.terminate()[0] == 0
-    wait_until(lambda: gone(nursery), "the nursery has ended", 10)
+    wait_until(lambda: gone(fork_server), "the fork_server has ended", 10)
     guard.kill()
     exits = (folder / "exits").read_text().split()
     assert str(service.pid) in exits
-    assert str(nursery.pid) not in exits
+    assert str(fork_server.pid) not in exits
     assert service.log.count("half a line") == 1
     assert "half a line" not in told
 
@@ -219,7 +185,7 @@ def test_job_finds_what_it_finds_in_a_fresh_interpreter(tmp_path: Path) -> None:
 
 
 def facts_of(origin: str, folder: Path, environment: dict[str, str]) -> dict[str, Any]:
-    """What a job finds under a server that has a terminal and whose nursery is of that origin."""
+    """What a job finds under a server that has a terminal and whose fork_server is of that origin."""
     folder.mkdir()
     port, file = free_port(), folder / "facts"
     ours, terminal = pty.openpty()
@@ -235,7 +201,6 @@ def facts_of(origin: str, folder: Path, environment: dict[str, str]) -> dict[str
     try:
         with Client(f"http://127.0.0.1:{port}") as client:
             wait_until(lambda: client.ready().ready, "the service is ready", 60)
-            assert (shared(server.pid) > MUCH) == (origin == "forked")
             client.train("facts", parameters={"file": str(file)}).wait(30)
     finally:
         server.terminate()

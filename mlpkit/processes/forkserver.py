@@ -1,0 +1,478 @@
+"""The fork server: a process that has imported mlpkit once, and of which the service's children are forked.
+
+It is a fresh interpreter, `python -m mlpkit.processes SOCKET MODULE...`, and runs no code of the user's, no thread and
+no event loop: a child of it begins as a fresh interpreter would, but at once, and shares mlpkit's memory with others.
+
+A request is one message on a socket, with three descriptors: the `line` on which the child is followed, its channel and
+its output. For each child the fork server forks a *keeper*, which forks the child. The keeper is a subreaper: whatever
+the child starts becomes the keeper's child when its own parent ends, also in a session of its own. On the line come the
+child's pid and, at its end, its exit code. When the child has ended, or the server has closed the line or is gone, the
+keeper kills all that is left, collects it and ends. The child's pid is nobody else's until then.
+If a keeper is killed, so is its child, and the fork server kills what remains of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import importlib
+import os
+import runpy
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from mlpkit import start_folder
+
+_NEWS = struct.Struct(">ci")
+"""`_BORN` and the child's pid, or `_DEAD` and its exit code: below zero the signal, as subprocess has it."""
+_BORN, _DEAD = b"+", b"-"
+_LARGEST_REQUEST = 1 << 20
+_FORK_SECONDS = 30.0
+"""How long a child may take to be forked; the first one waits for the imports."""
+_FULL_SECONDS = 0.005
+_LAST_KILLS = 5.0
+"""How long a keeper tries to end what a child has left; a process in the kernel may take long to end."""
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
+
+
+class ChildSpec(msgspec.Struct, frozen=True, array_like=True):
+    """What a child is: `python -m module`, in this folder, with this environment and this search path.
+
+    All but the module are bytes, because the names of files and the environment need not be text.
+    """
+
+    module: str
+    folder: bytes
+    path: list[bytes]
+    environment: dict[bytes, bytes]
+
+
+class ForkServerGone(Exception):
+    """No child can come from this fork server: start a fresh interpreter instead."""
+
+
+# --- The server's end ------------------------------------------------------------------------------------------------
+
+
+class ForkedChild:
+    """A child that the fork server has forked. Used on one event loop, and closed there."""
+
+    def __init__(self, line: _Line, pid: int) -> None:
+        self._line = line
+        self.pid = pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code once it has ended: below zero the signal, as subprocess has it."""
+        return self._line.dead.result() if self._line.dead.done() else None
+
+    async def wait(self) -> int:
+        """Waits for its end, or until it is `lost`: then it must be killed."""
+        return await asyncio.shield(self._line.dead)
+
+    @property
+    def lost(self) -> bool:
+        """Whether what had started it ended before it."""
+        return self._line.lost
+
+    def terminate(self) -> None:
+        """Sends SIGTERM."""
+        os.kill(self.pid, signal.SIGTERM)
+
+    def close(self) -> None:
+        """Lets the keeper end: from here on the child's pid may be another process's."""
+        self._line.close()
+
+
+class ForkServer:
+    """The server's end. The process starts with `start`, at the latest with the first child; one for a whole server.
+
+    Args:
+        modules: what the process imports; only modules that start nothing.
+    """
+
+    def __init__(self, *modules: str) -> None:
+        self._modules = modules
+        self._process: subprocess.Popen[bytes] | None = None
+        self._requests: socket.socket | None = None
+        self._proven = False
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, once it is started."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> bool:
+        """Starts the process if it does not run; whether it did so. Its imports go on meanwhile.
+
+        Raises:
+            ForkServerGone: there can be none: not Linux, or the last one ended before it had a child.
+        """
+        if self._process is not None and self._process.poll() is None:
+            return False
+        if sys.platform != "linux" or (self._process is not None and not self._proven):
+            raise ForkServerGone
+        if self._requests is not None:
+            self._requests.close()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        number = theirs.fileno()
+        with theirs:
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - ourselves
+                    [sys.executable, "-X", "faulthandler", "-m", "mlpkit.processes", str(number), *self._modules],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=(number,),
+                    cwd=start_folder,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                ours.close()
+                raise ForkServerGone from error
+        ours.setblocking(False)
+        self._requests, self._proven = ours, False
+        return True
+
+    async def fork(
+        self, module: str, environment: Mapping[str, str], channel: socket.socket, output: int
+    ) -> ForkedChild:
+        """A child that runs `module` with a channel, and with `output` as its stdout and stderr.
+
+        Raises:
+            ForkServerGone: the fork server has ended, or cannot take this.
+            OSError: it did not answer in time, and was killed.
+        """
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        _, line = await asyncio.get_running_loop().create_connection(_Line, sock=ours)
+        try:
+            with theirs:
+                request = msgspec.msgpack.encode(_child_spec(module, environment))
+                await asyncio.wait_for(self._send(request, theirs.fileno(), channel.fileno(), output), _FORK_SECONDS)
+            pid = await asyncio.wait_for(asyncio.shield(line.born), _FORK_SECONDS)
+        except asyncio.TimeoutError:
+            line.close()
+            # It must not fork later: the channel would have two owners.
+            self.kill()
+            raise OSError(f"the fork server did not fork within {_FORK_SECONDS:g} s") from None
+        except OSError as error:
+            line.close()
+            raise ForkServerGone from error
+        except BaseException:
+            line.close()
+            raise
+        self._proven = True
+        return ForkedChild(line, pid)
+
+    def kill(self) -> None:
+        """Ends the process immediately; the next `start` makes another one."""
+        if self._process is not None:
+            self._process.kill()
+
+    async def _send(self, request: bytes, *descriptors: int) -> None:
+        while self._requests is not None:
+            try:
+                socket.send_fds(self._requests, [request], descriptors)
+            except BlockingIOError:
+                # It is still importing, and others wait already.
+                await asyncio.sleep(_FULL_SECONDS)
+            else:
+                return
+        raise ForkServerGone
+
+
+def _child_spec(module: str, environment: Mapping[str, str]) -> ChildSpec:
+    return ChildSpec(
+        module,
+        os.fsencode(start_folder),
+        [os.fsencode(folder) for folder in sys.path],
+        {os.fsencode(name): os.fsencode(value) for name, value in environment.items()},
+    )
+
+
+class _Line(asyncio.Protocol):
+    """The server's end of a line: the pid and the exit code, when they arrive."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.born: asyncio.Future[int] = loop.create_future()
+        self.dead: asyncio.Future[int] = loop.create_future()
+        self.lost = False
+        self._transport: asyncio.BaseTransport | None = None
+        self._news = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._news += data
+        while len(self._news) >= _NEWS.size:
+            what, number = _NEWS.unpack_from(self._news)
+            self._news = self._news[_NEWS.size :]
+            future = self.born if what == _BORN else self.dead
+            if not future.done():
+                future.set_result(number)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.born.done():
+            self.born.set_exception(ForkServerGone())
+            self.born.exception()
+        if not self.dead.done():
+            self.lost = True
+            self.dead.set_result(-signal.SIGKILL)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            # The loop may have ended before its children: then the socket goes with it.
+            with contextlib.suppress(RuntimeError):
+                self._transport.close()
+
+
+# --- The fork server's process ---------------------------------------------------------------------------------------
+
+
+_LEFT_TO_THE_SERVER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ORPHANED = signal.SIGRTMIN + 1 if sys.platform == "linux" else 0
+"""What a keeper gets when the fork server is killed. Nobody else sends it."""
+_handlers: dict[int, object] = {}
+"""What the signals of `_LEFT_TO_THE_SERVER` did when this interpreter began."""
+
+
+def main() -> None:
+    """Runs the fork server; in a child, the module that it is."""
+    requests = socket.socket(fileno=int(sys.argv[1]))
+    requests.set_inheritable(False)
+    for name in sys.argv[2:]:
+        # What is missing here is missed again, and reported, in the child that needs it.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    if len(os.listdir("/proc/self/task")) > 1:
+        # Something that every interpreter of this machine imports has started a thread: a fork would be a gamble.
+        return
+    _name_process("mlpkit.forksrv")
+    _be_subreaper()
+    # A signal that reaches every process is for the server alone: it decides when its children end.
+    for number in _LEFT_TO_THE_SERVER:
+        _handlers[number] = signal.signal(number, signal.SIG_IGN)
+    for stream in (sys.stdout, sys.stderr):
+        # Or every child would write what waits here.
+        stream.flush()
+    # The collector must not write to the memory that all children share.
+    gc.collect()
+    gc.freeze()
+    try:
+        spec = _serve(requests)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    _run_module(spec)
+
+
+def _serve(requests: socket.socket) -> ChildSpec:
+    """Forks a keeper for every request; returns in the children only. The process ends when the server does."""
+    ended, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    keepers: set[int] = set()
+    waiting = select.poll()
+    waiting.register(requests, select.POLLIN)
+    waiting.register(ended, select.POLLIN)
+    while True:
+        # Nothing but a request, an end or the server's end can be waited for, so there is no timeout.
+        for descriptor, _ in waiting.poll():
+            if descriptor == ended:
+                os.read(ended, 4096)
+                _collect(keepers)
+                continue
+            message, descriptors, _, _ = socket.recv_fds(requests, _LARGEST_REQUEST, 3)
+            if not message:
+                os._exit(0)
+            try:
+                # If the machine has no room for a process, or for its descriptors, the server hears that the line has
+                # ended, and a fresh interpreter will say why it cannot be.
+                pid = os.fork() if len(descriptors) == 3 else -1
+            except OSError:
+                pid = -1
+            if not pid:
+                signal.set_wakeup_fd(-1)
+                for mine in (ended, wake):
+                    os.close(mine)
+                requests.close()
+                return _keep(msgspec.msgpack.decode(message, type=ChildSpec), *descriptors)
+            if pid > 0:
+                keepers.add(pid)
+            for given in descriptors:
+                os.close(given)
+
+
+def _collect(keepers: set[int]) -> None:
+    """Collects what has ended; kills what the child of a killed keeper has left."""
+    for pid in _children():
+        if pid not in keepers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        while (pid := os.waitpid(-1, os.WNOHANG)[0]) > 0:
+            keepers.discard(pid)
+
+
+def _keep(spec: ChildSpec, line_number: int, channel: int, output: int) -> ChildSpec:
+    """The keeper of one child, to its end; in the child, returns what it is."""
+    os.setsid()
+    fork_server = os.getppid()
+    signal.signal(_ORPHANED, lambda number, frame: None)
+    _prctl(_PR_SET_PDEATHSIG, _ORPHANED)
+    _name_process("mlpkit.keeper")
+    _be_subreaper()
+    line = socket.socket(fileno=line_number)
+    keeper = os.getpid()
+    try:
+        child = os.fork()
+    except OSError:
+        os._exit(1)
+    if not child:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != keeper:
+            os._exit(1)
+        _leave(line, channel, output)
+        return spec
+    os.close(channel)
+    os.close(output)
+    try:
+        _follow(line, child, fork_server)
+        _kill_all_but(0)
+    finally:
+        os._exit(0)
+
+
+def _leave(line: socket.socket, channel: int, output: int) -> None:
+    """In the child: nothing of the keeper's remains, but what it has imported."""
+    os.setsid()
+    for number in (signal.SIGCHLD, _ORPHANED):
+        signal.signal(number, signal.SIG_DFL)
+    for number, handler in _handlers.items():
+        signal.signal(number, handler)  # type: ignore[arg-type]
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    os.set_inheritable(channel, False)
+    sys.argv[1:] = [str(channel)]
+    with line:
+        line.sendall(_NEWS.pack(_BORN, os.getpid()))
+
+
+def _follow(line: socket.socket, child: int, fork_server: int) -> None:
+    """Tells the child's end. Returns when the server has closed the line, or the server or fork server is gone.
+
+    A dead child is not collected here, so that its pid is nobody else's.
+    """
+    ended, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    waiting = select.poll()
+    waiting.register(line, select.POLLRDHUP)
+    waiting.register(ended, select.POLLIN)
+    told = False
+    while os.getppid() == fork_server:
+        _collect_all_but(child)
+        end = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if end is not None and not told:
+            told = True
+            _kill_all_but(child)
+            code = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+            with contextlib.suppress(OSError):
+                line.send(_NEWS.pack(_DEAD, code), socket.MSG_DONTWAIT)
+        for descriptor, _ in waiting.poll():
+            if descriptor == ended:
+                os.read(ended, 4096)
+            else:
+                return
+
+
+def _kill_all_but(spared: int) -> None:
+    """Kills all children, and theirs as they become ours, until there are none."""
+    deadline = time.monotonic() + _LAST_KILLS
+    while time.monotonic() < deadline:
+        others = [pid for pid in _children() if pid != spared]
+        if not others:
+            return
+        for pid in others:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not _collect_all_but(spared):
+            time.sleep(_FULL_SECONDS)
+
+
+def _collect_all_but(spared: int) -> bool:
+    """Collects the children that have ended; whether there were any."""
+    found = False
+    for pid in _children():
+        if pid != spared:
+            with contextlib.suppress(ChildProcessError):
+                found = os.waitpid(pid, os.WNOHANG)[0] > 0 or found
+    return found
+
+
+def _children() -> list[int]:
+    """The children of this process, which has one thread; ended ones too."""
+    me = os.getpid()
+    try:
+        return [int(pid) for pid in Path(f"/proc/{me}/task/{me}/children").read_text().split()]
+    except OSError:
+        # A kernel without that file: look at all processes.
+        found = []
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                with contextlib.suppress(OSError, IndexError):
+                    if int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1]) == me:
+                        found.append(int(name))
+        return found
+
+
+def _run_module(spec: ChildSpec) -> NoReturn:
+    """Runs the module as `python -m` would."""
+    os.chdir(spec.folder)
+    for name in os.environb.keys() - spec.environment.keys():
+        del os.environb[name]
+    os.environb.update(spec.environment)
+    sys.path[:] = [os.fsdecode(folder) for folder in spec.path]
+    importlib.invalidate_caches()
+    _name_process(spec.module)
+    runpy.run_module(spec.module, run_name="__main__", alter_sys=True)
+    sys.exit(0)
+
+
+def end_with_parent() -> None:
+    """Kills this process when the thread that started it ends, and so its process; only on Linux."""
+    if sys.platform == "linux":
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _name_process(name: str) -> None:
+    """The name that `top` and `ps -o comm` show; the kernel keeps 15 characters."""
+    _prctl(_PR_SET_NAME, ctypes.create_string_buffer(name.encode()[:15]))
+
+
+def _be_subreaper() -> None:
+    """Makes descendants whose parents have ended children of this process."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: object) -> None:
+    # A system that refuses one of these still runs children, with the guard alone.
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
