@@ -8,16 +8,14 @@ from mlpkit import front_door
 
 if TYPE_CHECKING:
     from mlpkit.serving.dispatch import Outcome, PendingPrediction, Settle
-    from mlpkit.serving.model import ModelView
     from mlpkit.serving.models import Models
 
-__all__ = ["ModelView", "Models", "Outcome", "PendingPrediction", "Settle"]
+__all__ = ["Models", "Outcome", "PendingPrediction", "Settle"]
 
 # A worker, which is `python -m mlpkit.serving`, needs none of them.
 __getattr__ = front_door(
     __name__,
     {
-        "ModelView": "mlpkit.serving.model",
         "Models": "mlpkit.serving.models",
         **dict.fromkeys(("Outcome", "PendingPrediction", "Settle"), "mlpkit.serving.dispatch"),
     },

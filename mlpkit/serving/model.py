@@ -30,7 +30,7 @@ class LoadedModelRecord(msgspec.Struct, frozen=True):
     given_up: str = ""
 
 
-class ModelView(msgspec.Struct):
+class ModelInfo(msgspec.Struct):
     """A model at one moment.
 
     `since` is in seconds since the epoch, `seconds` is the time in the user's code.
@@ -91,10 +91,10 @@ class ModelState:
         self.state = "unloading"
         self.settled = _new_future()
 
-    def view(self) -> ModelView:
+    def info(self) -> ModelInfo:
         """The model as it stands now."""
         counts = self.counts
-        return ModelView(
+        return ModelInfo(
             self.model_id,
             self.algorithm.name,
             self.record.model_path,

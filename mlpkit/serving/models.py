@@ -33,7 +33,7 @@ from mlpkit.log import LogOutput, logger, request_id, with_request_id
 from mlpkit.serving.dispatch import Counts, Dispatcher, OnPart, PendingPrediction, Replica, Settle, future_of
 from mlpkit.serving.memory import MemoryBudget
 from mlpkit.serving.messages import Item, Json, Load, RunHook, Unload
-from mlpkit.serving.model import LoadedModelRecord, ModelState, ModelView
+from mlpkit.serving.model import LoadedModelRecord, ModelInfo, ModelState
 from mlpkit.serving.pool import Pool, WorkerSlot
 from mlpkit.serving.recovery import Ledger, Recovery, has_ended_worker
 from mlpkit.serving.worker import LocalWorker, ProcessWorker, Worker, ask, request_ids
@@ -238,9 +238,9 @@ class Models:
             if model.state == "loaded"
         }
 
-    def listed(self) -> list[ModelView]:
+    def listed(self) -> list[ModelInfo]:
         """Every model that is loaded, being loaded or being unloaded."""
-        return [model.view() for model in self._models.values()]
+        return [model.info() for model in self._models.values()]
 
     def counts(self, algorithm: str) -> Counts:
         """What the models of an algorithm have done.

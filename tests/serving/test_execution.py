@@ -7,6 +7,8 @@ import decimal
 import io
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -417,3 +419,59 @@ def load():
         await models.load("leaving", "m")
         assert not written_at_all(here)
     assert written_at_all(here)
+
+
+@pytest.mark.parametrize("options", ["", "(isolated=True)"])
+def test_command_line_runs_a_model_as_a_worker_does(tmp_path: Path, options: str) -> None:
+    script = tmp_path / "plain.py"
+    script.write_text(
+        f"""
+import asyncio, threading
+from contextvars import ContextVar
+from mlpkit import App
+app = App("plain")
+opened = ContextVar("opened")
+
+@app.load{options}
+def load():
+    opened.set(threading.get_ident())
+
+async def one():
+    return 1
+
+@app.predict
+def predict(model, features):
+    in_main = threading.current_thread() is threading.main_thread()
+    return [opened.get() == threading.get_ident(), in_main, asyncio.run(one())]
+""",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "mlpkit", "predict", f"{script}:app", "--model", "m", "--features", "{}"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=True)
+    assert msgspec.json.decode(found.stdout) == [True, bool(options), 1]
+
+
+@pytest.mark.slow
+async def test_a_thousand_models_in_two_workers_are_loaded_asked_and_unloaded(open_models: OpenModels) -> None:
+    script = """
+import threading
+app = App("small")
+
+@app.load
+def load(model_id):
+    return [model_id, threading.get_ident()]
+
+@app.predict
+def predict(model):
+    return [*model, threading.get_ident()]
+"""
+    async with open_models(script, workers=2) as models:
+        names = [f"m{number}" for number in range(1000)]
+        for start in range(0, 1000, 50):
+            await asyncio.gather(*(models.load("small", name) for name in names[start : start + 50]))
+        answers: list[Any] = [await ask(models, name) for name in names]
+        assert [answer[0] for answer in answers] == names
+        assert all(loaded == predicted for _, loaded, predicted in answers)
+        for start in range(0, 1000, 50):
+            await asyncio.gather(*(models.unload(name) for name in names[start : start + 50]))
+        assert models.restarts == 0
