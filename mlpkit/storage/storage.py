@@ -12,15 +12,16 @@ import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from mlpkit.errors import ArgumentError, ObjectNotFound
 from mlpkit.injection import service
 from mlpkit.settings import Settings
-from mlpkit.storage.cache import open_cache
-from mlpkit.storage.copies import Copies
 from mlpkit.storage.paths import ObjectStat, checked_key, checked_path, checked_prefix
 from mlpkit.storage.store import Store, Threads, check_store, objects_below, store_of
+
+if TYPE_CHECKING:
+    from mlpkit.storage.copies import Copies
 
 _TRANSFERS_AT_A_TIME = 16
 """As many as the pool of connections keeps. A store waits for its disks with every object; with 8 it would idle."""
@@ -222,10 +223,14 @@ class Storage:
         """
         with self._lock:
             parts, self._made = self._made, None
-        if parts is not None and parts.process == os.getpid():
-            parts.threads.close()
-            parts.copies.close()
-            parts.store.close()
+        if parts is None:
+            return
+        if parts.process != os.getpid():
+            _OF_PARENTS.append(parts)
+            return
+        parts.threads.close()
+        parts.copies.close()
+        parts.store.close()
 
     def __repr__(self) -> str:
         return f"Storage({self._settings.store})"
@@ -234,6 +239,10 @@ class Storage:
         with self._lock:
             # Neither connections nor threads nor locks survive a fork.
             if self._made is None or self._made.process != os.getpid():
+                # SQLite and the locks of files take 2 MiB, in every worker: not before something is fetched or saved.
+                from mlpkit.storage.cache import open_cache
+                from mlpkit.storage.copies import Copies
+
                 if self._made is not None:
                     _OF_PARENTS.append(self._made)
                 store = store_of(self._settings)

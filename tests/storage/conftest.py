@@ -14,6 +14,9 @@ from tests.servers import S3Server
 
 OpenStorage = Callable[[Settings], Storage]
 
+SLACK = 5.0
+"""Seconds that a busy machine may add to a limit of time."""
+
 
 @pytest.fixture
 def opened() -> Iterator[OpenStorage]:

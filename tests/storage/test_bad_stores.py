@@ -16,7 +16,7 @@ from mlpkit.errors import StorageError, StorageUnavailable
 from mlpkit.settings import Settings
 from mlpkit.storage import Storage
 from tests.servers import Relay, S3Server, free_port, refusing, wait_until
-from tests.storage.conftest import OpenStorage
+from tests.storage.conftest import SLACK, OpenStorage
 
 MIB = 1 << 20
 
@@ -44,7 +44,7 @@ def test_a_store_in_trouble_is_asked_again_and_then_named_within_the_time_out(
             where = f"{store.endpoint}: {s3_settings.data_bucket}/folder/k"
             with pytest.raises(StorageUnavailable, match=f"{re.escape(where)}: the store is in trouble .*{status}"):
                 use(f"{s3_settings.data_bucket}/folder/k")
-            assert time.monotonic() - began < 5.5
+            assert time.monotonic() - began < 5.0 + SLACK
             assert len(store.requests) == 3
         with pytest.raises(StorageUnavailable, match=f"{status}"):
             storage.check()
@@ -63,7 +63,7 @@ def test_a_store_that_is_in_trouble_for_a_while_is_waited_for(
         asking.start()
         wait_until(lambda: len(trouble.requests) > 1, "it is asked again")
     with Relay(s3.endpoint, port=port):
-        asking.join(30)
+        asking.join(120)
     assert found == [False]
 
 
@@ -90,14 +90,14 @@ def test_a_store_that_sends_on_to_another_place_is_not_followed(
 def test_a_store_that_is_slow_and_not_silent_is_waited_for(
     relay: Relay, s3_settings: Settings, opened: OpenStorage, local: Path
 ) -> None:
-    storage = opened(s3_settings.with_options(minio_host=relay.endpoint, storage_timeout=2.0, storage_retries=0))
+    storage = opened(s3_settings.with_options(minio_host=relay.endpoint, storage_timeout=6.0, storage_retries=0))
     path = f"{s3_settings.data_bucket}/k"
     opened(s3_settings).save(local, path)
-    with relay.slowed(2 * MIB):
+    with relay.slowed(MIB):
         began = time.monotonic()
         assert storage.fetch(path).read_bytes() == local.read_bytes()
         storage.save(local, f"{path} again")
-        assert time.monotonic() - began > 6.0
+        assert time.monotonic() - began > 12.0
     assert opened(s3_settings).fetch(f"{path} again").read_bytes() == local.read_bytes()
 
 
@@ -112,7 +112,7 @@ def test_a_store_that_stops_reading_in_the_middle_of_an_upload_is_given_up(
         where = f"{endpoint}: {s3_settings.data_bucket}/k"
         with pytest.raises(StorageUnavailable, match=f"{where}: the store did not answer in time"):
             storage.save(local, f"{s3_settings.data_bucket}/k")
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 1.0 + SLACK
 
 
 def test_an_object_that_is_replaced_in_the_middle_of_its_download_is_never_a_mixture(
@@ -132,5 +132,5 @@ def test_an_object_that_is_replaced_in_the_middle_of_its_download_is_never_a_mix
         with relay.held("/k"):
             wait_until(lambda: relay.count("GET", "/k") == 2, "it broke in the middle, and goes on there")
             opened(s3_settings).save(tmp_path / "new", path)
-    fetching.join(60)
+    fetching.join(120)
     assert found == [versions[1]]

@@ -81,7 +81,7 @@ def test_eight_processes_fetch_an_object_once(
         wait_until(lambda: relay.count("HEAD", "/model.bin") == 8, "all of them have asked for the object", timeout=60)
     copies = {_first_line(each) for each in processes}
 
-    assert [each.wait(30) for each in processes] == [0] * 8
+    assert [each.wait(120) for each in processes] == [0] * 8
     assert len(copies) == 1
     assert copies.pop().read_bytes() == (tmp_path / "local").read_bytes()
     parts = -(-size // PART) if size > PART else 1
@@ -108,7 +108,7 @@ def test_many_threads_fetch_an_object_once_alone_and_in_its_folder(
             each.start()
         wait_until(lambda: relay.count("HEAD", "/p/k") == 8, "those that fetch the object have asked for it")
     for each in threads:
-        each.join(30)
+        each.join(120)
 
     assert found == [b"content"] * 16
     assert relay.count("GET", "/p/k") == 1
@@ -197,7 +197,7 @@ def test_an_object_that_changes_while_it_is_asked_for_is_not_taken_for_the_old_o
         fetching.start()
         wait_until(lambda: relay.count("GET", "/k") == 1, "the object is asked for")
         storage.save(tmp_path / "new", path)
-    fetching.join(30)
+    fetching.join(120)
     storage.save(tmp_path / "old", path)
 
     assert found == [b"new"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from mlpkit.errors import SettingsError, StorageDenied, StorageError, StorageUna
 from mlpkit.settings import Settings
 from mlpkit.storage import open_storage
 from tests.servers import Relay, S3Server, free_port, proxy_of, wait_until
-from tests.storage.conftest import OpenStorage
+from tests.storage.conftest import SLACK, OpenStorage
 
 MIB = 1 << 20
 
@@ -51,23 +52,30 @@ def test_a_store_that_hangs_is_unavailable_within_the_time_out_and_well_again_af
     own_proxy: tuple[S3Server, subprocess.Popen[bytes]], s3_settings: Settings, opened: OpenStorage, local: Path
 ) -> None:
     server, process = own_proxy
-    storage = opened(s3_settings.with_options(minio_host=server.endpoint, storage_timeout=0.5))
-    storage.save(local, f"{s3_settings.data_bucket}/k")
+    patient = s3_settings.with_options(minio_host=server.endpoint)
+    storage = opened(patient.with_options(storage_timeout=0.5))
+    opened(patient).save(local, f"{s3_settings.data_bucket}/k")
     process.send_signal(signal.SIGSTOP)
     try:
         for ask in (storage.fetch, storage.stat, storage.list, lambda path: storage.save(local, path)):
             began = time.monotonic()
             with pytest.raises(StorageUnavailable, match=f"{server.endpoint}.*{s3_settings.data_bucket}.*in time"):
                 ask(f"{s3_settings.data_bucket}/k")
-            assert time.monotonic() - began < 2.5
+            assert time.monotonic() - began < 0.5 + SLACK
         began = time.monotonic()
         with pytest.raises(StorageUnavailable):
             storage.check()
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 0.5 + SLACK
     finally:
         process.send_signal(signal.SIGCONT)
-    assert storage.fetch(f"{s3_settings.data_bucket}/k").read_bytes() == b"content"
-    storage.check()
+
+    def is_well() -> bool:
+        with contextlib.suppress(StorageUnavailable):
+            storage.check()
+            return storage.fetch(f"{s3_settings.data_bucket}/k").read_bytes() == b"content"
+        return False
+
+    wait_until(is_well, "the store is used again", timeout=60)
 
 
 def test_check_gives_up_after_three_seconds_whatever_the_time_out(
@@ -82,7 +90,7 @@ def test_check_gives_up_after_three_seconds_whatever_the_time_out(
             storage.check()
     finally:
         process.send_signal(signal.SIGCONT)
-    assert time.monotonic() - began < 3.5
+    assert time.monotonic() - began < 3.0 + SLACK
 
 
 def test_a_large_upload_to_a_store_that_hangs_is_given_up(
@@ -98,17 +106,17 @@ def test_a_large_upload_to_a_store_that_hangs_is_given_up(
             failed.append(error)
 
     with Relay(server.endpoint) as watched:
-        storage = opened(s3_settings.with_options(minio_host=watched.endpoint, storage_timeout=3.0))
+        storage = opened(s3_settings.with_options(minio_host=watched.endpoint, storage_timeout=10.0))
         saving = threading.Thread(target=save)
         saving.start()
-        wait_until(lambda: watched.count("PUT", "partNumber=2") > 0, "parts are sent")
+        wait_until(lambda: watched.count("PUT", "partNumber=2") > 0, "parts are sent", timeout=60)
         process.send_signal(signal.SIGSTOP)
         began = time.monotonic()
         try:
-            saving.join(30)
+            saving.join(60)
         finally:
             process.send_signal(signal.SIGCONT)
-    assert time.monotonic() - began < 5.5
+    assert time.monotonic() - began < 12.5 + SLACK
     assert isinstance(failed[0], StorageUnavailable)
     assert f"{s3_settings.data_bucket}/large: the store did not answer in time" in str(failed[0])
     assert not opened(s3_settings).exists(f"{s3_settings.data_bucket}/large")
@@ -126,7 +134,7 @@ def test_a_store_that_has_ended_is_unavailable_and_says_what_to_check(
     began = time.monotonic()
     with pytest.raises(StorageUnavailable, match=r"cannot be reached.*refused.*MINIO_HOST"):
         storage.fetch(f"{s3_settings.data_bucket}/k")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 5.0 + SLACK
 
 
 def test_a_store_that_comes_back_in_time_is_waited_for(
