@@ -531,3 +531,30 @@ async def test_models_in_the_server_process_answer_alike(open_models: OpenModels
         await models.unload("m")
         with pytest.raises(ModelNotLoaded):
             await ask(models)
+
+
+WEIGHED = """
+from mlpkit import ModelDir
+
+app = App("weighed")
+
+@app.load
+def load(model: ModelDir):
+    return (model / "weights").read_text()
+
+@app.predict
+def predict(model, features):
+    return model
+"""
+
+
+@pytest.mark.parametrize("path", ["models/here", "/models/here", "/models/here/"])
+async def test_path_of_a_model_may_have_one_slash_first(open_models: OpenModels, tmp_path: Path, path: str) -> None:
+    folder = tmp_path / "home" / "storage" / "models" / "here"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_text("heavy", encoding="utf-8")
+    async with open_models(WEIGHED) as models:
+        await models.load("weighed", "m", path)
+        assert await ask(models) == "heavy"
+        with pytest.raises((ArgumentError, LoadFailed), match="not a safe path"):
+            await models.load("weighed", "other", "//models/here")
