@@ -12,13 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from mlpkit.errors import LoadFailed, TrainFailed
+from mlpkit.errors import JobConflict, LoadFailed, TrainFailed
+from mlpkit.settings import load_settings
+from mlpkit.storage import open_storage
 from tests.acceptance.service import RunningService
 from tests.faults.conftest import Start, notes
 from tests.servers import Relay, S3Server, wait_until
 
 SCRIPT = Path(__file__).parent / "scripts" / "storing.py"
 MIB = 1 << 20
+BUCKETS: dict[int, str] = {}
+"""The bucket of each service's models, by its port."""
 
 
 @pytest.fixture
@@ -27,6 +31,7 @@ def on_s3(s3: S3Server, relay: Relay, tmp_path: Path) -> Iterator[RunningService
     bucket = f"cancel-{secrets.token_hex(6)}"
     values = {**s3.environment, "MINIO_HOST": relay.endpoint, "MLPKIT_MODEL_BUCKET": bucket}
     service = RunningService(f"{SCRIPT}:app", tmp_path / "home", values)
+    BUCKETS[service.port] = bucket
     try:
         service.wait_ready()
         yield service
@@ -34,7 +39,9 @@ def on_s3(s3: S3Server, relay: Relay, tmp_path: Path) -> Iterator[RunningService
         service.stop()
 
 
-def test_job_that_is_cancelled_while_its_model_is_stored_leaves_no_model(on_s3: RunningService, relay: Relay) -> None:
+def test_job_that_is_cancelled_while_its_model_is_stored_leaves_nothing(
+    on_s3: RunningService, s3: S3Server, relay: Relay
+) -> None:
     client = on_s3.client
     client.train("storing").wait(30)
     with relay.slowed(MIB // 2):
@@ -45,9 +52,33 @@ def test_job_that_is_cancelled_while_its_model_is_stored_leaves_no_model(on_s3: 
             job.wait(10)
     with pytest.raises(LoadFailed, match=r"there is no model|upload never finished"):
         client.load("storing", job.model_id)
+    assert objects_of(s3, on_s3, job.model_id) == []
     again = client.train("storing", parameters={"size": MIB})
     again.wait(30)
     client.load("storing", again.model_id)
+
+
+def test_model_that_is_deleted_while_it_is_stored_is_stored_whole(
+    on_s3: RunningService, s3: S3Server, relay: Relay
+) -> None:
+    client = on_s3.client
+    client.train("storing").wait(30)
+    with relay.slowed(MIB):
+        job = client.train("storing", parameters={"size": 2 * MIB})
+        wait_until(lambda: relay.count("PUT", f"/{job.model_id}/") > 1, "its files are sent")
+        with pytest.raises(JobConflict, match="is being stored: cancel the job"):
+            client.delete("storing", job.model_id)
+        job.wait(60)
+    client.load("storing", job.model_id)
+    client.delete("storing", job.model_id)
+    assert objects_of(s3, on_s3, job.model_id) == []
+
+
+def objects_of(s3: S3Server, service: RunningService, model_id: str) -> list[str]:
+    """What the store has of a model."""
+    bucket = BUCKETS[service.port]
+    with closing(open_storage(load_settings({**s3.environment, "MLPKIT_HOME": str(service.home)}, None))) as storage:
+        return [found.path for found in storage.list(f"{bucket}/{model_id}")]
 
 
 def test_job_that_is_cancelled_when_it_has_ended_and_that_is_not_written_yet_stays_as_it_ended(
