@@ -333,7 +333,7 @@ def _examples_of(data: Path, name: str) -> list[Any]:
     if not kind.checked:
         return []
     rows = itertools.islice(read_rows(data, name), 3)
-    return [{"sentence": kind.facts(row).sentence} for row in rows]
+    return [dict(kind.features(row)) for row in rows]
 
 
 def _answer_or_error(run: CheckRun, features: object) -> Any:

@@ -13,7 +13,7 @@ from mlpkit.formats.score import Score
 
 
 class Generated(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A generated text; a score (0 to 100) of None is left out."""
+    """A generated text; a score, 0 to 100, may be missing."""
 
     text: str
     score: float | None = None
@@ -51,5 +51,6 @@ KIND = Kind(
     facts=_facts,
     answer=list[str | GeneratedAnswer],
     headers=SENTENCE_HEADERS | {"source", "target", "input", "output", "question", "answer", "summary", "输入", "输出"},
+    features=lambda row: {"sentence": row.source},
     may_differ=True,
 )

@@ -209,8 +209,13 @@ def _decimal(value: Decimal, path: str) -> int | float:
 def _listed(value: Any, path: str) -> Any:
     """The numbers or times of a numpy or torch scalar or array."""
     kind = getattr(getattr(value, "dtype", None), "kind", "")
+    if kind == "f" and value.dtype.itemsize > 8:
+        # Python has no number for a longdouble; its own `tolist` returns it as it is.
+        value = value.astype("float64")
     if kind not in ("m", "M"):
         made = value.tolist()
+        if type(made) is type(value):
+            raise _unserializable(value, path)
         return made if _is_plain(made) else _plain(made, path)
     if (value != value).any():
         raise ValueError(f"{path}: NaT is not a time in JSON")

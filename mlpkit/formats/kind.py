@@ -73,6 +73,10 @@ class Doubt:
     message: str
 
 
+def _sentence_features(row: Any) -> Mapping[str, Any]:
+    return {"sentence": row.sentence}
+
+
 def _no_doubts(line: str) -> Iterable[Doubt]:
     return ()
 
@@ -92,6 +96,7 @@ class Kind:
         quick_check: True if an answer is certainly valid. It is only there to save time.
         limit: applies the request's `params` to an answer, as `threshold` and `top_n` for labels.
         example: `features` to try a model with.
+        features: makes the `features` that ask about a row.
         may_differ: the same question may get different answers.
         checked: the data is checked before a training.
         labelled: rows without any label are useless for a training.
@@ -112,6 +117,7 @@ class Kind:
     quick_check: Callable[[Any], bool] | None = None
     limit: Callable[[object, Mapping[str, Any] | None], object] | None = None
     example: Mapping[str, Any] = field(default_factory=lambda: {"sentence": "a sentence to try"})
+    features: Callable[[Any], Mapping[str, Any]] = _sentence_features
     may_differ: bool = False
     checked: bool = True
     labelled: bool = False

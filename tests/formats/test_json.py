@@ -187,6 +187,13 @@ def test_a_decimal_that_is_not_a_number_is_refused_with_its_path(wrong: Decimal)
         to_json([{"score": wrong}])
 
 
+def test_long_doubles_become_numbers_and_long_complex_numbers_are_refused() -> None:
+    numpy = pytest.importorskip("numpy")
+    assert read([numpy.longdouble(0.5), numpy.array([0.5], dtype="longdouble")]) == [0.5, [0.5]]
+    with pytest.raises(TypeError, match=r"^predictions\[0\]: Object of type \w+ is not JSON serializable$"):
+        to_json([numpy.clongdouble(1j)])
+
+
 def test_numpys_dates_and_times_are_written_as_pythons() -> None:
     numpy = pytest.importorskip("numpy")
     assert read(numpy.datetime64("2021-08-31")) == "2021-08-31"

@@ -61,6 +61,7 @@ PAIRS = Kind(
     facts=lambda row: Facts(f"{row.left}\t{row.right}", "", labels=("yes" if row.same else "no",)),
     answer=list[Verdict],
     example={"left": "a", "right": "b"},
+    features=lambda row: {"left": row.left, "right": row.right},
     labelled=True,
 )
 
