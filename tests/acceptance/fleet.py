@@ -18,6 +18,7 @@ from mlpkit import Client
 from mlpkit.platform.database import database_url, make_tables
 from mlpkit.settings import load_settings
 from tests.acceptance.service import RunningService
+from tests.servers import LONG
 from tests.servers.database import DatabaseServer
 from tests.servers.nginx import Nginx
 from tests.servers.ports import wait_until
@@ -53,7 +54,7 @@ class Fleet:
         for each in self.replicas.values():
             each.wait_ready()
         self._nginx = Nginx(folder / "nginx", self._ports())
-        self.client = Client(f"http://127.0.0.1:{self._nginx.port}", timeout=30)
+        self.client = Client(f"http://127.0.0.1:{self._nginx.port}", timeout=LONG)
 
     def stop(self) -> None:
         """Ends everything but the servers that it was given."""
@@ -88,14 +89,14 @@ class Fleet:
     def trained(self, word: str) -> str:
         """The id of a model that is in the store and answers with the word."""
         job = self.replicas["one"].client.train("word", parameters={"word": word})
-        job.wait(60)
+        job.wait(LONG)
         return job.model_id
 
     def have(self, *model_ids: str) -> bool:
         """Whether all replicas have these models loaded."""
         return all(set(model_ids) <= set(each.client.monitor().load) for each in self.replicas.values())
 
-    def until_all_have(self, *model_ids: str, timeout: float = 30.0) -> float:
+    def until_all_have(self, *model_ids: str, timeout: float = LONG) -> float:
         """Waits until all replicas have these models loaded; how many seconds that took."""
         started = time.monotonic()
         wait_until(lambda: self.have(*model_ids), f"all replicas have {model_ids[:3]}", timeout)
@@ -137,7 +138,7 @@ class Users:
     def __exit__(self, *exception: object) -> None:
         self._over.set()
         for each in self._threads:
-            each.join(30)
+            each.join(LONG)
 
     def _ask(self) -> None:
         while not self._over.wait(0.005):
@@ -149,7 +150,7 @@ class Users:
             self.slowest = max(self.slowest, time.monotonic() - started)
 
     def _predict(self) -> str:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=LONG)
         try:
             connection.request("POST", "/predict", self._body, {"Content-Type": "application/json"})
             answer = json.loads(connection.getresponse().read())

@@ -12,10 +12,11 @@ from pathlib import Path
 import psutil
 
 from mlpkit import Client
+from tests.servers import LONG
 from tests.servers.ports import accepts, free_port, wait_until
 
 _OURS = ("MINIO_", "MLPKIT_", "MLP_", "ML_PLATFORM_", "CHECKER_", "CONNECT_")
-_START_TIMEOUT, _STOP_TIMEOUT = 60.0, 45.0
+_START_TIMEOUT, _STOP_TIMEOUT = LONG, LONG
 
 
 class RunningService:
@@ -29,7 +30,7 @@ class RunningService:
 
     def __init__(self, target: str, home: Path, settings: Mapping[str, str]) -> None:
         self.home, self.port = home, free_port()
-        self.client = Client(f"http://127.0.0.1:{self.port}", timeout=30)
+        self.client = Client(f"http://127.0.0.1:{self.port}", timeout=LONG)
         self._children: list[psutil.Process] = []
         self._log_file = home.parent / f"{home.name}.log"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}

@@ -14,7 +14,7 @@ import pytest
 from mlpkit.settings import Settings
 from mlpkit.storage import Storage, open_storage
 from tests.acceptance.conftest import Start
-from tests.servers import Relay, S3Server, refusing, s3_server, wait_until
+from tests.servers import LONG, Relay, S3Server, refusing, s3_server, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -60,7 +60,7 @@ def ask(start: Start) -> Ask:
     service = start("copying", {"MLPKIT_REMOTE_STORAGE": "on", "MLPKIT_REMOTE_ALLOW": "127.0.0.1,127.0.0.2/32"})
 
     def send(source: str, path: str, fields: dict[str, Any]) -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30, source_address=(source, 0))
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=LONG, source_address=(source, 0))
         try:
             method, body = ("POST", json.dumps(fields)) if fields else ("GET", None)
             connection.request(method, path, body, {"Content-Type": "application/json"})

@@ -13,7 +13,7 @@ from mlpkit.client import Client, JobHandle
 from mlpkit.errors import TrainFailed
 from tests.acceptance.conftest import Start
 from tests.acceptance.service import gone
-from tests.servers import wait_until
+from tests.servers import LONG, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ def processes_of(folder: Path, job: JobHandle) -> list[psutil.Process]:
 def end_of(job: JobHandle) -> str:
     """The message of a job that ends with an error."""
     with pytest.raises(TrainFailed) as failed:
-        job.wait(30)
+        job.wait(LONG)
     return str(failed.value)
 
 
@@ -37,7 +37,7 @@ def assert_works(client: Client, folder: Path) -> None:
     for name in ("go-train", "go-load"):
         (folder / name).touch()
     job = client.train("patient", parameters={"folder": str(folder)})
-    job.wait(30)
+    job.wait(LONG)
     client.load("patient", job.model_id)
     assert client.predict(job.model_id, {"word": "yes"}) == "YES"
 
@@ -52,7 +52,7 @@ def test_killed_training_is_an_error_that_a_person_understands(start: Start, fol
     message = end_of(job)
     assert "the training process was killed by SIGKILL" in message
     assert "out of memory" in message
-    wait_until(lambda: gone(grandchild), "what the training had started is gone", timeout=5)
+    wait_until(lambda: gone(grandchild), "what the training had started is gone")
     assert f"job [{job.model_id}] of patient ended: error: {message}" in service.log
     assert service.client.job_view(job.model_id).message == message
     assert_works(service.client, folder)
@@ -74,7 +74,7 @@ def test_cancelled_training_is_gone_running_or_waiting(start: Start, folder: Pat
 
     processes_of(folder, second)
     (folder / "go-train").touch()
-    second.wait(30)
+    second.wait(LONG)
     assert not (folder / f"{first.model_id}.pids").exists()
     assert_works(client, folder)
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.acceptance.conftest import Start
 from tests.acceptance.service import RunningService
-from tests.servers import wait_until
+from tests.servers import LONG, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -30,11 +30,11 @@ def test_concurrent_loads_of_one_model_load_it_once(start: Start, folder: Path) 
     client = service.client
     (folder / "go-train").touch()
     job = client.train("patient", parameters={"folder": str(folder)})
-    job.wait(30)
+    job.wait(LONG)
     together = threading.Barrier(CALLERS)
 
     def load(number: int) -> None:
-        together.wait(10)
+        together.wait(LONG)
         client.load("patient", job.model_id, uuid=f"load-{number}")
 
     with ThreadPoolExecutor(CALLERS) as callers:
@@ -45,7 +45,7 @@ def test_concurrent_loads_of_one_model_load_it_once(start: Start, folder: Path) 
         assert not any(each.done() for each in loads)
         (folder / "go-load").touch()
         for each in loads:
-            each.result(30)
+            each.result(LONG)
 
     assert (folder / "loads").read_text().split() == [job.model_id]
     monitor = client.monitor()
@@ -70,7 +70,7 @@ def test_predictions_that_wait_share_a_call(start: Start, folder: Path) -> None:
         first = int(batches.read_text())
         wait_until(lambda: client.models()[0].waiting == CALLERS - first, "the others wait")
         (folder / "go-predict").touch()
-        answers = sorted(each.result(30) for each in sizes)
+        answers = sorted(each.result(LONG) for each in sizes)
 
     assert [int(size) for size in batches.read_text().split()] == [first, CALLERS - first]
     assert answers == sorted([first] * first + [CALLERS - first] * (CALLERS - first))
@@ -84,7 +84,7 @@ def test_one_uuid_is_in_the_lines_of_server_worker_and_training(start: Start, fo
         (folder / name).touch()
 
     job = client.train("patient", parameters={"folder": str(folder)}, uuid=uuid)
-    job.wait(30)
+    job.wait(LONG)
     client.load("patient", job.model_id, uuid=uuid)
     client.predict(job.model_id, {"word": "yes"}, uuid=uuid)
 
@@ -102,5 +102,5 @@ def test_one_uuid_is_in_the_lines_of_server_worker_and_training(start: Start, fo
         lines = re.findall(rf" \[{uuid}\] (\S+) .*?\| (.*)", service.log)
         return {(process, text) for process, text in expected if any(process == p and text in t for p, t in lines)}
 
-    wait_until(lambda: found() == expected, "all lines are written", timeout=5)
+    wait_until(lambda: found() == expected, "all lines are written")
     assert uuid in job.log()

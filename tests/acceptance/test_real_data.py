@@ -18,8 +18,9 @@ from mlpkit.formats import read_rows
 from mlpkit.storage import Storage
 from tests.acceptance.conftest import ROOT, Start, Upload
 from tests.conftest import Report
+from tests.servers import LONG
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 EXAMPLES = ROOT / "examples"
 CALLERS = 32
@@ -115,7 +116,7 @@ def test_row_that_is_no_example_of_its_label_teaches_no_label(
     client = start(EXAMPLES / "sentiment.py", ONE_THREAD).client
 
     job = client.train("sentiment", upload(file))
-    job.wait(120)
+    job.wait(LONG)
     client.load("sentiment", job.model_id)
 
     answer = client.predict(job.model_id, {"sentence": "故宫博物院在北京"})

@@ -15,10 +15,10 @@ from mlpkit.errors import MlpkitError
 from tests.acceptance.fleet import NAMES, PERIOD, Fleet, seconds_until
 from tests.conftest import Report
 from tests.impossible import impossible
-from tests.servers import S3Server, Unavailable, proxy_of
+from tests.servers import LONG, S3Server, Unavailable, proxy_of
 from tests.servers.mariadb import mariadb
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 OUTAGE = 30.0
 
@@ -80,7 +80,7 @@ def test_the_state_of_a_training_is_known_to_all(world: World, report: Report) -
         return {each.client.status("word", model_id).status for each in others}
 
     seconds_until(lambda: told(good.model_id) == {"training"}, "the others know of the training", 10)
-    good.wait(30)
+    good.wait(LONG)
     taken = seconds_until(lambda: told(good.model_id) == {"completed"}, "the others know of its end", 10)
     seconds_until(lambda: told(bad.model_id) == {"error"}, "the others know of the failure", 10)
     report(f"the end of a training was known to the others after {taken:.2f} s")
@@ -124,7 +124,7 @@ def test_a_database_that_is_stopped_costs_no_prediction_and_loses_no_word(world:
         end = time.monotonic() + OUTAGE
         try:
             job = one.client.train("word", parameters={"word": "during"})
-            job.wait(20)
+            job.wait(LONG)
             assert one.client.status("word", job.model_id).status == "completed"
             asked = time.monotonic()
             with pytest.raises(MlpkitError, match="the platform's database could not"):

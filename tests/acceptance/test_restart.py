@@ -12,7 +12,7 @@ from mlpkit.client import JobHandle
 from mlpkit.errors import MlpkitError, TrainFailed
 from tests.acceptance.conftest import Start
 from tests.acceptance.service import gone
-from tests.servers import wait_until
+from tests.servers import LONG, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ def test_restarted_service_has_its_models_and_its_jobs(how: signal.Signals, star
     for name in ("go-train", "go-load"):
         (folder / name).touch()
     model = client.train("patient", parameters={"folder": str(folder)})
-    model.wait(30)
+    model.wait(LONG)
     client.load("patient", model.model_id)
     (folder / "go-train").unlink()
     jobs = [client.train("patient", parameters={"folder": str(folder)}) for _ in range(4)]
@@ -36,7 +36,7 @@ def test_restarted_service_has_its_models_and_its_jobs(how: signal.Signals, star
         assert all(gone(each) for each in children)
     else:
         children = service.kill()
-        wait_until(lambda: all(gone(each) for each in children), "no process is left", timeout=2)
+        wait_until(lambda: all(gone(each) for each in children), "no process is left")
     assert {int(pid) for pid in pids.read_text().split()} < {each.pid for each in children}
 
     again = start("patient", {"MLP_TRAIN_TASK_NUM": "1"})
@@ -51,7 +51,7 @@ def test_restarted_service_has_its_models_and_its_jobs(how: signal.Signals, star
     assert handles[0].status().status == "training"
     (folder / "go-train").touch()
     for each in handles:
-        each.wait(30)
+        each.wait(LONG)
     assert [again.client.job_view(each.model_id).attempt for each in handles] == [
         2 if how is signal.SIGKILL else 1,
         1,
@@ -72,7 +72,7 @@ def test_job_that_runs_at_sigterm_may_end_and_nothing_new_begins(start: Start, f
     assert job.status().status == "training"
     (folder / "go-train").touch()
 
-    assert service.process.wait(30) == 0
+    assert service.process.wait(LONG) == 0
     again = start("patient").client
     assert [(each.model_id, each.state) for each in again.jobs()] == [(job.model_id, "completed")]
 
@@ -85,7 +85,7 @@ def test_job_that_may_not_run_again_says_so_after_a_crash(start: Start, folder: 
 
     again = JobHandle(start("patient").client, "hasty", job.model_id)
     with pytest.raises(TrainFailed, match=r"the service ended while it ran \(attempt 1 of 1, max_attempts=\)"):
-        again.wait(10)
+        again.wait(LONG)
 
 
 def test_killed_worker_is_replaced_with_its_models(start: Start, folder: Path) -> None:
@@ -93,7 +93,7 @@ def test_killed_worker_is_replaced_with_its_models(start: Start, folder: Path) -
     for name in ("go-train", "go-load"):
         (folder / name).touch()
     job = service.client.train("patient", parameters={"folder": str(folder)})
-    job.wait(30)
+    job.wait(LONG)
     service.client.load("patient", job.model_id)
     worker: psutil.Process = service.worker()
 

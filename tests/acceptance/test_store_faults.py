@@ -11,7 +11,7 @@ from mlpkit.errors import LoadFailed, MlpkitError, TrainFailed
 from tests.acceptance.conftest import Start, Upload
 from tests.acceptance.service import RunningService
 from tests.secret import new_secret
-from tests.servers import S3Server, free_port, proxy_of, wait_until
+from tests.servers import LONG, S3Server, free_port, proxy_of, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +51,7 @@ def failures(service: RunningService, location: str) -> tuple[str, MlpkitError, 
     """What comes of a training and of a load; and the id of the job."""
     job = service.client.train("mood", location)
     with pytest.raises(TrainFailed) as train:
-        job.wait(30)
+        job.wait(LONG)
     with pytest.raises(LoadFailed) as load:
         service.client.load("mood", "model-1")
     return job.model_id, train.value, load.value
@@ -110,7 +110,7 @@ def test_store_that_hangs_is_an_error_in_time_and_works_afterwards(
     with proxy_of(s3) as (entrance, proxy):
         service = start("mood", {**entrance.environment, **IMPATIENT})
         trained = service.client.train("mood", location)
-        trained.wait(30)
+        trained.wait(LONG)
         proxy.send_signal(signal.SIGSTOP)
         try:
             _, train, load = failures(service, location)
@@ -133,7 +133,7 @@ def test_store_that_is_away_at_the_start_is_stood_in_for_by_the_cache_where_that
     with proxy_of(s3) as (entrance, proxy):
         service = start("mood", {**entrance.environment, **offline})
         job = service.client.train("mood", upload(data))
-        job.wait(30)
+        job.wait(LONG)
         service.client.load("mood", job.model_id)
         service.kill()
         proxy.kill()
@@ -149,7 +149,7 @@ def test_store_that_is_away_at_the_start_is_stood_in_for_by_the_cache_where_that
 
         service = start("mood", {**entrance.environment, **offline}, ready=False)
         service.wait_live()
-        wait_until(lambda: job.model_id in service.client.monitor().load, "the model is loaded of the cache", 60)
+        wait_until(lambda: job.model_id in service.client.monitor().load, "the model is loaded of the cache")
         answer = service.client.predict(job.model_id, {"sentence": "good day"})
         assert [label["label"] for label in answer] == ["good"]
         said = f"http://{entrance.endpoint}: ml-platform-model/{job.model_id}/mlpkit.json: the store cannot be reached"

@@ -9,6 +9,7 @@ import pytest
 
 from mlpkit.check import CheckReport, CheckRun, StepResult, run_check, started
 from mlpkit.client import LocalFiles
+from tests.servers import LONG
 from tests.servers.foreign import foreign_service
 
 SCRIPT = """
@@ -81,7 +82,7 @@ def check(tmp_path: Path) -> Check:
         predict: str = PREDICT,
         more: str = "",
         data: str | None = None,
-        timeout: float = 30,
+        timeout: float = LONG,
     ) -> Checked:
         script = tmp_path / f"mood_{next(_numbers)}.py"
         script.write_text(

@@ -30,7 +30,7 @@ from mlpkit.errors import ArgumentError
 from mlpkit.settings import load_settings
 from mlpkit.storage import open_storage
 from tests.check.conftest import Check
-from tests.servers import S3Server, free_port, mood
+from tests.servers import LONG, S3Server, free_port, mood
 
 REPORT = CheckReport(
     target="mood.py",
@@ -44,7 +44,6 @@ REPORT = CheckReport(
 )
 
 
-@pytest.mark.timeout(180)
 def test_a_sound_algorithm_passes_every_step(check: Check) -> None:
     checked = check(data="a good day\tgood\t1\nbad weather\tbad\t1\n")
     assert checked.failed == {}
@@ -55,18 +54,16 @@ def test_a_sound_algorithm_passes_every_step(check: Check) -> None:
     assert checked.report.memory > 20 << 20
 
 
-@pytest.mark.timeout(180)
 def test_an_algorithm_without_a_training_is_checked_from_load_on(check: Check) -> None:
     checked = check(train="", load="@app.load\ndef load() -> dict[str, float]:\n    return {'top': 60.0}\n")
     assert checked.failed == {}
     assert (checked.steps["train"].verdict, checked.steps["delete"].verdict) == ("skipped", "passed")
 
 
-@pytest.mark.timeout(180)
 def test_a_service_that_is_not_mlpkit_is_checked_too(foreign: str) -> None:
     client = Client(foreign, "/mlp")
     with running(client, None, "text_custom", [{"sentence": "a"}, {"sentence": "b"}]) as service:
-        report = run_check(CheckRun(service, timeout=30))
+        report = run_check(CheckRun(service, timeout=LONG))
     verdicts = {outcome.step: outcome.verdict for outcome in report.outcomes}
     assert [name for name, verdict in verdicts.items() if verdict == "failed"] == ["bad input"]
     assert verdicts["memory"] == "skipped"
@@ -116,7 +113,6 @@ def test_the_table_shows_every_step_once(terminal: bool) -> None:
     assert last.count("200 MiB") == 1
 
 
-@pytest.mark.timeout(180)
 def test_a_running_service_is_checked_through_its_own_store(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,12 +126,12 @@ def test_a_running_service_is_checked_through_its_own_store(
     process = subprocess.Popen([sys.executable, "-m", "mlpkit", "run", script, "--port", str(port), "--workers", "1"])
     try:
         client = Client(f"http://127.0.0.1:{port}")
-        client.wait_ready(60)
+        client.wait_ready(LONG)
         with running(client, "mood", "text_classification", []) as service:
-            report = run_check(CheckRun(service, LocalFiles(data), {}, 60))
+            report = run_check(CheckRun(service, LocalFiles(data), {}, LONG))
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(LONG)
     assert [outcome for outcome in report.outcomes if outcome.verdict == "failed"] == []
     with contextlib.closing(open_storage(load_settings())) as storage:
         assert storage.list("check-data/check") == []

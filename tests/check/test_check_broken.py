@@ -6,7 +6,7 @@ import pytest
 
 from tests.check.conftest import Check
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def test_a_training_that_raises_is_found_with_its_reason(check: Check) -> None:

@@ -20,11 +20,12 @@ from mlpkit.errors import (
     TrainFailed,
     UnexpectedAnswer,
 )
+from tests.servers import LONG
 
 
 @pytest.fixture
 def client(foreign: str) -> Iterator[Client]:
-    with Client(foreign, "/mlp", timeout=20) as made:
+    with Client(foreign, "/mlp", timeout=LONG) as made:
         yield made
 
 
@@ -40,7 +41,7 @@ class Sentence:
 def test_the_whole_life_of_a_model(client: Client) -> None:
     job = client.train("echo", "corpus/train.json", {"name": "life"})
     seen: list[JobStatus] = []
-    assert job.wait(30, progress=seen.append).status == "completed"
+    assert job.wait(LONG, progress=seen.append).status == "completed"
     assert [each.status for each in seen] == ["init", "training", "completed"]
     client.load("echo", job.model_id)
     assert job.model_id in client.monitor().load
@@ -81,7 +82,7 @@ def test_refusals_become_the_exceptions_that_they_stand_for(client: Client) -> N
 
 def test_a_failed_training_raises_when_it_is_waited_for(client: Client) -> None:
     with pytest.raises(TrainFailed, match="gives no reason"):
-        client.train("echo", parameters={"name": "bad"}).wait(30)
+        client.train("echo", parameters={"name": "bad"}).wait(LONG)
 
 
 def test_waiting_ends_at_its_time_out(client: Client) -> None:

@@ -27,7 +27,7 @@ from mlpkit.errors import (
     Unauthorized,
 )
 from tests.secret import new_secret
-from tests.servers import free_port
+from tests.servers import LONG, free_port
 
 MOOD = Path(__file__).parents[1] / "servers" / "mood.py"
 TOKEN = new_secret()
@@ -57,23 +57,23 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
     try:
         with Client(f"http://127.0.0.1:{port}") as client:
-            client.wait_ready(60)
+            client.wait_ready(LONG)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(LONG)
 
 
 @pytest.fixture
 def client(address: str) -> Iterator[Client]:
-    with Client(address, "/mlp", TOKEN, timeout=30) as made:
+    with Client(address, "/mlp", TOKEN, timeout=LONG) as made:
         yield made
 
 
 def test_the_whole_life_of_a_model(client: Client) -> None:
     job = client.train("mood", parameters={"steps": 4, "seconds": 0.8}, uuid="u-1")
     seen: list[JobStatus] = []
-    assert job.wait(60, progress=seen.append).status == "completed"
+    assert job.wait(LONG, progress=seen.append).status == "completed"
     assert any(each.progress and each.progress["stage"] == "count" for each in seen)
     assert "a line of the job" in job.log()
     assert client.job_view(job.model_id).state == "completed"
@@ -100,14 +100,14 @@ def test_the_service_tells_of_itself(client: Client) -> None:
 
 def test_a_failed_training_raises_with_its_reason(client: Client) -> None:
     with pytest.raises(TrainFailed, match="no such column"):
-        client.train("mood", parameters={"fail": "no such column"}).wait(60)
+        client.train("mood", parameters={"fail": "no such column"}).wait(LONG)
 
 
 def test_a_cancelled_job_ends(client: Client) -> None:
     job = client.train("mood", parameters={"seconds": 100})
     job.cancel()
     with pytest.raises(TrainFailed, match="cancel"):
-        job.wait(30)
+        job.wait(LONG)
     job.cancel()
     assert job.status().status == "error"
 
@@ -137,7 +137,7 @@ def test_refusals_become_the_exceptions_that_they_stand_for(client: Client, addr
 
 def test_a_prediction_s_failures_are_told_apart(client: Client) -> None:
     job = client.train("mood")
-    job.wait(60)
+    job.wait(LONG)
     client.load("mood", job.model_id)
     with pytest.raises(PredictFailed, match=r"^predict fail division by zero$"):
         client.predict(job.model_id, {"sentence": "boom"})
@@ -150,7 +150,7 @@ def test_a_prediction_s_failures_are_told_apart(client: Client) -> None:
 def test_an_unknown_job_is_given_up(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlpkit.client.client._UNKNOWN_SECONDS", 0.2)
     with pytest.raises(JobNotFound):
-        client.job("mood", "nobody").wait(30)
+        client.job("mood", "nobody").wait(LONG)
 
 
 def test_the_bar_says_every_stage_once_where_there_is_no_terminal() -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from examples.demo import SENTENCES
+from tests.servers import LONG
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +21,7 @@ def test_demo_trains_asks_and_stops(tmp_path: Path) -> None:
         env=os.environ | {"TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=LONG,
         check=False,
     )
     assert done.returncode == 0, done.stderr

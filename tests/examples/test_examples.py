@@ -14,6 +14,7 @@ from mlpkit.errors import ArgumentError, MlpkitError, ModelNotLoaded
 from mlpkit.formats import read_rows
 from mlpkit.testing import TestService
 from tests.examples.conftest import DATA
+from tests.servers import LONG
 
 Serve = Callable[[App], TestService]
 SCRIPTS = sorted(path for path in DATA.parent.glob("*.py"))
@@ -118,7 +119,7 @@ def test_custom_hooks_make_ids_and_protect_what_belongs_to_the_archive(served: S
     terms = {"terms": {"ＧＰＵ": "graphics processor"}}
     jobs = [service.client.train("glossary", parameters=terms, extend={"team": team}) for team in ("search", "archive")]
     for job in jobs:
-        assert job.wait(60).status == "completed"
+        assert job.wait(LONG).status == "completed"
         service.client.load("glossary", job.model_id)
     mine, kept = (job.model_id for job in jobs)
     assert mine.startswith("search-")

@@ -16,8 +16,6 @@ from tests.acceptance.service import RunningService
 from tests.servers import wait_until
 
 SCRIPT = Path(__file__).parent / "scripts" / "faulty.py"
-SLACK = 3
-"""A time that is promised for a quiet machine may take so many times longer on a busy one."""
 
 
 class Start(Protocol):

@@ -9,6 +9,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+from tests.servers import LONG
+
 SPARE_DESCRIPTORS = 200
 
 
@@ -45,7 +47,7 @@ async def exchange(
     """Status, head (in lower case) and duration of a request."""
     began = time.monotonic()
     writer.write(request)
-    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)).lower()
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), LONG)).lower()
     length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
     await reader.readexactly(length)
     return int(head.split(b" ", 2)[1]), head, time.monotonic() - began

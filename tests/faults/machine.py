@@ -93,7 +93,7 @@ def memory_group() -> Iterator[MemoryGroup]:
         yield group
     finally:
         (group.folder / group.limit_file).write_text("-1" if files == _V1 else "max")
-        wait_until(lambda: _is_empty(group, parent), "nobody is in the control group", 10)
+        wait_until(lambda: _is_empty(group, parent), "nobody is in the control group")
         group.folder.rmdir()
 
 

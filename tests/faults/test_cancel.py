@@ -17,7 +17,7 @@ from mlpkit.settings import load_settings
 from mlpkit.storage import open_storage
 from tests.acceptance.service import RunningService
 from tests.faults.conftest import Start, notes
-from tests.servers import Relay, S3Server, wait_until
+from tests.servers import LONG, Relay, S3Server, wait_until
 
 SCRIPT = Path(__file__).parent / "scripts" / "storing.py"
 MIB = 1 << 20
@@ -43,18 +43,18 @@ def test_job_that_is_cancelled_while_its_model_is_stored_leaves_nothing(
     on_s3: RunningService, s3: S3Server, relay: Relay
 ) -> None:
     client = on_s3.client
-    client.train("storing").wait(30)
+    client.train("storing").wait(LONG)
     with relay.slowed(MIB // 2):
         job = client.train("storing", parameters={"size": 4 * MIB})
         wait_until(lambda: relay.count("PUT", f"/{job.model_id}/") > 0, "its files are sent")
         job.cancel()
         with pytest.raises(TrainFailed, match=r"^cancelled$"):
-            job.wait(10)
+            job.wait(LONG)
     with pytest.raises(LoadFailed, match=r"there is no model|upload never finished"):
         client.load("storing", job.model_id)
     assert objects_of(s3, on_s3, job.model_id) == []
     again = client.train("storing", parameters={"size": MIB})
-    again.wait(30)
+    again.wait(LONG)
     client.load("storing", again.model_id)
 
 
@@ -62,13 +62,13 @@ def test_model_that_is_deleted_while_it_is_stored_is_stored_whole(
     on_s3: RunningService, s3: S3Server, relay: Relay
 ) -> None:
     client = on_s3.client
-    client.train("storing").wait(30)
+    client.train("storing").wait(LONG)
     with relay.slowed(MIB):
         job = client.train("storing", parameters={"size": 2 * MIB})
         wait_until(lambda: relay.count("PUT", f"/{job.model_id}/") > 1, "its files are sent")
         with pytest.raises(JobConflict, match="is being stored: cancel the job"):
             client.delete("storing", job.model_id)
-        job.wait(60)
+        job.wait(LONG)
     client.load("storing", job.model_id)
     client.delete("storing", job.model_id)
     assert objects_of(s3, on_s3, job.model_id) == []
@@ -94,7 +94,7 @@ def test_job_that_is_cancelled_when_it_has_ended_and_that_is_not_written_yet_sta
         journal.execute("BEGIN IMMEDIATE")
         (folder / "go").touch()
         wait_until(lambda: not list((service.home / "work").iterdir()), "it has ended, and its folder is gone")
-        caller = exits.enter_context(closing(HTTPConnection("127.0.0.1", service.port, timeout=30)))
+        caller = exits.enter_context(closing(HTTPConnection("127.0.0.1", service.port, timeout=LONG)))
         fields = json.dumps({"algorithm": "faulty", "model_id": job.model_id})
         caller.request("POST", "/cancel", fields, {"Content-Type": "application/json"})
         # The service has read the one by the time that it has answered the others.

@@ -13,6 +13,7 @@ import pytest
 
 from mlpkit.testing import TestService
 from tests.acceptance.service import RunningService
+from tests.servers import LONG
 
 SCRIPT = Path(__file__).parent / "scripts" / "wanderer.py"
 
@@ -47,7 +48,7 @@ def test_the_files_of_a_service_stay_where_they_are(folder: Path, hook: str) -> 
 
         for _ in range(2):
             job = service.client.train("wanderer", "data.txt")
-            job.wait(60)
+            job.wait(LONG)
             service.client.load("wanderer", job.model_id)
             for _ in range(2):
                 assert service.client.predict(job.model_id, {})[0] == "beside: trained"
@@ -64,7 +65,7 @@ def test_the_files_of_the_commands_stay_where_they_are(folder: Path, hook: str) 
     def mlpkit(*arguments: str) -> str:
         command = [sys.executable, "-m", "mlpkit", *arguments]
         environment = {**kept, "WANDER_IN": hook, "WANDER_TO": str(there)}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=110)
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LONG)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 

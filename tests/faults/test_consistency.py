@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from mlpkit.errors import LoadFailed, MlpkitError, ModelNotLoaded, WorkerLost
 from tests.acceptance.service import RunningService
 from tests.faults.conftest import SCRIPT, order
-from tests.servers import wait_until
+from tests.servers import LONG, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -77,14 +77,14 @@ class Serving(RuleBasedStateMachine):
             return
         type(self).kills += 1
         asked = [self.callers.submit(self.run, step) for step in together]
-        wait_until(lambda: bool(self.service.workers()), "there is a worker to kill", 30)
+        wait_until(lambda: bool(self.service.workers()), "there is a worker to kill")
         victim = max(self.service.workers(), key=lambda each: each.create_time())
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.kill()
         for step, each in zip(together, asked, strict=True):
-            self.check(step, each.result(60), together, may_be_lost=True)
-        wait_until(lambda: victim.pid not in [each.pid for each in self.service.workers()], "it is gone", 10)
-        wait_until(lambda: self.service.client.ready().ready, "all is as before", 30)
+            self.check(step, each.result(LONG), together, may_be_lost=True)
+        wait_until(lambda: victim.pid not in [each.pid for each in self.service.workers()], "it is gone")
+        wait_until(lambda: self.service.client.ready().ready, "all is as before")
         self.learn(together, certain=False)
 
     @invariant()

@@ -17,7 +17,7 @@ import pytest
 from mlpkit import Client
 from tests.acceptance.service import gone, running_as
 from tests.faults.conftest import Start
-from tests.servers import free_port, wait_until
+from tests.servers import LONG, free_port, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere children are fresh interpreters")
 
@@ -97,7 +97,7 @@ def test_fork_server_holds_no_descriptor_of_the_server(start: Start, tmp_path: P
         )
     try:
         with Client(f"http://127.0.0.1:{port}") as client:
-            wait_until(lambda: client.ready().ready, "the service is ready", 60)
+            wait_until(lambda: client.ready().ready, "the service is ready")
         assert str(tmp_path / "inherited") in opened(server.pid).values()
         held = opened(fork_server_of(server.pid).pid)
         assert [held[each] for each in "01"] == ["/dev/null"] * 2
@@ -106,7 +106,7 @@ def test_fork_server_holds_no_descriptor_of_the_server(start: Start, tmp_path: P
         assert len(held) == 3 + 1 + 2
     finally:
         server.terminate()
-        assert server.wait(30) == 0
+        assert server.wait(LONG) == 0
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_command_that_fails_leaves_no_process(tmp_path: Path, script: str | None
         timeout=30,
     )
     assert (ended.returncode, "Traceback" in ended.stderr) == (code, False), ended.stderr
-    wait_until(lambda: marked(str(tmp_path)) == [], "nothing is left", 10)
+    wait_until(lambda: marked(str(tmp_path)) == [], "nothing is left")
 
 
 def test_killed_fork_server_is_collected_and_started_again(start: Start) -> None:
@@ -144,7 +144,7 @@ def test_killed_fork_server_is_collected_and_started_again(start: Start) -> None
         return False
 
     wait_until(is_another, "there is another fork_server, with a worker")
-    service.client.wait_ready(30)
+    service.client.wait_ready(LONG)
     assert not psutil.pid_exists(first.pid)
     service.client.load("faulty", "m")
 
@@ -161,14 +161,14 @@ def test_fork_server_runs_no_exit_of_the_servers_and_prints_nothing_of_it(
 ) -> None:
     service = start(customize(tmp_path, EXIT))
     job = service.client.train("faulty", parameters={"do": "nothing"})
-    job.wait(30)
+    job.wait(LONG)
     told = service.client.log(job.model_id)
     fork_server = fork_server_of(service.pid)
     (guard,) = (each for each in service.family() if each.name() == "sh")
     # It would end the fork_server before that has ended by itself.
     guard.suspend()
     assert service.terminate()[0] == 0
-    wait_until(lambda: gone(fork_server), "the fork_server has ended", 10)
+    wait_until(lambda: gone(fork_server), "the fork_server has ended")
     guard.kill()
     exits = (folder / "exits").read_text().split()
     assert str(service.pid) in exits
@@ -200,11 +200,11 @@ def facts_of(origin: str, folder: Path, environment: dict[str, str]) -> dict[str
     )
     try:
         with Client(f"http://127.0.0.1:{port}") as client:
-            wait_until(lambda: client.ready().ready, "the service is ready", 60)
-            client.train("facts", parameters={"file": str(file)}).wait(30)
+            wait_until(lambda: client.ready().ready, "the service is ready")
+            client.train("facts", parameters={"file": str(file)}).wait(LONG)
     finally:
         server.terminate()
-        assert server.wait(30) == 0
+        assert server.wait(LONG) == 0
         os.close(ours)
         os.close(terminal)
     found: dict[str, Any] = json.loads(file.read_text())

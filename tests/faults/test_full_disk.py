@@ -19,7 +19,7 @@ from mlpkit.storage import Storage, open_storage
 from tests.acceptance.service import RunningService
 from tests.faults.conftest import warnings
 from tests.faults.machine import SmallDisk, read_only, small_disk
-from tests.servers import S3Server, wait_until
+from tests.servers import LONG, S3Server, wait_until
 
 SCRIPT = Path(__file__).parent / "scripts" / "storing.py"
 BUCKET = "ml-platform-model"
@@ -196,7 +196,7 @@ def test_full_home_refuses_new_jobs_and_loses_none(tmp_path: Path, mounted: Exit
 
     disk.free()
     for each in (running, *waiting, client.train("dry")):
-        each.wait(120)
+        each.wait(LONG)
     service.kill()
     states = {each.model_id: each.state for each in start().client.jobs()}
     assert list(states.values()) == ["completed"] * 4
@@ -217,7 +217,7 @@ def test_log_of_a_job_on_a_full_home_goes_on_when_there_is_room(
     assert "line 499" not in client.log(job.model_id)
     disk.free()
     (tmp_path / "go on").touch()
-    job.wait(120)
+    job.wait(LONG)
     assert "the last line" in client.log(job.model_id)
 
 
@@ -238,7 +238,7 @@ def test_full_home_keeps_models_loaded_and_names_what_a_restart_would_forget(
     assert client.ready().ready
 
     disk.free()
-    wait_until(lambda: warnings(client) == [], "the list is written", 60)
+    wait_until(lambda: warnings(client) == [], "the list is written")
     service.kill()
     service = start({"MLPKIT_CACHE_DIR": str(tmp_path / "cache")})
     assert sorted(service.client.monitor().load) == ["before", "meanwhile"]
@@ -251,10 +251,10 @@ def test_model_that_a_full_store_cannot_hold_leaves_nothing_there(
     service = start()
     client = service.client
     small = client.train("storing", parameters={"size": MIB})
-    small.wait(120)
+    small.wait(LONG)
     large = client.train("storing", parameters={"size": 4 * MIB})
     with pytest.raises(TrainFailed, match=r"folder .*/storage: .* No space left on device: free some space"):
-        large.wait(120)
+        large.wait(LONG)
     files = {each.relative_to(disk.folder).as_posix() for each in disk.folder.rglob("*") if each.is_file()}
     assert files == {f"{BUCKET}/{small.model_id}/{name}" for name in ("0.bin", "1.bin", "mlpkit.json")}
     with pytest.raises(LoadFailed, match="there is no model"):
@@ -262,7 +262,7 @@ def test_model_that_a_full_store_cannot_hold_leaves_nothing_there(
     client.load("storing", small.model_id)
 
     again = client.train("storing", parameters={"size": 2 * MIB})
-    again.wait(120)
+    again.wait(LONG)
     client.load("storing", again.model_id)
 
 
@@ -292,7 +292,7 @@ def test_service_whose_cache_cannot_be_written_at_the_start_says_so_in_readiness
     with read_only(tmp_path / "cache"):
         service = start({"MLPKIT_CACHE_DIR": str(tmp_path / "cache")}, ready=False)
         service.wait_live()
-        wait_until(lambda: "the file cache cannot be used" in str(service.client.ready().reasons), "it says so", 60)
+        wait_until(lambda: "the file cache cannot be used" in str(service.client.ready().reasons), "it says so")
         assert "Read-only file system" in str(service.client.ready().reasons)
         assert "check MLPKIT_CACHE_DIR" in str(service.client.ready().reasons)
 
@@ -314,7 +314,7 @@ def test_service_starts_on_a_full_home_and_its_jobs_go_on_when_there_is_room(
     (tmp_path / "go").touch()
     once, twice, waiting = (JobHandle(client, each.algorithm, each.model_id) for each in jobs)
     with pytest.raises(TrainFailed, match="the service ended while it ran"):
-        once.wait(120)
-    twice.wait(120)
-    waiting.wait(120)
+        once.wait(LONG)
+    twice.wait(LONG)
+    waiting.wait(LONG)
     assert [client.job_view(each.model_id).attempt for each in jobs] == [1, 2, 1]

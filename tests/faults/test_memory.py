@@ -21,9 +21,9 @@ from mlpkit import Client
 from mlpkit.errors import LoadFailed, MlpkitError, ModelNotLoaded, PredictFailed, TrainFailed, WorkerLost
 from tests.acceptance.service import RunningService
 from tests.conftest import Report
-from tests.faults.conftest import SLACK, Start, notes, order, pid_of, wait_in_flight
+from tests.faults.conftest import Start, notes, order, pid_of, wait_in_flight
 from tests.faults.machine import MemoryGroup, limit_addresses, memory_group
-from tests.servers import wait_until
+from tests.servers import LONG, SLACK, wait_until
 
 ROUNDS = 20
 MODEL = 500_000_000
@@ -70,11 +70,11 @@ def test_isolated_model_leaves_neither_memory_nor_descriptors_behind(start: Star
         pid = pid_of(client, f"huge-{number}")
         assert used(service) - before > MODEL
         client.unload("alone", f"huge-{number}")
-        wait_until(lambda pid=pid: not psutil.pid_exists(pid), "its process is gone", 5)  # type: ignore[misc]
+        wait_until(lambda pid=pid: not psutil.pid_exists(pid), "its process is gone")  # type: ignore[misc]
         figures.append((used(service) - before) / 2**20)
     report(f"MiB above the beginning after each round: {', '.join(f'{each:.1f}' for each in figures)}")
     assert figures[-1] < 10
-    wait_until(lambda: server.num_fds() <= descriptors, "no descriptor is left behind", 5)
+    wait_until(lambda: server.num_fds() <= descriptors, "no descriptor is left behind")
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ def test_loads_that_have_no_room_beside_each_other_follow_each_other(
     client = start({"FAULTS_MEMORY": str(int(psutil.virtual_memory().available * 0.6))}).client
     loads = [callers.submit(client.load, "careful", f"m-{number}") for number in range(3)]
     for each in loads:
-        each.result(30)
+        each.result(LONG)
     begun = [float(line.split()[1]) for line in notes(folder / "careful")]
     assert [later - sooner > 0.3 for sooner, later in itertools.pairwise(begun)] == [True, True]
 
@@ -151,9 +151,9 @@ def test_model_of_a_worker_that_died_comes_back_once_there_is_room_again(start: 
         os.kill(pid_of(client, "bystander"), signal.SIGKILL)
         time_until_back(client, "bystander")
         problem = r"could not be loaded again: .* needs 191 MiB of memory \(memory=\), \d+ MiB are free"
-        wait_until(lambda: any(re.search(problem, each.problem) for each in client.models()), "it is refused", 10)
+        wait_until(lambda: any(re.search(problem, each.problem) for each in client.models()), "it is refused")
         limit(group, service, 2 * BIG)
-        wait_until(lambda: all(not each.problem for each in client.models()), "it is back", 20)
+        wait_until(lambda: all(not each.problem for each in client.models()), "it is back")
         assert client.predict("m", order())["model_id"] == "m"
         service.terminate()
 
@@ -242,7 +242,7 @@ def test_training_that_the_kernel_kills_for_its_memory_says_so_and_nobody_else_n
         job = client.train("faulty", parameters={"do": "allocate"})
         reason = r"the training process was killed by SIGKILL \(most likely because the machine ran out of memory\)"
         with pytest.raises(TrainFailed, match=reason):
-            job.wait(30)
+            job.wait(LONG)
     assert fork_server.is_running()
     assert client.predict("m", order())["model_id"] == "m"
-    client.train("faulty", parameters={"do": "nothing"}).wait(30)
+    client.train("faulty", parameters={"do": "nothing"}).wait(LONG)

@@ -21,9 +21,9 @@ from mlpkit import Client
 from mlpkit.errors import Overloaded, TrainFailed
 from tests.acceptance.service import RunningService
 from tests.conftest import Report
-from tests.faults.conftest import SLACK, Start, notes, order
+from tests.faults.conftest import Start, notes, order
 from tests.faults.crowd import allow_connections, ask_together
-from tests.servers import wait_until
+from tests.servers import LONG, SLACK, wait_until
 
 CONNECTIONS, SECONDS = 2000, 10.0
 TIMES = 10
@@ -43,7 +43,7 @@ def head_of(target: str, body: bytes, length: int | None = None) -> bytes:
 def asking(port: int, target: str, model_id: str, **ordered: object) -> Iterator[socket]:
     """A caller who has asked for a prediction, and hangs up at the end."""
     body = json.dumps({"model_id": model_id, "features": {"do": "", "seconds": 0.0, "say": "", **ordered}}).encode()
-    with create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with create_connection(("127.0.0.1", port), timeout=LONG) as connection:
         connection.sendall(head_of(target, body))
         yield connection
 
@@ -71,11 +71,11 @@ def test_caller_who_goes_away_gives_the_place_free(
         time.sleep(0.6)
         assert waiting(client) == 3
     began = time.monotonic()
-    wait_until(lambda: waiting(client) == 1, "their places are free", 2)
+    wait_until(lambda: waiting(client) == 1, "their places are free")
     report(f"places of callers who went away were free after {time.monotonic() - began:.2f} s")
     assert client.predict("m", order(say="next"))["say"] == "next"
-    assert staying.result(10)["say"] == "staying"
-    assert [each.result(10)["say"] for each in running] == ["running-0", "running-1"]
+    assert staying.result(LONG)["say"] == "staying"
+    assert [each.result(LONG)["say"] for each in running] == ["running-0", "running-1"]
     assert "gone" not in notes(folder / "predictions")
     assert "POST /predict 499" in service.log
 
@@ -134,13 +134,13 @@ def test_service_without_a_free_descriptor_serves_who_is_there_and_recovers(star
     resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (most, most))
     with ExitStack() as crowd:
         for _ in range(60):
-            crowd.enter_context(create_connection(("127.0.0.1", service.port), timeout=10))
+            crowd.enter_context(create_connection(("127.0.0.1", service.port), timeout=LONG))
         wait_until(lambda: server.num_fds() == most, "no descriptor is free")
         assert client.predict("m", order())["model_id"] == "m"
         with pytest.raises(TrainFailed, match="Too many open files"):
-            client.train("faulty", parameters={"do": "nothing"}).wait(10)
+            client.train("faulty", parameters={"do": "nothing"}).wait(LONG)
     wait_until(lambda: server.num_fds() <= before, "they are free again")
-    client.train("faulty", parameters={"do": "nothing"}).wait(30)
+    client.train("faulty", parameters={"do": "nothing"}).wait(LONG)
     assert client.predict("m", order())["model_id"] == "m"
 
 
@@ -155,7 +155,7 @@ def test_full_training_queue_refuses_immediately(start: Start, folder: Path, rep
     report(f"the full training queue refused after {took * 1e3:.0f} ms")
     assert (answer.status, answer.headers["retry-after"]) == (503, "30")
     assert b"the training queue is full: 2 jobs run or wait" in answer.body
-    assert took < 1.0
+    assert took < 1.0 * SLACK
 
 
 def train_request() -> bytes:
@@ -176,6 +176,6 @@ def test_requests_whose_bodies_never_come_are_ended(start: Start, callers: Threa
 
 def unfinished(service: RunningService, request: bytes) -> bytes:
     """All that comes back on a connection, until the service closes it."""
-    with create_connection(("127.0.0.1", service.port), timeout=90) as connection:
+    with create_connection(("127.0.0.1", service.port), timeout=LONG) as connection:
         connection.sendall(request)
         return b"".join(iter(lambda: connection.recv(65536), b""))

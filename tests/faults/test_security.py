@@ -21,6 +21,7 @@ from mlpkit.errors import MlpkitError, PredictFailed, TrainFailed
 from tests.acceptance.service import RunningService
 from tests.faults.conftest import Start
 from tests.secret import new_secret
+from tests.servers import LONG
 
 pytestmark = pytest.mark.slow
 
@@ -102,7 +103,7 @@ def test_no_path_or_id_leads_out_of_its_place(service: RunningService, place: Pa
     client = service.client
     saved(service, "ml-platform-data", "train.txt", "data")
     job = client.train("filing", "train.txt")
-    job.wait(30)
+    job.wait(LONG)
     client.load("filing", job.model_id)
     good = {"model_id": "good", "files": {"data": 4}}
     saved(service, "ml-platform-model", "good/data", "data")
@@ -158,7 +159,7 @@ def test_no_path_of_a_training_leads_out_of_its_place(
     answer = json.loads(client.request("POST", "/train", json.dumps(training("train.txt", **more)).encode()).body)
     if answer["status"] == "success":
         with pytest.raises(TrainFailed, match=r"\.\."):
-            client.job("filing", answer["data"]["model_id"]).wait(30)
+            client.job("filing", answer["data"]["model_id"]).wait(LONG)
     else:
         assert answer["status"] == "arg_error"
     assert everything(place) == before
@@ -188,7 +189,7 @@ def test_tracebacks_are_in_answers_only_where_debug_is_on(start: Start, folder: 
         assert ("Traceback" in answer, "faulty.py" in answer) == ((debug == "on"),) * 2, answer
     job = client.train("faulty", parameters={"do": "raise"})
     with pytest.raises(TrainFailed, match="as it was ordered"):
-        job.wait(30)
+        job.wait(LONG)
     for target in (f"jobs/{job.model_id}", f"status?algorithm=faulty&model_id={job.model_id}", "jobs", "models"):
         assert "Traceback" not in got(service.port, f"/{target}", "")
     assert service.log.count("in obey") == 3
@@ -197,7 +198,7 @@ def test_tracebacks_are_in_answers_only_where_debug_is_on(start: Start, folder: 
 def test_body_that_is_too_large_is_refused_before_it_has_come(start: Start) -> None:
     service = start({"MLPKIT_MAX_BODY": "100k"})
     chunk = b"x" * 65536
-    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=LONG) as connection:
         head = (
             "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10000000000\r\n\r\n"
         )
@@ -222,7 +223,7 @@ def test_no_secret_is_in_anything_that_can_be_read(start: Start, tmp_path: Path)
     loud = {"MLPKIT_LOG_LEVEL": "trace", "MLPKIT_DEBUG": "on"}
     service = start({**access, **loud}, ready=False)
     client = Client(service.client.url, token=TOKEN)
-    client.wait_ready(30)
+    client.wait_ready(LONG)
     client.load("faulty", "m")
     shown: dict[str, str] = {}
     with pytest.raises(PredictFailed) as failed:
@@ -230,7 +231,7 @@ def test_no_secret_is_in_anything_that_can_be_read(start: Start, tmp_path: Path)
     shown["predict"] = str(failed.value)
     job = client.train("faulty", parameters={"do": "raise"})
     with pytest.raises(TrainFailed) as train:
-        job.wait(30)
+        job.wait(LONG)
     shown["train"] = str(train.value)
     with pytest.raises(MlpkitError, match="valid token") as refused:
         Client(service.client.url, token="wrong").monitor()
@@ -258,7 +259,7 @@ def test_no_secret_is_in_anything_that_can_be_read(start: Start, tmp_path: Path)
 
 
 def got(port: int, target: str, token: str) -> str:
-    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = HTTPConnection("127.0.0.1", port, timeout=LONG)
     connection.request("GET", target, headers={"Authorization": f"Bearer {token}"} if token else {})
     body = connection.getresponse().read().decode()
     connection.close()

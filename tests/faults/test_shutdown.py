@@ -19,8 +19,8 @@ from mlpkit.client import JobHandle
 from mlpkit.errors import ServiceStopping
 from tests.acceptance.service import RunningService, gone
 from tests.conftest import Report
-from tests.faults.conftest import SLACK, Start, notes, order, wait_in_flight
-from tests.servers import wait_until
+from tests.faults.conftest import Start, notes, order, wait_in_flight
+from tests.servers import LONG, SLACK, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ class Load:
         self.outcomes[outcome] += 1
 
     def _one(self) -> str:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LONG)
         body = json.dumps({"model_id": "m", "features": order(seconds=0.05)})
         try:
             connection.connect()
@@ -68,7 +68,7 @@ def running_job(client: Client, folder: Path) -> JobHandle:
 
 
 def until_draining(service: RunningService) -> None:
-    wait_until(lambda: "draining" in service.client.ready().reasons, "readiness says that it drains", 5)
+    wait_until(lambda: "draining" in service.client.ready().reasons, "readiness says that it drains")
 
 
 def test_service_under_load_stops_without_dropping_anything(
@@ -84,7 +84,7 @@ def test_service_under_load_stops_without_dropping_anything(
     crowd = [threading.Thread(target=load.ask) for _ in range(CALLERS)]
     for each in crowd:
         each.start()
-    wait_until(lambda: load.outcomes["answered"] >= 3 * CALLERS, "there is load", 30)
+    wait_until(lambda: load.outcomes["answered"] >= 3 * CALLERS, "there is load")
     accepted = callers.submit(client.load, "faulty", "slow")
     deleted = callers.submit(client.delete, "faulty", "nobody")
     wait_until(lambda: "slow" in [each.model_id for each in client.models()], "the load has begun")
@@ -95,13 +95,13 @@ def test_service_under_load_stops_without_dropping_anything(
     until_draining(service)
     (folder / f"go {quick.model_id}").touch()
     for each in crowd:
-        each.join(30)
-    accepted.result(10)
-    deleted.result(10)
+        each.join(LONG)
+    accepted.result(LONG)
+    deleted.result(LONG)
     assert notes(folder / "deletes") == ["nobody begins", "nobody ends"]
-    wait_until(lambda: quick.status().status == "completed", "the quick job ends in the grace", 5)
+    wait_until(lambda: quick.status().status == "completed", "the quick job ends in the grace")
     assert long.status().status == "training"
-    assert service.process.wait(20) == 0
+    assert service.process.wait(LONG) == 0
     took = time.monotonic() - began
 
     report(f"SIGTERM: {dict(load.outcomes)}, ended after {took:.1f} s (grace {GRACE} s)")
@@ -146,7 +146,7 @@ def test_request_that_is_neither_prediction_nor_training_gets_the_grace_too(
     deleted = callers.submit(service.client.delete, "faulty", "m")
     wait_until(lambda: bool(notes(folder / "deletes")), "it is deleted")
     service.process.send_signal(signal.SIGTERM)
-    deleted.result(10)
+    deleted.result(LONG)
     assert notes(folder / "deletes") == ["m begins", "m ends"]
     assert service.process.wait(5 * SLACK) == 0
 

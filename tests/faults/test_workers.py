@@ -18,8 +18,8 @@ from mlpkit import Client
 from mlpkit.errors import LoadFailed, MlpkitError, ModelNotLoaded, TimeLimitExceeded, WorkerLost
 from tests.acceptance.service import RunningService
 from tests.conftest import Report
-from tests.faults.conftest import SLACK, Start, notes, order, pid_of, wait_in_flight, warnings
-from tests.servers import wait_until
+from tests.faults.conftest import Start, notes, order, pid_of, wait_in_flight, warnings
+from tests.servers import LONG, SLACK, wait_until
 
 TOLD, BACK = 1.0, 3.0
 """Seconds within which callers are told, and within which a worker is back with its models."""
@@ -46,7 +46,7 @@ class Bystander:
 
     def __exit__(self, *exception: object) -> None:
         self._over.set()
-        self._thread.join(30)
+        self._thread.join(LONG)
 
     def _ask(self) -> None:
         while not self._over.wait(0.02):
@@ -97,7 +97,7 @@ def test_worker_that_dies_in_a_predict_fails_what_it_held_and_nothing_else(
             with pytest.raises(WorkerLost, match=words):
                 beside.result(TOLD * SLACK)
             told = time.monotonic() - began
-            wait_until(lambda words=words: words in str(client.ready().reasons), "readiness tells", 2)  # type: ignore[misc]
+            wait_until(lambda words=words: words in str(client.ready().reasons), "readiness tells")  # type: ignore[misc]
             back = time_until_back(service, "victim")
             report(f"{do} in a predict: callers told after {told:.2f} s, model back after {back:.2f} s")
             assert told < TOLD * SLACK
@@ -114,7 +114,7 @@ def test_worker_that_is_killed_when_idle_is_back_and_keeps_whoever_asks_meanwhil
     take_time_to_come_back(folder, "m")
     killed = pid_of(service.client, "m")
     os.kill(killed, signal.SIGKILL)
-    wait_until(lambda: not service.client.ready().ready, "readiness tells", 2)
+    wait_until(lambda: not service.client.ready().ready, "readiness tells")
     assert pid_of(service.client, "m") != killed
     assert pid_of(service.client, "n") != killed
     report(f"killed when idle: ready again after {time_until_back(service, 'm'):.2f} s more")
@@ -148,7 +148,7 @@ def test_worker_that_dies_in_a_batch_fails_the_batch_and_not_what_waits(
     others = {"killer": callers.submit(client.predict, "m", order("kill", say="killer"))}
     for number in range(7):
         others[f"n{number}"] = callers.submit(client.predict, "m", order(say=f"n{number}"))
-    assert first.result(10)["say"] == "first"
+    assert first.result(LONG)["say"] == "first"
     lost = {say for say, each in others.items() if isinstance(each.exception(20), WorkerLost)}
     (batch,) = (line.split() for line in notes(folder / "batches") if "killer" in line)
     assert lost == set(batch)
@@ -168,7 +168,7 @@ def test_callers_of_a_killed_replica_are_told_and_all_others_get_the_answer_of_t
         wait_in_flight(client, "m", 2)
         return asked
 
-    killed, other = (each.result(10)["pid"] for each in both(0.5))
+    killed, other = (each.result(LONG)["pid"] for each in both(0.5))
     assert killed != other
     held = both(2.0)
     began = time.monotonic()
@@ -176,8 +176,8 @@ def test_callers_of_a_killed_replica_are_told_and_all_others_get_the_answer_of_t
     (first,) = wait(held, TOLD * SLACK, FIRST_COMPLETED).done
     assert isinstance(first.exception(), WorkerLost)
     after = [callers.submit(client.predict, "m", order()) for _ in range(8)]
-    assert {each.result(10)["pid"] for each in after} == {other}
-    assert [each.result(10)["pid"] for each in held if each is not first] == [other]
+    assert {each.result(LONG)["pid"] for each in after} == {other}
+    assert [each.result(LONG)["pid"] for each in held if each is not first] == [other]
     assert time.monotonic() - began < 5, "the killed one is not back yet"
 
 
@@ -189,10 +189,10 @@ def test_worker_that_dies_at_every_start_is_given_up_with_a_reason_and_without_a
     client.load("faulty", "m")
     (folder / "start").touch()
     os.kill(pid_of(client, "m"), signal.SIGKILL)
-    wait_until(lambda: "exited with code 7, 4 times in a row" in str(client.ready().reasons), "it is given up", 20)
+    wait_until(lambda: "exited with code 7, 4 times in a row" in str(client.ready().reasons), "it is given up")
     with pytest.raises(LoadFailed, match=r"worker 0 .*exited with code 7"):
-        client.load("faulty", "new", timeout=5)
-    wait_until(lambda: len(notes(folder / "starts")) == 6, "it was started again and again", 20)
+        client.load("faulty", "new", timeout=LONG)
+    wait_until(lambda: len(notes(folder / "starts")) == 6, "it was started again and again")
     starts = [float(each) for each in notes(folder / "starts")]
     pauses = [later - sooner for sooner, later in itertools.pairwise(starts)]
     # 0.1 s after the second death in a row, 0.8 s after the fifth, beside what a start takes.
@@ -200,7 +200,7 @@ def test_worker_that_dies_at_every_start_is_given_up_with_a_reason_and_without_a
     assert client.live()
 
     (folder / "start").unlink()
-    wait_until(lambda: client.ready().ready, "the service is ready again", 20)
+    wait_until(lambda: client.ready().ready, "the service is ready again")
     assert client.predict("m", order())["model_id"] == "m"
 
 
@@ -226,7 +226,7 @@ def test_time_limit_of_a_predict_does_not_count_the_wait_for_others(start: Start
     client.predict("m", order(seconds=0.1))
     pid = pid_of(client, "m")
     asked = [callers.submit(client.predict, "m", order(seconds=0.7)) for _ in range(4)]
-    assert {each.result(20)["pid"] for each in asked} == {pid}
+    assert {each.result(LONG)["pid"] for each in asked} == {pid}
 
 
 def test_load_that_kills_its_worker_fails_alone_however_many_models_are_loaded_beside_it(
@@ -243,7 +243,7 @@ def test_load_that_kills_its_worker_fails_alone_however_many_models_are_loaded_b
     killer = callers.submit(client.load, "faulty", "killer")
     asked = [callers.submit(client.load, "faulty", model_id) for model_id in innocent]
     for each in asked:
-        each.result(60)
+        each.result(LONG)
     took = time.monotonic() - began
     for model_id in innocent:
         assert client.predict(model_id, order())["model_id"] == model_id
@@ -251,9 +251,9 @@ def test_load_that_kills_its_worker_fails_alone_however_many_models_are_loaded_b
     report(f"20 models beside one whose load kills its worker: all answer after {took:.1f} s")
     assert took < 10 * SLACK
 
-    wait_until(lambda: client.ready().ready, "the service is ready again", 20)
+    wait_until(lambda: client.ready().ready, "the service is ready again")
     # Those that were suspects return to the shared worker, and the next try harms nobody.
-    wait_until(lambda: set(map(tuple, client.monitor().load.values())) == {(0,)}, "all are in worker 0", 60)
+    wait_until(lambda: set(map(tuple, client.monitor().load.values())) == {(0,)}, "all are in worker 0")
     with Bystander(client, "old") as bystander, pytest.raises(LoadFailed, match=r"worker-[1-9]"):
         client.load("faulty", "killer")
     assert bystander.failures == []
@@ -280,12 +280,12 @@ def test_model_that_kills_every_worker_that_loads_it_again_is_given_up_alone(sta
     (folder / "load killer").write_text("kill 0.1")
     os.kill(pid_of(client, "killer"), signal.SIGKILL)
 
-    wait_until(lambda: "model 'killer' is given up" in service.log, "it is given up", 60)
+    wait_until(lambda: "model 'killer' is given up" in service.log, "it is given up")
     for model_id in innocent:
         assert client.predict(model_id, order())["model_id"] == model_id
     with pytest.raises(ModelNotLoaded):
         client.predict("killer", order())
-    wait_until(lambda: client.ready().ready, "the service is ready again", 20)
+    wait_until(lambda: client.ready().ready, "the service is ready again")
     warning = r"model \[killer\] was given up \(worker-\d+ was killed by SIGKILL .*: load it again, or unload it"
     assert re.search(warning, str(warnings(client)))
 
@@ -312,9 +312,9 @@ def test_model_that_kills_its_worker_at_every_start_of_the_service_is_given_up_a
     began = time.monotonic()
     service = start(ready=False)
     client = service.client
-    wait_until(lambda: "model 'killer' is given up" in service.log, "it is given up", 60)
+    wait_until(lambda: "model 'killer' is given up" in service.log, "it is given up")
     report(f"a model that kills its worker at every start was given up after {time.monotonic() - began:.1f} s")
-    wait_until(lambda: client.ready().ready and sorted(client.monitor().load) == innocent, "the others are back", 30)
+    wait_until(lambda: client.ready().ready and sorted(client.monitor().load) == innocent, "the others are back")
     assert "model [killer] was given up" in str(warnings(client))
     assert notes(folder / "loads").count("killer") == 4
 
@@ -326,9 +326,9 @@ def test_models_are_not_given_up_where_no_worker_can_start(start: Start, folder:
     service.kill()
     (folder / "start").touch()
     service = start({"MLPKIT_START_TIMEOUT": "5"}, ready=False)
-    wait_until(lambda: service.log.count("model 'm' could not be loaded at the start") >= 4, "four tries failed", 60)
+    wait_until(lambda: service.log.count("model 'm' could not be loaded at the start") >= 4, "four tries failed")
     (folder / "start").unlink()
-    wait_until(lambda: service.client.monitor().load == {"m": [0]}, "it is loaded", 60)
+    wait_until(lambda: service.client.monitor().load == {"m": [0]}, "it is loaded")
 
 
 @pytest.mark.slow
@@ -343,7 +343,7 @@ def test_model_that_cannot_be_loaded_at_the_start_is_tried_again(start: Start, f
     client.unload("faulty", "dropped")
     for model_id in ("late", "dropped"):
         (folder / f"load {model_id}").unlink()
-    wait_until(lambda: client.monitor().load == {"late": [0]}, "it is loaded", 20)
+    wait_until(lambda: client.monitor().load == {"late": [0]}, "it is loaded")
     loads = notes(folder / "loads")
     time.sleep(2)
     assert notes(folder / "loads") == loads

@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlpkit.formats import Entity, Info, Label, plain, to_json
+from tests.servers import LONG
 
 _LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 _VALUES = st.recursive(
@@ -270,7 +271,7 @@ def test_anything_with_tolist_is_an_array_so_torch_tensors_are() -> None:
 
 def test_importing_formats_imports_neither_numpy_nor_torch() -> None:
     code = "import sys, mlpkit.formats as f; f.to_json({1: (2,)}); print({'numpy', 'torch'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONG, check=True)
     assert done.stdout.strip() == "set()"
 
 

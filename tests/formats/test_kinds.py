@@ -33,6 +33,7 @@ from mlpkit.formats import (
     write_rows,
 )
 from mlpkit.testing import FakeTrainData
+from tests.servers import LONG
 
 
 class PairRow(Row, frozen=True):
@@ -144,6 +145,6 @@ def test_a_kinds_file_is_imported_when_the_kind_is_used() -> None:
         "import sys; from mlpkit import App; from mlpkit.formats import Label; App('a', kind='text_classification');"
         "print([name for name in sys.modules if name.startswith('mlpkit.formats.')])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONG, check=True)
     assert "mlpkit.formats.classification" in done.stdout
     assert "mlpkit.formats.relation" not in done.stdout

@@ -21,7 +21,7 @@ from mlpkit.script import import_app
 from mlpkit.service import Service
 from mlpkit.settings import Settings, load_settings
 from tests.impossible import impossible
-from tests.servers import Unavailable
+from tests.servers import LONG, Unavailable
 from tests.servers.database import DatabaseServer
 from tests.servers.mariadb import mariadb
 from tests.servers.postgres import postgres
@@ -201,7 +201,7 @@ def open_replica(tmp_path: Path) -> OpenReplica:
     return opened
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = LONG) -> None:
     """Waits for what a replica does by itself."""
     with anyio.fail_after(seconds):
         while not condition():  # noqa: ASYNC110 - no event comes from there

@@ -13,9 +13,7 @@ from mlpkit.errors import MlpkitError
 from mlpkit.platform.checker import Wish
 from mlpkit.service import Service
 from tests.platform.conftest import OpenPlatform, OpenReplica, Platform, predicted, until, until_ready
-
-SLACK = 3
-"""How much slower than a quiet machine a busy one may be."""
+from tests.servers import SLACK
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.platform.conftest import SCRIPT, OpenPlatform, Platform
 from tests.secret import new_secret
-from tests.servers import wait_until
+from tests.servers import LONG, wait_until
 from tests.wire.replayer import Service
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ def run_mlpkit(*arguments: str, **environment: str) -> subprocess.CompletedProce
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LONG,
     )
 
 
@@ -139,7 +139,7 @@ def test_standing_alone_needs_no_sqlalchemy(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=LONG,
         )
 
     assert start().returncode == 0

@@ -1,8 +1,19 @@
 """Real servers for the tests, on loopback and free ports."""
 
-from tests.servers.ports import LONG, free_port, wait_until
+from tests.servers.ports import LONG, SLACK, free_port, wait_until
 from tests.servers.refusing import refusing
 from tests.servers.relay import Relay
 from tests.servers.s3 import S3Server, Unavailable, proxy_of, s3_server
 
-__all__ = ["LONG", "Relay", "S3Server", "Unavailable", "free_port", "proxy_of", "refusing", "s3_server", "wait_until"]
+__all__ = [
+    "LONG",
+    "SLACK",
+    "Relay",
+    "S3Server",
+    "Unavailable",
+    "free_port",
+    "proxy_of",
+    "refusing",
+    "s3_server",
+    "wait_until",
+]

@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from tests.secret import MARK
-from tests.servers.ports import wait_until
+from tests.servers.ports import LONG, wait_until
 
 USER, PASSWORD = "mlp", f"{MARK}-p@ss/w:rd"
 """The password has every character that a URL would take for its own."""
@@ -50,7 +50,7 @@ class DatabaseServer:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(signal.SIGQUIT if self.kind == "postgresql" else signal.SIGTERM)
             try:
-                self.process.wait(20)
+                self.process.wait(LONG)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
@@ -111,6 +111,6 @@ class DatabaseServer:
 
 def run(command: Sequence[str], *, user: str | None = None, stdin: str = "") -> None:
     """Runs a command that prepares a server; OSError with its last words when it fails."""
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, user=user, cwd="/")
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=LONG, user=user, cwd="/")
     if done.returncode:
         raise OSError(f"{command[0]} failed: {(done.stderr or done.stdout).strip()[-500:]}")

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tests.servers.ports import accepts, free_port, wait_until
+from tests.servers.ports import LONG, accepts, free_port, wait_until
 
 _numbers = itertools.count(1)
 _looks: dict[str, int] = {}
@@ -138,7 +138,7 @@ def foreign_service() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(LONG)
 
 
 if __name__ == "__main__":

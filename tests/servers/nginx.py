@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.servers.ports import accepts, free_port, wait_until
+from tests.servers.ports import LONG, accepts, free_port, wait_until
 from tests.servers.s3 import Unavailable
 
 _CONFIGURATION = """
@@ -75,7 +75,7 @@ class Nginx:
     def stop(self) -> None:
         """Ends it."""
         self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(LONG)
 
     def _write(self, ports: Sequence[int]) -> None:
         servers = "\n        ".join(f"server 127.0.0.1:{port} max_fails=0;" for port in ports)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 LONG = 120.0
 """Seconds that are long enough, also on a busy machine, for what should happen soon. Only a failure waits this long."""
+SLACK = 3
+"""A bound that is about speed is multiplied by this in tests: other processes may have the processors meanwhile."""
 
 
 def free_port() -> int:

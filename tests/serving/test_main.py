@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 
+from tests.servers import LONG
+
 
 def test_worker_whose_server_is_gone_before_its_first_message_ends() -> None:
     ours, theirs = socket.socketpair()
@@ -14,7 +16,7 @@ def test_worker_whose_server_is_gone_before_its_first_message_ends() -> None:
         worker = subprocess.Popen(command, pass_fds=(theirs.fileno(),))
     ours.close()
     try:
-        assert worker.wait(20) == 0
+        assert worker.wait(LONG) == 0
     finally:
         worker.kill()
         worker.wait()

@@ -25,6 +25,7 @@ from mlpkit.errors import (
 )
 from mlpkit.log import with_request_id
 from mlpkit.serving import Models
+from tests.servers import LONG
 from tests.serving.conftest import OpenModels
 
 pytestmark = pytest.mark.anyio
@@ -54,7 +55,7 @@ def read(file: Path) -> str:
     return file.read_text(encoding="utf-8")
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = LONG) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "the condition did not come true in time"
@@ -228,7 +229,7 @@ async def test_killed_worker_is_replaced_and_reloads_its_models(open_models: Ope
             await in_flight
         assert time.monotonic() - started < 1.0
         assert models.problems()
-        second = await asyncio.wait_for(ask(models, features={}), 5)
+        second = await asyncio.wait_for(ask(models, features={}), LONG)
         assert isinstance(second, dict)
         assert second["pid"] != first["pid"]
         assert models.problems() == []

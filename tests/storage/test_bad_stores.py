@@ -15,7 +15,7 @@ import pytest
 from mlpkit.errors import StorageError, StorageUnavailable
 from mlpkit.settings import Settings
 from mlpkit.storage import Storage
-from tests.servers import Relay, S3Server, free_port, refusing, wait_until
+from tests.servers import LONG, Relay, S3Server, free_port, refusing, wait_until
 from tests.storage.conftest import SLACK, OpenStorage
 
 MIB = 1 << 20
@@ -63,7 +63,7 @@ def test_a_store_that_is_in_trouble_for_a_while_is_waited_for(
         asking.start()
         wait_until(lambda: len(trouble.requests) > 1, "it is asked again")
     with Relay(s3.endpoint, port=port):
-        asking.join(120)
+        asking.join(LONG)
     assert found == [False]
 
 
@@ -132,5 +132,5 @@ def test_an_object_that_is_replaced_in_the_middle_of_its_download_is_never_a_mix
         with relay.held("/k"):
             wait_until(lambda: relay.count("GET", "/k") == 2, "it broke in the middle, and goes on there")
             opened(s3_settings).save(tmp_path / "new", path)
-    fetching.join(120)
+    fetching.join(LONG)
     assert found == [versions[1]]

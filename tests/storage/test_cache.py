@@ -16,7 +16,7 @@ from mlpkit.errors import ObjectNotFound, StorageUnavailable
 from mlpkit.settings import Settings, encode_settings
 from mlpkit.storage import Storage
 from mlpkit.storage.s3 import PART
-from tests.servers import Relay, wait_until
+from tests.servers import LONG, Relay, wait_until
 from tests.storage.conftest import OpenStorage
 
 KIB = 1 << 10
@@ -38,7 +38,7 @@ def fetcher(tmp_path: Path) -> Iterator[Fetcher]:
     yield start
     for each in started:
         each.kill()
-        each.communicate(timeout=10)
+        each.communicate(timeout=LONG)
 
 
 @pytest.fixture
@@ -78,10 +78,10 @@ def test_eight_processes_fetch_an_object_once(
 
     with relay.held():
         processes = [fetcher(settings, f"{settings.data_bucket}/model.bin") for _ in range(8)]
-        wait_until(lambda: relay.count("HEAD", "/model.bin") == 8, "all of them have asked for the object", timeout=60)
+        wait_until(lambda: relay.count("HEAD", "/model.bin") == 8, "all of them have asked for the object")
     copies = {_first_line(each) for each in processes}
 
-    assert [each.wait(120) for each in processes] == [0] * 8
+    assert [each.wait(LONG) for each in processes] == [0] * 8
     assert len(copies) == 1
     assert copies.pop().read_bytes() == (tmp_path / "local").read_bytes()
     parts = -(-size // PART) if size > PART else 1
@@ -108,7 +108,7 @@ def test_many_threads_fetch_an_object_once_alone_and_in_its_folder(
             each.start()
         wait_until(lambda: relay.count("HEAD", "/p/k") == 8, "those that fetch the object have asked for it")
     for each in threads:
-        each.join(120)
+        each.join(LONG)
 
     assert found == [b"content"] * 16
     assert relay.count("GET", "/p/k") == 1
@@ -197,7 +197,7 @@ def test_an_object_that_changes_while_it_is_asked_for_is_not_taken_for_the_old_o
         fetching.start()
         wait_until(lambda: relay.count("GET", "/k") == 1, "the object is asked for")
         storage.save(tmp_path / "new", path)
-    fetching.join(120)
+    fetching.join(LONG)
     storage.save(tmp_path / "old", path)
 
     assert found == [b"new"]
@@ -270,7 +270,7 @@ def test_what_another_process_uses_is_kept_until_that_process_ends(
     assert held.read_bytes() == bytes(100 * KIB)
 
     other.kill()
-    other.wait(10)
+    other.wait(LONG)
     for number in range(1, 8):
         store.release(store.fetch(f"{bucket}/{number}"))
     assert not held.exists()
@@ -288,7 +288,7 @@ def test_a_download_that_was_killed_leaves_nothing_and_the_next_succeeds(
         making = settings.cache_path / "making"
         wait_until(lambda: making.exists() and any(making.iterdir()), "the download has begun")
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(LONG)
     assert any(making.iterdir())
 
     assert storage.fetch(f"{settings.data_bucket}/k").read_bytes() == (tmp_path / "local").read_bytes()

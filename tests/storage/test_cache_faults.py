@@ -17,7 +17,7 @@ from mlpkit.errors import StorageError
 from mlpkit.settings import Settings
 from mlpkit.storage.cache import FileCache
 from mlpkit.storage.index import Holds
-from tests.servers import Relay, wait_until
+from tests.servers import LONG, Relay, wait_until
 from tests.storage.conftest import OpenStorage
 
 
@@ -45,7 +45,7 @@ def _at_once(*calls: Callable[[], object]) -> list[BaseException]:
     raised: list[BaseException] = []
 
     def run(call: Callable[[], object]) -> None:
-        ready.wait(30)
+        ready.wait(LONG)
         try:
             call()
         except BaseException as error:
@@ -55,7 +55,7 @@ def _at_once(*calls: Callable[[], object]) -> list[BaseException]:
     for each in threads:
         each.start()
     for each in threads:
-        each.join(30)
+        each.join(LONG)
     return raised
 
 
@@ -114,7 +114,7 @@ def test_storage_that_is_closed_during_a_save_stays_closed(
         saving.start()
         wait_until(lambda: relay.count("PUT", "/k") == 1, "the save has begun")
         storage.close()
-    saving.join(30)
+    saving.join(LONG)
 
     assert not saving.is_alive()
     assert storage._made is None
@@ -157,11 +157,11 @@ def test_of_all_that_find_the_disk_full_at_the_same_moment_one_makes_place(tmp_p
     def fetch(number: int) -> Callable[[], object]:
         return lambda: cache.obtain(f"new {number}", subject=f"new {number}", source="s", make=fill_when_there_is_room)
 
-    with filelock.FileLock(tmp_path / "locks" / "eviction", timeout=10):
+    with filelock.FileLock(tmp_path / "locks" / "eviction", timeout=LONG):
         fetching = threading.Thread(target=lambda: _at_once(*map(fetch, range(crowd))))
         fetching.start()
         wait_until(lambda: waiting() == crowd, "all of them wait to evict")
-    fetching.join(30)
+    fetching.join(LONG)
 
     assert len(list((tmp_path / "entries").iterdir())) == 16 + crowd
     cache.close()

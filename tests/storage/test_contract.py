@@ -12,6 +12,7 @@ import pytest
 from mlpkit.errors import ArgumentError, ObjectNotFound, UnsafePath
 from mlpkit.settings import Settings
 from mlpkit.storage import Storage
+from tests.servers import LONG
 
 
 def _write(path: Path, content: bytes = b"content") -> Path:
@@ -237,7 +238,7 @@ def test_readers_see_the_old_object_or_the_new_one(storage: Storage, data: str, 
         storage.save(_write(tmp_path / "local", content), f"{data}/k")
     done.set()
     for each in readers:
-        each.join(30)
+        each.join(LONG)
 
     assert seen
     assert set(seen) <= set(contents)

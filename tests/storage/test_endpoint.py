@@ -15,7 +15,7 @@ import pytest
 from mlpkit.errors import SettingsError, StorageDenied, StorageError, StorageUnavailable
 from mlpkit.settings import Settings
 from mlpkit.storage import Manifest, Storage, open_storage, save_model
-from tests.servers import S3Server, refusing
+from tests.servers import LONG, S3Server, refusing
 from tests.storage.conftest import OpenStorage
 
 PAGE = b"<!doctype html><html><body>Welcome</body></html>"
@@ -146,7 +146,7 @@ def proxy_to(server: S3Server) -> Iterator[Proxy]:
             found.requests.append(self.requestline)
             found.credentials.add(self.headers["Proxy-Authorization"])
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            connection = http.client.HTTPConnection(server.endpoint, timeout=30)
+            connection = http.client.HTTPConnection(server.endpoint, timeout=LONG)
             path = "/" + self.path.split("/", 3)[3]
             connection.request(self.command, path, body, dict(self.headers.items()))
             answer = connection.getresponse()

@@ -17,7 +17,7 @@ import pytest
 from mlpkit.errors import SettingsError, StorageDenied, StorageError, StorageUnavailable
 from mlpkit.settings import Settings
 from mlpkit.storage import open_storage
-from tests.servers import Relay, S3Server, free_port, proxy_of, wait_until
+from tests.servers import LONG, Relay, S3Server, free_port, proxy_of, wait_until
 from tests.storage.conftest import SLACK, OpenStorage
 
 MIB = 1 << 20
@@ -75,7 +75,7 @@ def test_a_store_that_hangs_is_unavailable_within_the_time_out_and_well_again_af
             return storage.fetch(f"{s3_settings.data_bucket}/k").read_bytes() == b"content"
         return False
 
-    wait_until(is_well, "the store is used again", timeout=60)
+    wait_until(is_well, "the store is used again")
 
 
 def test_check_gives_up_after_three_seconds_whatever_the_time_out(
@@ -109,11 +109,11 @@ def test_a_large_upload_to_a_store_that_hangs_is_given_up(
         storage = opened(s3_settings.with_options(minio_host=watched.endpoint, storage_timeout=10.0))
         saving = threading.Thread(target=save)
         saving.start()
-        wait_until(lambda: watched.count("PUT", "partNumber=2") > 0, "parts are sent", timeout=60)
+        wait_until(lambda: watched.count("PUT", "partNumber=2") > 0, "parts are sent")
         process.send_signal(signal.SIGSTOP)
         began = time.monotonic()
         try:
-            saving.join(60)
+            saving.join(LONG)
         finally:
             process.send_signal(signal.SIGCONT)
     assert time.monotonic() - began < 12.5 + SLACK
@@ -149,7 +149,7 @@ def test_a_store_that_comes_back_in_time_is_waited_for(
     asking.start()
 
     with Relay(s3.endpoint, port=port):
-        asking.join(30)
+        asking.join(LONG)
 
     assert found == [False]
 
@@ -263,4 +263,4 @@ def test_opening_a_storage_imports_and_makes_nothing(tmp_path: Path) -> None:
         "assert not home.exists()\n"
         "assert not {'minio', 'urllib3'} & sys.modules.keys(), sorted(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "home")], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "home")], check=True, timeout=LONG)

@@ -12,7 +12,7 @@ import pytest
 
 from mlpkit.errors import StorageError, UnsafePath
 from mlpkit.settings import Settings
-from tests.servers import wait_until
+from tests.servers import LONG, wait_until
 from tests.storage.conftest import OpenStorage
 
 
@@ -98,13 +98,13 @@ def test_what_a_killed_save_has_left_goes_with_the_next_check_and_a_living_one_s
         file.truncate(4 << 30)
     saving = subprocess.Popen(command)
     try:
-        wait_until(lambda: any(half_written.iterdir()), "the save has begun", timeout=60)
+        wait_until(lambda: any(half_written.iterdir()), "the save has begun")
         wait_until(lambda: all(each.name.startswith("locked-") for each in half_written.iterdir()), "it is locked")
         storage.check()
         assert len(list(half_written.iterdir())) == 1
     finally:
         saving.kill()
-        saving.wait(10)
+        saving.wait(LONG)
     assert len(list(half_written.iterdir())) == 1
 
     storage.check()

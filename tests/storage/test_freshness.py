@@ -14,7 +14,7 @@ from mlpkit.settings import Settings, encode_settings
 from mlpkit.storage import Manifest, Storage, open_model, save_model
 from mlpkit.storage.copies import Freshness
 from mlpkit.storage.index import CacheIndex, Holds
-from tests.servers import Relay, S3Server, wait_until
+from tests.servers import LONG, Relay, S3Server, wait_until
 from tests.storage.conftest import OpenStorage
 
 _ELSEWHERE = """
@@ -53,7 +53,7 @@ def storage(trusting: Settings, opened: OpenStorage, tmp_path: Path) -> Storage:
 def _in_another_process(folder: Path, settings: Settings, method: str, *arguments: str) -> None:
     (folder / "settings.json").write_bytes(encode_settings(settings))
     command = [sys.executable, "-c", _ELSEWHERE, str(folder / "settings.json"), method, *arguments]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=LONG)
 
 
 def test_a_copy_that_was_checked_lately_is_served_without_a_request(storage: Storage, data: str, relay: Relay) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from mlpkit.errors import StorageError
 from mlpkit.storage.index import Holds
+from tests.servers import LONG
 
 ONE, OTHER, THIRD = (letter * 40 for letter in "abc")
 
@@ -106,7 +107,7 @@ def test_killed_process_holds_nothing_more(tmp_path: Path) -> None:
         assert process.stdout.readline() == b"held\n"
         assert everybodys(holds) == {ONE}
         process.send_signal(signal.SIGKILL)
-        process.wait(30)
+        process.wait(LONG)
     assert everybodys(holds) == set()
     holds.close()
 

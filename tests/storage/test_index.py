@@ -19,7 +19,7 @@ from mlpkit.settings import Settings, encode_settings
 from mlpkit.storage import open_storage
 from mlpkit.storage.cache import FileCache
 from mlpkit.storage.index import CacheIndex, Files, Holds
-from tests.servers import Relay, wait_until
+from tests.servers import LONG, Relay, wait_until
 from tests.storage.conftest import OpenStorage
 
 KIB = 1 << 10
@@ -50,7 +50,7 @@ def looks(tmp_path: Path) -> Callable[..., int]:
     def count(settings: Settings, folder: str, *paths: str) -> int:
         (tmp_path / "settings.json").write_bytes(encode_settings(settings))
         command = [sys.executable, "-c", _LOOKS, str(tmp_path / "settings.json"), folder, *paths]
-        return int(subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout)
+        return int(subprocess.run(command, check=True, timeout=LONG, capture_output=True, text=True).stdout)
 
     return count
 
@@ -180,7 +180,7 @@ def test_objects_of_a_folder_that_others_evict_while_it_is_fetched_are_not_count
         making, entries = settings.cache_path / "making", settings.cache_path / "entries"
         wait_until(lambda: any(entries.glob(early)) and any(making.glob(early)), "one object is there, and linked")
         hungry.release(hungry.fetch(f"{settings.data_bucket}/other"))
-    fetching.join(30)
+    fetching.join(LONG)
 
     assert _total(settings) == _held(settings)
 
@@ -263,10 +263,10 @@ def test_a_fetch_waits_for_others_that_evict(filled: Settings, opened: OpenStora
     last = _paths(filled, range(110, 111))[0]
     fetching = threading.Thread(target=lambda: storage.release(storage.fetch(last)))
 
-    with filelock.FileLock(filled.cache_path / "locks" / "eviction", timeout=10):
+    with filelock.FileLock(filled.cache_path / "locks" / "eviction", timeout=LONG):
         fetching.start()
         wait_until(lambda: _held(filled) == 111 * KIB, "it has been fetched")
-    fetching.join(30)
+    fetching.join(LONG)
 
     assert _held(filled) == 100 * KIB
 
@@ -310,7 +310,7 @@ def test_entries_that_come_and_go_while_the_index_is_made_again_are_counted(tmp_
     (tmp_path / "index.db").write_bytes(b"?" * 10_000)
     first.release(first.obtain("last", subject="last", source="s", make=_one_file))
     for thread in threads:
-        thread.join(60)
+        thread.join(LONG)
 
     held = {file.stat().st_ino: file.stat().st_size for file in (tmp_path / "entries").glob("*/files/*")}
     assert first.index.total() == sum(held.values())
@@ -361,13 +361,13 @@ def test_processes_that_fork_and_are_killed_leave_an_account_that_is_right(fille
     groups = [_paths(filled, range(start, start + 120)) for start in (0, 40, 80)]
     processes = [subprocess.Popen([*command, *paths]) for paths in groups]
     try:
-        wait_until(lambda: _held(filled) > 20 * KIB, "they fetch", timeout=60)
+        wait_until(lambda: _held(filled) > 20 * KIB, "they fetch")
         processes[0].kill()
-        assert [each.wait(120) for each in processes[1:]] == [0, 0]
+        assert [each.wait(LONG) for each in processes[1:]] == [0, 0]
     finally:
         for process in processes:
             process.kill()
-            process.wait(10)
+            process.wait(LONG)
 
     storage = open_storage(filled)
     storage.release(storage.fetch(f"{filled.data_bucket}/0"))

@@ -11,6 +11,7 @@ import pytest
 
 from mlpkit.settings import Settings, encode_settings
 from tests.conftest import Report
+from tests.servers import LONG
 
 MIB = 1 << 20
 SIZE = 256 * MIB
@@ -50,7 +51,7 @@ def test_memory_stays_flat_while_a_large_object_is_saved_and_fetched(
     command = [sys.executable, "-c", _GROWN, *files, f"{s3_settings.data_bucket}/large"]
 
     try:
-        done = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, timeout=LONG, capture_output=True, text=True)
     finally:
         (tmp_path / "large").unlink()
         shutil.rmtree(s3_settings.cache_path, ignore_errors=True)

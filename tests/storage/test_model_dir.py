@@ -31,7 +31,7 @@ from mlpkit.storage import (
     open_model,
     save_model,
 )
-from tests.servers import Relay, refusing, wait_until
+from tests.servers import LONG, Relay, refusing, wait_until
 from tests.storage.conftest import OpenStorage
 
 _SAVER = """
@@ -268,7 +268,7 @@ def _save_and_kill(settings: Settings, relay: Relay, tmp_path: Path, destination
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(LONG)
     assert process.returncode == -signal.SIGKILL
 
 
@@ -393,9 +393,9 @@ def test_model_that_is_deleted_while_it_is_stored_is_an_error_and_leaves_nothing
     saving = threading.Thread(target=save)
     with relay.slowed(20 << 20):
         saving.start()
-        wait_until(lambda: relay.count("PUT", "partNumber=") > 0, "parts are sent", timeout=60)
+        wait_until(lambda: relay.count("PUT", "partNumber=") > 0, "parts are sent")
         delete_model(storage, s3_settings, "m1")
-    saving.join(120)
+    saving.join(LONG)
 
     assert [str(error) for error in failed] == [f"the model {destination} was deleted while it was stored"]
     assert storage.list(destination) == []

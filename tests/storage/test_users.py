@@ -14,6 +14,7 @@ import pytest
 
 from mlpkit.settings import Settings, encode_settings
 from mlpkit.storage import open_storage
+from tests.servers import LONG
 
 _ONE, _OTHER, _GROUP = 65534, 54321, 54322
 
@@ -76,7 +77,7 @@ def _use(settings: Settings, folder: Path, user: int, umask: str, *numbers: int,
     written.write_bytes(encode_settings(settings.with_options(home=home)))
     paths = [f"ml-platform-data/{number}" for number in numbers]
     command = [sys.executable, "-c", _USES, str(user), str(group or user), umask, str(written), *paths]
-    done = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, timeout=LONG, capture_output=True, text=True)
     return Path(done.stdout.strip()), done.stderr
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.cli.conftest import MOOD, environment_of
+from tests.servers import LONG
 
 AUTHOR = """
 import mood
@@ -43,7 +44,7 @@ def test_an_author_s_tests_use_the_fixtures_in_every_import_mode(tmp_path: Path)
             env=environment_of(tmp_path / "home"),
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=LONG,
         )
         assert "3 passed" in ended.stdout, ended.stdout + ended.stderr
 
@@ -86,6 +87,6 @@ def test_an_app_in_a_test_file_is_found_by_the_training_process_though_no_path_l
         env=environment_of(tmp_path / "home"),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=LONG,
     )
     assert "1 passed" in ended.stdout, ended.stdout + ended.stderr

@@ -17,9 +17,9 @@ from mlpkit.log import LogOutput, configure
 from mlpkit.script import import_app
 from mlpkit.settings import Settings
 from mlpkit.training import Job, TrainingQueue
+from tests.servers import LONG
 
 _numbers = itertools.count()
-_LONGEST = 30.0
 
 
 class OpenQueue(Protocol):
@@ -91,7 +91,7 @@ def job(model_id: str, algorithm: str = "it", /, *, data: Any = None, extend: An
     )
 
 
-async def until(condition: Callable[[], bool], seconds: float = _LONGEST) -> None:
+async def until(condition: Callable[[], bool], seconds: float = LONG) -> None:
     """Waits for something that another process does."""
     with anyio.fail_after(seconds):
         while not condition():  # noqa: ASYNC110 - no event comes from there

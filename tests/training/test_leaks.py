@@ -12,7 +12,7 @@ from tests.acceptance.service import gone
 from tests.conftest import Report
 from tests.training.conftest import OpenQueue, end_of, job
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 JOBS = 200
 SCRIPT = """

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from mlpkit.processes.output import LineSplitter, LineStream
 from mlpkit.training.progress import BarLines, BarState, Progress, Snapshot, depth_of, read_bar
+from tests.servers import LONG
 
 
 def test_tracked_items_are_counted_with_an_estimate_of_the_rest() -> None:
@@ -75,7 +76,7 @@ def test_last_change_is_sent_although_nothing_follows_it() -> None:
     progress = Progress(sent.append)
     progress.update(0.1)
     progress.update(0.2)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + LONG
     while (not sent or sent[-1].fraction != 0.2) and time.monotonic() < deadline:
         time.sleep(0.01)
 

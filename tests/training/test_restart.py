@@ -20,6 +20,7 @@ import pytest
 from mlpkit.errors import SettingsError
 from mlpkit.training.journal import Journal
 from tests.acceptance.service import running_as
+from tests.servers import LONG
 from tests.training.conftest import OpenQueue, WriteScript, end_of, job, until
 
 SCRIPT = """
@@ -107,7 +108,7 @@ def service(home: Path, target: str, folder: Path, *ids: str) -> Iterator[subpro
 def pids(folder: Path, *model_ids: str) -> list[list[int]]:
     """The processes that have run each job, once every job has run."""
     files = [folder / f"{model_id}.pids" for model_id in model_ids]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + LONG
     while not all(each.exists() and each.read_text().endswith("\n") for each in files):
         assert time.monotonic() < deadline, "the jobs did not start"
         time.sleep(0.02)

@@ -14,6 +14,7 @@ from mlpkit.algorithm import LoadOptions, PredictOptions, TrainOptions
 from mlpkit.app import App
 from mlpkit.errors import DeclarationError
 from mlpkit.formats import KINDS
+from tests.servers import LONG
 
 
 def train(data: dict[str, Any]) -> str:
@@ -216,7 +217,7 @@ def test_importing_and_building_a_script_starts_nothing(tmp_path: Path) -> None:
     )
 
     done = subprocess.run(
-        [sys.executable, "-B", "-c", QUIET], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-B", "-c", QUIET], cwd=tmp_path, capture_output=True, text=True, timeout=LONG, check=False
     )
 
     assert (done.stdout, done.returncode) == ("quiet\n", 0), done.stderr

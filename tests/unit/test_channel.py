@@ -14,6 +14,7 @@ import uvloop
 
 from mlpkit.processes import channel as channel_module
 from mlpkit.processes.channel import AsyncChannel, BlockingChannel, Frames, Message, frame
+from tests.servers import LONG
 
 BIG = 8 << 20
 MESSAGES = [b"", b"a", b"hello", bytes(range(256)) * 3, b"\x00" * 10]
@@ -181,7 +182,7 @@ def test_a_blocking_end_and_one_on_a_loop_understand_each_other(loop: asyncio.Ab
         await here.until(lambda: here.closed == 1)
 
     loop.run_until_complete(main())
-    thread.join(10)
+    thread.join(LONG)
     assert not thread.is_alive()
 
 
@@ -198,7 +199,7 @@ def test_messages_of_many_threads_stay_whole() -> None:
         thread.start()
     found = [receiver.receive() for _ in range(200)]
     for thread in threads:
-        thread.join(10)
+        thread.join(LONG)
     sender.close()
 
     assert all(message is not None and message == bytes(message[:1]) * 5000 for message in found)

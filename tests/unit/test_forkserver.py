@@ -22,11 +22,12 @@ from mlpkit import start_folder
 from mlpkit.processes import Child, start_child
 from mlpkit.processes import child as process
 from mlpkit.processes.forkserver import ForkedChild, ForkServer, ForkServerGone
+from tests.servers import LONG
 from tests.unit.test_process import alive, into
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere children are fresh interpreters")
 
-WAIT = 20.0
+WAIT = LONG
 
 
 class Home:
@@ -265,7 +266,7 @@ def test_more_children_than_the_socket_holds_requests_are_all_started(home: Home
             await child.wait()
             child.channel.close()
 
-        await asyncio.wait_for(asyncio.gather(*[one() for _ in range(12)]), 60)
+        await asyncio.wait_for(asyncio.gather(*[one() for _ in range(12)]), LONG)
         assert lines == ["hello"] * 12
 
     asyncio.run(main())

@@ -27,6 +27,7 @@ from mlpkit.injection import (
     user_code,
     user_error,
 )
+from tests.servers import LONG
 
 
 @service()
@@ -517,7 +518,7 @@ def test_a_process_wide_dependency_is_made_once_also_by_threads() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(LONG)
 
     assert len(found) == 8
     assert len(set(map(id, found))) == 1

@@ -24,6 +24,7 @@ from mlpkit.log import (
 )
 from mlpkit.processes.output import LineSplitter
 from mlpkit.services import Log
+from tests.servers import LONG
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def test_lines_of_many_threads_are_whole() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(LONG)
     output.flush()
 
     lines = stream.getvalue().splitlines()
@@ -215,7 +216,7 @@ def test_a_handlers_log_carries_the_uuid_also_in_threads_of_its_own(written: io.
     log = Log("u7")
     thread = threading.Thread(target=lambda: log.info("read {} rows", 3))
     thread.start()
-    thread.join(10)
+    thread.join(LONG)
     with with_request_id("u8"):
         Log().warning("braces stay: {}")
     log.debug("d")

@@ -12,6 +12,7 @@ import pytest
 
 from mlpkit.log import LogLine
 from mlpkit.processes.output import line_of_pipe
+from tests.servers import LONG
 
 HARNESS = """
 import atexit, json, os, sys
@@ -32,7 +33,7 @@ capture_output(send, process="worker 1", on_redrawn=bars.append)
 def lines_of(folder: Path, script: str) -> list[LogLine]:
     """The lines that this script's process sends, and then those of its pipe."""
     (folder / "script.py").write_text(HARNESS + textwrap.dedent(script))
-    done = subprocess.run([sys.executable, "script.py"], cwd=folder, capture_output=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "script.py"], cwd=folder, capture_output=True, timeout=LONG, check=False)
     sent = [LogLine(*line) for line in json.loads((folder / "lines.json").read_bytes())]
     piped = [line_of_pipe(text.decode(), "pipe") for text in (done.stdout + done.stderr).split(b"\n") if text]
     return sent + piped
@@ -336,7 +337,7 @@ print("code", user_code(train))
 )
 def test_a_process_that_user_code_forks_ends_with_the_users_function(end: str, code: int) -> None:
     script = FORKING.replace("END", end)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=LONG, check=True)
 
     assert done.stdout == f"code {code}\n"
     assert ("ValueError: mine" in done.stderr, "words" in done.stderr) == ("mine" in end, "words" in end)

@@ -22,8 +22,9 @@ from mlpkit.log import LogLine
 from mlpkit.processes import AsyncChannel, Child, Exit, Message, start_child
 from mlpkit.processes.forkserver import ForkServer, ForkServerGone
 from mlpkit.processes.guard import guard as service_guard
+from tests.servers import LONG, SLACK
 
-WAIT = 20.0
+WAIT = LONG
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
@@ -61,7 +62,7 @@ class Modules:
         )
 
     def run(self, main: Callable[[], Awaitable[None]]) -> None:
-        self.loop.run_until_complete(asyncio.wait_for(main(), 60))
+        self.loop.run_until_complete(asyncio.wait_for(main(), LONG))
 
     async def line(self, start: str) -> str:
         """The rest of the first line that starts so."""
@@ -152,9 +153,9 @@ def test_a_child_is_asked_to_end_and_told_why_in_its_words(modules: Modules) -> 
         """)
         await modules.line("up")
         started = time.monotonic()
-        exit = await child.stop(10, "was cancelled")
+        exit = await child.stop(LONG, "was cancelled")
         assert (exit.code, exit.words) == (0, "was cancelled")
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < LONG
         await modules.line("asked")
 
     modules.run(main)
@@ -167,7 +168,7 @@ def test_a_child_that_will_not_end_is_killed_after_the_grace_with_its_grandchild
         grandchild = int(await modules.line("grandchild"))
         started = time.monotonic()
         exit = await child.stop(0.3, "was stopped")
-        assert 0.3 <= time.monotonic() - started < 5
+        assert 0.3 <= time.monotonic() - started < 5 * SLACK
         assert (exit.code, exit.words) == (-signal.SIGKILL, "was stopped")
         await until(lambda: None if alive(grandchild) else "gone")
 

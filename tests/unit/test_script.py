@@ -14,6 +14,7 @@ import pytest
 from mlpkit.app import App
 from mlpkit.errors import DeclarationError
 from mlpkit.script import import_app, target_of
+from tests.servers import LONG
 
 HEAD = """\
 from __future__ import annotations
@@ -495,7 +496,7 @@ def test_a_pickle_is_found_under_every_name_of_the_script(tmp_path: Path, folder
     file, module = str(Path(folder) / "senti.py"), f"{folder}/senti:app".strip("/").replace("/", ".")
 
     def python(*arguments: str) -> None:
-        subprocess.run([sys.executable, *arguments], cwd=here, check=True, timeout=100)
+        subprocess.run([sys.executable, *arguments], cwd=here, check=True, timeout=LONG)
 
     python(file, "as_main")
     python("../elsewhere/write.py", "as_file", file)
@@ -515,4 +516,4 @@ import json, algos.json
 assert json is not algos.json
 assert json.loads("1") == 1
 """
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=LONG)

@@ -14,6 +14,7 @@ import pytest
 
 from mlpkit.service import url_of
 from tests.impossible import impossible
+from tests.servers import LONG
 from tests.web.test_connection import everything
 from tests.web.test_uuid_and_log import the_line
 from tests.wire.replayer import Service
@@ -37,7 +38,7 @@ def loaded(either: Service) -> Service:
 
 @pytest.fixture
 def connected(loaded: Service) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", loaded.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", loaded.port), timeout=LONG) as connection:
         yield connection
 
 
@@ -96,7 +97,7 @@ def test_stock_java_client_is_answered(loaded: Service, tmp_path: Path) -> None:
     arguments = [f"http://127.0.0.1:{loaded.port}"]
     for path in ("/train", "/load", "/predict"):
         arguments += [path, json.dumps(BODIES[path])]
-    done = subprocess.run(["java", program, *arguments], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = subprocess.run(["java", program, *arguments], capture_output=True, text=True, timeout=LONG, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["status"] for line in done.stdout.splitlines()] == ["success"] * 3
 
@@ -104,7 +105,7 @@ def test_stock_java_client_is_answered(loaded: Service, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["/predict", "/load", "/train"])
 def test_compressed_body_is_refused_by_name(loaded: Service, path: str) -> None:
     body = gzip.compress(json.dumps(BODIES[path]).encode())
-    with socket.create_connection(("127.0.0.1", loaded.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", loaded.port), timeout=LONG) as connection:
         connection.sendall(head(path, b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)) + body)
         received = everything(connection)
     assert received.startswith(b"HTTP/1.1 400 ")

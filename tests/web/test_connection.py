@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
+from tests.servers import LONG
 from tests.web.conftest import ORIGIN, TOKEN
 from tests.web.test_uuid_and_log import the_line
 from tests.wire.replayer import Service
@@ -30,7 +31,7 @@ def echo(either: Service) -> Service:
 @pytest.fixture
 def connected(echo: Service) -> Iterator[socket.socket]:
     """A connection to it."""
-    with socket.create_connection(("127.0.0.1", echo.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", echo.port), timeout=LONG) as connection:
         yield connection
 
 
@@ -61,7 +62,7 @@ def labels(received: bytes) -> list[str]:
 
 def test_head_and_body_of_a_prediction_arrive_in_one_piece(plain: Service) -> None:
     plain.post("/load", '{"algorithm": "echo", "model_id": "e"}')
-    with socket.create_connection(("127.0.0.1", plain.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", plain.port), timeout=LONG) as connection:
         pieces_are_whole(connection)
 
 
@@ -110,7 +111,7 @@ def test_token_origin_and_limit_hold_for_predictions(strict: Service) -> None:
         (b"Authorization: Bearer no\r\n", "x", b"HTTP/1.1 401 Unauthorized\r\n"),
         (token, "x" * 11_000, b"HTTP/1.1 413 "),
     ]:
-        with socket.create_connection(("127.0.0.1", strict.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", strict.port), timeout=LONG) as connection:
             connection.sendall(prediction(sentence, more + CLOSE))
             received = everything(connection)
         assert received.startswith(line)
@@ -151,7 +152,7 @@ def test_an_idle_connection_keeps_nothing_of_its_last_prediction(echo: Service) 
     before = server.memory_info().rss
     with contextlib.ExitStack() as stack:
         for _ in range(count):
-            connection = stack.enter_context(socket.create_connection(("127.0.0.1", echo.port), timeout=20))
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", echo.port), timeout=LONG))
             connection.sendall(request)
             assert labels(answers(connection, 1)) == ["x"]
         grown = server.memory_info().rss - before
@@ -189,7 +190,7 @@ def test_prediction_leaves_a_line_in_the_log_and_a_count(echo: Service, connecte
 
 def test_a_caller_who_hangs_up_is_noted_soon(echo: Service) -> None:
     echo.post("/load", '{"algorithm": "slow", "model_id": "s"}')
-    with socket.create_connection(("127.0.0.1", echo.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", echo.port), timeout=LONG) as connection:
         slow = prediction("x", uuid="hung-up").replace(b'"model_id": "e"', b'"model_id": "s"')
         connection.sendall(slow.replace(b'{"sentence": "x"}', b'{"seconds": 1  } '))
     assert " 499 " in the_line(echo, "hung-up")
@@ -218,7 +219,7 @@ def test_head_that_differs_by_a_byte_is_another_request(echo: Service) -> None:
         (b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain000000\r\n", b"arg_error"),
         (b"PUT  /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n", b"405 "),
     ]:
-        with socket.create_connection(("127.0.0.1", echo.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", echo.port), timeout=LONG) as connection:
             connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
             received = connection.recv(1 << 16)
             while not received.endswith(b"}"):
@@ -230,7 +231,7 @@ def test_token_is_asked_for_each_time_on_one_connection_too(strict: Service) -> 
     token = b"Authorization: Bearer %b\r\n" % TOKEN.encode()
     strict.post("/load", '{"algorithm": "echo", "model_id": "e"}', Authorization=f"Bearer {TOKEN}")
     for more in (token, token, token[:-3] + b"\r\n", token):
-        with socket.create_connection(("127.0.0.1", strict.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", strict.port), timeout=LONG) as connection:
             connection.sendall(prediction("x", more))
             assert (b" 200 OK" in connection.recv(1 << 16)) == (more == token)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.servers import LONG
 from tests.wire.replayer import Answer, Service
 
 
@@ -34,20 +35,20 @@ def test_a_stopping_service_ends_what_runs_and_refuses_what_is_new(stopping: Ser
         assert (answer.status, answer.json["status"]) == (200, "fail")
         assert "stopping" in answer.json["message"]
     assert "internal error" not in stopping.get("/status?algorithm=echo&model_id=x").text
-    running.join(20)
+    running.join(LONG)
     assert answers[0].json["data"]["predictions"] == [{"label": True, "score": 100}]
     assert stopping.wait() == 0
 
 
 def until_in_flight(service: Service) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + LONG
     while service.get("/models").json["data"]["models"][0]["in_flight"] == 0:
         assert time.monotonic() < end
         time.sleep(0.02)
 
 
 def until_not_ready(service: Service) -> list[str]:
-    end = time.monotonic() + 10
+    end = time.monotonic() + LONG
     while (answer := service.get("/health/ready")).status == 200:
         assert time.monotonic() < end
         time.sleep(0.02)

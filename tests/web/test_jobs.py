@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.servers import LONG
 from tests.wire.replayer import Service
 
 
@@ -20,7 +21,7 @@ def train(service: Service, algorithm: str = "echo", parameter: str = "{}") -> s
 
 def job_in(service: Service, model_id: str, *states: str) -> dict[str, Any]:
     """The job, when it is in one of the states."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + LONG
     while True:
         job: dict[str, Any] = service.get(f"/jobs/{model_id}").json["data"]
         if job["state"] in states:

@@ -7,6 +7,7 @@ import socket
 import time
 from pathlib import Path
 
+from tests.servers import LONG
 from tests.wire.replayer import Service
 
 MOST_FILES = 17
@@ -23,7 +24,7 @@ def test_plain_prediction_takes_few_functions_of_few_files(tmp_path: Path) -> No
     )
     try:
         assert service.post("/load", '{"algorithm": "traced", "model_id": "m"}').json == {"status": "success"}
-        with socket.create_connection(("127.0.0.1", service.port), timeout=20) as connection:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=LONG) as connection:
             windows = [window_of_one(connection) for _ in range(REQUESTS)]
         paths = [path_between(tmp_path, *window) for window in windows]
     finally:

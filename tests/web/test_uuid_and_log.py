@@ -6,12 +6,13 @@ import re
 import time
 from typing import Any
 
+from tests.servers import LONG
 from tests.wire.replayer import Service
 
 
 def the_line(service: Service, wanted: str) -> str:
     """The line of the log that holds `wanted`, which may take a moment to be written."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + LONG
     while time.monotonic() < end:
         for line in service.log().splitlines():
             if wanted in line and " access | " in line:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.secret import files_with_secrets
+from tests.servers import LONG
 
 HERE = Path(__file__).parent
 PROFILES: dict[str, dict[str, str]] = {
@@ -39,7 +40,7 @@ PROFILES: dict[str, dict[str, str]] = {
 
 _ENVIRONMENT = {"CONNECT_KAFKA": "false", "CHECKER_START": "false", "MLP_CLIENT_MODE": "standalone"}
 _COMMAND = ("-m", "mlpkit", "run", "wire_algorithms:app")
-_START_TIMEOUT, _STOP_TIMEOUT, _ANSWER_TIMEOUT = 60.0, 20.0, 20.0
+_START_TIMEOUT, _STOP_TIMEOUT, _ANSWER_TIMEOUT = LONG, LONG, LONG
 _HOLES = {"<generated id>": r"[0-9a-f]{32}_[0-9]{14}", "<trace>": r"(?s:.*)"}
 _ANY_NUMBER = ("<worker index>", "<int>", "<float>")
 Variables = dict[str, str]
