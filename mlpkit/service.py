@@ -11,8 +11,10 @@ import contextlib
 import errno
 import gc
 import math
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -199,7 +201,7 @@ def asgi(app: App) -> ASGIApp:
 async def _live(app: App, settings: Settings, service: list[Service], receive: Receive, send: Send) -> None:
     await receive()
     try:
-        log = configure(level=settings.log_level, format=settings.log_format)
+        log = configure(level=settings.log_level, format=settings.log_format, waits=False)
         _log_environment()
         opened = await Service(app, settings, log).__aenter__()
     except Exception as error:
@@ -228,7 +230,7 @@ def serve(
     """
     _check_address(host, port)
     chosen = (settings or load_settings()).with_options(workers=workers)
-    log = configure(level=chosen.log_level, format=chosen.log_format)
+    log = configure(level=chosen.log_level, format=chosen.log_format, waits=False)
     _log_environment()
     _run(_serve(app, chosen, log, host, port))
 
@@ -300,6 +302,10 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         try:
             await super().startup()
+            # uvicorn takes SIGINT and SIGTERM; a terminal that is closed must drain too. nohup has SIGHUP ignored.
+            in_main_thread = threading.current_thread() is threading.main_thread()
+            if in_main_thread and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                self._loop.add_signal_handler(signal.SIGHUP, self._stop)
         except SystemExit:
             # uvicorn has logged the system's own words.
             place = f"{self.config.host}:{self.config.port}"

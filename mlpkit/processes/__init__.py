@@ -10,10 +10,12 @@ from mlpkit.processes.child import (
     prepare,
     start_child,
 )
+from mlpkit.processes.cpus import THREAD_SETTINGS, thread_settings
 from mlpkit.processes.output import LineStream, capture_output, flush_streams, name_requests_in_loguru
 
 __all__ = [
     "LONG",
+    "THREAD_SETTINGS",
     "AsyncChannel",
     "BlockingChannel",
     "Child",
@@ -28,4 +30,5 @@ __all__ = [
     "name_requests_in_loguru",
     "prepare",
     "start_child",
+    "thread_settings",
 ]

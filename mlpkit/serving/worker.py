@@ -18,7 +18,7 @@ import msgspec
 from mlpkit.app import App
 from mlpkit.errors import ArgumentError, MlpkitError, TimeLimitExceeded, WorkerLost, WorkerNotReady
 from mlpkit.log import LogOutput
-from mlpkit.processes import LONG, AsyncChannel, Child, Message, start_child
+from mlpkit.processes import LONG, AsyncChannel, Child, Message, start_child, thread_settings
 from mlpkit.script import absolute_search_path
 from mlpkit.serving.messages import (
     Broken,
@@ -132,7 +132,12 @@ class ProcessWorker:
 
     async def start(self) -> None:
         self._started = asyncio.get_running_loop().create_future()
-        self._child = await start_child("mlpkit.serving", on_lines=self._log.write_all, process=self.name)
+        self._child = await start_child(
+            "mlpkit.serving",
+            on_lines=self._log.write_all,
+            process=self.name,
+            environment=thread_settings(self._settings.workers + self._settings.train_task_num),
+        )
         self._channel = await AsyncChannel.connect(self._child.channel, self._on_messages, self._on_close)
         settings = encode_settings(self._settings)
         search_path = absolute_search_path()

@@ -32,6 +32,7 @@ from mlpkit.algorithm import TrainOptions
 from mlpkit.errors import ArgumentError, MlpkitError
 from mlpkit.log import LogLine, logger, printable, with_request_id
 from mlpkit.processes import (
+    THREAD_SETTINGS,
     AsyncChannel,
     BlockingChannel,
     Child,
@@ -42,6 +43,7 @@ from mlpkit.processes import (
     flush_streams,
     leave_signals_to_the_server,
     start_child,
+    thread_settings,
 )
 from mlpkit.script import absolute_search_path, import_app
 from mlpkit.settings import Settings, decode_settings, encode_settings
@@ -70,13 +72,6 @@ _STREAMS = ("stdout:0", "stderr:0")
 _OUT = "out"
 _BEGUN = "begun"
 _TRAINED = "trained.json"
-_THREADS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
 
 
 class StartTraining(msgspec.Struct, frozen=True, array_like=True):
@@ -415,9 +410,9 @@ class _JobProcess:
         )
 
     def _environment(self) -> dict[str, str]:
-        environment = {}
+        environment = thread_settings(self._settings.workers + self._settings.train_task_num)
         if self._options.cpus is not None:
-            environment.update(dict.fromkeys(_THREADS, str(self._options.cpus)))
+            environment.update(dict.fromkeys(THREAD_SETTINGS, str(self._options.cpus)))
         if self._devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices)
         return environment

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
+import os
 import threading
+import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from loguru import logger
@@ -132,6 +136,46 @@ def test_a_stream_that_is_gone_disturbs_nobody() -> None:
     stream.close()
 
     LogOutput(stream).write(LogLine(0, "INFO", "unheard"))
+
+
+def test_a_log_that_nobody_reads_stops_nobody_and_counts_what_it_drops() -> None:
+    read, write = os.pipe()
+    output = LogOutput(write, lambda record: record.message + "\n", waits=False)
+    started = time.monotonic()
+    for number in range(40_000):
+        output.write(LogLine(0, "INFO", f"line {number} {'x' * 50}"))
+    assert time.monotonic() - started < 20
+
+    found = bytearray()
+    os.set_blocking(read, False)
+    for _ in range(1000):
+        output.flush()
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(read, 1 << 16):
+                found += chunk
+        if b"were dropped here" in found:
+            break
+    output.close()
+    lines = found.decode().splitlines()
+    kept = [line for line in lines if line.startswith("line ")]
+    (notice,) = (line for line in lines if "were dropped here" in line)
+    assert len(kept) + int(notice.split()[0].replace(",", "")) == 40_000
+    assert kept == [f"line {number} {'x' * 50}" for number in range(len(kept))]
+    os.close(read)
+    os.close(write)
+
+
+def test_closing_a_log_that_nobody_reads_ends(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    output = LogOutput(write, waits=False)
+    for _ in range(100):
+        output.write(LogLine(0, "INFO", "x" * 10_000))
+    started = time.monotonic()
+    output.close()
+    assert time.monotonic() - started < 5
+    os.close(read)
+    output.write(LogLine(0, "INFO", "to nobody"))
+    os.close(write)
 
 
 def test_lines_below_the_level_are_left_out() -> None:
