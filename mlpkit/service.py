@@ -39,7 +39,7 @@ from mlpkit.web import Application, Dependencies, ServiceState, connections
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from mlpkit.platform.cluster import Cluster
+    from mlpkit.platform.cluster import ReplicaSync
 
 _FLUSH_SECONDS = 0.05
 """How long a line of the access log may wait for company."""
@@ -340,11 +340,11 @@ def url_of(address: tuple[Any, ...]) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _open_cluster(app: App, settings: Settings, models: Models, training: TrainingQueue) -> Cluster:
+def _open_cluster(app: App, settings: Settings, models: Models, training: TrainingQueue) -> ReplicaSync:
     try:
-        from mlpkit.platform.cluster import Cluster
+        from mlpkit.platform.cluster import ReplicaSync
 
-        return Cluster(settings, app.build(), models, training)
+        return ReplicaSync(settings, app.build(), models, training)
     except ModuleNotFoundError as error:
         raise SettingsError(
             f"MLP_CLIENT_MODE=cluster needs the package {error.name}: pip install 'mlpkit[sql]'"

@@ -1,6 +1,6 @@
 """What mlpkit knows of the platform around it: the machine it runs on, and the database that replicas share.
 
-`Cluster`, the front door to that database, is in `mlpkit.platform.cluster`, which imports SQLAlchemy.
+`ReplicaSync`, the front door to that database, is in `mlpkit.platform.cluster`, which imports SQLAlchemy.
 """
 
 from mlpkit.platform.node import node_info

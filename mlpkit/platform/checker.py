@@ -20,20 +20,22 @@ from mlpkit.errors import DatabaseError, JournalError, MlpkitError, ServiceStopp
 from mlpkit.log import logger, with_request_id
 from mlpkit.platform.database import Change, Database
 from mlpkit.platform.notes import FollowedModel, Notes
-from mlpkit.platform.rows import Complaints, checked
+from mlpkit.platform.rows import RowProblems, checked
 from mlpkit.serving import Models
 
 Start = Callable[..., object]
 """Starts a coroutine function with its arguments as a task."""
 
 _AT_ONCE = 8
+_COUNTED = (10, 100, 1000, 10_000)
+"""After how many failures of one row in a row a further line is logged: the first is an error, these are its count."""
 _LONGEST_RETRY = 300.0
 _SAME_SECOND = 1.0
 """For so many seconds after a change the rows are read again: a second change may carry the same instant."""
 
 
 @dataclass(eq=False)
-class Wish:
+class DesiredModel:
     """What the table wants of a model, and how far this replica is.
 
     `since` is when this replica heard of it, `next_try` when it tries again after a failure; both are in seconds since
@@ -70,6 +72,7 @@ class Wish:
             self.since = time.time()
             # Only its own change: a model that fails keeps its pause if other rows change.
             self.due = 0.0
+            self.failures = 0
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,12 @@ class Checker:
         self._database, self._notes, self._models = database, notes, models
         self._algorithms, self._period = list(algorithms), period
         self._seen: dict[str, _Seen] = {}
-        self._wishes: dict[str, Wish] = {}
+        self._desired: dict[str, DesiredModel] = {}
         self._noted: dict[str, FollowedModel] = {}
         self._limiter = anyio.CapacityLimiter(_AT_ONCE)
         self._starting = "the models have not been compared with the database yet"
         self._scope = anyio.CancelScope()
-        self.complaints = Complaints()
+        self.row_problems = RowProblems()
         self.looked: float | None = None
         """When the database was asked last and answered, in seconds since the epoch."""
 
@@ -103,14 +106,14 @@ class Checker:
         """Why this replica may lack models that others have; nothing once the first look has been acted on."""
         return [self._starting] if self._starting else []
 
-    def wishes(self) -> list[Wish]:
+    def desired_models(self) -> list[DesiredModel]:
         """What the table wants of this replica, and what it has ceased to want and is still here."""
-        return list(self._wishes.values())
+        return list(self._desired.values())
 
     def disown(self, model_id: str) -> None:
         """Takes note that the table has just been told not to want the model."""
-        if (wish := self._wishes.get(model_id)) is not None:
-            wish.change(wanted=False, algorithm=wish.algorithm, path=wish.path)
+        if (desired := self._desired.get(model_id)) is not None:
+            desired.change(wanted=False, algorithm=desired.algorithm, path=desired.path)
 
     async def run(self) -> None:
         """Looks and acts every period, until `stop`."""
@@ -137,7 +140,7 @@ class Checker:
         self._noted = {each.model_id: each for each in followed}
         for each in followed:
             if each.algorithm in self._algorithms:
-                self._wishes[each.model_id] = Wish(
+                self._desired[each.model_id] = DesiredModel(
                     each.model_id, each.algorithm, each.path, since=time.time(), loaded_from=each.path or ""
                 )
 
@@ -170,14 +173,14 @@ class Checker:
             return
         rows = await self._database.wanted(stale)
         foreign = await self._database.foreign(self._algorithms)
-        models = checked(rows, stale, self.complaints)
-        self.complaints.hear_foreign(foreign, rows, self._algorithms)
+        models = checked(rows, stale, self.row_problems)
+        self.row_problems.update_foreign(foreign, rows, self._algorithms)
         for model in models.values():
-            wish = self._wishes.setdefault(model.model_id, Wish(model.model_id, "", None))
-            wish.change(wanted=True, algorithm=model.algorithm, path=model.path)
-        for wish in self._wishes.values():
-            if wish.algorithm in stale and wish.model_id not in models:
-                wish.change(wanted=False, algorithm=wish.algorithm, path=wish.path)
+            desired = self._desired.setdefault(model.model_id, DesiredModel(model.model_id, "", None))
+            desired.change(wanted=True, algorithm=model.algorithm, path=model.path)
+        for desired in self._desired.values():
+            if desired.algorithm in stale and desired.model_id not in models:
+                desired.change(wanted=False, algorithm=desired.algorithm, path=desired.path)
         self._seen.update(seen)
 
     def _see(self, name: str, change: Change, now: float) -> _Seen:
@@ -191,68 +194,77 @@ class Checker:
 
     def _begin(self, start: Start) -> list[asyncio.Event]:
         begun = []
-        for wish in list(self._wishes.values()):
-            if wish.busy or time.monotonic() < wish.due:
+        for desired in list(self._desired.values()):
+            if desired.busy or time.monotonic() < desired.due:
                 continue
-            if wish.wanted and self._models.algorithm_of(wish.model_id) == wish.algorithm and not wish.has_moved:
+            if (
+                desired.wanted
+                and self._models.algorithm_of(desired.model_id) == desired.algorithm
+                and not desired.has_moved
+            ):
                 # A model that `/load` brought here is followed from now on.
-                wish.loaded_from, wish.error, wish.failures = wish.path or "", "", 0
+                desired.loaded_from, desired.error, desired.failures = desired.path or "", "", 0
             else:
-                wish.busy = True
+                desired.busy = True
                 begun.append(asyncio.Event())
-                start(self._change, wish, begun[-1])
+                start(self._change, desired, begun[-1])
         return begun
 
-    async def _change(self, wish: Wish, done: asyncio.Event) -> None:
+    async def _change(self, desired: DesiredModel, done: asyncio.Event) -> None:
         try:
             async with self._limiter:
                 with with_request_id("checker"):
-                    await self._fulfil(wish)
+                    await self._fulfil(desired)
         except ServiceStopping:
             pass
         except MlpkitError as error:
-            self._note_failure(wish, str(error))
+            self._note_failure(desired, str(error))
         except Exception as error:
-            logger.exception("model {!r} could not be made what the database wants", wish.model_id)
-            self._note_failure(wish, repr(error))
+            logger.exception("model {!r} could not be made what the database wants", desired.model_id)
+            self._note_failure(desired, repr(error))
         else:
-            wish.error, wish.failures = "", 0
+            desired.error, desired.failures = "", 0
         finally:
-            wish.busy = False
+            desired.busy = False
             done.set()
 
-    async def _fulfil(self, wish: Wish) -> None:
-        algorithm, path, wanted = wish.algorithm, wish.path, wish.wanted
-        here = self._models.algorithm_of(wish.model_id)
-        if not wanted or (here is not None and (here != algorithm or wish.has_moved)):
+    async def _fulfil(self, desired: DesiredModel) -> None:
+        algorithm, path, wanted = desired.algorithm, desired.path, desired.wanted
+        here = self._models.algorithm_of(desired.model_id)
+        if not wanted or (here is not None and (here != algorithm or desired.has_moved)):
             # Also where it is not loaded yet: a service that starts may be about to bring it back.
-            await self._models.unload(wish.model_id)
-            wish.loaded_from = None
+            await self._models.unload(desired.model_id)
+            desired.loaded_from = None
         if wanted:
-            await self._models.load(algorithm, wish.model_id, path)
-            wish.loaded_from = path or ""
-        elif not wish.wanted:
-            del self._wishes[wish.model_id]
+            await self._models.load(algorithm, desired.model_id, path)
+            desired.loaded_from = path or ""
+        elif not desired.wanted:
+            del self._desired[desired.model_id]
 
-    def _note_failure(self, wish: Wish, error: str) -> None:
-        wish.failures += 1
-        pause = min(_LONGEST_RETRY, self._period * 2 ** min(wish.failures - 1, 20))
-        wish.due = time.monotonic() + pause
-        if error != wish.error:
-            verb = "loaded" if wish.wanted else "unloaded"
+    def _note_failure(self, desired: DesiredModel, error: str) -> None:
+        desired.failures += 1
+        pause = min(_LONGEST_RETRY, self._period * 2 ** min(desired.failures - 1, 20))
+        desired.due = time.monotonic() + pause
+        verb = "loaded" if desired.wanted else "unloaded"
+        if desired.failures == 1:
             logger.error(
                 "model {!r} of {} is to be {} and was not: {}; it is tried again, next in {:g} s",
-                *(wish.model_id, wish.algorithm, verb, error, pause),
+                *(desired.model_id, desired.algorithm, verb, error, pause),
             )
-        wish.error = error
+        elif desired.failures in _COUNTED:
+            logger.warning(
+                "model {!r} of {} could not be {} {} times, the last time: {}",
+                *(desired.model_id, desired.algorithm, verb, desired.failures, error),
+            )
+        desired.error = error
 
     async def _write_notes(self) -> None:
         """Puts on disk what this replica loads for the table: a later run may then unload it."""
         now = {
-            wish.model_id: FollowedModel(
-                wish.model_id, wish.algorithm, wish.loaded_from if wish.has_moved else wish.path
+            desired.model_id: FollowedModel(
+                desired.model_id, desired.algorithm, desired.loaded_from if desired.has_moved else desired.path
             )
-            for wish in self._wishes.values()
+            for desired in self._desired.values()
         }
         add = [each for model_id, each in now.items() if self._noted.get(model_id) != each]
         remove = self._noted.keys() - now.keys()

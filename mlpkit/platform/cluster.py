@@ -13,16 +13,16 @@ import anyio.to_thread
 
 from mlpkit.algorithm import Algorithm
 from mlpkit.log import logger
-from mlpkit.platform.checker import Checker, Wish
+from mlpkit.platform.checker import Checker, DesiredModel
 from mlpkit.platform.database import Database
 from mlpkit.platform.notes import Notes
-from mlpkit.platform.reports import Reports
+from mlpkit.platform.outbox import StatusOutbox
 from mlpkit.serving import Models
 from mlpkit.settings import Settings
 from mlpkit.training import Job, TrainingQueue
 
 
-class Cluster:
+class ReplicaSync:
     """What a replica has to do with the platform's database. Opened and closed once; used on one event loop."""
 
     def __init__(
@@ -42,9 +42,9 @@ class Cluster:
         if self._settings.db_type != "sqlite" and not self._settings.db_password:
             logger.warning("DB_PASS is not set: the database must let {} in without a password", self._settings.db_user)
         self._notes = await anyio.to_thread.run_sync(Notes, self._settings.home)
-        self._reports = Reports(self._database, self._notes, announce=self._leads)
-        self._training.on_end = self._reports.end
-        await self._reports.open(self._training.job)
+        self._outbox = StatusOutbox(self._database, self._notes, announce=self._leads)
+        self._training.on_end = self._outbox.end
+        await self._outbox.open(self._training.job)
         if self._settings.checker:
             self._checker = Checker(
                 self._database, self._notes, self._models, self._algorithms, self._settings.checker_period
@@ -53,7 +53,7 @@ class Cluster:
     async def run(self) -> None:
         """Follows the table and reports to it, until it is cancelled."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._reports.run)
+            tasks.start_soon(self._outbox.run)
             if self._checker is not None:
                 tasks.start_soon(self._checker.run)
 
@@ -64,8 +64,8 @@ class Cluster:
 
     async def close(self) -> None:
         """Tries once to write what the table has not heard of, within the time-out; the rest stays on disk."""
-        await self._reports.flush(everything=True)
-        if waiting := self._reports.waiting():
+        await self._outbox.flush(everything=True)
+        if waiting := self._outbox.waiting():
             logger.warning("{} trainings ended and the database does not know: the next start writes it", waiting)
         self._notes.close()
         self._database.close()
@@ -77,11 +77,11 @@ class Cluster:
     def warnings(self) -> list[str]:
         """What is wrong although requests can be answered: the database, rows of the table, models that do not load."""
         found = self._database.problems()
-        if waiting := self._reports.waiting():
+        if waiting := self._outbox.waiting():
             found.append(f"the ends of {waiting} trainings are still to be written into the database")
         if self._checker is not None:
-            found += self._checker.complaints.listed()
-            failing = [wish.model_id for wish in self._checker.wishes() if wish.error]
+            found += self._checker.row_problems.listed()
+            failing = [desired.model_id for desired in self._checker.desired_models() if desired.error]
             if failing:
                 found.append(
                     f"{len(failing)} models are not what the database wants, such as [{failing[0]}]: see /models"
@@ -102,7 +102,7 @@ class Cluster:
         Raises:
             JournalError: the home cannot be written.
         """
-        return self._reports.expected(job)
+        return self._outbox.expected(job)
 
     async def announce_load(self, model_id: str, path: str | None) -> None:
         """Where this replica leads: makes all others load a model that is loaded here.
@@ -126,9 +126,9 @@ class Cluster:
                 self._checker.disown(model_id)
 
     @property
-    def wishes(self) -> list[Wish] | None:
+    def desired_models(self) -> list[DesiredModel] | None:
         """What the table wants of this replica, by model; None where it does not follow the table."""
-        return self._checker.wishes() if self._checker is not None else None
+        return self._checker.desired_models() if self._checker is not None else None
 
     @property
     def looked(self) -> float | None:
@@ -136,4 +136,4 @@ class Cluster:
         return self._checker.looked if self._checker is not None else None
 
 
-__all__ = ["Cluster", "Wish"]
+__all__ = ["DesiredModel", "ReplicaSync"]

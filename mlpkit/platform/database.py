@@ -36,8 +36,8 @@ _DRIVERS = {
 _PORTS = {"mysql": 3306, "postgresql": 5432, "mssql": 1433}
 _WORDS = {"active": "completed", "inactive": "completed", "error": "error"}
 
-Change = tuple[object, int]
-"""The newest instant at which an algorithm's models changed, and how many are noted: compared for equality only."""
+Change = tuple[tuple[object, int], ...]
+"""When an algorithm's models changed, newest first, and how often each instant is noted; only compared."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,10 @@ class Database:
         """When the models of each algorithm changed last; an algorithm that nobody ever noted is missing."""
 
         def ask(connection: Connection) -> dict[str, Change]:
-            rows = connection.execute(self._tables.changes(algorithms))
-            return {name: (newest, count) for name, newest, count in rows if newest is not None}
+            found: dict[str, Change] = {}
+            for name, instant, count in connection.execute(self._tables.changes(algorithms)):
+                found[name] = (*found.get(name, ()), (instant, count))
+            return found
 
         return await self._call("read what has changed", ask)
 

@@ -21,7 +21,7 @@ class CheckedModel:
     path: str | None
 
 
-class Complaints:
+class RowProblems:
     """What is wrong with the rows, by algorithm; a complaint is logged when it is new."""
 
     def __init__(self) -> None:
@@ -29,10 +29,10 @@ class Complaints:
         self._foreign: set[str | None] = set()
 
     def listed(self) -> list[str]:
-        """The complaints of today, at most some of each algorithm."""
+        """The row_problems of today, at most some of each algorithm."""
         return [each for rows in self._rows.values() for each in rows[:_MOST_LOGGED]]
 
-    def hear(self, algorithm: str, rows: Iterable[str]) -> None:
+    def update(self, algorithm: str, rows: Iterable[str]) -> None:
         """Replaces what was wrong with the rows of an algorithm."""
         before, now = set(self._rows.get(algorithm, ())), list(dict.fromkeys(rows))
         new = [each for each in now if each not in before]
@@ -42,7 +42,7 @@ class Complaints:
             logger.warning("{} more rows of algorithm [{}] cannot be used", len(new) - _MOST_LOGGED, algorithm)
         self._rows[algorithm] = now
 
-    def hear_foreign(
+    def update_foreign(
         self, counts: Mapping[str | None, int], rows: Iterable[WantedModel], algorithms: Collection[str]
     ) -> None:
         """Takes note of models that are to be loaded by an algorithm that is not here, or by none."""
@@ -59,7 +59,9 @@ class Complaints:
         self._foreign = found
 
 
-def checked(rows: Iterable[WantedModel], algorithms: Iterable[str], complaints: Complaints) -> dict[str, CheckedModel]:
+def checked(
+    rows: Iterable[WantedModel], algorithms: Iterable[str], row_problems: RowProblems
+) -> dict[str, CheckedModel]:
     """The models of these algorithms by id; of two rows with one id the first counts."""
     found: dict[str, CheckedModel] = {}
     wrong: dict[str, list[str]] = {name: [] for name in algorithms}
@@ -73,7 +75,7 @@ def checked(rows: Iterable[WantedModel], algorithms: Iterable[str], complaints: 
             model_id = str(row.model_id)
             found[model_id] = CheckedModel(row.algorithm, model_id, row.path)
     for algorithm, problems in wrong.items():
-        complaints.hear(algorithm, problems)
+        row_problems.update(algorithm, problems)
     return found
 
 

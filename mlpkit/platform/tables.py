@@ -31,6 +31,8 @@ from sqlalchemy.types import NullType
 from mlpkit.settings import DATABASE_NAMES, Settings
 
 _DEFAULT_SCHEMA = {"mssql": "ml_platform"}
+_MOST_INSTANTS = 1000
+"""How many instants are compared: an instant in the future must not hide the changes of other rows."""
 _WITH_SCHEMA = ("mssql", "postgresql")
 
 
@@ -69,13 +71,17 @@ class Tables:
         )
 
     def changes(self, algorithms: Iterable[str]) -> Select[Any]:
-        """algorithm, newest load_time, number of them; the instant as the driver gives it, to be compared only."""
+        """algorithm, load_time and number of rows with both, newest first, at most `_MOST_INSTANTS`.
+
+        The instant is as the driver gives it, only to be compared.
+        """
         record = self.record.c
-        newest = type_coerce(func.max(record.load_time), NullType())
         return (
-            select(record.algorithm, newest, func.count(record.load_time))
-            .where(record.algorithm.in_(list(algorithms)))
-            .group_by(record.algorithm)
+            select(record.algorithm, type_coerce(record.load_time, NullType()), func.count())
+            .where(record.algorithm.in_(list(algorithms)), record.load_time.is_not(None))
+            .group_by(record.algorithm, record.load_time)
+            .order_by(record.load_time.desc(), record.algorithm)
+            .limit(_MOST_INSTANTS)
         )
 
     def wanted(self, algorithms: Iterable[str]) -> Select[Any]:

@@ -9,7 +9,7 @@ import anyio
 import msgspec
 from anyio import to_thread
 
-from mlpkit.errors import AlgorithmNotFound, ObjectNotFound, TimeLimitExceeded, UserCodeError
+from mlpkit.errors import AlgorithmNotFound, DatabaseError, ObjectNotFound, TimeLimitExceeded, UserCodeError
 from mlpkit.injection import NULL
 from mlpkit.storage import delete_model
 from mlpkit.training import LONGEST_ID, Job, check_job, new_model_id
@@ -86,9 +86,16 @@ class AlgorithmRoutes:
         extend = arguments.object("extend")
         if extend != NULL:
             extend = _with_peer(extend, request.context.peer)
+        was_here = self._models.algorithm_of(model_id) is not None
         await self._models.load(algorithm.name, model_id, path, extend, request.context.caller_uuid)
         if self._cluster is not None:
-            await self._cluster.announce_load(model_id, path)
+            try:
+                await self._cluster.announce_load(model_id, path)
+            except DatabaseError:
+                # The answer says that the load failed, so it must not stay on this replica alone.
+                if not was_here:
+                    await self._models.unload(model_id)
+                raise
         return success()
 
     async def unload(self, request: Request) -> HttpResponse:

@@ -15,7 +15,7 @@ from mlpkit.web.request import HttpResponse, success
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mlpkit.platform.cluster import Wish
+    from mlpkit.platform.cluster import DesiredModel
     from mlpkit.training import Job
     from mlpkit.web.routes import Dependencies, Request
 
@@ -68,11 +68,11 @@ class JobRoutes:
     async def models(self, request: Request) -> HttpResponse:
         """The models that are loaded, or should be; in cluster mode beside what the database wants."""
         listed = msgspec.to_builtins(self._models.listed(), str_keys=True)
-        wishes = self._cluster.wishes if self._cluster is not None else None
-        if self._cluster is None or wishes is None:
+        desired_models = self._cluster.desired_models if self._cluster is not None else None
+        if self._cluster is None or desired_models is None:
             return success({"models": listed})
         checker = {"looked": self._cluster.looked, "warnings": self._cluster.warnings()}
-        return success({"models": _compared(listed, wishes), "checker": checker})
+        return success({"models": _compared(listed, desired_models), "checker": checker})
 
     def _job(self, model_id: str) -> Job:
         job = self._training.summary(model_id)
@@ -96,18 +96,24 @@ class JobRoutes:
         }
 
 
-def _compared(listed: list[dict[str, Any]], wishes: list[Wish]) -> list[dict[str, Any]]:
+def _compared(listed: list[dict[str, Any]], desired_models: list[DesiredModel]) -> list[dict[str, Any]]:
     """The models with what the database wants of each: those that it wants and that are not here stand there too."""
-    of_nobody = {"desired": None, "desired_since": None, "error": "", "next_try": None}
+    of_nobody = {"desired": None, "desired_since": None, "error": "", "failures": 0, "next_try": None}
     models = {each["model_id"]: {**each, **of_nobody} for each in listed}
-    for wish in wishes:
-        absent = {"model_id": wish.model_id, "algorithm": wish.algorithm, "model_path": wish.path, "state": "unloaded"}
-        models[wish.model_id] = {
-            **models.get(wish.model_id, absent),
-            "desired": "loaded" if wish.wanted else "unloaded",
-            "desired_since": wish.since,
-            "error": wish.error,
-            "next_try": wish.next_try,
+    for desired in desired_models:
+        absent = {
+            "model_id": desired.model_id,
+            "algorithm": desired.algorithm,
+            "model_path": desired.path,
+            "state": "unloaded",
+        }
+        models[desired.model_id] = {
+            **models.get(desired.model_id, absent),
+            "desired": "loaded" if desired.wanted else "unloaded",
+            "desired_since": desired.since,
+            "error": desired.error,
+            "failures": desired.failures,
+            "next_try": desired.next_try,
         }
     return list(models.values())
 

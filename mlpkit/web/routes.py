@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from mlpkit.algorithm import Algorithm
     from mlpkit.log import LogOutput
-    from mlpkit.platform.cluster import Cluster
+    from mlpkit.platform.cluster import ReplicaSync
     from mlpkit.serving import Models
     from mlpkit.settings import Settings
     from mlpkit.storage import Storage
@@ -82,7 +82,7 @@ class Dependencies:
     storage: Storage
     log: LogOutput
     state: ServiceState
-    cluster: Cluster | None = None
+    cluster: ReplicaSync | None = None
 
 
 @dataclass(frozen=True)

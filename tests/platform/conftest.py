@@ -11,11 +11,10 @@ from typing import Any
 
 import anyio
 import pytest
-from loguru import logger
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from mlpkit.log import LogOutput
+from mlpkit.log import LogLine, LogOutput, logger
 from mlpkit.platform.database import database_url, make_tables
 from mlpkit.script import import_app
 from mlpkit.service import Service
@@ -92,10 +91,9 @@ class Platform:
 @pytest.fixture
 def log_lines() -> Iterator[Callable[[], str]]:
     """What was logged so far in this process."""
-    stream = io.StringIO()
-    handler = logger.add(stream, format="{level} {message}")
-    yield stream.getvalue
-    logger.remove(handler)
+    lines: list[LogLine] = []
+    with logger.also_to(lines.append):
+        yield lambda: "\n".join(f"{line.level} {line.message}" for line in lines)
 
 
 OpenPlatform = Callable[[str], Platform]

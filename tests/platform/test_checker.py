@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from mlpkit.errors import MlpkitError
-from mlpkit.platform.checker import Wish
+from mlpkit.platform.checker import DesiredModel
 from mlpkit.service import Service
 from tests.platform.conftest import OpenPlatform, OpenReplica, Platform, predicted, until, until_ready
 from tests.servers import SLACK
@@ -22,10 +22,10 @@ def loaded(replica: Service) -> set[str]:
     return set(replica.models.placement())
 
 
-def wish(replica: Service, model_id: str) -> Wish:
+def desired(replica: Service, model_id: str) -> DesiredModel:
     assert replica.cluster is not None
-    found = [each for each in replica.cluster.wishes or [] if each.model_id == model_id]
-    return found[0] if found else Wish(model_id, "", None, wanted=False)
+    found = [each for each in replica.cluster.desired_models or [] if each.model_id == model_id]
+    return found[0] if found else DesiredModel(model_id, "", None, wanted=False)
 
 
 def warnings(replica: Service) -> str:
@@ -137,7 +137,7 @@ async def test_a_model_that_the_table_has_wanted_goes_when_it_does_not_want_it_a
         await replica.models.load("it", "mine")
         small_platform.put_model("mine")
         small_platform.note_change("2021-01-01 00:00:01")
-        await until(lambda: wish(replica, "mine").wanted)
+        await until(lambda: desired(replica, "mine").wanted)
         small_platform.put_model("mine", loaded=0)
         small_platform.note_change("2021-01-01 00:00:02")
         await until(lambda: loaded(replica) == set())
@@ -168,7 +168,7 @@ async def test_a_model_whose_path_changes_is_loaded_from_the_new_one(
         await until_ready(replica)
         small_platform.put_model("a", path="bucket/new")
         small_platform.note_change("2021-01-01 00:00:01")
-        await until(lambda: wish(replica, "a").loaded_from == "bucket/new")
+        await until(lambda: desired(replica, "a").loaded_from == "bucket/new")
         assert await predicted(replica, "a") == '"a from bucket/new"'
 
 
@@ -190,16 +190,17 @@ async def test_a_failed_load_is_tried_again_told_once_and_shown(
     small_platform.note_change("2021-01-01 00:00:00")
     async with open_replica(small_platform) as replica:
         await until_ready(replica)
-        await until(lambda: wish(replica, "a").failures >= 3)
+        await until(lambda: desired(replica, "a").failures >= 3)
         assert loaded(replica) == {"b"}
-        assert "a is broken" in wish(replica, "a").error
-        assert (wish(replica, "a").next_try or 0) > time.time() - 1
+        assert "a is broken" in desired(replica, "a").error
+        assert (desired(replica, "a").next_try or 0) > time.time() - 1
         assert "[a]" in warnings(replica)
         assert log_lines().count("a is broken; it is tried again") == 1
+        assert log_lines().count("model 'a' of it is to be loaded and was not") == 1
 
         (tmp_path / "broken-a").unlink()
         await until(lambda: loaded(replica) == {"a", "b"})
-        assert wish(replica, "a").next_try is None
+        assert desired(replica, "a").next_try is None
         assert warnings(replica) == ""
 
 
@@ -216,9 +217,9 @@ async def test_a_model_whose_load_kills_its_worker_neither_starves_nor_stalls_th
         await until(lambda: loaded(replica) == healthy, 10 * SLACK)
         for model_id in healthy:
             assert await predicted(replica, model_id) == f'"{model_id} from None"'
-        await until(lambda: wish(replica, "bad").failures >= 5, 60)
+        await until(lambda: desired(replica, "bad").failures >= 5, 60)
 
-        due = wish(replica, "bad").due
+        due = desired(replica, "bad").due
         longest = 0.0
         small_platform.put_model("new")
         small_platform.note_change("2021-01-01 00:00:01")
@@ -229,11 +230,11 @@ async def test_a_model_whose_load_kills_its_worker_neither_starves_nor_stalls_th
                 longest = max(longest, time.monotonic() - began)
         assert longest < 1.0 * SLACK
         if time.monotonic() < due:
-            assert wish(replica, "bad").due == due, "the change of another row does not end its pause"
+            assert desired(replica, "bad").due == due, "the change of another row does not end its pause"
 
         # The next try has a process of its own: nobody else notices.
         await until(lambda: time.monotonic() > due)
-        while wish(replica, "bad").failures < 6:
+        while desired(replica, "bad").failures < 6:
             for model_id in healthy:
                 await predicted(replica, model_id)
         assert loaded(replica) == healthy | {"new"}
@@ -338,7 +339,7 @@ async def test_the_checker_can_be_switched_off(open_replica: OpenReplica, small_
     async with open_replica(small_platform, checker=False) as replica:
         await until_ready(replica)
         assert replica.cluster is not None
-        assert replica.cluster.wishes is None
+        assert replica.cluster.desired_models is None
         assert loaded(replica) == set()
 
 

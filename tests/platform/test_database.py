@@ -86,6 +86,18 @@ async def test_a_change_is_noticed_forwards_backwards_and_by_a_second_row(
     assert "other" not in await database.changes(["it", "other"])
 
 
+async def test_change_is_noticed_beside_rows_of_the_future(database: Database, platform: Platform) -> None:
+    insert = "INSERT INTO load_record (load_time, algorithm) VALUES (:instant, 'it')"
+    for instant in ("2099-01-01 00:00:00", "2098-01-01 00:00:00", "2020-01-01 00:00:00"):
+        platform.sql(insert, instant=instant)
+    before = await database.changes(["it"])
+    platform.sql("UPDATE load_record SET load_time = '2021-01-01 00:00:00' WHERE load_time < '2022-01-01 00:00:00'")
+    after = await database.changes(["it"])
+
+    assert before != after
+    assert after == await database.changes(["it"])
+
+
 async def test_an_empty_instant_is_no_change(database: Database, platform: Platform) -> None:
     platform.sql("INSERT INTO load_record (load_time, algorithm) VALUES (NULL, 'it')")
 

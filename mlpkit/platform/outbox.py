@@ -30,7 +30,7 @@ _PATIENCE = 3600.0
 
 
 @dataclass(eq=False)
-class _Report:
+class _PendingStatus:
     """A training that the table is to hear of: of its begin where `begun` is set, of its end where `ended` is.
 
     `announced` is True once nobody need tell of its begin any more.
@@ -52,7 +52,7 @@ class _Report:
         self.pause = min(2 * self.pause, _LONGEST_RETRY)
 
 
-class Reports:
+class StatusOutbox:
     """The notes about trainings, and the task that turns them into words in the table.
 
     Args:
@@ -61,7 +61,7 @@ class Reports:
 
     def __init__(self, database: Database, notes: Notes, *, announce: bool) -> None:
         self._database, self._notes, self._announce = database, notes, announce
-        self._reports: dict[str, _Report] = {}
+        self._pending: dict[str, _PendingStatus] = {}
         self._disk = anyio.CapacityLimiter(1)
         self._changed = anyio.Event()
 
@@ -72,21 +72,21 @@ class Reports:
             if job is None:
                 await self._on_disk(partial(self._notes.remove_report, model_id))
             else:
-                self._reports[model_id] = _Report(model_id, ended=job if job.has_ended else None, announced=True)
+                self._pending[model_id] = _PendingStatus(model_id, ended=job if job.has_ended else None, announced=True)
 
     @asynccontextmanager
     async def expected(self, job: Job) -> AsyncIterator[None]:
         """Around the acceptance of a job: its end will be written, unless it is not accepted."""
         is_new = await self._on_disk(partial(self._notes.add_report, job.model_id))
-        before = self._reports.get(job.model_id)
-        report = self._reports[job.model_id] = _Report(job.model_id, announced=not self._announce)
+        before = self._pending.get(job.model_id)
+        report = self._pending[job.model_id] = _PendingStatus(job.model_id, announced=not self._announce)
         try:
             yield
         except Exception:
             # A caller who was cancelled is no refusal: the job may have been accepted all the same.
             if before is not None:
-                self._reports[job.model_id] = before
-            elif self._reports.pop(job.model_id) and is_new:
+                self._pending[job.model_id] = before
+            elif self._pending.pop(job.model_id) and is_new:
                 with anyio.CancelScope(shield=True):
                     await self._on_disk(partial(self._notes.remove_report, job.model_id))
             raise
@@ -95,28 +95,28 @@ class Reports:
 
     def end(self, job: Job) -> None:
         """Says that a job has ended."""
-        if (report := self._reports.get(job.model_id)) is not None:
+        if (report := self._pending.get(job.model_id)) is not None:
             self._begin(report, job)
             report.ended, report.due = job, time.monotonic()
             self._look()
 
     def waiting(self) -> int:
         """How many ends the table has not heard of."""
-        return sum(each.ended is not None for each in self._reports.values())
+        return sum(each.ended is not None for each in self._pending.values())
 
     async def run(self) -> None:
         """Writes what there is to write, until it is cancelled."""
         while True:
             changed = self._changed
             await self.flush()
-            dues = [each.due for each in self._reports.values() if each.has_work]
+            dues = [each.due for each in self._pending.values() if each.has_work]
             with anyio.move_on_after(max(0.0, min(dues) - time.monotonic()) if dues else None):
                 await changed.wait()
 
     async def flush(self, *, everything: bool = False) -> None:
         """Tries what is due, or everything, once; ends early where the database cannot be used."""
         now = time.monotonic()
-        due = [each for each in self._reports.values() if each.has_work and (everything or each.due <= now)]
+        due = [each for each in self._pending.values() if each.has_work and (everything or each.due <= now)]
         for report in due:
             try:
                 is_told = await self._tell(report)
@@ -127,7 +127,7 @@ class Reports:
             if not is_told:
                 report.postpone()
 
-    async def _tell(self, report: _Report) -> bool:
+    async def _tell(self, report: _PendingStatus) -> bool:
         """Writes what is to be written; False where the end of it has to wait for the row."""
         if report.begun is not None:
             await self._database.begin_training(report.begun.model_id, report.begun.algorithm)
@@ -142,17 +142,17 @@ class Reports:
             await self._forget(report)
         return True
 
-    async def _forget(self, report: _Report) -> None:
+    async def _forget(self, report: _PendingStatus) -> None:
         report.ended = None
-        if self._reports.get(report.model_id) is not report:
+        if self._pending.get(report.model_id) is not report:
             return
-        del self._reports[report.model_id]
+        del self._pending[report.model_id]
         try:
             await self._on_disk(partial(self._notes.remove_report, report.model_id))
         except JournalError as error:
             logger.error("{}: the next start writes the end of training [{}] again", error, report.model_id)
 
-    def _begin(self, report: _Report, job: Job) -> None:
+    def _begin(self, report: _PendingStatus, job: Job) -> None:
         if not report.announced:
             report.begun, report.announced = job, True
 
