@@ -40,6 +40,10 @@ def answer_after(seconds: float) -> Any:
     return begin
 
 
+async def _nothing(scope: object, receive: object, send: object) -> None:
+    """An application that is never called."""
+
+
 async def connected(begin: Any, limit: int = 100) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection that is closed after one idle second, and whose predictions are begun so."""
     application: Any = SimpleNamespace(
@@ -49,8 +53,7 @@ async def connected(begin: Any, limit: int = 100) -> tuple[asyncio.StreamReader,
         admit=lambda context: None,
         note_soon=lambda context: None,
     )
-    config = uvicorn.Config("none", timeout_keep_alive=1, log_config=None)
-    config.load_app = lambda: None  # type: ignore[method-assign]
+    config = uvicorn.Config(_nothing, timeout_keep_alive=1, log_config=None)
     config.load()
     ours, theirs = socket.socketpair()
     await asyncio.get_running_loop().connect_accepted_socket(
