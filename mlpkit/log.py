@@ -1,4 +1,6 @@
-"""One log for the server and its children: every line has its time, level, request and process.
+"""One log for the server and its children.
+
+Every line has its time, level, request and process.
 
 mlpkit's own lines go through `logger` of this module, which nothing that a script does can change. What the author's
 code prints or logs in a child is caught at its standard streams (`processes/output.py`) and sent to the server, which
@@ -43,7 +45,10 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) i
 
 
 class LogLine(msgspec.Struct, array_like=True, frozen=True):
-    """One line of the log. `time` is in seconds since the epoch, `trace` a traceback or empty."""
+    """One line of the log.
+
+    `time` is in seconds since the epoch, `trace` is a traceback or empty.
+    """
 
     time: float
     level: str
@@ -55,7 +60,7 @@ class LogLine(msgspec.Struct, array_like=True, frozen=True):
 
 
 def printable_uuid(uuid: str) -> str:
-    """The id as the log may show it: no control characters, at most 128 characters."""
+    """The id without control characters, at most 128 characters."""
     cut = uuid if len(uuid) <= _LONGEST_ID else uuid[:_LONGEST_ID] + "…"
     if cut.isprintable() and " " not in cut:
         return cut
@@ -63,7 +68,7 @@ def printable_uuid(uuid: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text as a log may show it: bounded, controls and lone surrogates escaped.
+    """The text with controls and lone surrogates escaped.
 
     At most 64 Ki characters; line feeds and tabs stay.
     """
@@ -76,7 +81,7 @@ def printable(text: str) -> str:
 
 @contextmanager
 def with_request_id(uuid: str) -> Iterator[None]:
-    """Puts `uuid` into every line that is logged inside the block (in this task or thread)."""
+    """Puts `uuid` into every line that this task or thread logs."""
     token = request_id.set(printable_uuid(uuid))
     try:
         yield
@@ -90,7 +95,7 @@ captured_streams: list[TextIO] = []
 
 
 def flush_author_streams() -> None:
-    """Flushes streams that a script has put in place of a child's, so that their lines have the right id."""
+    """Flushes streams of the author's own, before the request changes."""
     if captured_streams:
         for stream, captured in zip((sys.stdout, sys.stderr), captured_streams, strict=True):
             if stream is not captured and stream is not None:
@@ -127,8 +132,9 @@ def format_json(line: LogLine) -> str:
 
 
 class LogOutput:
-    """Where the lines of this process and of its children go. Lines keep their order; safe from every thread.
+    """Where the lines of this process and its children go.
 
+    Lines keep their order; use it from any thread.
     Writing never raises and, to a descriptor with `waits=False`, never waits: if nobody reads the log, up to 1 MiB is
     kept, further lines are dropped, and their number is logged when there is room again.
     """
@@ -335,7 +341,9 @@ def configure(
     process: str = "server",
     waits: bool = True,
 ) -> LogOutput:
-    """Sends mlpkit's lines, `logging`, warnings and loguru of this process to one output, and returns it.
+    """Sends all that this process logs to one output, and returns it.
+
+    That is mlpkit's own lines, `logging`, warnings and loguru.
 
     Without a `stream` that is a duplicate of the descriptor of stderr: what a script does to `sys.stderr` does not
     reach it. `waits=False` is for a service, which must go on if nobody reads its log.
@@ -361,7 +369,7 @@ def configure(
 def add_loguru_output(
     write: Callable[[LogLine], None], level: str = "trace", process: str = "server"
 ) -> Callable[[], None]:
-    """Adds a handler to loguru's own logger that writes lines of this log; returns what removes it."""
+    """Adds a handler to loguru's logger; returns what removes it."""
     # Only a script that logs with loguru needs it.
     from loguru import logger as authors
 

@@ -1,4 +1,4 @@
-"""Child processes of the service: how they are started, spoken to, watched and ended."""
+"""Child processes of the service."""
 
 from mlpkit.processes.channel import LONG, AsyncChannel, BlockingChannel, Message
 from mlpkit.processes.child import (

@@ -1,4 +1,4 @@
-"""A child process of the service: start it, talk to it, wait for its end, stop it, and say how it ended.
+"""A child process of the service, from its start to its end.
 
 A child is a Python module in a process that holds nothing of the server's or of the user's: forked of the fork server,
 or a fresh interpreter if there is no fork server. It has a session of its own and a socket to the server; its stdout
@@ -41,7 +41,10 @@ _LINES_AT_ONCE = 50
 
 @dataclass(frozen=True)
 class Exit:
-    """How a process ended. `asked` is why the service ended it, where it did; `lost` is for no fault of its own."""
+    """How a process ended.
+
+    `asked` is why the service ended it, if it did; `lost` means that the process is not to blame.
+    """
 
     code: int
     asked: str = ""
@@ -49,7 +52,7 @@ class Exit:
 
     @property
     def words(self) -> str:
-        """`was killed by SIGSEGV`, `exited with code 3`, ...: what a person wants to know."""
+        """The end as text, such as `was killed by SIGSEGV` or `exited with code 3`."""
         if self.asked:
             return self.asked
         if self.code >= 0:
@@ -63,7 +66,10 @@ class Exit:
 
 
 class Child:
-    """A running child, made by `start_child`. Its end is attended to even where nobody waits for it."""
+    """A running child, made by `start_child`.
+
+    It is cleaned up after its end even if nobody waits for it.
+    """
 
     def __init__(
         self, process: asyncio.subprocess.Process | ForkedChild, channel: socket.socket, output: _Output
@@ -81,11 +87,14 @@ class Child:
         return self._process.returncode is None
 
     def memory(self) -> int:
-        """Resident bytes of the child and its descendants; 0 when it has ended. Too slow for the loop."""
+        """Resident bytes of the child and its descendants.
+
+        0 if it has ended. Too slow for an event loop.
+        """
         return memory_of(self.pid)
 
     def kill(self, why: str = "") -> None:
-        """Kills the child and its descendants at once; `why` becomes the words of its exit."""
+        """Kills the child and its descendants; `why` becomes the text of its exit."""
         if self._life.done():
             return
         if self.running:
@@ -93,9 +102,9 @@ class Child:
         _kill_group(self.pid)
 
     async def stop(self, grace: float, why: str = "") -> Exit:
-        """Asks the child to end (SIGTERM), and kills it and its descendants when it has not within `grace` seconds.
+        """Sends SIGTERM; after `grace` seconds kills the child and its descendants.
 
-        Where this is cancelled, they are killed at once.
+        If this is cancelled, they are killed immediately.
         """
         if self.running:
             self._asked = self._asked or why
@@ -110,7 +119,7 @@ class Child:
         return await self.wait()
 
     async def wait(self) -> Exit:
-        """Waits for the end of the process and of what it left behind, and says how it ended."""
+        """Waits for the end of the process and of what it left."""
         return await asyncio.shield(self._life)
 
     async def _attend(self) -> Exit:
@@ -136,8 +145,9 @@ async def start_child(
     process: str = "child",
     environment: Mapping[str, str] | None = None,
 ) -> Child:
-    """Runs `python -m module` with a channel to it; in the child, `channel_of_child` gives the other end.
+    """Runs `python -m module` with a channel to it.
 
+    In the child, `channel_of_child` gives the other end.
     `on_lines` gets what is written to the child's file descriptors 1 and 2 (very long lines in pieces, without blank
     lines and what a carriage return has overwritten) as lines of the log of `process`. A crash in C code leaves its
     Python stack there. Reading is slowed down so that endless output takes at most half of the server's time.
@@ -198,7 +208,7 @@ async def _started(
 
 
 def channel_of_child() -> socket.socket:
-    """The child's end of the channel, as `start_child` passed it. The child must end when it is closed."""
+    """The child's end of the channel; the child must end when it is closed."""
     end_with_parent()
     channel = socket.socket(fileno=int(sys.argv[1]))
     channel.set_inheritable(False)
@@ -206,8 +216,9 @@ def channel_of_child() -> socket.socket:
 
 
 def leave_signals_to_the_server() -> None:
-    """Ignores Ctrl-C, SIGTERM and SIGHUP, which may go to every process of a terminal or container.
+    """Ignores Ctrl-C, SIGTERM and SIGHUP.
 
+    They may go to every process of a terminal or container.
     The server drains then, and ends its children when that is due. Processes that the user's code starts or forks end
     as usual.
     """
@@ -224,7 +235,7 @@ def leave_signals_to_the_server() -> None:
 
 
 def memory_of(pid: int) -> int:
-    """Resident bytes of a process and its descendants; 0 when it has ended."""
+    """Resident bytes of a process and its descendants; 0 if it has ended."""
     import psutil
 
     try:
@@ -233,15 +244,16 @@ def memory_of(pid: int) -> int:
     except psutil.Error:
         return 0
     total = 0
-    for each in family:
+    for process in family:
         with contextlib.suppress(psutil.Error):
-            total += each.memory_info().rss
+            total += process.memory_info().rss
     return total
 
 
 class _Output(asyncio.Protocol):
-    """What a child writes to its stdout and stderr; `ended` is set when all has been handed on.
+    """What a child writes to its stdout and stderr.
 
+    `ended` is set when all has been handed on.
     After some milliseconds of work it rests for as long, and does not read meanwhile: when the pipe is full, the
     child waits.
     """

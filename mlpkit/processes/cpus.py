@@ -1,4 +1,4 @@
-"""How many CPUs this container has, and how many threads numerical libraries may use in each process."""
+"""CPUs of the container, and threads of numerical libraries."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ THREAD_SETTINGS = (
 
 
 def available_cpus() -> int:
-    """The CPUs that this process may use: its affinity and its cgroups' quota, at least 1."""
+    """How many CPUs this process may use, by affinity and quota."""
     affinity = getattr(os, "sched_getaffinity", None)
     cpus = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
     return max(1, min(cpus, int(_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))))
 
 
 def thread_settings(processes: int, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Settings that share the CPUs among so many processes; nothing that the user has set.
+    """Settings that share the CPUs among so many processes.
+
+    They hold nothing that the user has set.
 
     OpenBLAS, MKL and numexpr follow OMP_NUM_THREADS, so nothing is set if the user has set that.
     """
@@ -36,8 +38,9 @@ def thread_settings(processes: int, environment: Mapping[str, str] = os.environ)
 
 
 def _quota(memberships: Path, root: Path) -> float:
-    """CPUs that the cgroups allow, of version 1 and 2; the smallest on the way to the root, else infinite.
+    """CPUs that the cgroups allow; a huge number if there is no quota.
 
+    It is the smallest quota on the way to the root, of cgroups version 1 or 2.
     Source: the kernel's cgroup-v2 documentation (cpu.max) and its scheduler's bandwidth control (cpu.cfs_quota_us).
     """
     found = [1e6]
