@@ -51,7 +51,10 @@ async def async_user_code(function: Callable[..., Any], /, *args: Any, **kwargs:
 
 
 def _end_forked_process(error: BaseException | None) -> NoReturn:
-    """Ends a process that the user's code has forked, as its function has ended: the rest is the parent's to do."""
+    """Ends a process that the user's code has forked.
+
+    Its function has ended, and the rest is for the parent to do.
+    """
     code: object = 0
     if isinstance(error, SystemExit):
         code = error.code
