@@ -1,4 +1,6 @@
-"""The composition root: builds the parts of a service, opens them in order, and closes them in the opposite one.
+"""The composition root: builds, opens and closes a service's parts.
+
+They are opened in order, and closed in the opposite one.
 
 Order: home, log, store, training, models, database, web. Only `serve` listens on a port; `asgi`
 leaves that to any ASGI server.
@@ -50,7 +52,9 @@ _HURRIED_SECONDS = 0.2
 
 
 class Service:
-    """A whole service, from the store to the ASGI application `web`; an async context manager that opens and closes it.
+    """A whole service, from the store to the application `web`.
+
+    An async context manager that opens and closes it.
 
     Args:
         target: the target with which children import the app again; found out from the app if it is None.
@@ -116,7 +120,9 @@ class Service:
         await self._exits.aclose()
 
     async def drain(self) -> None:
-        """Refuses new work, and lets what runs end within `shutdown_grace`; questions are still answered.
+        """Refuses new work; running work may end within `shutdown_grace`.
+
+        Other requests are still answered.
 
         Can be called again; never raises.
         """
@@ -181,7 +187,10 @@ class Service:
 
 
 def asgi(app: App) -> ASGIApp:
-    """An ASGI application that opens the service at the server's start-up and closes it at its shutdown."""
+    """The app's service as an ASGI application.
+
+    It opens the service at the server's start-up, and closes it at its shutdown.
+    """
     settings = load_settings()
     service: list[Service] = []
 
@@ -291,7 +300,7 @@ async def _serve(app: App, settings: Settings, log: LogOutput, host: str, port: 
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that first drains the service, while it still listens, and then stops."""
+    """uvicorn that drains the service before it stops listening."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""What mlpkit knows of the platform around it: the machine it runs on, and the database that replicas share.
+"""The platform around mlpkit: the machine and the database.
 
 `ReplicaSync`, the front door to that database, is in `mlpkit.platform.cluster`, which imports SQLAlchemy.
 """

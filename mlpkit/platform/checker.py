@@ -1,4 +1,4 @@
-"""The checker: which models the platform's table wants on every replica, against which are loaded on this one.
+"""Makes this replica's models those that the platform's table wants.
 
 Every period one query asks when each algorithm's models changed last; only where that differs from the last look are
 the rows read. What differs is loaded and unloaded in the background, so that a slow load holds up no look. Models that
@@ -36,7 +36,7 @@ _SAME_SECOND = 1.0
 
 @dataclass(eq=False)
 class DesiredModel:
-    """What the table wants of a model, and how far this replica is.
+    """A model that the table wants, and its state here.
 
     `since` is when this replica heard of it, `next_try` when it tries again after a failure; both are in seconds since
     the epoch. `loaded_from` is the path that the model was loaded from, None where that is not known.
@@ -60,7 +60,7 @@ class DesiredModel:
 
     @property
     def has_moved(self) -> bool:
-        """Whether the model was loaded from another path than the table says now."""
+        """Whether the table names another path than was loaded."""
         return self.loaded_from is not None and self.loaded_from != (self.path or "")
 
     def change(self, *, wanted: bool, algorithm: str, path: str | None) -> None:
@@ -77,7 +77,10 @@ class DesiredModel:
 
 @dataclass(frozen=True)
 class _Seen:
-    """The last look at an algorithm. `since` is when this change was seen first, on the monotonic clock."""
+    """What was last read of an algorithm's changes.
+
+    `since` is when this change was seen first, on the monotonic clock.
+    """
 
     change: Change
     since: float
@@ -85,7 +88,10 @@ class _Seen:
 
 
 class Checker:
-    """Makes the models of this replica those that the table wants, per algorithm. Used on one event loop."""
+    """Follows the table, for each algorithm.
+
+    Used on one event loop.
+    """
 
     def __init__(
         self, database: Database, notes: Notes, models: Models, algorithms: Mapping[str, Algorithm], period: float
@@ -103,15 +109,18 @@ class Checker:
         """When the database was asked last and answered, in seconds since the epoch."""
 
     def problems(self) -> list[str]:
-        """Why this replica may lack models that others have; nothing once the first look has been acted on."""
+        """Why this replica may lack models that others have.
+
+        Empty once what was read first has been done.
+        """
         return [self._starting] if self._starting else []
 
     def desired_models(self) -> list[DesiredModel]:
-        """What the table wants of this replica, and what it has ceased to want and is still here."""
+        """The models that the table wants, or has just stopped wanting."""
         return list(self._desired.values())
 
     def disown(self, model_id: str) -> None:
-        """Takes note that the table has just been told not to want the model."""
+        """Notes that the table was told not to want a model."""
         if (desired := self._desired.get(model_id)) is not None:
             desired.change(wanted=False, algorithm=desired.algorithm, path=desired.path)
 
@@ -127,11 +136,11 @@ class Checker:
                     await self._pass(tasks.start_soon)
 
     def stop(self) -> None:
-        """Begins no more loads and unloads, and does not wait for those that have begun."""
+        """Starts no more loads and unloads; waits for none."""
         self._scope.cancel()
 
     async def _remember(self) -> None:
-        """Until the database answers, the table wants what it wanted in the last run."""
+        """Wants what the last run wanted, until the database answers."""
         try:
             followed = await anyio.to_thread.run_sync(self._notes.followed)
         except JournalError as error:
@@ -151,7 +160,10 @@ class Checker:
         self._starting = ""
 
     async def _pass(self, start: Start) -> list[asyncio.Event]:
-        """One look, and the beginning of what follows from it; an event for each model that is being changed."""
+        """Reads the table once, and starts what must change.
+
+        Gives an event for each model that is being changed.
+        """
         try:
             await self._look()
             self.looked = time.time()
@@ -184,7 +196,10 @@ class Checker:
         self._seen.update(seen)
 
     def _see(self, name: str, change: Change, now: float) -> _Seen:
-        """What is to be remembered of this look: the same object as before where there is nothing to read."""
+        """What to remember of an algorithm's changes.
+
+        The same object as before if there is nothing to read.
+        """
         before = self._seen.get(name)
         if before is None or before.change != change:
             return _Seen(change, now, is_settled=False)
@@ -259,7 +274,10 @@ class Checker:
         desired.error = error
 
     async def _write_notes(self) -> None:
-        """Puts on disk what this replica loads for the table: a later run may then unload it."""
+        """Writes to disk which models were loaded for the table.
+
+        A later run may then unload them.
+        """
         now = {
             desired.model_id: FollowedModel(
                 desired.model_id, desired.algorithm, desired.loaded_from if desired.has_moved else desired.path

@@ -1,4 +1,4 @@
-"""One replica of several: the front door to the platform's database, the end of trainings, and the checker.
+"""One replica of several: how it follows the platform's database.
 
 Opened only with `MLP_CLIENT_MODE=cluster`; SQLAlchemy is imported only with this module.
 """
@@ -23,7 +23,10 @@ from mlpkit.training import Job, TrainingQueue
 
 
 class ReplicaSync:
-    """What a replica has to do with the platform's database. Opened and closed once; used on one event loop."""
+    """Keeps a replica and the platform's database in step.
+
+    Opened and closed once; used on one event loop.
+    """
 
     def __init__(
         self, settings: Settings, algorithms: Mapping[str, Algorithm], models: Models, training: TrainingQueue
@@ -34,7 +37,9 @@ class ReplicaSync:
         self._checker: Checker | None = None
 
     async def open(self) -> None:
-        """Takes up what an earlier service left in the home; asks nothing of the database.
+        """Reads what an earlier service left in the home.
+
+        Asks nothing of the database.
 
         Raises:
             JournalError: the notes in the home cannot be read.
@@ -63,7 +68,10 @@ class ReplicaSync:
             self._checker.stop()
 
     async def close(self) -> None:
-        """Tries once to write what the table has not heard of, within the time-out; the rest stays on disk."""
+        """Tries once to write what the database does not know.
+
+        What cannot be written within the timeout stays on disk.
+        """
         await self._outbox.flush(everything=True)
         if waiting := self._outbox.waiting():
             logger.warning("{} trainings ended and the database does not know: the next start writes it", waiting)
@@ -71,11 +79,14 @@ class ReplicaSync:
         self._database.close()
 
     def problems(self) -> list[str]:
-        """Why this replica should get no requests yet: it has not been made like the others."""
+        """Why this replica should get no requests yet."""
         return self._checker.problems() if self._checker is not None else []
 
     def warnings(self) -> list[str]:
-        """What is wrong although requests can be answered: the database, rows of the table, models that do not load."""
+        """What is wrong although requests can be answered.
+
+        The database, rows of the table, models that cannot be loaded.
+        """
         found = self._database.problems()
         if waiting := self._outbox.waiting():
             found.append(f"the ends of {waiting} trainings are still to be written into the database")
@@ -97,7 +108,9 @@ class ReplicaSync:
         return await self._database.status(model_id)
 
     def reporting(self, job: Job) -> AbstractAsyncContextManager[None]:
-        """Around the acceptance of a job: the table will hear of its end. Asks nothing of the database.
+        """Surrounds the acceptance of a job, whose end will be written.
+
+        Asks nothing of the database.
 
         Raises:
             JournalError: the home cannot be written.
@@ -105,7 +118,7 @@ class ReplicaSync:
         return self._outbox.expected(job)
 
     async def announce_load(self, model_id: str, path: str | None) -> None:
-        """Where this replica leads: makes all others load a model that is loaded here.
+        """If this replica leads: makes all others load a model.
 
         Raises:
             DatabaseError: the others do not know of it.
@@ -115,7 +128,7 @@ class ReplicaSync:
             await self._database.want(model_id, algorithm, path)
 
     async def announce_unload(self, model_id: str) -> None:
-        """Where this replica leads: makes all others unload a model.
+        """If this replica leads: makes all others unload a model.
 
         Raises:
             DatabaseError: the others do not know of it.
@@ -127,12 +140,15 @@ class ReplicaSync:
 
     @property
     def desired_models(self) -> list[DesiredModel] | None:
-        """What the table wants of this replica, by model; None where it does not follow the table."""
+        """The models that the table wants here.
+
+        None if this replica does not follow the table.
+        """
         return self._checker.desired_models() if self._checker is not None else None
 
     @property
     def looked(self) -> float | None:
-        """When the table was last compared with this replica, in seconds since the epoch."""
+        """When the table was last read, in seconds since the epoch."""
         return self._checker.looked if self._checker is not None else None
 
 

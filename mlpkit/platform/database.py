@@ -1,4 +1,4 @@
-"""The platform's database as a replica asks it: few statements, each with a time-out, none that blocks anything else.
+"""The platform's database: few statements, each with a timeout.
 
 Every statement runs in a thread of its own, at most `_AT_ONCE` at a time. A thread that hangs in a dead database is
 left behind: its caller has gone on after `MLPKIT_DB_TIMEOUT`, and the end of the process does not wait for it.
@@ -50,7 +50,7 @@ class WantedModel:
 
 
 def database_url(settings: Settings) -> URL:
-    """Where the settings say that the database is; the password is masked in its `str`."""
+    """The database's URL; its `str` hides the password."""
     kind = settings.db_type
     if kind == "sqlite":
         return URL.create(_DRIVERS[kind], database=settings.db_name)
@@ -66,7 +66,10 @@ def database_url(settings: Settings) -> URL:
 
 
 def open_engine(settings: Settings) -> Engine:
-    """An engine that connects when it is used first; each of its calls has a time-out where the driver knows one."""
+    """An engine that connects when it is first used.
+
+    Each of its calls has a timeout if the driver supports one.
+    """
     engine = create_engine(
         database_url(settings),
         connect_args=_driver_options(settings),
@@ -84,7 +87,7 @@ def open_engine(settings: Settings) -> Engine:
 
 
 def make_tables(settings: Settings) -> tuple[list[str], str]:
-    """Makes the tables that are missing; their names, and where the database is.
+    """Makes missing tables; gives their names and the database's URL.
 
     Raises:
         DatabaseError: the database cannot be reached, or does not allow it.
@@ -102,7 +105,9 @@ def make_tables(settings: Settings) -> tuple[list[str], str]:
 
 
 class Database:
-    """Asks and tells the platform's tables. Used on one event loop; `problems` says what is wrong with it now.
+    """Reads and writes the platform's tables.
+
+    Used on one event loop; `problems` says what is wrong with it now.
 
     Raises:
         DatabaseError: from every method, within `MLPKIT_DB_TIMEOUT`; what exactly was wrong is in the log, once.
@@ -116,15 +121,18 @@ class Database:
         self._problems: dict[str, _Problem] = {}
 
     def close(self) -> None:
-        """Lets go of the connections; one that a call still uses ends with it."""
+        """Closes the connections, when their calls have ended."""
         self._engine.dispose(close=False)
 
     def problems(self) -> list[str]:
-        """What did not work when it was tried last, a sentence each; none of them names a host."""
+        """What failed when it was last tried; names no host."""
         return sorted({problem.shown for problem in self._problems.values()})
 
     async def status(self, model_id: str) -> str:
-        """The word for the training of a model: `completed`, `error`, `training`, or `unknown` without a row."""
+        """The state of a model's training, as the table has it.
+
+        `completed`, `error`, `training`, or `unknown` if there is no row.
+        """
 
         def ask(connection: Connection) -> str:
             statuses = [row.status for row in self._rows(connection, model_id) if row.status]
@@ -133,7 +141,10 @@ class Database:
         return await self._call("read the status of a training", ask)
 
     async def changes(self, algorithms: Iterable[str]) -> dict[str, Change]:
-        """When the models of each algorithm changed last; an algorithm that nobody ever noted is missing."""
+        """When the models of each algorithm changed.
+
+        An algorithm without a record is missing.
+        """
 
         def ask(connection: Connection) -> dict[str, Change]:
             found: dict[str, Change] = {}
@@ -144,7 +155,7 @@ class Database:
         return await self._call("read what has changed", ask)
 
     async def wanted(self, algorithms: Iterable[str]) -> list[WantedModel]:
-        """The models of these algorithms that are to be loaded, as the rows say it."""
+        """The rows of these algorithms' models that should be loaded."""
 
         def ask(connection: Connection) -> list[WantedModel]:
             return [WantedModel(*row) for row in connection.execute(self._tables.wanted(algorithms))]
@@ -152,7 +163,7 @@ class Database:
         return await self._call("read which models are to be loaded", ask)
 
     async def foreign(self, algorithms: Iterable[str]) -> dict[str | None, int]:
-        """How many models are to be loaded whose algorithm is none of these, by algorithm."""
+        """How many models other algorithms should load, by algorithm."""
 
         def ask(connection: Connection) -> dict[str | None, int]:
             rows = connection.execute(self._tables.foreign(algorithms))
@@ -161,7 +172,9 @@ class Database:
         return await self._call("read which models are to be loaded", ask)
 
     async def end_training(self, model_id: str, word: Literal["inactive", "error"]) -> bool:
-        """Writes how a training ended over `training`, and over nothing else. False where there is no row yet.
+        """Replaces `training` with how the training ended.
+
+        False if there is no row yet.
 
         The platform makes the row after `train` was answered, so a short training can end before its row is there.
         """
@@ -175,7 +188,7 @@ class Database:
         return await self._call("write how a training ended", tell)
 
     async def begin_training(self, model_id: str, algorithm: str) -> None:
-        """Makes the row of a training, where it is not there."""
+        """Makes the row of a training if it is missing."""
 
         def tell(connection: Connection) -> None:
             if not self._rows(connection, model_id):
@@ -185,7 +198,10 @@ class Database:
         await self._call("write that a training began", tell)
 
     async def want(self, model_id: str, algorithm: str, path: str | None) -> None:
-        """Says to all replicas that the model is to be loaded; said already, nothing is written."""
+        """Tells all replicas to load a model.
+
+        Nothing is written if the table says so already.
+        """
 
         def tell(connection: Connection) -> None:
             wish = (1, algorithm, path)
@@ -203,7 +219,10 @@ class Database:
         await self._call("write that a model is to be loaded", tell)
 
     async def unwant(self, model_id: str) -> None:
-        """Says to all replicas that the model is not to be loaded; said already, nothing is written."""
+        """Tells all replicas not to load a model.
+
+        Nothing is written if the table says so already.
+        """
 
         def tell(connection: Connection) -> None:
             algorithms = {row.algorithm for row in self._rows(connection, model_id) if row.loaded == 1}
@@ -215,7 +234,10 @@ class Database:
         await self._call("write that a model is not to be loaded", tell)
 
     def _rows(self, connection: Connection, model_id: str) -> list[Row[Any]]:
-        """The rows of exactly this id: to a database, ids that differ in case only may be equal."""
+        """The rows of exactly this id.
+
+        To a database, ids that differ only in case may be equal.
+        """
         return [row for row in connection.execute(self._tables.rows_of(model_id)) if row.model_id == model_id]
 
     def _note_change(self, connection: Connection, algorithm: str) -> None:
@@ -223,7 +245,7 @@ class Database:
             connection.execute(self._tables.add_record(algorithm))
 
     async def _call(self, what: str, statements: Callable[[Connection], T]) -> T:
-        """What `statements` gives; it runs in a thread, on a connection that works."""
+        """Runs `statements` in a thread, on a connection that works."""
         try:
             with anyio.fail_after(self._timeout):
                 answer = await self._in_thread(statements)
@@ -270,7 +292,7 @@ class Database:
         return DatabaseError(shown)
 
     def _worked(self, what: str) -> None:
-        """Forgets what was wrong with this call, and that the database could not be reached."""
+        """Forgets this call's problem, and that the database was unreachable."""
         over = [name for name, problem in self._problems.items() if problem.unreachable or name == what]
         for name in over:
             del self._problems[name]
@@ -286,7 +308,10 @@ class _Problem:
 
 
 def _described(error: Exception) -> tuple[str, bool]:
-    """The driver's own words, without the statement and its values; and whether the database could not be reached."""
+    """The driver's own message, and whether the database was unreachable.
+
+    The message does not contain the statement and its values.
+    """
     if isinstance(error, PoolTimeout):
         return "all connections are in use", True
     if isinstance(error, DBAPIError):

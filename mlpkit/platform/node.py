@@ -12,7 +12,9 @@ _SAMPLE = 0.5
 
 
 async def node_info() -> dict[str, float | int | str]:
-    """Memory in GiB, idle rates from 0 to 1, and `sent/received` and `read/written` in GiB since boot.
+    """The machine's memory, processors, network and disks.
+
+    Memory is in GiB, idle rates are from 0 to 1, `sent/received` and `read/written` in GiB since boot.
 
     Takes half a second, in which the processors are watched.
     """

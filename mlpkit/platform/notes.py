@@ -1,4 +1,4 @@
-"""What a replica must remember of its dealings with the platform's database, on disk, whatever happens to it.
+"""What a replica must remember of the platform's database, on disk.
 
 A SQLite file in the home: the trainings whose end the table has not heard of yet, and the models that the table has
 asked this replica to load (which it may therefore unload).
@@ -23,7 +23,7 @@ CREATE TABLE IF NOT EXISTS followed (model_id TEXT PRIMARY KEY, algorithm TEXT N
 
 
 class FollowedModel(msgspec.Struct, frozen=True):
-    """A model that the table asked for, and the path that it is loaded from."""
+    """A model that the table wants, and where it comes from."""
 
     model_id: str
     algorithm: str
@@ -53,7 +53,10 @@ class Notes:
             return [model_id for (model_id,) in self._file.execute("SELECT model_id FROM report")]
 
     def add_report(self, model_id: str) -> bool:
-        """Remembers that the end of this training is to be written; False where that is noted already."""
+        """Notes that this training's end must be written.
+
+        False if that is noted already.
+        """
         with self._translated(), self._file:
             return self._file.execute("INSERT OR IGNORE INTO report VALUES (?)", (model_id,)).rowcount == 1
 

@@ -1,4 +1,6 @@
-"""How trainings end, on the way to the platform's table: noted before a job is accepted, written when it has ended.
+"""How trainings ended, kept until the platform's table knows.
+
+It is noted before a job is accepted, and written when the job has ended.
 
 A note stays on disk until the table has heard of the end, so neither an outage of the database nor a restart of the
 service loses one. The words are `inactive` (a success) and `error`, and only ever replace `training`.
@@ -31,7 +33,9 @@ _PATIENCE = 3600.0
 
 @dataclass(eq=False)
 class _PendingStatus:
-    """A training that the table is to hear of: of its begin where `begun` is set, of its end where `ended` is.
+    """A training whose state must be written.
+
+    Its beginning if `begun` is set, its end if `ended` is.
 
     `announced` is True once nobody need tell of its begin any more.
     """
@@ -53,7 +57,7 @@ class _PendingStatus:
 
 
 class StatusOutbox:
-    """The notes about trainings, and the task that turns them into words in the table.
+    """Writes the states of trainings into the table.
 
     Args:
         announce: make the row of a training when it is accepted (`MLPKIT_SYNC=lead`); else the platform makes it.
@@ -66,7 +70,10 @@ class StatusOutbox:
         self._changed = anyio.Event()
 
     async def open(self, job_of: Callable[[str], Job | None]) -> None:
-        """Takes up what an earlier service left; `job_of` gives the job with a model id."""
+        """Reads what an earlier service left.
+
+        `job_of` gives the job with a model id.
+        """
         for model_id in await self._on_disk(self._notes.reports):
             job = job_of(model_id)
             if job is None:
@@ -76,7 +83,7 @@ class StatusOutbox:
 
     @asynccontextmanager
     async def expected(self, job: Job) -> AsyncIterator[None]:
-        """Around the acceptance of a job: its end will be written, unless it is not accepted."""
+        """Surrounds a job's acceptance; its end will be written if accepted."""
         is_new = await self._on_disk(partial(self._notes.add_report, job.model_id))
         before = self._pending.get(job.model_id)
         report = self._pending[job.model_id] = _PendingStatus(job.model_id, announced=not self._announce)
@@ -114,7 +121,10 @@ class StatusOutbox:
                 await changed.wait()
 
     async def flush(self, *, everything: bool = False) -> None:
-        """Tries what is due, or everything, once; ends early where the database cannot be used."""
+        """Tries once what is due, or everything.
+
+        Ends early if the database cannot be used.
+        """
         now = time.monotonic()
         due = [each for each in self._pending.values() if each.has_work and (everything or each.due <= now)]
         for report in due:
@@ -128,7 +138,7 @@ class StatusOutbox:
                 report.postpone()
 
     async def _tell(self, report: _PendingStatus) -> bool:
-        """Writes what is to be written; False where the end of it has to wait for the row."""
+        """Writes what there is; False if there is no row yet."""
         if report.begun is not None:
             await self._database.begin_training(report.begun.model_id, report.begun.algorithm)
             report.begun = None

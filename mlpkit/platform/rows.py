@@ -1,4 +1,4 @@
-"""Rows of the platform's table, checked: what can be used, and each thing that cannot told in the log once."""
+"""The platform's rows, checked; each problem is logged once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_LOGGED = 20
 
 @dataclass(frozen=True)
 class CheckedModel:
-    """A model that is to be loaded, by an algorithm of this service."""
+    """A model to load, of an algorithm of this service."""
 
     algorithm: str
     model_id: str
@@ -22,7 +22,10 @@ class CheckedModel:
 
 
 class RowProblems:
-    """What is wrong with the rows, by algorithm; a complaint is logged when it is new."""
+    """What is wrong with the rows, by algorithm.
+
+    A problem is logged when it is new.
+    """
 
     def __init__(self) -> None:
         self._rows: dict[str, list[str]] = {}
@@ -45,7 +48,7 @@ class RowProblems:
     def update_foreign(
         self, counts: Mapping[str | None, int], rows: Iterable[WantedModel], algorithms: Collection[str]
     ) -> None:
-        """Takes note of models that are to be loaded by an algorithm that is not here, or by none."""
+        """Notes models whose algorithm is not here, or is missing."""
         # A database that ignores case finds rows whose algorithm is written differently.
         found = {*counts, *(row.algorithm for row in rows if row.algorithm not in algorithms)}
         for algorithm in sorted(found - self._foreign, key=str):
@@ -62,7 +65,10 @@ class RowProblems:
 def checked(
     rows: Iterable[WantedModel], algorithms: Iterable[str], row_problems: RowProblems
 ) -> dict[str, CheckedModel]:
-    """The models of these algorithms by id; of two rows with one id the first counts."""
+    """The models of these algorithms, by id.
+
+    Of two rows with one id the first counts.
+    """
     found: dict[str, CheckedModel] = {}
     wrong: dict[str, list[str]] = {name: [] for name in algorithms}
     for row in rows:

@@ -37,7 +37,9 @@ _WITH_SCHEMA = ("mssql", "postgresql")
 
 
 class Tables:
-    """The tables under the names that they have in this database. `model` and `record` are SQLAlchemy tables.
+    """The platform's tables, under their names in this database.
+
+    `model` and `record` are SQLAlchemy tables.
 
     Columns keep the platform's names as their keys: `tables.model.c.loaded` is right whatever it is called.
     """
@@ -64,14 +66,16 @@ class Tables:
         )
 
     def rows_of(self, model_id: str) -> Select[Any]:
-        """model_id, status, loaded, algorithm and path of a model; no row or several are possible."""
+        """All columns of a model's rows; none or several are possible."""
         model = self.model.c
         return select(model.model_id, model.status, model.loaded, model.algorithm, model.path).where(
             model.model_id == model_id
         )
 
     def changes(self, algorithms: Iterable[str]) -> Select[Any]:
-        """algorithm, load_time and number of rows with both, newest first, at most `_MOST_INSTANTS`.
+        """Algorithm, load_time and number of rows, newest first.
+
+        At most `_MOST_INSTANTS` pairs of algorithm and instant.
 
         The instant is as the driver gives it, only to be compared.
         """
@@ -94,7 +98,7 @@ class Tables:
         )
 
     def foreign(self, algorithms: Iterable[str]) -> Select[Any]:
-        """algorithm and number of the models that are to be loaded, but of no algorithm of these."""
+        """The other algorithms with models to load, and how many."""
         model = self.model.c
         none_of_these = or_(model.algorithm.is_(None), model.algorithm.not_in(list(algorithms)))
         return select(model.algorithm, func.count()).where(model.loaded == 1, none_of_these).group_by(model.algorithm)

@@ -24,7 +24,7 @@ _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class AlgorithmRoutes:
-    """The handlers of the platform's routes but `predict`, which has a way of its own."""
+    """The handlers of the platform's routes, except `predict`."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
@@ -35,7 +35,7 @@ class AlgorithmRoutes:
         self._storage_threads = anyio.CapacityLimiter(4)
 
     async def train(self, request: Request) -> HttpResponse:
-        """Queues a training job; it is on disk when the answer goes out."""
+        """Queues a training job; it is on disk before the answer."""
         arguments = request.arguments
         context = request.context
         algorithm = self._algorithm(arguments.text("algorithm"))
@@ -63,7 +63,7 @@ class AlgorithmRoutes:
         return success({"model_id": job.model_id})
 
     async def status(self, request: Request) -> HttpResponse:
-        """The word for how the training of a model stands, and beside it what else is known of the job."""
+        """The state of a model's training, with its progress."""
         model_id = request.arguments.text("model_id")
         algorithm = self._algorithm(request.arguments.text("algorithm"))
         job = self._training.summary(model_id)
@@ -99,13 +99,19 @@ class AlgorithmRoutes:
         return success()
 
     async def unload(self, request: Request) -> HttpResponse:
-        """Unloads a model, by the algorithm that loaded it, whichever is named; one that is not loaded is no error."""
+        """Unloads a model; succeeds if it is not loaded.
+
+        The algorithm that loaded it unloads it, whichever the request names.
+        """
         self._algorithm(request.arguments.text("algorithm"))
         await self._unload(request.arguments.text("model_id"))
         return success()
 
     async def delete(self, request: Request) -> HttpResponse:
-        """Unloads a model, then calls the algorithm's `delete`, or removes the model's folder from the store."""
+        """Unloads a model and deletes it.
+
+        The algorithm's `delete` is called; without one, the model's folder is removed from the store.
+        """
         model_id = request.arguments.text("model_id")
         algorithm = self._algorithm(request.arguments.text("algorithm"))
         self._training.check_deletable(model_id)
@@ -117,7 +123,7 @@ class AlgorithmRoutes:
         return success()
 
     async def monitor(self, request: Request) -> HttpResponse:
-        """Which models are loaded in which workers, and the algorithms in the order of their registration."""
+        """Which workers hold which models, and the algorithms in order."""
         return success({"load": self._models.placement(), "algorithms": list(self._dependencies.algorithms)})
 
     async def _word_of_others(self, model_id: str) -> str:

@@ -1,4 +1,7 @@
-"""The ASGI application: request ids, access log, token, CORS, refusals, and a clear response to every failure."""
+"""The ASGI application: admits requests, logs them, answers failures.
+
+It adds request ids and CORS headers, checks the token, and turns every error into a clear response.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ _shown_path = lru_cache(maxsize=64)(printable_path)
 
 
 class Application:
-    """The service as an ASGI application; it leaves the lifespan to the service."""
+    """The service as an ASGI application, without the lifespan."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         settings = dependencies.settings
@@ -75,7 +78,7 @@ class Application:
             request_id.reset(bound)
 
     def admit(self, context: RequestContext) -> None:
-        """Takes from the headers what is needed, and refuses what may not enter.
+        """Reads the headers, and refuses what may not enter.
 
         Raises:
             Unauthorized, MalformedBody, ServiceStopping, Overloaded: the request may not enter.
@@ -107,7 +110,10 @@ class Application:
             self._log.write_soon(LogLine(time(), "INFO", text, context.request_id, "server", "access"))
 
     def note_soon(self, context: RequestContext) -> None:
-        """Notes a request after its response is out: event loops write at the end of their turn."""
+        """Notes a request after its response was written.
+
+        Event loops write at the end of their turn.
+        """
         if not self._unnoted:
             asyncio.get_running_loop().call_soon(self._note_all)
         self._unnoted.append((context, perf_counter() - context.started))

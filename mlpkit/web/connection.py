@@ -40,14 +40,14 @@ _NEEDED = (
 
 
 def missing_of_uvicorn() -> str:
-    """The names that this version of uvicorn does not have; empty if it fits."""
+    """What this version of uvicorn lacks; empty if it fits."""
     config = Config(lambda: None, http=HttpToolsProtocol, ws="none", lifespan="off", log_config=None)
     protocol = HttpToolsProtocol(config=config, server_state=ServerState(), app_state={})
     return ", ".join(name for name in _NEEDED if not hasattr(protocol, name))
 
 
 class _HeldRequest:
-    """A prediction in its connection; has what uvicorn asks of the current request (`cycle`)."""
+    """A prediction in its connection; stands in for uvicorn's `cycle`."""
 
     __slots__ = ("body", "context", "disconnected", "keep_alive", "message_event", "prediction", "response_complete")
 
@@ -105,7 +105,7 @@ class Connection(HttpToolsProtocol):
             self._deadline = self.loop.call_later(_HELD_SECONDS, self._let_go)
 
     def _parse_without_offer(self, rest: memoryview) -> None:
-        """Ignores the offer to upgrade of the head that was just parsed; `rest` follows it.
+        """Ignores the parsed head's offer to upgrade; `rest` follows it.
 
         The parser takes all that follows for another protocol, the body too. A new one reads the same head without the
         offer, and then the rest, which may have further offers.
@@ -192,7 +192,10 @@ class Connection(HttpToolsProtocol):
             self._application.note_soon(request.context)
 
     def _let_go(self) -> None:
-        """Gives the prediction that is held, if any, to uvicorn, with what has arrived of its body."""
+        """Gives a held prediction, if any, to uvicorn.
+
+        uvicorn gets what has arrived of its body too.
+        """
         held = self._held
         if held is None:
             return

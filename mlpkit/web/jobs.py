@@ -33,7 +33,10 @@ class JobRoutes:
         self._threads = CapacityLimiter(4)
 
     async def jobs(self, request: Request) -> HttpResponse:
-        """The newest jobs, at most `limit` (1000), of one `algorithm` or in one `state` where the query says so."""
+        """The newest jobs, if asked of one `algorithm` or `state`.
+
+        At most `limit` jobs, 1000 by default.
+        """
         jobs = self._training.jobs(
             _number(request, "limit", _MOST_JOBS),
             state=_state(request),
@@ -42,7 +45,7 @@ class JobRoutes:
         return success({"jobs": [self._line(job) for job in jobs]})
 
     async def job(self, request: Request) -> HttpResponse:
-        """Everything that is known of one job, with what it was asked to do."""
+        """Everything about one job, with its request."""
         model_id = request.path["model_id"]
         job = await to_thread.run_sync(self._training.job, model_id, limiter=self._threads)
         if job is None:
@@ -53,7 +56,10 @@ class JobRoutes:
         return HttpResponse(known.body.removesuffix(b"}}") + asked.encode() + b"}}")
 
     async def log(self, request: Request) -> HttpResponse:
-        """The job's log as text; the last `tail` lines of it where the query says so, at most 16 MiB."""
+        """The job's log as text, or its last `tail` lines.
+
+        At most 16 MiB.
+        """
         job = self._job(request.path["model_id"])
         lines = _number(request, "tail", None)
         path = self._training.log_path(job.model_id)
@@ -66,7 +72,10 @@ class JobRoutes:
         return success({"model_id": job.model_id, "status": job.state, "message": job.message})
 
     async def models(self, request: Request) -> HttpResponse:
-        """The models that are loaded, or should be; in cluster mode beside what the database wants."""
+        """The models that are loaded, or should be.
+
+        In cluster mode it also says what the database wants.
+        """
         listed = msgspec.to_builtins(self._models.listed(), str_keys=True)
         desired_models = self._cluster.desired_models if self._cluster is not None else None
         if self._cluster is None or desired_models is None:
@@ -97,7 +106,10 @@ class JobRoutes:
 
 
 def _compared(listed: list[dict[str, Any]], desired_models: list[DesiredModel]) -> list[dict[str, Any]]:
-    """The models with what the database wants of each: those that it wants and that are not here stand there too."""
+    """The models, compared with what the database wants.
+
+    Those that it wants and that are not here are listed too.
+    """
     of_nobody = {"desired": None, "desired_since": None, "error": "", "failures": 0, "next_try": None}
     models = {each["model_id"]: {**each, **of_nobody} for each in listed}
     for desired in desired_models:

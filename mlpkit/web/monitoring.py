@@ -1,4 +1,4 @@
-"""What operators ask: the probes of an orchestrator, and the metrics for Prometheus.
+"""The probes of an orchestrator, and the metrics for Prometheus.
 
 Requests are counted in plain numbers (`RequestCounts`); a scrape puts them into words.
 """
@@ -40,7 +40,7 @@ class HealthRoutes:
 
 
 class MetricsRoute:
-    """Answers a scrape from the counts and the present state of the service."""
+    """Answers a scrape from the counts and the service's present state."""
 
     def __init__(self, dependencies: Dependencies, counts: RequestCounts) -> None:
         self._dependencies = dependencies

@@ -1,4 +1,4 @@
-"""The service's description of itself, made from the table of routes and the authors' types."""
+"""The service's OpenAPI description, from its routes and authors' types."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ _TYPED = (*[("train", name) for name in _TRAIN_FIELDS.values()], *[("predict", n
 
 
 class DocumentRoutes:
-    """The handlers of the description, which is made when it is first asked for."""
+    """The handlers of the description.
+
+    It is made when it is first asked for.
+    """
 
     def __init__(self, algorithms: Mapping[str, Algorithm], tables: Sequence[tuple[str, Sequence[RouteSpec]]]) -> None:
         self._algorithms = algorithms
@@ -71,7 +74,10 @@ class DocumentRoutes:
 
 
 def describe(algorithms: Mapping[str, Algorithm], tables: Sequence[tuple[str, Sequence[RouteSpec]]]) -> Schema:
-    """The OpenAPI document of these algorithms; `tables` has the routes below each path."""
+    """The OpenAPI document of these algorithms.
+
+    `tables` has the routes below each path.
+    """
     types = AuthorTypes(algorithms)
     paths: dict[str, Schema] = {}
     for place, table in tables:

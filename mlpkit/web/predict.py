@@ -1,4 +1,4 @@
-"""`POST /predict`: from the body of a request to a model, and from its answer to the response.
+"""`POST /predict`: from a request's body to its response.
 
 The server decodes only the envelope. `features`, `params` and the answer stay JSON on their way to the worker and back.
 """
@@ -39,7 +39,10 @@ _FEW = 32
 
 
 class Envelope(msgspec.Struct):
-    """A request of the usual shape; all others that fit the protocol are read field by field."""
+    """A request of the usual shape.
+
+    All others that fit the protocol are read field by field.
+    """
 
     model_id: str
     features: msgspec.Raw = NULL

@@ -1,4 +1,4 @@
-"""What a request of the protocol says: where its fields come from, and how they are checked.
+"""How the fields of a request are found and checked.
 
 Source: `tests/wire/PROTOCOL.md`, sections 1.2 to 1.4; its section 8 says where mlpkit answers better than the original.
 """
@@ -40,7 +40,10 @@ _json_list = msgspec.json.Decoder(list[msgspec.Raw])
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a request. `longest` counts characters; `nulls` is whether null may stand inside an object."""
+    """One field of a request.
+
+    `longest` counts characters; `nulls` is whether null may stand inside an object.
+    """
 
     name: str
     kind: Literal["text", "object"]
@@ -94,12 +97,14 @@ class Arguments:
         return self._texts[name]
 
     def object(self, name: str) -> msgspec.Raw:
-        """An object field as JSON; `null` where it is missing."""
+        """An object field as JSON; `null` if it is missing."""
         return self._objects.get(name, NULL)
 
 
 def check(fields: Iterable[Field], values: Mapping[str, Value]) -> Arguments:
-    """The arguments among `values`: first the types of all fields, then null and length, each in the order of `fields`.
+    """The checked arguments among `values`.
+
+    First the types of all fields are checked, then null and length, each in the order of `fields`.
 
     Raises:
         ArgumentError: the first mistake, in the protocol's words.
@@ -118,7 +123,7 @@ def check(fields: Iterable[Field], values: Mapping[str, Value]) -> Arguments:
 
 
 def caller_uuid(values: Mapping[str, Value]) -> str | None:
-    """The uuid in the request's fields, or None where there is none that could be one."""
+    """The uuid in the request's fields, or None if there is none."""
     try:
         return _text("uuid", values.get("uuid"))
     except ArgumentError:
@@ -185,7 +190,9 @@ def is_json(content_type: str) -> bool:
 
 
 def json_values(body: bytes) -> dict[str, Value]:
-    """The fields of a JSON body, each still JSON. An empty body and `null` have none.
+    """The fields of a JSON body, each still JSON.
+
+    An empty body and `null` have none.
 
     Raises:
         MalformedBody: it is no JSON object.

@@ -1,4 +1,4 @@
-"""One request and its response, as the web layer passes them on; and counts of all.
+"""One request and its response, and the counts of all.
 
 Source of the response's words: `tests/wire/PROTOCOL.md`, section 1.1; its section 8 says where mlpkit differs.
 """
@@ -31,7 +31,7 @@ _ALWAYS_TRUE_CODE = (BodyTooLarge, MalformedBody, Unauthorized)
 
 
 class ClientGone(Exception):
-    """The client closed the connection before it was answered; nobody is left to be answered."""
+    """The client closed the connection before it was answered."""
 
 
 class RequestCounts:
@@ -133,7 +133,7 @@ class RequestContext:
         request_id.set(self.request_id)
 
     def response_lines(self, response: HttpResponse) -> list[Header]:
-        """All headers of a response to this request; notes for the log what was sent."""
+        """All headers of a response; notes what was sent."""
         self.status = response.status
         self.sent = len(response.body)
         self.word = response.word
@@ -203,7 +203,7 @@ def path_not_found(settings: Settings) -> HttpResponse:
 
 
 def other_method(method: str, expected: Literal["GET", "POST"]) -> HttpResponse | None:
-    """The response to OPTIONS and to a wrong method; None if the handler must answer."""
+    """The response to OPTIONS and to a wrong method, else None."""
     if method == expected:
         return None
     allowed = ("OPTIONS", "POST") if expected == "POST" else ("GET", "HEAD", "OPTIONS")
@@ -223,7 +223,7 @@ def to_json(content: object) -> bytes:
 
 
 def printable_path(raw_path: bytes) -> str:
-    """A path as it may stand in a log line: still percent-encoded, at most 256 bytes."""
+    """A path for a log line: percent-encoded, at most 256 bytes."""
     # A decoded path could contain line breaks.
     text = raw_path[:256].partition(b"?")[0].decode("latin-1")
     return text if text.isprintable() else repr(text)

@@ -87,7 +87,9 @@ class Dependencies:
 
 @dataclass(frozen=True)
 class Request:
-    """What a handler gets. `path` and `query` are decoded; `body` is empty if the route has no fields.
+    """What a handler gets.
+
+    `path` and `query` are decoded; `body` is empty if the route has no fields.
 
     `arguments` are the checked fields, empty if the handler reads them itself. `receive` is the connection's, for
     handlers that must know if the caller goes away.
@@ -123,7 +125,7 @@ class RouteSpec:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The ASGI application of one route. `limit` is the largest body in bytes."""
+    """The ASGI application of one route; `limit` is in bytes."""
 
     spec: RouteSpec
     limit: int
@@ -150,7 +152,10 @@ class Endpoint:
 
 
 def build_router(dependencies: Dependencies, predict: PredictEndpoint, counts: RequestCounts) -> Router:
-    """All routes as one ASGI application; it finds the request's context in `scope["context"]`."""
+    """All routes as one ASGI application.
+
+    It finds the request's context in `scope["context"]`.
+    """
     settings = dependencies.settings
     not_found = path_not_found(settings)
 
