@@ -202,6 +202,14 @@ def test_a_change_that_fails_is_not_counted(tmp_path: Path) -> None:
     assert index.total() == 10
 
 
+def test_an_entry_that_comes_while_the_index_is_made_again_is_in_the_new_one(tmp_path: Path) -> None:
+    index, another = _index(tmp_path), _index(tmp_path)
+    with index.adding("a", "subject", _files(10)):
+        (tmp_path / "index.db").unlink()
+        assert another.total() == 0
+    assert another.total() == index.total() == 10
+
+
 def test_files_that_entries_share_are_counted_once_until_the_last_has_gone(tmp_path: Path) -> None:
     index = _index(tmp_path)
     for entry, sizes in (("a", (10, 20)), ("b", (10,)), ("c", (10, 20, 30))):
