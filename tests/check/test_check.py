@@ -120,7 +120,7 @@ def test_a_running_service_is_checked_through_its_own_store(
     for name, value in {**s3.environment, **buckets}.items():
         monkeypatch.setenv(name, value)
     data = tmp_path / "data.tsv"
-    data.write_text("a good day\tgood\t1\n" * 2, encoding="utf-8")
+    data.write_text("a good day\tgood\t1\n" * 2 + "bad weather\tbad\t1\n" * 2, encoding="utf-8")
     port = free_port()
     script = str(Path(mood.__file__))
     process = subprocess.Popen([sys.executable, "-m", "mlpkit", "run", script, "--port", str(port), "--workers", "1"])

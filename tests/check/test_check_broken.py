@@ -10,23 +10,23 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_training_that_raises_is_found_with_its_reason(check: Check) -> None:
-    checked = check(train="@app.train\ndef train() -> None:\n    raise ValueError('no such column')\n")
+    checked = check(train="@app.train\ndef train(out: ModelDir) -> None:\n    raise ValueError('no such column')\n")
     assert "no such column" in checked.failed["status"]
     assert checked.steps["predict"].verdict == "skipped"
     assert not checked.report.passed
 
 
 def test_a_training_that_says_false_is_found(check: Check) -> None:
-    assert "False" in check(train="@app.train\ndef train() -> bool:\n    return False\n").failed["status"]
+    assert "False" in check(train="@app.train\ndef train(out: ModelDir) -> bool:\n    return False\n").failed["status"]
 
 
 def test_a_training_that_kills_itself_is_found(check: Check) -> None:
-    killed = check(train="@app.train\ndef train() -> None:\n    os.kill(os.getpid(), signal.SIGSEGV)\n")
+    killed = check(train="@app.train\ndef train(out: ModelDir) -> None:\n    os.kill(os.getpid(), signal.SIGSEGV)\n")
     assert "SIGSEGV" in killed.failed["status"]
 
 
 def test_a_training_that_never_ends_is_given_up(check: Check) -> None:
-    checked = check(train="@app.train\ndef train() -> None:\n    time.sleep(600)\n", timeout=2)
+    checked = check(train="@app.train\ndef train(out: ModelDir) -> None:\n    time.sleep(600)\n", timeout=2)
     assert "has not ended within 2 s" in checked.failed["status"]
 
 
