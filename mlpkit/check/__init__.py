@@ -1,4 +1,4 @@
-"""`mlpkit check`: takes an algorithm through its life on the platform, and reports each step."""
+"""`mlpkit check`: takes an algorithm through its life and reports each step."""
 
 from mlpkit.check.report import CheckReport, LiveTable, StepResult, summary, to_json, write_junit
 from mlpkit.check.service import CheckedService, running, started

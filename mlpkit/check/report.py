@@ -1,4 +1,4 @@
-"""What `mlpkit check` found: one outcome a step, as data, as JSON and as JUnit XML."""
+"""What `mlpkit check` found, as data, table, JSON and JUnit XML."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ Verdict = Literal["passed", "warning", "failed", "skipped"]
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How one step went: `sentence` says it for a person, `seconds` is its time, `memory` the highest seen in bytes.
+    """How one step went; `sentence` says it for a person.
 
-    `memory` counts the service and all its processes; it is 0 where they cannot be seen.
+    `seconds` is its time, `memory` the highest that was seen, in bytes. `memory` counts the service and all its
+    processes; it is 0 if they cannot be seen.
     """
 
     step: str
@@ -70,8 +71,13 @@ def to_json(report: CheckReport) -> str:
 
 
 def write_junit(report: CheckReport, file: Path) -> None:
-    """Writes the report as JUnit XML, a test case a step. Source of the format: the schema that Jenkins reads."""
-    counted = {verdict: sum(each.verdict == verdict for each in report.outcomes) for verdict in ("failed", "skipped")}
+    """Writes the report as JUnit XML, one test case for each step.
+
+    Source of the format: the schema that Jenkins reads.
+    """
+    counted = {
+        verdict: sum(result.verdict == verdict for result in report.outcomes) for verdict in ("failed", "skipped")
+    }
     suite = ElementTree.Element(
         "testsuite",
         name=f"mlpkit check {report.algorithm}",
@@ -102,10 +108,14 @@ def write_junit(report: CheckReport, file: Path) -> None:
 
 
 class LiveTable:
-    """Shows the steps as they begin and end; on something that is no terminal, the finished table."""
+    """Shows the steps as they begin and end.
+
+    If the output is not a terminal, it shows the finished table only.
+    """
 
     def __init__(self, title: str, console: Console) -> None:
-        self._title, self._console = title, console
+        self._title = title
+        self._console = console
         self._outcomes: list[StepResult] = []
         self._running = ""
         self._live = Live(get_renderable=self._table, console=console, refresh_per_second=8, redirect_stderr=False)
@@ -144,16 +154,16 @@ def table_of(title: str, outcomes: Sequence[StepResult], running: str = "") -> T
     table.add_column("seconds", justify="right", no_wrap=True)
     table.add_column("memory", justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
-    for each in outcomes:
-        memory = f"{each.memory / _MIB:.0f} MiB" if each.memory else ""
-        table.add_row(each.step, _MARKS[each.verdict], f"{each.seconds:.2f}", memory, Text(each.sentence))
+    for result in outcomes:
+        memory = f"{result.memory / _MIB:.0f} MiB" if result.memory else ""
+        table.add_row(result.step, _MARKS[result.verdict], f"{result.seconds:.2f}", memory, Text(result.sentence))
     if running:
         table.add_row(running, Spinner("dots"), "", "", "")
     return table
 
 
 def summary(report: CheckReport) -> str:
-    """The last line: whether the platform would accept the algorithm, and the figures."""
+    """The last line: the verdict and the figures."""
     counts = Counter(outcome.verdict for outcome in report.outcomes)
     words = [] if counts["failed"] else ["no step failed"]
     words += [

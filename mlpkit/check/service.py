@@ -1,4 +1,4 @@
-"""What is checked: a service that the command starts for a script, or one that is running already."""
+"""The service to check: one that the command starts, or one that runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LAST_LINES = 15
 class CheckedService:
     """A service to check, and what is known of the algorithm.
 
-    `trains` is False where it has no `train`; `pid` is None where the service's processes cannot be seen.
+    `trains` is False if it has no `train`; `pid` is None if the service's processes cannot be seen.
     """
 
     target: str
@@ -43,12 +43,12 @@ class CheckedService:
     pid: int | None = None
 
     def memory(self) -> int:
-        """Resident bytes of the service and all its processes; 0 where they cannot be seen."""
+        """Resident bytes of all processes; 0 if they cannot be seen."""
         return 0 if self.pid is None else memory_of(self.pid)
 
 
 class MemoryWatch:
-    """Samples a service's memory twenty times a second in a thread while its block runs."""
+    """Measures a service's memory twenty times a second, in a thread."""
 
     def __init__(self, service: CheckedService) -> None:
         self._subject, self._highest = service, 0
@@ -75,7 +75,9 @@ class MemoryWatch:
 
 @contextmanager
 def started(target: str, algorithm: str | None, examples: Sequence[Any]) -> Iterator[CheckedService]:
-    """A service for a script, on a home that is removed afterwards, with one worker and the folder store.
+    """A service for a script, with one worker and the folder store.
+
+    Its home is removed afterwards.
 
     Raises:
         DeclarationError: the script has mistakes.
@@ -101,7 +103,9 @@ def started(target: str, algorithm: str | None, examples: Sequence[Any]) -> Iter
 
 @contextmanager
 def running(client: Client, algorithm: str | None, kind: str, examples: Sequence[Any]) -> Iterator[CheckedService]:
-    """A service that is running already; the settings of this process say which store it uses.
+    """A service that is running already.
+
+    The settings of this process must name its store.
 
     Raises:
         ArgumentError: it does not have that algorithm, or has several and none was named.
@@ -117,7 +121,10 @@ def running(client: Client, algorithm: str | None, kind: str, examples: Sequence
 
 
 def _environment(home: Path) -> dict[str, str]:
-    """The environment of the started service. What is empty here would otherwise come from `.env`."""
+    """The environment of the started service.
+
+    What is empty here would otherwise come from `.env`.
+    """
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("MINIO_", "MLPKIT_", "ML_PLATFORM_"))
     }

@@ -1,4 +1,4 @@
-"""The steps of `mlpkit check`, in the order of an algorithm's life on the platform, and how they are run.
+"""The steps of `mlpkit check` in their order, and how they are run.
 
 A step returns a sentence, or raises: `StepFailed` with a sentence of its own, `StepSkipped` if it has nothing to check,
 `StepWarning` for a warning, or any error of mlpkit, whose text is then the sentence.
@@ -58,7 +58,7 @@ class StepSkipped(Exception):
 
 @dataclass
 class CheckRun:
-    """What the steps share: the service, what was asked for, and what the steps before have found out."""
+    """What the steps share: the request, and what earlier steps found."""
 
     service: CheckedService
     files: LocalFiles = field(default_factory=LocalFiles)
@@ -86,7 +86,7 @@ def look_at_service(run: CheckRun) -> str:
 
 
 def upload_data(run: CheckRun) -> str:
-    """The data is sound, the files are uploaded, and there are examples to predict."""
+    """The data is sound, and the files are uploaded."""
     from mlpkit.formats import check_rows
     from mlpkit.storage import open_storage
 
@@ -111,7 +111,7 @@ def upload_data(run: CheckRun) -> str:
 
 
 def refuse_unknown_algorithm(run: CheckRun) -> str:
-    """A train of an algorithm that does not exist is refused as the protocol says."""
+    """Training an algorithm that does not exist is refused."""
     try:
         run.service.client.train("no such algorithm")
     except ArgumentError as error:
@@ -131,7 +131,7 @@ def submit(run: CheckRun) -> str:
 
 
 def wait_for_training(run: CheckRun) -> str:
-    """The training ends well within the limit, and its status goes through the words of the protocol."""
+    """The training completes within the limit."""
     if not run.service.trains:
         raise StepSkipped("nothing was trained")
     seen: list[str] = []
@@ -156,7 +156,8 @@ def wait_for_training(run: CheckRun) -> str:
 
 def load(run: CheckRun) -> str:
     """The trained model loads, and the monitor shows it."""
-    client, service = run.service.client, run.service
+    service = run.service
+    client = service.client
     run.levels["before"] = service.memory()
     client.load(service.algorithm, run.model_id)
     if not client.monitor().load.get(run.model_id):
@@ -166,7 +167,7 @@ def load(run: CheckRun) -> str:
 
 
 def load_again(run: CheckRun) -> str:
-    """The model that is loaded already can be loaded once more: the platform repeats its calls."""
+    """A loaded model can be loaded again: the platform repeats its calls."""
     run.service.client.load(run.service.algorithm, run.model_id)
     return ""
 
@@ -193,7 +194,7 @@ def check_kind(run: CheckRun) -> str:
         try:
             check_answer(kind, answer)
         except AnswerError as error:
-            raise StepFailed(f"the answer to {excerpt(features)} is no {kind}: {error}") from None
+            raise StepFailed(f"the answer to {excerpt(features)} is not a {kind}: {error}") from None
     return ""
 
 
@@ -217,7 +218,7 @@ def predict_at_once(run: CheckRun) -> str:
         answers = list(threads.map(lambda features: _answer_or_error(run, features), examples))
     seconds = time.monotonic() - started
     run.throughput = _AT_ONCE / seconds
-    failures = [each for each in answers if isinstance(each, MlpkitError)]
+    failures = [answer for answer in answers if isinstance(answer, MlpkitError)]
     if failures:
         raise StepFailed(f"{len(failures)} of {_AT_ONCE} predictions at once failed: {failures[0]}")
     wrong = [n for n in range(_AT_ONCE) if not same(answers[n], run.answers[n % len(run.answers)])]
@@ -227,7 +228,7 @@ def predict_at_once(run: CheckRun) -> str:
 
 
 def answer_bad_input(run: CheckRun) -> str:
-    """Input that no algorithm can expect gets a clear answer in time, and the model answers well afterwards."""
+    """Unexpected input gets a clear answer in time, and does no harm."""
     refused = [ask_badly(run, name, body) for name, body in bad_bodies(run.model_id).items()]
     after = run.predict(run.examples[0])
     if not same(after, run.answers[0]) and not kind_of(run.service.kind).may_differ:
@@ -236,8 +237,9 @@ def answer_bad_input(run: CheckRun) -> str:
 
 
 def unload(run: CheckRun) -> str:
-    """The model is gone, predictions say so, and unloading it again is no error."""
-    client, service = run.service.client, run.service
+    """The model is gone, and can be unloaded again without an error."""
+    service = run.service
+    client = service.client
     client.unload(service.algorithm, run.model_id)
     _expect_not_loaded(run, "unload")
     client.unload(service.algorithm, run.model_id)
@@ -247,7 +249,8 @@ def unload(run: CheckRun) -> str:
 
 def same_after_loading_again(run: CheckRun) -> str:
     """Loaded again, the model answers as before."""
-    client, service = run.service.client, run.service
+    service = run.service
+    client = service.client
     client.load(service.algorithm, run.model_id)
     answers = [run.predict(features) for features in run.examples]
     run.levels["loaded again"] = service.memory()
@@ -260,7 +263,7 @@ def same_after_loading_again(run: CheckRun) -> str:
 
 
 def give_memory_back(run: CheckRun) -> str:
-    """Loading and unloading once more costs no memory that is not given back.
+    """Loading and unloading again gives all memory back.
 
     The first load is not counted: it brings libraries into memory that stay there for good.
     """
@@ -268,7 +271,8 @@ def give_memory_back(run: CheckRun) -> str:
         raise StepSkipped("the memory of a service that runs elsewhere cannot be seen")
     if "unloaded again" not in run.levels:
         raise StepSkipped("the model was not loaded again")
-    first, second = run.levels["unloaded"], run.levels["unloaded again"]
+    first = run.levels["unloaded"]
+    second = run.levels["unloaded again"]
     model = max(0, run.levels["loaded again"] - first)
     kept = second - first
     if kept > max(_LEAST_LEAK, model // 2):
@@ -281,7 +285,8 @@ def give_memory_back(run: CheckRun) -> str:
 
 def delete(run: CheckRun) -> str:
     """The model is deleted, and is not there any more."""
-    client, service = run.service.client, run.service
+    service = run.service
+    client = service.client
     client.load(service.algorithm, run.model_id)
     client.delete(service.algorithm, run.model_id)
     _expect_not_loaded(run, "delete")
@@ -318,7 +323,7 @@ NEEDED = {"service", "train", "status", "load", "predict", "unload"}
 
 
 def clean_up(run: CheckRun) -> None:
-    """Removes the uploaded data; what the service keeps of the job is its own."""
+    """Removes the uploaded files; the service keeps its record of the job."""
     from mlpkit.storage import open_storage
 
     if run.request is not None:
@@ -356,8 +361,9 @@ def _expect_not_loaded(run: CheckRun, after: str) -> None:
 
 
 def _settled_memory(service: CheckedService) -> int:
-    """The memory once it has stopped falling: freed pages and ended processes take a moment."""
-    lowest, deadline = service.memory(), time.monotonic() + _SETTLE_SECONDS
+    """The memory when it no longer falls, which takes a moment."""
+    lowest = service.memory()
+    deadline = time.monotonic() + _SETTLE_SECONDS
     still = 0
     while still < 5 and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -389,14 +395,15 @@ def bad_bodies(model_id: str) -> dict[str, bytes]:
 
 
 def ask_badly(run: CheckRun, name: str, body: bytes) -> bool:
-    """Sends such a body; True where it was refused, False where the algorithm answered it.
+    """Sends such a body; True if it was refused, False if answered.
 
     Raises:
         StepFailed: no answer, a late one, one that the protocol does not have, a dead worker, or an impossible success.
         StepWarning: the answer shows a traceback.
     """
     client = run.service.client
-    started, refused = time.monotonic(), False
+    started = time.monotonic()
+    refused = False
     try:
         answer = client.request("POST", f"{client.prefix}predict", body)
         data_of(answer)
@@ -473,11 +480,14 @@ def _outcome(name: str, step: Step, run: CheckRun, memory: MemoryWatch) -> StepR
     try:
         sentence = step(run)
     except StepSkipped as reason:
-        verdict, sentence = "skipped", str(reason)
+        verdict = "skipped"
+        sentence = str(reason)
     except StepWarning as reason:
-        verdict, sentence = "warning", str(reason)
+        verdict = "warning"
+        sentence = str(reason)
     except (StepFailed, MlpkitError) as reason:
-        verdict, sentence = "failed", str(reason)
+        verdict = "failed"
+        sentence = str(reason)
     return StepResult(
         step=name, verdict=verdict, sentence=sentence, seconds=time.monotonic() - started, memory=memory.take()
     )

@@ -1,4 +1,7 @@
-"""The command line: `main` runs it. Commands import what they need when they are called: `run` starts at once."""
+"""The command line; `main` runs it.
+
+Commands import what they need when they are called, so that `run` starts quickly.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from mlpkit.settings import load_settings
 
 
 class _InOrder(click.Group):
-    """Lists its commands as they were added: what a newcomer needs comes first."""
+    """Lists its commands in the order in which a newcomer needs them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -53,7 +56,9 @@ def db() -> None:
 
 @db.command("init")
 def init_db() -> None:
-    """Make the tables that replicas share, where they are missing. The database itself must be there.
+    """Make the tables that replicas share, if they are missing.
+
+    The database itself must exist.
 
     The settings say where: DB_HOST, DB_PORT, DB_USER, DB_PASS, ML_CLIENT_MLP_DB_NAME, MLP_CLIENT_DB_TYPE.
 
@@ -67,8 +72,8 @@ def init_db() -> None:
     except ModuleNotFoundError as error:
         raise SettingsError(f"the package {error.name} is needed: pip install 'mlpkit[sql]'") from error
 
-    made, where = make_tables(settings)
-    print(f"made in {where}: {', '.join(made)}" if made else f"{where} has the tables already")
+    made, place = make_tables(settings)
+    print(f"made in {place}: {', '.join(made)}" if made else f"{place} has the tables already")
 
 
 commands = _InOrder(
@@ -81,7 +86,10 @@ for command in (run, new, train, predict, check, jobs, models, version, data, db
 
 
 def main() -> NoReturn:
-    """Runs the command of `sys.argv` and exits: 0 all well, 1 the work failed, 2 the command or script is wrong."""
+    """Runs the command of `sys.argv` and exits.
+
+    The exit code is 0 if all is well, 1 if the work failed, 2 if the command or the script is wrong, 130 after Ctrl-C.
+    """
     try:
         # Not standalone: click would make 1 of Ctrl-C.
         sys.exit(commands.main(standalone_mode=False))

@@ -1,4 +1,4 @@
-"""`mlpkit check`: takes an algorithm through its whole life and shows a table."""
+"""`mlpkit check`: shows an algorithm's whole life as a table."""
 
 from __future__ import annotations
 

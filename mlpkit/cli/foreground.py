@@ -1,4 +1,7 @@
-"""`mlpkit train` and `mlpkit predict`: in this process, so that a debugger and a profiler see the handlers."""
+"""`mlpkit train` and `mlpkit predict`, which run in this process.
+
+So a debugger and a profiler see the handlers.
+"""
 
 from __future__ import annotations
 
@@ -52,10 +55,11 @@ def train(
     extend: str,
     model_id: str | None,
 ) -> None:
-    """Train in this process, with a progress bar. The model is stored as the service would store it.
+    """Train in this process, with a progress bar.
 
-    You need no service. breakpoint() works, and so does python -m pdb -m mlpkit train. The place of the model is
-    printed to stdout; what the script prints goes to stderr if stdout is not a terminal.
+    The model is stored as the service would store it. You need no service. breakpoint() works, and so does python -m
+    pdb -m mlpkit train. The place of the model is printed to stdout; what the script prints goes to stderr if stdout is
+    not a terminal.
 
     TARGET is the app: module:app, file.py:app, or file.py if it has one app.
 
@@ -111,7 +115,7 @@ def _check(algorithm: Algorithm, job: Job, settings: Settings, data: Path | None
 
 @contextlib.contextmanager
 def _uploaded(files: LocalFiles, settings: Settings, parameters: bytes, extend: bytes) -> Iterator[list[str]]:
-    """The request's `data`, `parameter` and `extend` as JSON, while the files are in the data bucket."""
+    """The request's three objects as JSON, while the files are uploaded."""
     import msgspec
 
     from mlpkit.client import LocalFiles, upload
@@ -163,7 +167,10 @@ def _run(app: App, job: Job, settings: Settings, data: Path | None) -> JobOutcom
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Notes each Ctrl-C: `run_train` turns the exception into a failed training, as it does with any other."""
+    """Notes each Ctrl-C.
+
+    `run_train` turns the exception into a failed training, as it does with any other.
+    """
     noted: list[int] = []
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler:
@@ -184,8 +191,9 @@ def _interrupts() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _lines_above(bar: ProgressBar, progress: Progress) -> Iterator[Callable[[], None]]:
-    """Puts printed lines above the bar, and what tqdm redraws into it; gives a function that ends both.
+    """Puts printed lines above the bar, and tqdm's bars into it.
 
+    It gives a function that ends both.
     tqdm's own lines would add a line to the terminal with each redraw, because the bar is there too.
     """
     from mlpkit.processes import LineStream
@@ -262,8 +270,9 @@ def _place(job: Job, settings: Settings) -> str:
 @click.option("--params", default="null", metavar="JSON", help="The request's params: JSON, or @FILE.")
 @algorithm_name
 def predict(target: str, model: str, features: str, params: str, algorithm: str | None) -> None:
-    """Load a model in this process and print its answer as JSON. You need no service.
+    """Load a model in this process and print its answer.
 
+    The answer is JSON. You need no service.
     What the script prints goes to stderr if stdout is not a terminal.
 
     TARGET is the app: module:app, file.py:app, or file.py if it has one app.
@@ -291,7 +300,10 @@ def predict(target: str, model: str, features: str, params: str, algorithm: str 
 
 @contextlib.contextmanager
 def _placed(model: str, settings: Settings) -> Iterator[tuple[str, str | None]]:
-    """The id and the path of a model in the store; a folder from elsewhere is stored for this long."""
+    """The id and the path of a model in the store.
+
+    A folder from elsewhere is in the store for as long as this is open.
+    """
     from mlpkit.storage import folder_of, open_storage
 
     folder = Path(start_folder, model)
@@ -342,7 +354,7 @@ def _check_model(algorithm: Algorithm, settings: Settings, model_id: str, model_
 def _predicted(
     app: App, settings: Settings, algorithm: str, model_id: str, model_path: str | None, features: bytes, params: bytes
 ) -> bytes:
-    """The answer of a model that lives in this process, in threads as in a worker."""
+    """The answer of a model in this process, in threads as in a worker."""
     from queue import SimpleQueue
 
     from mlpkit.serving.messages import Item, Load, Predict
@@ -370,7 +382,7 @@ def _predicted(
 
 @contextlib.contextmanager
 def script_prints_to_stderr() -> Iterator[None]:
-    """Sends what the script prints to stderr if stdout is a file or a pipe.
+    """Sends what the script prints to stderr, unless stdout is a terminal.
 
     So `MODEL=$(mlpkit train ...)` gets nothing but the result; a terminal shows both anyway.
     """

@@ -39,7 +39,7 @@ def new(name: str, kind: str, into: Path) -> None:
     module = name.replace("-", "_").lower()
     if not re.fullmatch(r"[a-z]\w*", module, re.ASCII) or keyword.iskeyword(module) or len(name) > _LONGEST_NAME:
         raise ArgumentError(
-            f"{name!r} is no name for a project: use letters, digits, - and _, begin with a letter, "
+            f"{name!r} is not a name for a project: use letters, digits, - and _, begin with a letter, "
             f"at most {_LONGEST_NAME} characters, and not a keyword of Python"
         )
     if kind not in _KINDS:
@@ -80,7 +80,7 @@ def write_project(folder: Path, name: str, module: str, kind: str) -> None:
 
 
 def write_wheel(folder: Path) -> Path | None:
-    """A wheel of the mlpkit that runs now; None if it is not installed.
+    """The running mlpkit as a wheel; None if it is not installed.
 
     Source of the format: the specification "Binary distribution format" of the Python Packaging User Guide.
     """

@@ -1,4 +1,4 @@
-"""The client of a service: `Client` for every route, `JobHandle` for a training job, and what they answer.
+"""The client of a service: `Client`, `JobHandle` and their answers.
 
 It speaks to any service that keeps the platform's protocol; the routes beyond it (`jobs`, `models`, `cancel`,
 `ready`) need mlpkit.

@@ -1,4 +1,4 @@
-"""What a service answers: the protocol's envelope turned into data or into the exception that it stands for.
+"""Turns a service's answers into data or into exceptions.
 
 Source: `tests/wire/PROTOCOL.md`, sections 1.1 and 1.4. Answers are read leniently (`NaN` is accepted, fields may be
 more or fewer), because services that are not mlpkit speak the protocol too.
@@ -54,10 +54,11 @@ _LONGEST_EXCERPT = 200
 
 
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How a job stands: `init`, `training`, `completed`, `error`, `unknown`, or what the algorithm's own hook says.
+    """The state of a job.
 
-    `message` is the reason of an `error`, `progress` the job's last report, `queue_position` its place among the
-    waiting jobs (1 is next) or None.
+    `status` is `init`, `training`, `completed`, `error`, `unknown`, or what the algorithm's own hook says. `message` is
+    the reason of an `error`, `progress` the job's last report, `queue_position` its place among the waiting jobs (1 is
+    next) or None.
     """
 
     status: Any
@@ -72,7 +73,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the list of jobs. Times are seconds since the epoch."""
+    """One job of the list. Times are seconds since the epoch."""
 
     model_id: str
     algorithm: str = ""
@@ -87,10 +88,10 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelView(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the list of models. `since` is in seconds since the epoch, `seconds` is the time in the user's code.
+    """One model of the list.
 
-    `state` is `loading`, `loaded` or `unloading`; `problem` says what is wrong with a model that should be there and
-    is not.
+    `since` is in seconds since the epoch, `seconds` is the time in the user's code. `state` is `loading`, `loaded` or
+    `unloading`; `problem` says what is wrong with a model that should be there and is not.
     """
 
     model_id: str
@@ -108,7 +109,7 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Monitor(msgspec.Struct, frozen=True, kw_only=True):
-    """Which models are loaded in which workers, and the algorithms in the order of their registration."""
+    """Which workers have which models, and the algorithms in their order."""
 
     load: dict[str, list[Any]] = {}
     algorithms: list[str] = []
@@ -117,8 +118,9 @@ class Monitor(msgspec.Struct, frozen=True, kw_only=True):
 class NodeInfo(
     msgspec.Struct, frozen=True, kw_only=True, rename={"total_memory": "totol_memory", "total_cpu": "totol_cpu"}
 ):
-    """The machine of the service: memory in GiB, idle rates from 0 to 1, input and output since boot in GiB.
+    """The machine of the service.
 
+    Memory is in GiB, idle rates are from 0 to 1, input and output are in GiB since boot.
     `net_io` is `sent/received`, `block_io` is `read/written`. The wire spells `totol_`; that is the platform's.
     """
 
@@ -138,11 +140,11 @@ class Readiness(msgspec.Struct, frozen=True):
 
 
 def data_of(answer: Answer) -> Any:
-    """The `data` of a successful answer; None where it carries none.
+    """The `data` of a successful answer; None if it has none.
 
     Raises:
         MlpkitError: the exception of `mlpkit.errors` that the answer stands for.
-        UnexpectedAnswer: it is no answer of the protocol.
+        UnexpectedAnswer: it is not an answer of the protocol.
     """
     content = _content(answer)
     status = content.get("status")
@@ -154,7 +156,7 @@ def data_of(answer: Answer) -> Any:
     if status is None and answer.status == 400:
         raise ArgumentError(message)
     raise UnexpectedAnswer(
-        f"HTTP {answer.status} with {_excerpt(answer)} is no answer of this protocol; is the prefix right?"
+        f"HTTP {answer.status} with {_excerpt(answer)} is not an answer of this protocol; is the prefix right?"
     )
 
 
@@ -171,7 +173,10 @@ def typed(data: Any, wanted: type[T]) -> T:
 
 
 def error_of(answer: Answer, status: str, message: str) -> MlpkitError:
-    """The exception that a refusal stands for: by the name that mlpkit sends, else by message, HTTP status or word."""
+    """The exception that a refusal stands for.
+
+    It is found by the name that mlpkit sends, else by the message, the HTTP status or the word.
+    """
     named = getattr(errors, answer.headers.get("x-mlpkit-error", ""), None)
     if isinstance(named, type) and issubclass(named, MlpkitError):
         return _made(named, message)
@@ -185,7 +190,7 @@ def error_of(answer: Answer, status: str, message: str) -> MlpkitError:
 
 
 def _made(kind: type[MlpkitError], message: str) -> MlpkitError:
-    """An error whose message is complete already: the constructors of some would put words around it."""
+    """An error with exactly this message; some constructors would add words."""
     error = kind.__new__(kind)
     Exception.__init__(error, message)
     return error
@@ -197,7 +202,7 @@ def _content(answer: Answer) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise UnexpectedAnswer(f"HTTP {answer.status} with {_excerpt(answer)} is no answer of this protocol")
+        raise UnexpectedAnswer(f"HTTP {answer.status} with {_excerpt(answer)} is not an answer of this protocol")
     return content
 
 

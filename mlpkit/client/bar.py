@@ -1,4 +1,7 @@
-"""Progress bars on the terminal for one training job; in a pipe, a line for each change of the stage."""
+"""Progress bars on the terminal for one training job.
+
+In a pipe, there is one line for each change of the stage.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ class ProgressBar:
         self.stop()
 
     def stop(self) -> None:
-        """Leaves the terminal alone from now on; `show` still says changes of the stage."""
+        """Ends the bars; `show` still says changes of the stage in a pipe."""
         self._bar.stop()
 
     def erase(self) -> None:
@@ -61,7 +64,7 @@ class ProgressBar:
         self._console.print(Text.from_ansi(text), soft_wrap=True)
 
     def show(self, state: str, progress: Mapping[str, Any] | None) -> None:
-        """Shows a state (`init`, `training`, ...) and a job's progress, as `status` answers it."""
+        """Shows a job's state and its progress, as `status` answers them."""
         progress = progress or {}
         stage = str(progress.get("stage") or "")
         if self._tasks:

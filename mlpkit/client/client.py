@@ -1,4 +1,4 @@
-"""`Client`: a typed method for every route of a service; `JobHandle`: one training job."""
+"""`Client` has a method for each route; `JobHandle` is one training job."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ class Client:
     """Calls a service that speaks the platform's protocol; safe from every thread.
 
     Every method raises the exception of `mlpkit.errors` that the service's refusal stands for (`ArgumentError`,
-    `AlgorithmNotFound`, `ModelNotLoaded`, `LoadFailed`, `PredictFailed`, `Overloaded`, ...; `UserCodeError` where a
-    refusal has no class of its own), `ServiceUnreachable` or `TimeLimitExceeded` where no answer came, and
-    `UnexpectedAnswer` where what came is not this protocol. A request that reads is tried again after a network
-    fault; one that changes something only where no connection could be made.
+    `AlgorithmNotFound`, `ModelNotLoaded`, `LoadFailed`, `PredictFailed`, `Overloaded`, ...; `UserCodeError` if a
+    refusal has no class of its own), `ServiceUnreachable` or `TimeLimitExceeded` if no answer came, and
+    `UnexpectedAnswer` if what came is not this protocol. A request that reads is tried again after a network
+    fault; one that changes something only if no connection could be made.
 
     Args:
         url: the service's root, such as `http://127.0.0.1:8000`.
         prefix: the service's `ML_PLATFORM_CLIENT_API_PREFIX`.
-        token: the service's `MLPKIT_TOKEN`, where it has one.
-        timeout: longest silence of the service in seconds, where a method has no limit of its own.
+        token: the service's `MLPKIT_TOKEN`, if it has one.
+        timeout: longest silence of the service in seconds, if a method has no limit of its own.
         transport: another way to the service, in place of HTTP; `mlpkit.testing` has one.
     """
 
@@ -95,10 +95,10 @@ class Client:
         model_path: str = "",
         uuid: str | None = None,
     ) -> JobHandle:
-        """Submits a training job; it is on the service's disk when this returns.
+        """Submits a training job.
 
-        `data` is the request's object, or the location of the training data in the data bucket. `parameters` is
-        anything that JSON can express, a Struct or dataclass too.
+        The job is on the service's disk when this returns. `data` is the request's object, or the location of
+        the training data in the data bucket. `parameters` is anything that JSON can express, a Struct or dataclass too.
         """
         location = {"location": data} if isinstance(data, str) else data
         answer = self._post(
@@ -136,11 +136,14 @@ class Client:
         uuid: str | None = None,
         timeout: float = 600.0,
     ) -> None:
-        """Loads a model; it can be predicted with when this returns. One that is loaded already stays as it is."""
+        """Loads a model; returns when it can answer.
+
+        A model that is loaded already stays as it is.
+        """
         self._post("load", timeout, algorithm=algorithm, model_id=model_id, model_path=model_path, uuid=uuid)
 
     def unload(self, algorithm: str, model_id: str, *, uuid: str | None = None, timeout: float = 600.0) -> None:
-        """Unloads a model; one that is not loaded is no error."""
+        """Unloads a model; one that is not loaded is not an error."""
         self._post("unload", timeout, algorithm=algorithm, model_id=model_id, uuid=uuid)
 
     def predict(
@@ -152,7 +155,10 @@ class Client:
         uuid: str | None = None,
         timeout: float | None = None,
     ) -> Any:
-        """The model's answer to `features`, as JSON has it; `params` are the handler's, such as `{"top_n": 3}`."""
+        """The model's answer to `features`.
+
+        `params` are the handler's, such as `{"top_n": 3}`.
+        """
         answer = self._post("predict", timeout, model_id=model_id, features=features, params=params, uuid=uuid)
         if not isinstance(answer, dict) or "predictions" not in answer:
             raise UnexpectedAnswer(f"the answer to predict has no predictions: {answer!r}")
@@ -209,7 +215,10 @@ class Client:
             return False
 
     def ready(self) -> Readiness:
-        """Whether the service takes work now, with its reasons where not; no answer at all is a reason too."""
+        """Whether the service takes work now, and if not, why.
+
+        No answer at all is a reason too.
+        """
         try:
             answer = self._request("GET", "/health/ready")
         except (ServiceUnreachable, TimeLimitExceeded) as error:
@@ -231,7 +240,7 @@ class Client:
     def request(
         self, method: str, target: str, content: bytes | None = None, content_type: str = "application/json"
     ) -> Answer:
-        """Sends any request and gives the answer as it came: for what the typed methods would not send."""
+        """Sends any request and gives the answer as it came."""
         headers = {**self._headers, "Content-Type": content_type} if content is not None else self._headers
         return self._transport.request(method, target, content, headers, self.timeout)
 
@@ -318,11 +327,11 @@ def _reasons(answer: Answer) -> list[str]:
     except ValueError:
         content = None
     reasons = content.get("reasons") if isinstance(content, dict) else None
-    return [str(each) for each in reasons] if isinstance(reasons, list) else [f"HTTP {answer.status}"]
+    return [str(reason) for reason in reasons] if isinstance(reasons, list) else [f"HTTP {answer.status}"]
 
 
 def _shortened(model_id: str) -> str:
-    """An id of mlpkit's own is longer than half of a terminal's line."""
+    """The id, cut if it would fill half of a terminal's line."""
     return model_id if len(model_id) <= 16 else model_id[:12] + "…"
 
 

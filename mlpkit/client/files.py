@@ -1,4 +1,4 @@
-"""Local files as parts of a training request: uploaded to the data bucket and named in the request."""
+"""Local files as parts of a training request: uploaded and named in it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Local files for a training; None for what the request does not name.
+    """Local files for a training.
 
-    `pretrained` may be a folder; the others are files.
+    None stands for what the request does not name. `pretrained` may be a folder; the others are files.
     """
 
     data: Path | None = None
@@ -30,7 +30,7 @@ class LocalFiles:
 
     @classmethod
     def of(cls, *paths: str | Path | None, folder: str | Path = "") -> LocalFiles:
-        """The files of these paths, in the order of the fields; a relative path is below `folder`."""
+        """The files of these paths, which are relative to `folder`."""
         return cls(*(None if path is None else Path(folder, path) for path in paths))
 
     def check(self) -> None:
@@ -52,7 +52,10 @@ class LocalFiles:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """The objects of a training request whose files were uploaded; `uploaded` are their paths in the store."""
+    """The objects of a training request whose files were uploaded.
+
+    `uploaded` are the paths of the files in the store.
+    """
 
     data: dict[str, Any]
     parameters: Any
@@ -115,7 +118,7 @@ def upload(
 
 
 def _with_field(value: object, name: str, field: str, location: str) -> dict[str, Any]:
-    """The object with one more field; anything that JSON can express, such as a Struct, becomes a dict."""
+    """The object as a dict, with one more field."""
     fields = msgspec.to_builtins(value)
     if not isinstance(fields, dict):
         raise ArgumentError(f"{name} must be an object, because {field} is added to it; it is {fields!r}")

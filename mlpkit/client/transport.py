@@ -1,5 +1,6 @@
-"""How a request gets to a service: `Transport` is the seam, `HttpTransport` goes over the network with urllib3.
+"""How a request gets to a service.
 
+`Transport` is the seam; `HttpTransport` goes over the network with urllib3.
 `mlpkit.testing` has a second transport, which calls a service in the same process.
 """
 
@@ -32,7 +33,7 @@ _RETRIES = urllib3.Retry(
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer: status, headers (names in lower case) and the whole body."""
+    """An HTTP answer; the names of its headers are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -65,7 +66,7 @@ class HttpTransport:
 
     def __init__(self, url: str) -> None:
         if not url.startswith(("http://", "https://")):
-            raise ArgumentError(f"{url!r} is no address of a service: it must start with http:// or https://")
+            raise ArgumentError(f"{url!r} is not the address of a service: it must start with http:// or https://")
         self._url = url.rstrip("/")
         self._pool = urllib3.PoolManager(maxsize=_CONNECTIONS)
 
@@ -83,7 +84,7 @@ class HttpTransport:
                 redirect=False,
             )
         except LocationParseError as error:
-            raise ArgumentError(f"{self._url!r} is no address of a service: {error}") from error
+            raise ArgumentError(f"{self._url!r} is not the address of a service: {error}") from error
         except HTTPError as error:
             raise self._translated(error, timeout) from error
         return Answer(response.status, {name.lower(): value for name, value in response.headers.items()}, response.data)

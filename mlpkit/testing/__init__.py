@@ -1,4 +1,4 @@
-"""For the tests of authors: a whole service in the test's own process, and fakes of everything that handlers are given.
+"""For your tests: a whole service in the test's process, and fakes.
 
     def test_it_learns() -> None:
         with TestService(app) as service:

@@ -1,4 +1,4 @@
-"""Fakes of the services that handlers are given: each is the real class, on a folder or in memory."""
+"""Fakes of what handlers are given: real classes, without a service."""
 
 from __future__ import annotations
 
@@ -19,14 +19,20 @@ from mlpkit.training import Progress, Snapshot, TrainData, TrainJob
 
 
 def fake_storage(folder: Path, *buckets: str) -> Storage:
-    """A store in a folder, which also holds its cache; `buckets` are those beside the ones for data and models."""
+    """A store in a folder, which also holds its cache.
+
+    `buckets` are further ones; those for data and models exist.
+    """
     for bucket in buckets:
         (folder / "storage" / bucket).mkdir(parents=True, exist_ok=True)
     return open_storage(Settings(home=folder))
 
 
 def fake_model_dir(folder: Path, model_id: str = "model", manifest: Manifest | None = None) -> ModelDir:
-    """A model in this folder, which is made where it does not exist: for `train` to write into, or `load` to read."""
+    """A model in this folder, for `train` to write or `load` to read.
+
+    The folder is made if it does not exist.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     return ModelDir(folder, model_id, manifest)
 
@@ -40,12 +46,12 @@ def fake_train_job(
     extend: object = None,
     uuid: str | None = None,
 ) -> TrainJob:
-    """A job as `train` handlers see it; objects that are not given are empty."""
+    """A job as `train` handlers see it; missing objects are empty."""
     return TrainJob(model_id, algorithm, "", data or {}, parameters or {}, extend or {}, uuid, 1, time.time())
 
 
 class FakeTrainData(TrainData):
-    """Training data from rows, or from a file that is read as data of `kind`.
+    """Training data from rows, or from a file.
 
     Args:
         rows: what `rows()` gives, such as `[ClassificationRow("a fine day", "good")]`; or the path of a file.
@@ -82,7 +88,7 @@ class FakeTrainData(TrainData):
         if self._file is not None:
             return self._file
         if self._folder is None:
-            raise ArgumentError("FakeTrainData needs folder= where a handler asks for data.path")
+            raise ArgumentError("FakeTrainData needs folder= if a handler asks for data.path")
         file = self._folder / self.location
         write_rows(file, self.kind, self._rows)
         return file
@@ -110,7 +116,10 @@ class FakeTrainData(TrainData):
 
 
 class RecordedProgress(Progress):
-    """A `Progress` that remembers: `stages` by name in the order of their begin, `metrics`, and whole `snapshots`."""
+    """A `Progress` that remembers what it was told.
+
+    `stages` has names in the order of their begin, `metrics` the last values, `snapshots` all states.
+    """
 
     def __init__(self) -> None:
         self.stages: list[str] = []
@@ -126,7 +135,7 @@ class RecordedProgress(Progress):
 
 
 class RecordedLog(Log):
-    """A `Log` that remembers its lines as pairs of level and text, and writes nothing."""
+    """A `Log` that remembers pairs of level and text, and writes nothing."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""The pytest plugin: the service and the fakes of `mlpkit.testing` as fixtures. Cheap where no test asks for one."""
+"""The pytest plugin: `mlpkit.testing` as fixtures.
+
+It imports nothing heavy until a test asks for one.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def mlpkit_service() -> Iterator[Callable[..., TestService]]:
-    """Serves an app until the end of the test: `service = mlpkit_service(app)`; options as of `TestService`."""
+    """Serves an app until the test ends: `service = mlpkit_service(app)`.
+
+    The options are those of `TestService`.
+    """
     from mlpkit.testing.service import TestService
 
     with ExitStack() as services:
@@ -41,7 +47,7 @@ def mlpkit_storage(tmp_path: Path) -> Iterator[Storage]:
 
 @pytest.fixture
 def mlpkit_model_dir(tmp_path: Path) -> ModelDir:
-    """An empty folder for a model: `train` writes into it, `load` reads from it."""
+    """An empty folder for a model, to write into and to load."""
     from mlpkit.testing.fakes import fake_model_dir
 
     return fake_model_dir(tmp_path / "mlpkit-model")

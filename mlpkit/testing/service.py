@@ -31,7 +31,9 @@ _GRACE_SECONDS = 2.0
 
 
 class TestService:
-    """A whole service on a temporary home with the folder store, without a port; use it in a `with` block.
+    """A whole service without a port; use it in a `with` block.
+
+    It has a temporary home and the folder store.
 
     Models live in this process, so breakpoints, `app.dependency_overrides` and monkeypatches work in `load` and
     `predict`. A training runs in a process of its own, as ever: the app must be a global of a module or script, which
@@ -89,11 +91,11 @@ class TestService:
 
     @property
     def log(self) -> str:
-        """Everything that was logged so far: by the service, by its children, and by handlers in this process."""
+        """All that the service, its children and the handlers have logged."""
         return self._log_file.read_text(encoding="utf-8")
 
     def upload(self, file: str | Path) -> str:
-        """Puts a file into the data bucket, and gives its location for a train request."""
+        """Puts a file into the data bucket, and gives its location."""
         path = Path(file)
         if not path.is_file():
             raise ArgumentError(f"there is no file {path} to upload (working directory: {Path.cwd()})")
@@ -113,7 +115,7 @@ class TestService:
         pretrained: str | Path | None = None,
         timeout: float = 300.0,
     ) -> str:
-        """Uploads the local files, trains on them and waits; gives the id of the model.
+        """Uploads the files, trains on them and gives the model's id.
 
         `pretrained` may be a folder.
 

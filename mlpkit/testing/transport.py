@@ -1,4 +1,7 @@
-"""Requests to a service in the same process: the ASGI application is called on the loop of another thread."""
+"""Requests to a service in the same process.
+
+The ASGI application is called on the event loop of another thread.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ class InProcessTransport:
     """A `Transport` without a network. The requests' peer is 127.0.0.1."""
 
     def __init__(self, web: ASGIApp, portal: BlockingPortal) -> None:
-        self._web, self._portal = web, portal
+        self._web = web
+        self._portal = portal
 
     def request(
         self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], timeout: float
@@ -36,7 +40,7 @@ class InProcessTransport:
 
         async def receive() -> Message:
             if not waiting:
-                # Whoever asks again waits for the client to go away, which it does not.
+                # An application that asks again waits for the client to disconnect, which it does not do.
                 await anyio.sleep_forever()
             return waiting.pop()
 

@@ -385,7 +385,7 @@ def test_a_project_of_a_kind_without_a_template_is_refused(mlpkit: Run, folder: 
 @pytest.mark.parametrize("name", ["class", "1st", "a b", "../up", "x" * 33])
 def test_a_project_needs_a_name_that_python_can_import(mlpkit: Run, name: str) -> None:
     refused = mlpkit("new", name)
-    assert (refused.returncode, "no name for a project" in refused.stderr) == (2, True)
+    assert (refused.returncode, "not a name for a project" in refused.stderr) == (2, True)
 
 
 def test_check_exits_with_its_verdict(mlpkit: Run, folder: Path) -> None:

@@ -44,7 +44,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "MLPKIT_TOKEN": TOKEN,
         "ML_PLATFORM_CLIENT_API_PREFIX": "/mlp",
         "MLP_TRAIN_TASK_NUM": "1",
-        "MLP_TRAIN_QUEUE_SIZE": "0",
+        "MLP_TRAIN_QUEUE_SIZE": "1",
         "MLP_CLIENT_WORKER": "1",
         "MLPKIT_SHUTDOWN_GRACE": "1",
     }

@@ -66,7 +66,7 @@ def test_snippets_of_the_guide_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_pages_name_only_settings_that_exist(page: Path) -> None:
-    others = {"MLPKIT_TEST_S3", "MLPKIT_TEST_DATA", "MLPKIT_S3_IMAGE", "MLPKIT_S3_PORT"}
+    others = {"MLPKIT_TEST_S3", "MLPKIT_TEST_DATA", "MLPKIT_S3_IMAGE", "MLPKIT_S3_PORT", "MLPKIT_NER_PORT"}
     known = {each.metadata["env"] for each in described()} | others
     named = set(re.findall(r"\bMLPKIT_[A-Z0-9_]*[A-Z0-9]\b", page.read_text(encoding="utf-8")))
     assert named <= known
