@@ -226,9 +226,7 @@ class WorkerRuntime:
             files.append((storage, None))
             if wanted is Storage:
                 return storage
-            # The platform's own pages show paths with a slash first.
-            path = (request.model_path or "").removeprefix("/")
-            found = open_model(storage, self._settings, request.model_id, path or None)
+            found = open_model(storage, self._settings, request.model_id, request.model_path)
             files.append((storage, found))
             _warn_of_other_algorithm(found, request)
             return found

@@ -394,7 +394,7 @@ def predict(model, features):
         model.start()
     if features == "end":
         model.terminate()
-        model.join(LONG)
+        model.join(20)
     return [os.getpid(), model.exitcode]
 """
     async with open_models(script) as models:
