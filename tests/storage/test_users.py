@@ -23,6 +23,7 @@ import os, sys
 from pathlib import Path
 
 # Before the change of user, who may not be allowed to read the interpreter's files.
+import mlpkit.storage.copies
 import mlpkit.storage.folder
 from mlpkit.settings import decode_settings
 from mlpkit.storage import open_storage
