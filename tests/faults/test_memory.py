@@ -23,7 +23,7 @@ from tests.acceptance.service import RunningService
 from tests.conftest import Report
 from tests.faults.conftest import Start, notes, order, pid_of, wait_in_flight
 from tests.faults.machine import MemoryGroup, limit_addresses, memory_group
-from tests.servers import LONG, SLACK, wait_until
+from tests.servers import LONG, stretched, wait_until
 
 ROUNDS = 20
 MODEL = 500_000_000
@@ -53,7 +53,7 @@ def time_until_back(client: Client, model_id: str) -> float:
             return False
         return True
 
-    wait_until(is_back, f"{model_id} is back", BACK * SLACK)
+    wait_until(is_back, f"{model_id} is back", stretched(BACK))
     return time.monotonic() - began
 
 
@@ -205,11 +205,11 @@ def test_worker_that_the_kernel_kills_for_its_memory_is_replaced_and_its_callers
         with pytest.raises(WorkerLost, match=words):
             client.predict("m", order("allocate"))
         with pytest.raises(WorkerLost, match=words):
-            beside.result(TOLD * SLACK)
+            beside.result(stretched(TOLD))
         told = time.monotonic() - began
         back = max(time_until_back(client, model_id) for model_id in ("m", "bystander"))
         report(f"killed by the kernel for its memory: callers told after {told:.2f} s, models back after {back:.2f} s")
-        assert told < TOLD * SLACK
+        assert told < stretched(TOLD)
 
 
 def test_load_that_the_kernel_kills_for_its_memory_fails_alone(start: Start, folder: Path, report: Report) -> None:
@@ -226,7 +226,7 @@ def test_load_that_the_kernel_kills_for_its_memory_fails_alone(start: Start, fol
         told = time.monotonic() - began
         back = time_until_back(client, "old")
     report(f"killed by the kernel in a load: told after {told:.2f} s, the other model back after {back:.2f} s")
-    assert told < TOLD * SLACK
+    assert told < stretched(TOLD)
     assert [each.model_id for each in client.models()] == ["old"]
 
 

@@ -19,7 +19,7 @@ from mlpkit.errors import LoadFailed, MlpkitError, ModelNotLoaded, TimeLimitExce
 from tests.acceptance.service import RunningService
 from tests.conftest import Report
 from tests.faults.conftest import Start, notes, order, pid_of, wait_in_flight, warnings
-from tests.servers import LONG, SLACK, wait_until
+from tests.servers import LONG, stretched, wait_until
 
 TOLD, BACK = 1.0, 3.0
 """Seconds within which callers are told, and within which a worker is back with its models."""
@@ -70,7 +70,7 @@ def time_until_back(service: RunningService, model_id: str) -> float:
             return False
         return service.client.ready().ready
 
-    wait_until(is_back, "the model is back", BACK * SLACK)
+    wait_until(is_back, "the model is back", stretched(BACK))
     return time.monotonic() - began
 
 
@@ -95,12 +95,12 @@ def test_worker_that_dies_in_a_predict_fails_what_it_held_and_nothing_else(
             with pytest.raises(WorkerLost, match=f"worker-0 {words}.* while it held the request"):
                 client.predict("victim", order(do))
             with pytest.raises(WorkerLost, match=words):
-                beside.result(TOLD * SLACK)
+                beside.result(stretched(TOLD))
             told = time.monotonic() - began
             wait_until(lambda words=words: words in str(client.ready().reasons), "readiness tells")  # type: ignore[misc]
             back = time_until_back(service, "victim")
             report(f"{do} in a predict: callers told after {told:.2f} s, model back after {back:.2f} s")
-            assert told < TOLD * SLACK
+            assert told < stretched(TOLD)
     assert bystander.failures == []
     report(f"the bystander got {bystander.answers} answers, the slowest after {bystander.longest * 1e3:.0f} ms")
 
@@ -128,7 +128,7 @@ def test_worker_that_dies_in_a_load_fails_that_load_and_keeps_its_other_models(s
         (folder / "load new").write_text(do)
         # The first death makes it a suspect: from then on it is loaded in a process of its own.
         with pytest.raises(LoadFailed, match=f"worker-{min(number, 1)} {words}"):
-            client.load("faulty", "new", timeout=BACK * SLACK)
+            client.load("faulty", "new", timeout=stretched(BACK))
         with pytest.raises(ModelNotLoaded):
             client.predict("new", order())
         assert [each.model_id for each in client.models()] == ["old"]
@@ -173,7 +173,7 @@ def test_callers_of_a_killed_replica_are_told_and_all_others_get_the_answer_of_t
     held = both(2.0)
     began = time.monotonic()
     os.kill(killed, signal.SIGKILL)
-    (first,) = wait(held, TOLD * SLACK, FIRST_COMPLETED).done
+    (first,) = wait(held, stretched(TOLD), FIRST_COMPLETED).done
     assert isinstance(first.exception(), WorkerLost)
     after = [callers.submit(client.predict, "m", order()) for _ in range(8)]
     assert {each.result(LONG)["pid"] for each in after} == {other}
@@ -216,7 +216,7 @@ def test_predict_stuck_in_c_code_is_ended_by_its_time_out(start: Start, report: 
         told = time.monotonic() - began
         back = time_until_back(service, "stuck")
     report(f"stuck in C code: ended after {told:.2f} s (timeout=1), model back after {back:.2f} s")
-    assert 1.0 <= told < 1.0 + TOLD * SLACK
+    assert 1.0 <= told < 1.0 + stretched(TOLD)
     assert bystander.failures == []
 
 
@@ -249,7 +249,7 @@ def test_load_that_kills_its_worker_fails_alone_however_many_models_are_loaded_b
         assert client.predict(model_id, order())["model_id"] == model_id
     assert isinstance(killer.exception(60), LoadFailed)
     report(f"20 models beside one whose load kills its worker: all answer after {took:.1f} s")
-    assert took < 10 * SLACK
+    assert took < stretched(10)
 
     wait_until(lambda: client.ready().ready, "the service is ready again")
     # Those that were suspects return to the shared worker, and the next try harms nobody.
@@ -257,7 +257,7 @@ def test_load_that_kills_its_worker_fails_alone_however_many_models_are_loaded_b
     with Bystander(client, "old") as bystander, pytest.raises(LoadFailed, match=r"worker-[1-9]"):
         client.load("faulty", "killer")
     assert bystander.failures == []
-    assert bystander.longest < 1.0 * SLACK
+    assert bystander.longest < stretched(1.0)
 
 
 @pytest.mark.slow
@@ -265,7 +265,7 @@ def test_worker_that_hangs_up_and_lives_on_is_killed_and_replaced(start: Start) 
     service = start()
     service.client.load("faulty", "m")
     with pytest.raises(WorkerLost, match="worker-0 closed its channel"):
-        service.client.predict("m", order("leave"), timeout=TOLD * SLACK)
+        service.client.predict("m", order("leave"), timeout=stretched(TOLD))
     time_until_back(service, "m")
 
 

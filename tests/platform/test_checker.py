@@ -13,7 +13,7 @@ from mlpkit.errors import MlpkitError
 from mlpkit.platform.checker import DesiredModel
 from mlpkit.service import Service
 from tests.platform.conftest import OpenPlatform, OpenReplica, Platform, predicted, until, until_ready
-from tests.servers import SLACK
+from tests.servers import stretched
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -214,7 +214,7 @@ async def test_a_model_whose_load_kills_its_worker_neither_starves_nor_stalls_th
     small_platform.note_change("2021-01-01 00:00:00")
     async with open_replica(small_platform, workers=1) as replica:
         # On a quiet machine this takes three seconds.
-        await until(lambda: loaded(replica) == healthy, 10 * SLACK)
+        await until(lambda: loaded(replica) == healthy, stretched(10))
         for model_id in healthy:
             assert await predicted(replica, model_id) == f'"{model_id} from None"'
         await until(lambda: desired(replica, "bad").failures >= 5, 60)
@@ -228,7 +228,7 @@ async def test_a_model_whose_load_kills_its_worker_neither_starves_nor_stalls_th
                 began = time.monotonic()
                 await predicted(replica, model_id)
                 longest = max(longest, time.monotonic() - began)
-        assert longest < 1.0 * SLACK
+        assert longest < stretched(1.0)
         if time.monotonic() < due:
             assert desired(replica, "bad").due == due, "the change of another row does not end its pause"
 

@@ -1,13 +1,12 @@
 """Real servers for the tests, on loopback and free ports."""
 
-from tests.servers.ports import LONG, SLACK, free_port, wait_until
+from tests.servers.ports import LONG, free_port, stretched, wait_until
 from tests.servers.refusing import refusing
 from tests.servers.relay import Relay
 from tests.servers.s3 import S3Server, Unavailable, proxy_of, s3_server
 
 __all__ = [
     "LONG",
-    "SLACK",
     "Relay",
     "S3Server",
     "Unavailable",
@@ -15,5 +14,6 @@ __all__ = [
     "proxy_of",
     "refusing",
     "s3_server",
+    "stretched",
     "wait_until",
 ]

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable
 
 LONG = 120.0
 """Seconds that are long enough, also on a busy machine, for what should happen soon. Only a failure waits this long."""
-SLACK = 3
-"""A bound that is about speed is multiplied by this in tests: other processes may have the processors meanwhile."""
+_MOST = 6
+
+
+def stretched(seconds: float) -> float:
+    """A bound about speed: as it is on a quiet machine, longer on a busy one.
+
+    It grows with the number of processes that want a processor (the load of the last minute), as everything does then.
+    """
+    wanted = os.getloadavg()[0] / (os.cpu_count() or 1)
+    return seconds * min(_MOST, max(1.0, wanted))
 
 
 def free_port() -> int:

@@ -15,7 +15,7 @@ import pytest
 
 from mlpkit.errors import AlgorithmNotFound, ArgumentError, JobConflict, JobNotFound, Overloaded, ServiceStopping
 from mlpkit.training import Job
-from tests.servers import SLACK
+from tests.servers import stretched
 from tests.training.conftest import OpenQueue, end_of, job, reached, train, until
 
 SCRIPT = """
@@ -113,7 +113,7 @@ async def test_as_many_jobs_wait_as_the_setting_says_and_one_more_is_refused_imm
             await queue.submit(job(f"m-{number}", folder=str(tmp_path)))
 
         with (
-            anyio.fail_after(1 * SLACK),
+            anyio.fail_after(stretched(1)),
             pytest.raises(Overloaded, match=f"queue is full: {2 + waiting} jobs run or wait"),
         ):
             await queue.submit(job("more", folder=str(tmp_path)))
@@ -201,7 +201,7 @@ async def test_cancel_of_a_running_job_kills_its_process(open_queue: OpenQueue, 
         started = time.monotonic()
         cancelled = await queue.cancel("m")
 
-        assert time.monotonic() - started < 2 * SLACK
+        assert time.monotonic() - started < stretched(2)
         assert (cancelled.state, cancelled.message) == ("error", "cancelled")
         assert list((home / "work").iterdir()) == []
 
