@@ -11,6 +11,7 @@ the guard (`guard.py`) kill it.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import collections
 import contextlib
 import os
@@ -326,3 +327,4 @@ def _kill_group(pid: int) -> None:
 
 
 _fork_server = ForkServer(*_FRAMEWORK)
+atexit.register(_fork_server.close)

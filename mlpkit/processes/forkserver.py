@@ -43,6 +43,7 @@ _LARGEST_REQUEST = 1 << 20
 _FORK_SECONDS = 30.0
 """How long a child may take to be forked; the first one waits for the imports."""
 _FULL_SECONDS = 0.005
+_CLOSE_SECONDS = 1.0
 _LAST_KILLS = 5.0
 """How long a keeper tries to end what a child has left; a process in the kernel may take long to end."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
@@ -176,6 +177,14 @@ class ForkServer:
             raise
         self._proven = True
         return ForkedChild(line, pid)
+
+    def close(self) -> None:
+        """Ends the process, and waits a moment for its end: nothing is left when the server has ended."""
+        if self._requests is not None and self._process is not None:
+            self._requests.close()
+            self._requests = None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_CLOSE_SECONDS)
 
     def kill(self) -> None:
         """Ends the process immediately; the next `start` makes another one."""
