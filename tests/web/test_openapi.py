@@ -10,7 +10,7 @@ import pydantic
 import pytest
 
 from mlpkit import App
-from mlpkit.web.openapi import describe
+from mlpkit.web.openapi import AuthorTypes, describe
 from mlpkit.web.protocol import PREDICT, TRAIN
 from mlpkit.web.routes import RouteSpec
 from tests.wire.replayer import Service
@@ -124,3 +124,39 @@ def test_the_page_loads_nothing_from_elsewhere(plain: Service) -> None:
     assert "/openapi.json" in page.text
     assert "http://" not in page.text
     assert "https://" not in page.text
+
+
+def test_type_without_a_schema_and_infinite_default_leave_the_rest_of_the_document() -> None:
+    class Strange:
+        """JSON has nothing for it."""
+
+    class Endless(msgspec.Struct):
+        limit: float = float("inf")
+        bounds: tuple[float, float] = (0.0, float("inf"))
+        c: float = 1.0
+
+    types = {("a", "train", "parameters"): Strange, ("b", "train", "parameters"): Endless}
+
+    class Plan:
+        def __init__(self, name: str, hook: str) -> None:
+            self.key = (name, hook)
+
+        def field_type(self, field: str) -> Any:
+            return types.get((*self.key, field))
+
+    class Algorithm:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def plan(self, hook: str) -> Any:
+            return Plan(self.name, hook)
+
+    algorithms: Any = {name: Algorithm(name) for name in ("a", "b")}
+    described_types = AuthorTypes(algorithms)
+    assert described_types.of("a", "train", "parameters") == {"type": "object"}
+    document = {"components": {"schemas": described_types.components}}
+    properties = described(described_types.of("b", "train", "parameters"), document)["properties"]
+    assert properties["c"] == {"type": "number", "default": 1.0}
+    assert properties["limit"] == {"type": "number"}
+    assert "default" not in properties["bounds"]
+    json.dumps(document, allow_nan=False)

@@ -10,8 +10,8 @@ from pathlib import Path
 from tests.servers import LONG
 from tests.wire.replayer import Service
 
-MOST_FILES = 17
-MOST_CALLS = 64
+MOST_FILES = 14
+MOST_CALLS = 55
 REQUESTS = 20
 
 
