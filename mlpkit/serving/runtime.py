@@ -226,7 +226,9 @@ class WorkerRuntime:
             files.append((storage, None))
             if wanted is Storage:
                 return storage
-            found = open_model(storage, self._settings, request.model_id, request.model_path)
+            # The platform's own pages show paths with a slash first.
+            path = (request.model_path or "").removeprefix("/")
+            found = open_model(storage, self._settings, request.model_id, path or None)
             files.append((storage, found))
             _warn_of_other_algorithm(found, request)
             return found

@@ -78,7 +78,7 @@ def test_eight_processes_fetch_an_object_once(
 
     with relay.held():
         processes = [fetcher(settings, f"{settings.data_bucket}/model.bin") for _ in range(8)]
-        wait_until(lambda: relay.count("HEAD", "/model.bin") == 8, "all of them have asked for the object")
+        wait_until(lambda: relay.count("HEAD", "/model.bin") == 8, "all of them have asked for the object", timeout=300)
     copies = {_first_line(each) for each in processes}
 
     assert [each.wait(LONG) for each in processes] == [0] * 8
