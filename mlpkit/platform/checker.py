@@ -1,8 +1,9 @@
-"""Makes this replica's models those that the platform's table wants.
+"""Loads and unloads models until this replica has what the table wants.
 
-Every period one query asks when each algorithm's models changed last; only where that differs from the last look are
-the rows read. What differs is loaded and unloaded in the background, so that a slow load holds up no look. Models that
-`/load` brought here are left alone until the table wants them. While the database is away nothing changes.
+Every period one query asks when each algorithm's models changed last. The rows are read only if the answer differs
+from the one before. Loads and unloads run in the background, so that a slow load does not delay the next look. Models
+that `/load` loaded here stay as they are until the table wants them. While the database cannot be reached nothing
+changes.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ Start = Callable[..., object]
 
 _AT_ONCE = 8
 _COUNTED = (10, 100, 1000, 10_000)
-"""After how many failures of one row in a row a further line is logged: the first is an error, these are its count."""
+"""After how many failures of one model in a row their number is logged; the first failure is always logged."""
 _LONGEST_RETRY = 300.0
 _SAME_SECOND = 1.0
-"""For so many seconds after a change the rows are read again: a second change may carry the same instant."""
+"""How many seconds after a change the rows are read again: a second change may have the same time."""
 
 
 @dataclass(eq=False)
@@ -39,7 +40,7 @@ class DesiredModel:
     """A model that the table wants, and its state here.
 
     `since` is when this replica heard of it, `next_try` when it tries again after a failure; both are in seconds since
-    the epoch. `loaded_from` is the path that the model was loaded from, None where that is not known.
+    the epoch. `loaded_from` is the path that the model was loaded from, None if that is not known.
     """
 
     model_id: str
@@ -55,7 +56,7 @@ class DesiredModel:
 
     @property
     def next_try(self) -> float | None:
-        """None where the last try did not fail."""
+        """The time of the next try after a failure, otherwise None."""
         return time.time() + max(0.0, self.due - time.monotonic()) if self.error else None
 
     @property
@@ -96,8 +97,11 @@ class Checker:
     def __init__(
         self, database: Database, notes: Notes, models: Models, algorithms: Mapping[str, Algorithm], period: float
     ) -> None:
-        self._database, self._notes, self._models = database, notes, models
-        self._algorithms, self._period = list(algorithms), period
+        self._database = database
+        self._notes = notes
+        self._models = models
+        self._algorithms = list(algorithms)
+        self._period = period
         self._seen: dict[str, _Seen] = {}
         self._desired: dict[str, DesiredModel] = {}
         self._noted: dict[str, FollowedModel] = {}
@@ -120,7 +124,7 @@ class Checker:
         return list(self._desired.values())
 
     def disown(self, model_id: str) -> None:
-        """Notes that the table was told not to want a model."""
+        """Notes that the table no longer wants this model."""
         if (desired := self._desired.get(model_id)) is not None:
             desired.change(wanted=False, algorithm=desired.algorithm, path=desired.path)
 
@@ -136,21 +140,21 @@ class Checker:
                     await self._pass(tasks.start_soon)
 
     def stop(self) -> None:
-        """Starts no more loads and unloads; waits for none."""
+        """Starts no more loads and unloads, and does not wait for any."""
         self._scope.cancel()
 
     async def _remember(self) -> None:
-        """Wants what the last run wanted, until the database answers."""
+        """Starts with what the last run wanted, until the database answers."""
         try:
             followed = await anyio.to_thread.run_sync(self._notes.followed)
         except JournalError as error:
             logger.error("{}: which models earlier runs loaded for the database is not known", error)
             return
-        self._noted = {each.model_id: each for each in followed}
-        for each in followed:
-            if each.algorithm in self._algorithms:
-                self._desired[each.model_id] = DesiredModel(
-                    each.model_id, each.algorithm, each.path, since=time.time(), loaded_from=each.path or ""
+        self._noted = {model.model_id: model for model in followed}
+        for model in followed:
+            if model.algorithm in self._algorithms:
+                self._desired[model.model_id] = DesiredModel(
+                    model.model_id, model.algorithm, model.path, since=time.time(), loaded_from=model.path or ""
                 )
 
     async def _end_start(self, begun: list[asyncio.Event]) -> None:
@@ -169,7 +173,7 @@ class Checker:
             self.looked = time.time()
             await self._write_notes()
         except DatabaseError:
-            pass  # The database has logged it, and it is among its problems.
+            pass  # The database has logged it, and lists it in its problems.
         except JournalError as error:
             logger.error("{}: after a restart this replica may not know which models to unload", error)
         except Exception:
@@ -180,7 +184,7 @@ class Checker:
         changes = await self._database.changes(self._algorithms)
         now = time.monotonic()
         seen = {name: self._see(name, changes[name], now) for name in self._algorithms if name in changes}
-        stale = [name for name, each in seen.items() if each is not self._seen.get(name)]
+        stale = [name for name, change in seen.items() if change is not self._seen.get(name)]
         if not stale:
             return
         rows = await self._database.wanted(stale)
@@ -217,8 +221,10 @@ class Checker:
                 and self._models.algorithm_of(desired.model_id) == desired.algorithm
                 and not desired.has_moved
             ):
-                # A model that `/load` brought here is followed from now on.
-                desired.loaded_from, desired.error, desired.failures = desired.path or "", "", 0
+                # From now on the table decides about a model that `/load` loaded here.
+                desired.loaded_from = desired.path or ""
+                desired.error = ""
+                desired.failures = 0
             else:
                 desired.busy = True
                 begun.append(asyncio.Event())
@@ -238,16 +244,20 @@ class Checker:
             logger.exception("model {!r} could not be made what the database wants", desired.model_id)
             self._note_failure(desired, repr(error))
         else:
-            desired.error, desired.failures = "", 0
+            desired.error = ""
+            desired.failures = 0
         finally:
             desired.busy = False
             done.set()
 
     async def _fulfil(self, desired: DesiredModel) -> None:
-        algorithm, path, wanted = desired.algorithm, desired.path, desired.wanted
+        # What the table wants may change while this waits.
+        algorithm = desired.algorithm
+        path = desired.path
+        wanted = desired.wanted
         here = self._models.algorithm_of(desired.model_id)
         if not wanted or (here is not None and (here != algorithm or desired.has_moved)):
-            # Also where it is not loaded yet: a service that starts may be about to bring it back.
+            # Even if it is not loaded yet: a service that starts may be about to load it again.
             await self._models.unload(desired.model_id)
             desired.loaded_from = None
         if wanted:
@@ -284,7 +294,7 @@ class Checker:
             )
             for desired in self._desired.values()
         }
-        add = [each for model_id, each in now.items() if self._noted.get(model_id) != each]
+        add = [model for model_id, model in now.items() if self._noted.get(model_id) != model]
         remove = self._noted.keys() - now.keys()
         if add or remove:
             await anyio.to_thread.run_sync(self._notes.change_followed, add, remove)

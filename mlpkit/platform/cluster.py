@@ -31,7 +31,10 @@ class ReplicaSync:
     def __init__(
         self, settings: Settings, algorithms: Mapping[str, Algorithm], models: Models, training: TrainingQueue
     ) -> None:
-        self._settings, self._algorithms, self._models, self._training = settings, algorithms, models, training
+        self._settings = settings
+        self._algorithms = algorithms
+        self._models = models
+        self._training = training
         self._leads = settings.sync == "lead"
         self._database = Database(settings)
         self._checker: Checker | None = None
@@ -63,7 +66,7 @@ class ReplicaSync:
                 tasks.start_soon(self._checker.run)
 
     def stop_following(self) -> None:
-        """Loads and unloads no more: the service is about to stop."""
+        """Starts no more loads and unloads: the service is about to stop."""
         if self._checker is not None:
             self._checker.stop()
 

@@ -92,16 +92,17 @@ def make_tables(settings: Settings) -> tuple[list[str], str]:
     Raises:
         DatabaseError: the database cannot be reached, or does not allow it.
     """
-    tables, where = Tables(settings), database_url(settings).render_as_string(hide_password=True)
+    tables = Tables(settings)
+    url = database_url(settings).render_as_string(hide_password=True)
     engine = open_engine(settings)
     try:
-        there = set(inspect(engine).get_table_names(schema=tables.metadata.schema))
+        present = set(inspect(engine).get_table_names(schema=tables.metadata.schema))
         tables.metadata.create_all(engine, checkfirst=True)
     except SQLAlchemyError as error:
-        raise DatabaseError(f"the tables cannot be made in {where}: {_described(error)[0]}") from None
+        raise DatabaseError(f"the tables cannot be made in {url}: {_described(error)[0]}") from None
     finally:
         engine.dispose()
-    return [table.name for table in (tables.model, tables.record) if table.name not in there], where
+    return [table.name for table in (tables.model, tables.record) if table.name not in present], url
 
 
 class Database:
@@ -114,8 +115,9 @@ class Database:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._engine, self._tables = open_engine(settings), Tables(settings)
-        self._where = database_url(settings).render_as_string(hide_password=True)
+        self._engine = open_engine(settings)
+        self._tables = Tables(settings)
+        self._url = database_url(settings).render_as_string(hide_password=True)
         self._timeout = settings.db_timeout
         self._limiter = anyio.CapacityLimiter(_AT_ONCE)
         self._problems: dict[str, _Problem] = {}
@@ -204,15 +206,15 @@ class Database:
         """
 
         def tell(connection: Connection) -> None:
-            wish = (1, algorithm, path)
-            if any((row.loaded, row.algorithm, row.path) == wish for row in self._rows(connection, model_id)):
+            desired = (1, algorithm, path)
+            if any((row.loaded, row.algorithm, row.path) == desired for row in self._rows(connection, model_id)):
                 return
             if not connection.execute(self._tables.want(model_id, algorithm, path)).rowcount:
                 try:
                     connection.execute(
                         self._tables.add_model(model_id, algorithm, status="active", loaded=1, path=path)
                     )
-                except IntegrityError:  # Another replica was a moment faster.
+                except IntegrityError:  # Another replica has just added it.
                     connection.execute(self._tables.want(model_id, algorithm, path))
             self._note_change(connection, algorithm)
 
@@ -257,7 +259,8 @@ class Database:
         return answer
 
     async def _in_thread(self, statements: Callable[[Connection], T]) -> T:
-        loop, call = asyncio.get_running_loop(), object()
+        loop = asyncio.get_running_loop()
+        call = object()
         answer: asyncio.Future[T] = loop.create_future()
 
         def deliver(result: T | None, error: BaseException | None) -> None:
@@ -270,13 +273,14 @@ class Database:
                 answer.set_result(result)  # type: ignore[arg-type]
 
         def run() -> None:
-            result, failure = None, None
+            result = None
+            failure = None
             try:
                 with self._engine.connect() as connection:
                     result = statements(connection)
             except BaseException as error:
                 failure = error
-            with contextlib.suppress(RuntimeError):  # The loop may be closed: then nobody waits any more.
+            with contextlib.suppress(RuntimeError):  # The loop may be closed: then nothing waits for the answer.
                 loop.call_soon_threadsafe(deliver, result, failure)
 
         await self._limiter.acquire_on_behalf_of(call)
@@ -287,7 +291,7 @@ class Database:
         shown = f"the platform's database could not {what}; the log of the service says why"
         before = self._problems.get(what)
         if before is None or before.why != why:
-            logger.error("the database {} could not {}: {}", self._where, what, why)
+            logger.error("the database {} could not {}: {}", self._url, what, why)
         self._problems[what] = _Problem(why, shown, unreachable)
         return DatabaseError(shown)
 
@@ -297,7 +301,7 @@ class Database:
         for name in over:
             del self._problems[name]
         if over and not self._problems:
-            logger.info("the database {} can be used again", self._where)
+            logger.info("the database {} can be used again", self._url)
 
 
 @dataclass(frozen=True)
@@ -315,7 +319,7 @@ def _described(error: Exception) -> tuple[str, bool]:
     if isinstance(error, PoolTimeout):
         return "all connections are in use", True
     if isinstance(error, DBAPIError):
-        # A statement is there only when a connection was there to send it on.
+        # The error has a statement only if there was a connection to send it on.
         return " ".join(str(error.orig).split()), error.connection_invalidated or error.statement is None
     return str(error), False
 

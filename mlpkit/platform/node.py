@@ -1,6 +1,6 @@
 """The machine that the service runs on, in the words of `/node_info`.
 
-Source: `tests/wire/PROTOCOL.md`, section 1.4. The wire spells `totol_`; the right spelling stands beside it.
+Source: `tests/wire/PROTOCOL.md`, section 1.4. The protocol spells `totol_`; the answer has the right spelling too.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ async def node_info() -> dict[str, float | int | str]:
 
     Memory is in GiB, idle rates are from 0 to 1, `sent/received` and `read/written` in GiB since boot.
 
-    Takes half a second, in which the processors are watched.
+    Takes half a second, to measure how idle the processors are.
     """
     import psutil  # here and below: the server starts sooner and smaller without it
 
     before = psutil.cpu_times()
     await anyio.sleep(_SAMPLE)
     memory = psutil.virtual_memory()
-    gibibytes, cpus = memory.total / _GIB, psutil.cpu_count() or 1
+    gibibytes = memory.total / _GIB
+    cpus = psutil.cpu_count() or 1
     return {
         "totol_memory": gibibytes,
         "totol_cpu": cpus,

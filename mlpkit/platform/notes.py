@@ -31,14 +31,17 @@ class FollowedModel(msgspec.Struct, frozen=True):
 
 
 class Notes:
-    """Every call goes to the disk; any thread may call.
+    """The notes on disk. Every call reads or writes the file.
+
+    Any thread may call.
 
     Raises:
         JournalError: the file cannot be read or written; from every method too.
     """
 
     def __init__(self, home: Path) -> None:
-        self._path, self._lock = home / "cluster.db", threading.Lock()
+        self._path = home / "cluster.db"
+        self._lock = threading.Lock()
         with self._translated():
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file = sqlite3.connect(self._path, timeout=10.0, check_same_thread=False)
@@ -61,7 +64,7 @@ class Notes:
             return self._file.execute("INSERT OR IGNORE INTO report VALUES (?)", (model_id,)).rowcount == 1
 
     def remove_report(self, model_id: str) -> None:
-        """Forgets it."""
+        """Removes the note that a training's end must be written."""
         with self._translated(), self._file:
             self._file.execute("DELETE FROM report WHERE model_id = ?", (model_id,))
 
@@ -72,12 +75,12 @@ class Notes:
             return [FollowedModel(*row) for row in rows]
 
     def change_followed(self, add: Iterable[FollowedModel], remove: Iterable[str]) -> None:
-        """Adds or replaces some of them, and forgets others, in one step."""
+        """Adds or replaces some models and removes others, in one step."""
         with self._translated(), self._file:
             self._file.executemany("DELETE FROM followed WHERE model_id = ?", [(model_id,) for model_id in remove])
             self._file.executemany(
                 "INSERT OR REPLACE INTO followed VALUES (?, ?, ?)",
-                [(each.model_id, each.algorithm, each.path) for each in add],
+                [(model.model_id, model.algorithm, model.path) for model in add],
             )
 
     def close(self) -> None:

@@ -1,9 +1,8 @@
-"""How trainings ended, kept until the platform's table knows.
+"""How trainings ended, kept until they are in the platform's table.
 
-It is noted before a job is accepted, and written when the job has ended.
-
-A note stays on disk until the table has heard of the end, so neither an outage of the database nor a restart of the
-service loses one. The words are `inactive` (a success) and `error`, and only ever replace `training`.
+A note is made before a job is accepted, and the end is written to the table when the job has ended. The note stays on
+disk until then, so neither an outage of the database nor a restart of the service loses one. The words are `inactive`
+(a success) and `error`; they replace only `training`.
 """
 
 from __future__ import annotations
@@ -26,8 +25,9 @@ from mlpkit.training import Job
 
 T = TypeVar("T")
 
-_FIRST_RETRY, _LONGEST_RETRY = 0.5, 30.0
-_PATIENCE = 3600.0
+_FIRST_RETRY = 0.5
+_LONGEST_RETRY = 30.0
+_LONGEST_WAIT = 3600.0
 """How many seconds after its end a training may wait for the platform to make its row."""
 
 
@@ -37,7 +37,7 @@ class _PendingStatus:
 
     Its beginning if `begun` is set, its end if `ended` is.
 
-    `announced` is True once nobody need tell of its begin any more.
+    `announced` is True once its beginning is in `begun`, or if the platform writes it.
     """
 
     model_id: str
@@ -64,7 +64,9 @@ class StatusOutbox:
     """
 
     def __init__(self, database: Database, notes: Notes, *, announce: bool) -> None:
-        self._database, self._notes, self._announce = database, notes, announce
+        self._database = database
+        self._notes = notes
+        self._announce = announce
         self._pending: dict[str, _PendingStatus] = {}
         self._disk = anyio.CapacityLimiter(1)
         self._changed = anyio.Event()
@@ -90,7 +92,7 @@ class StatusOutbox:
         try:
             yield
         except Exception:
-            # A caller who was cancelled is no refusal: the job may have been accepted all the same.
+            # Not if the caller was cancelled (BaseException): the job may have been accepted even so.
             if before is not None:
                 self._pending[job.model_id] = before
             elif self._pending.pop(job.model_id) and is_new:
@@ -104,19 +106,20 @@ class StatusOutbox:
         """Says that a job has ended."""
         if (report := self._pending.get(job.model_id)) is not None:
             self._begin(report, job)
-            report.ended, report.due = job, time.monotonic()
+            report.ended = job
+            report.due = time.monotonic()
             self._look()
 
     def waiting(self) -> int:
-        """How many ends the table has not heard of."""
-        return sum(each.ended is not None for each in self._pending.values())
+        """How many ends of trainings are not in the table yet."""
+        return sum(report.ended is not None for report in self._pending.values())
 
     async def run(self) -> None:
         """Writes what there is to write, until it is cancelled."""
         while True:
             changed = self._changed
             await self.flush()
-            dues = [each.due for each in self._pending.values() if each.has_work]
+            dues = [report.due for report in self._pending.values() if report.has_work]
             with anyio.move_on_after(max(0.0, min(dues) - time.monotonic()) if dues else None):
                 await changed.wait()
 
@@ -126,13 +129,13 @@ class StatusOutbox:
         Ends early if the database cannot be used.
         """
         now = time.monotonic()
-        due = [each for each in self._pending.values() if each.has_work and (everything or each.due <= now)]
+        due = [report for report in self._pending.values() if report.has_work and (everything or report.due <= now)]
         for report in due:
             try:
                 is_told = await self._tell(report)
             except DatabaseError:
-                for each in due:
-                    each.postpone()
+                for waiting in due:
+                    waiting.postpone()
                 return
             if not is_told:
                 report.postpone()
@@ -164,7 +167,8 @@ class StatusOutbox:
 
     def _begin(self, report: _PendingStatus, job: Job) -> None:
         if not report.announced:
-            report.begun, report.announced = job, True
+            report.begun = job
+            report.announced = True
 
     def _look(self) -> None:
         self._changed.set()
@@ -175,7 +179,7 @@ class StatusOutbox:
 
 
 def _is_hopeless(job: Job) -> bool:
-    if job.ended is None or time.time() - job.ended < _PATIENCE:
+    if job.ended is None or time.time() - job.ended < _LONGEST_WAIT:
         return False
     logger.warning(
         "the database has no row for training [{}], which is {}: nothing is written", job.model_id, job.state

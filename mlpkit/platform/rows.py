@@ -32,15 +32,16 @@ class RowProblems:
         self._foreign: set[str | None] = set()
 
     def listed(self) -> list[str]:
-        """The row_problems of today, at most some of each algorithm."""
-        return [each for rows in self._rows.values() for each in rows[:_MOST_LOGGED]]
+        """The present problems, at most `_MOST_LOGGED` of each algorithm."""
+        return [problem for problems in self._rows.values() for problem in problems[:_MOST_LOGGED]]
 
     def update(self, algorithm: str, rows: Iterable[str]) -> None:
         """Replaces what was wrong with the rows of an algorithm."""
-        before, now = set(self._rows.get(algorithm, ())), list(dict.fromkeys(rows))
-        new = [each for each in now if each not in before]
-        for each in new[:_MOST_LOGGED]:
-            logger.warning("{}", each)
+        before = set(self._rows.get(algorithm, ()))
+        now = list(dict.fromkeys(rows))
+        new = [problem for problem in now if problem not in before]
+        for problem in new[:_MOST_LOGGED]:
+            logger.warning("{}", problem)
         if len(new) > _MOST_LOGGED:
             logger.warning("{} more rows of algorithm [{}] cannot be used", len(new) - _MOST_LOGGED, algorithm)
         self._rows[algorithm] = now
@@ -67,7 +68,7 @@ def checked(
 ) -> dict[str, CheckedModel]:
     """The models of these algorithms, by id.
 
-    Of two rows with one id the first counts.
+    If two rows have the same id, the first one counts.
     """
     found: dict[str, CheckedModel] = {}
     wrong: dict[str, list[str]] = {name: [] for name in algorithms}

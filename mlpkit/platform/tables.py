@@ -41,7 +41,7 @@ class Tables:
 
     `model` and `record` are SQLAlchemy tables.
 
-    Columns keep the platform's names as their keys: `tables.model.c.loaded` is right whatever it is called.
+    Columns keep the platform's names as their keys: `tables.model.c.loaded` is right whatever this database calls it.
     """
 
     def __init__(self, settings: Settings) -> None:
