@@ -68,7 +68,9 @@ class Service:
         sys.path[:] = absolute_search_path()
         if app.origin.module in sys.modules:
             know_by_other_names(sys.modules[app.origin.module])
-        self.app, self.settings, self.log = app, settings, log
+        self.app = app
+        self.settings = settings
+        self.log = log
         self.target = target or target_of(app)
         self.state = ServiceState()
         self.storage: Storage = open_storage(settings)
@@ -169,11 +171,12 @@ class Service:
     async def _check_store(self) -> None:
         limiter = anyio.CapacityLimiter(1)
         while True:
-            problem, warnings = "", []
+            problem = ""
+            warnings = []
             try:
                 warnings = await anyio.to_thread.run_sync(self.storage.check, limiter=limiter, abandon_on_cancel=True)
             except Exception as error:
-                # Whatever a store or its client raises, the other tasks of the background must go on.
+                # A store or its client may raise anything: the other background tasks must continue.
                 problem = f"the store cannot be used: {error}"
             if problem and problem != self._store_problem:
                 logger.error(problem)

@@ -112,7 +112,7 @@ class Failure(msgspec.Struct, array_like=True):
 
     @classmethod
     def of(cls, error: errors.MlpkitError) -> Failure:
-        """The failure that stands for an error."""
+        """The failure that describes an error."""
         return cls(type(error).__name__, str(error), getattr(error, "trace", ""))
 
     def to_error(self) -> errors.MlpkitError:

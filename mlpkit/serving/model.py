@@ -92,7 +92,7 @@ class ModelState:
         self.settled = _new_future()
 
     def info(self) -> ModelInfo:
-        """The model as it stands now."""
+        """The model as it is now."""
         counts = self.counts
         return ModelInfo(
             self.model_id,

@@ -95,7 +95,8 @@ class WorkerSlot:
 
     def close(self) -> Worker | None:
         """Takes no more workers; gives the present one, to be stopped."""
-        worker, self.worker = self.worker, None
+        worker = self.worker
+        self.worker = None
         self.problem = "was stopped"
         self.closed.set()
         self._known.set()

@@ -28,7 +28,7 @@ from mlpkit.serving.model import LoadedModelRecord, ModelState
 from mlpkit.serving.pool import WorkerSlot
 
 _MOST_DEATHS = 3
-"""A model is given up after its worker died so often while loading it."""
+"""A model is given up after its worker died this many times while loading it."""
 _FIRST_RETRY = 1.0
 _LONGEST_RETRY = 60.0
 _SUSPECTS_AT_ONCE = 2

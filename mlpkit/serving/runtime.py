@@ -1,8 +1,8 @@
 """The models and hooks of one process.
 
 It is the inside of a worker process, `python -m mlpkit.serving` (`main`), and the whole of serving if models live in
-the server process (`--workers 0`). `serving/worker.py` is the server's end. Where code of the user's runs is described
-in `serving/execution.py`.
+the server process (`--workers 0`). `serving/worker.py` is the server's end. `serving/execution.py` describes in which
+thread the user's code runs.
 """
 
 from __future__ import annotations

@@ -248,7 +248,7 @@ class ProcessWorker:
                 self._lose(end.words)
                 return
         self._lose("closed its channel")
-        # Nothing can be asked of it any more, and only its end makes place for another.
+        # Nothing can be asked of it any more, and only its end makes room for another.
         self.kill("closed its channel")
 
     def _is_started(self) -> bool:
@@ -258,7 +258,8 @@ class ProcessWorker:
         self.ready = False
         if self._started is not None and not self._started.done():
             self._started.set_exception(WorkerLost(f"{self.name} did not start: {self._why or how}"))
-        lost, self._held = self._held, {}
+        lost = self._held
+        self._held = {}
         self.held_at_end = max(self.held_at_end, len(lost))
         for held in lost.values():
             held.on_reply(WorkerLost(f"{self.name} {self._asked or how} while it held the request"))
@@ -378,7 +379,7 @@ async def ask(worker: Worker, work: Work, limit: float) -> bytes:
     """Sends a request of one item and gives its result, as JSON.
 
     Raises:
-        MlpkitError: whatever the worker failed with, WorkerLost, TimeLimitExceeded.
+        MlpkitError: the worker's own error, WorkerLost or TimeLimitExceeded.
     """
     future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 

@@ -82,7 +82,8 @@ class AlgorithmRoutes:
         """Loads a model; one that is loaded already stays as it is."""
         arguments = request.arguments
         algorithm = self._algorithm(arguments.text("algorithm"))
-        model_id, path = arguments.text("model_id"), arguments.optional("model_path")
+        model_id = arguments.text("model_id")
+        path = arguments.optional("model_path")
         extend = arguments.object("extend")
         if extend != NULL:
             extend = _with_peer(extend, request.context.peer)

@@ -119,7 +119,8 @@ class Application:
         self._unnoted.append((context, perf_counter() - context.started))
 
     def _note_all(self) -> None:
-        unnoted, self._unnoted = self._unnoted, []
+        unnoted = self._unnoted
+        self._unnoted = []
         for context, seconds in unnoted:
             self.note(context, seconds)
 

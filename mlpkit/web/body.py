@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LONG = 1 << 20
-"""Bytes from which work on a body is done in a thread; below, handing it over costs more than it helps."""
+"""Work on a body of at least this many bytes is done in a thread. For a smaller one the hand-over takes longer."""
 _BODY_SECONDS = 60.0
 """How long the body of a request may take to arrive."""
 _MOST_DROPPED = 16 << 20

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 _HELD_SECONDS = 1.0
 """How long to wait for the body here. After that uvicorn reads it, with flow control and a timeout."""
 _OFFERS = (b"upgrade", b"http2-settings")
-"""Headers, and tokens of `Connection`, that offer to go on in another protocol."""
+"""Headers, and tokens of `Connection`, that offer to continue in another protocol."""
 _NEEDED = (
     *("app_state", "cycle", "flow", "loop", "parser", "pipeline", "server_state", "transport", "headers", "scope"),
     *("timeout_keep_alive", "timeout_keep_alive_task", "timeout_keep_alive_handler", "send_400_response"),
     *("on_headers_complete", "on_body", "on_message_complete", "on_response_complete", "connection_lost"),
 )
-"""What this module uses of uvicorn's connection beside the callbacks of its parser."""
+"""What this module uses of uvicorn's connection, in addition to the callbacks of its parser."""
 
 
 def missing_of_uvicorn() -> str:
@@ -47,7 +47,7 @@ def missing_of_uvicorn() -> str:
 
 
 class _HeldRequest:
-    """A prediction in its connection; stands in for uvicorn's `cycle`."""
+    """A prediction in its connection; takes the place of uvicorn's `cycle`."""
 
     __slots__ = ("body", "context", "disconnected", "keep_alive", "message_event", "prediction", "response_complete")
 

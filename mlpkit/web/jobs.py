@@ -110,8 +110,8 @@ def _compared(listed: list[dict[str, Any]], desired_models: list[DesiredModel]) 
 
     Those that it wants and that are not here are listed too.
     """
-    of_nobody = {"desired": None, "desired_since": None, "error": "", "failures": 0, "next_try": None}
-    models = {each["model_id"]: {**each, **of_nobody} for each in listed}
+    undesired = {"desired": None, "desired_since": None, "error": "", "failures": 0, "next_try": None}
+    models = {model["model_id"]: {**model, **undesired} for model in listed}
     for desired in desired_models:
         absent = {
             "model_id": desired.model_id,

@@ -69,7 +69,8 @@ class MetricsRoute:
         yield answers
         durations = HistogramMetricFamily("mlpkit_request_seconds", "Time until the answer.", labels=("route",))
         for route, buckets in self._counts.durations.items():
-            total, lines = 0, []
+            total = 0
+            lines = []
             for limit, count in zip((*map(str, DURATION_LIMITS), "+Inf"), buckets, strict=True):
                 total += count
                 lines.append((limit, float(total)))

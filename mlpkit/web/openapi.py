@@ -122,7 +122,7 @@ class AuthorTypes:
         try:
             to_json(_plain(self._schemas_of([annotation])))
         except Exception:
-            # Whatever a type of the author raises, the other types must be described.
+            # If a type of the author raises, the other types must be described even so.
             logger.debug("the type {} has no JSON schema: {!r}", annotation, sys.exc_info()[1])
             return False
         return True

@@ -64,7 +64,7 @@ class PredictEndpoint:
     def begin(self, context: RequestContext, body: bytes, respond: Respond) -> PendingPrediction | None:
         """Begins a prediction for a request that was admitted; never raises.
 
-        `respond` gets the response, whatever becomes of the request. None if it has it already.
+        `respond` always gets a response, even if the prediction fails. None if it has it already.
         """
 
         def settle(outcome: Outcome) -> None:
@@ -151,7 +151,7 @@ def _plain(body: bytes) -> Envelope | None:
 
 
 def _has_null(body: bytes) -> bool:
-    """Whether `null` stands anywhere in a long body.
+    """Whether a long body contains `null` anywhere.
 
     Much faster than a plain search if the body has few letters `n`.
     """

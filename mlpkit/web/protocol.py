@@ -84,7 +84,8 @@ class Arguments:
     """The fields of one request, checked."""
 
     def __init__(self, texts: Mapping[str, str | None], objects: Mapping[str, msgspec.Raw]) -> None:
-        self._texts, self._objects = texts, objects
+        self._texts = texts
+        self._objects = objects
 
     def text(self, name: str) -> str:
         """A required text field."""
@@ -131,10 +132,10 @@ def caller_uuid(values: Mapping[str, Value]) -> str | None:
 
 
 def check_no_null(name: str, value: bytes | msgspec.Raw) -> None:
-    """Nothing, where no null stands anywhere in the JSON `value`.
+    """Checks that the JSON `value` contains no null, at any depth.
 
     Raises:
-        ArgumentError: one does; the message names the nearest key.
+        ArgumentError: it contains one; the message names the nearest key.
     """
     content = bytes(value)
     if b"null" not in content:
@@ -150,7 +151,7 @@ def check_no_null(name: str, value: bytes | msgspec.Raw) -> None:
         if isinstance(item, dict):
             waiting += reversed(item.items())
         elif isinstance(item, list):
-            waiting += [(key, each) for each in reversed(item)]
+            waiting += [(key, element) for element in reversed(item)]
 
 
 def read_values(context: RequestContext, body: bytes) -> dict[str, Value]:
@@ -159,7 +160,7 @@ def read_values(context: RequestContext, body: bytes) -> dict[str, Value]:
     Those of a JSON body win over those of the query, and these over those of a form.
 
     Raises:
-        ArgumentError: the body is a JSON object, but its type does not say so, and there are no other fields.
+        ArgumentError: the body is a JSON object, but its type does not say so, and no field was sent otherwise.
         MalformedBody: the body is not a JSON object, or not a form, although its type says so.
     """
     media_type = context.content_type.partition(";")[0].strip().lower()
@@ -184,7 +185,10 @@ def query_values(query: bytes) -> dict[str, str]:
 
 @lru_cache(maxsize=64)
 def is_json(content_type: str) -> bool:
-    """Whether this Content-Type stands for JSON: `application/json` or `.../...+json`, with any parameters."""
+    """Whether this Content-Type means JSON.
+
+    It is `application/json` or `.../...+json`, with any parameters.
+    """
     media_type = content_type.partition(";")[0].strip().lower()
     return media_type == "application/json" or (media_type.endswith("+json") and "/" in media_type)
 
@@ -195,7 +199,7 @@ def json_values(body: bytes) -> dict[str, Value]:
     An empty body and `null` have none.
 
     Raises:
-        MalformedBody: it is no JSON object.
+        MalformedBody: it is not a JSON object.
     """
     text = _as_utf8(body)
     if not text.strip() or text.strip() == b"null":

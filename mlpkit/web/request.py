@@ -65,10 +65,10 @@ class HttpResponse(msgspec.Struct, frozen=True):
 
 
 class RequestContext:
-    """What is known of a request, and what became of it.
+    """What is known about a request, and how it was answered.
 
     `path` is decoded, without the root path that a server or a mount puts before it; `raw_path` is as it was sent.
-    `caller_uuid` is the uuid that the caller sent, or None; `request_id` stands in the log and in the response.
+    `caller_uuid` is the uuid that the caller sent, or None; `request_id` is in the log and in the response.
     `started` is in seconds of `perf_counter`, `sent` in bytes; `status` is 0 until something was sent.
     """
 
@@ -168,7 +168,7 @@ def failed(context: RequestContext, error: Exception, settings: Settings) -> Htt
 
 
 def failure(error: BaseException, settings: Settings) -> HttpResponse:
-    """The response that stands for an error.
+    """The response that reports an error.
 
     One that is not mlpkit's own tells only that it happened. Failures are HTTP 200 unless `MLPKIT_HTTP_ERRORS` is
     `http`; a request that reached no handler has its true code.

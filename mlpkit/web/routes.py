@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 class ServiceState:
     """The phase of a service's life, and its health.
 
-    Whoever opens and closes the service sets the phase; new work is taken only while it is `ready`. `checks` are
-    asked for readiness: each gives the problems that it knows, without waiting. `remarks` are asked for what is wrong
+    `Service` sets the phase when it opens and closes; new work is taken only while it is `ready`. `checks` are asked
+    for readiness: each gives the problems that it knows, without waiting. `remarks` are asked for what is wrong
     although requests can be answered.
     """
 
@@ -206,7 +206,9 @@ def _own_routes(dependencies: Dependencies) -> list[RouteSpec]:
     }
     return [
         RouteSpec("GET", "jobs", handlers.jobs, query=choice),
-        RouteSpec("GET", "jobs/{model_id:path}/log", handlers.log, query={"tail": "only so many lines at the end"}),
+        RouteSpec(
+            "GET", "jobs/{model_id:path}/log", handlers.log, query={"tail": "only this number of lines from the end"}
+        ),
         RouteSpec("GET", "jobs/{model_id:path}", handlers.job),
         RouteSpec("POST", "cancel", handlers.cancel, CANCEL),
         RouteSpec("GET", "models", handlers.models),
