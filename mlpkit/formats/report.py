@@ -375,7 +375,7 @@ class _Quotes:
 
 
 def _is_quoted(column: str) -> bool:
-    """Whether a column stands in quotes and every quote inside is doubled."""
+    """Whether a column is in quotes and every quote inside is doubled."""
     return len(column) > 1 and column[0] == column[-1] == '"' and '"' not in column[1:-1].replace('""', "")
 
 

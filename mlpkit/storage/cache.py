@@ -84,12 +84,12 @@ class FileCache:
         `make` fills it if no intact one is there.
 
         However many threads and processes ask, one of them makes the entry and the others wait for it. If the disk is
-        full, entries that nobody holds make place for it.
+        full, entries that nobody holds are removed for it.
 
         Raises:
             StorageUnavailable: another process has been making the entry for an hour.
-            StorageError: the cache's disk is full all the same, read-only or broken.
-            Exception: whatever else `make` raises; nothing is left behind then.
+            StorageError: the cache's disk is still full, read-only or broken.
+            Exception: any other error of `make`; nothing is left behind then.
         """
         entry = _digest(name)
         subject = _digest(subject)

@@ -119,7 +119,8 @@ class FolderStore:
         pass
 
     def _content(self, stat: ObjectStat) -> Iterator[bytes]:
-        bucket, key = stat.bucket, stat.key
+        bucket = stat.bucket
+        key = stat.key
         with self._translated(bucket, key), self._file(bucket, key).open("rb") as source:
             # Of the open file, not of its name: a save in between replaces the name only.
             if _described(bucket, key, os.fstat(source.fileno())).etag != stat.etag:
@@ -132,7 +133,7 @@ class FolderStore:
     def _file(self, bucket: str, key: str) -> Path:
         """The file of a key.
 
-        Its folder is inside the bucket, whatever symbolic links there are.
+        Its folder is inside the bucket, even if there are symbolic links.
         """
         file = self._root / bucket / key
         real_root = os.path.realpath(self._root / bucket)

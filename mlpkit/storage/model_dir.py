@@ -1,7 +1,7 @@
 """A model's files: local for the author's code, whole in the store.
 
 In the store, a model is the files below a prefix and a manifest, `mlpkit.json`, which is written last and lists them
-with their sizes. While one is written, the object `mlpkit.incomplete` stands beside them, with the names of all files
+with their sizes. While one is written, the object `mlpkit.incomplete` is next to them, with the names of all files
 that may have to be removed.
 """
 
@@ -138,7 +138,7 @@ def save_model(storage: Storage, directory: Path, destination: str, manifest: Ma
     try:
         _delete_names(storage, prefix, {INCOMPLETE, *earlier.difference(names)})
     except StorageError as error:
-        # The new model is complete all the same: it has exactly the files of its manifest.
+        # The new model is complete even so: it has exactly the files of its manifest.
         logger.warning("files of an earlier model remain below {}: {}", prefix, error)
 
 
@@ -166,7 +166,7 @@ def open_model(storage: Storage, settings: Settings, model_id: str, model_path: 
     `model_path` (`bucket/key`) may be any prefix, or one object.
 
     Without a path the model is `<model bucket>/<model_id>/`, and has a manifest. One object is a folder with one file.
-    The store is always asked for it, whatever `MLPKIT_CACHE_TRUST` says.
+    The store is always asked for it, with any value of `MLPKIT_CACHE_TRUST`.
 
     Raises:
         ObjectNotFound: there is nothing at that place.

@@ -3,7 +3,8 @@
 Requests go through the `minio` client and a pool of our own.
 
 Large objects go in parts: downloads by ranges and uploads as S3 multipart, several at a time. A download that breaks
-off goes on where it was. Format of the errors: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+off continues from the byte that it had reached. Format of the errors:
+https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 """
 
 from __future__ import annotations
@@ -457,71 +458,71 @@ def translated(
     `right` is the right that the call needs. `bucket_exists` is asked if the server does not say whether the object or
     its bucket is missing, as for a HEAD.
     """
-    where = f"{place}: {bucket}/{key}" if key else f"{place}: bucket {bucket!r}"
+    target = f"{place}: {bucket}/{key}" if key else f"{place}: bucket {bucket!r}"
     try:
         yield
     except S3Error as error:
         if error.code == "NoSuchKey" and bucket_exists is not None and not bucket_exists(bucket):
             raise _missing(place, bucket, key, "NoSuchBucket") from None
-        raise _of_s3(error, place, bucket, key, where, right) from None
+        raise _of_s3(error, place, bucket, key, target, right) from None
     except InvalidResponseError as error:
-        raise _of_status(error._code, where, right) from None
+        raise _of_status(error._code, target, right) from None
     except ServerError as error:
-        raise _of_status(error.status_code, where, right) from None
+        raise _of_status(error.status_code, target, right) from None
     except _NotS3 as error:
-        raise StorageError(f"{where}: {error}") from None
+        raise StorageError(f"{target}: {error}") from None
     except ParseError:
-        raise StorageError(f"{where}: the answer (not valid XML) {_NOT_S3}") from None
+        raise StorageError(f"{target}: the answer (not valid XML) {_NOT_S3}") from None
     except SSLError as error:
         raise StorageError(
-            f"{where}: TLS failed ({error}): check MINIO_SECURE and the certificate (SSL_CERT_FILE)"
+            f"{target}: TLS failed ({error}): check MINIO_SECURE and the certificate (SSL_CERT_FILE)"
         ) from None
     except ProxyError as error:
         raise StorageUnavailable(
-            f"{where}: the proxy failed ({_reason(error)}): check http_proxy, https_proxy and no_proxy"
+            f"{target}: the proxy failed ({_reason(error)}): check http_proxy, https_proxy and no_proxy"
         ) from None
     except NewConnectionError as error:
         raise StorageUnavailable(
-            f"{where}: the store cannot be reached ({_reason(error)}): check MINIO_HOST, and that it runs"
+            f"{target}: the store cannot be reached ({_reason(error)}): check MINIO_HOST, and that it runs"
         ) from None
     except HTTPError as error:
-        raise _of_connection(error, where) from None
+        raise _of_connection(error, target) from None
     except (MinioException, ValueError) as error:
-        raise StorageError(f"{where}: {error}") from None
+        raise StorageError(f"{target}: {error}") from None
 
 
 def _reason(error: Exception) -> str:
     return str(error).rpartition(": ")[2].rstrip("')")
 
 
-def _of_connection(error: HTTPError, where: str) -> StorageUnavailable:
-    # What stands still while it is sent is a ProtocolError around the socket's own.
+def _of_connection(error: HTTPError, target: str) -> StorageUnavailable:
+    # A request that stalls while it is sent raises a ProtocolError around the socket's error.
     if isinstance(error, TimeoutError) or any(isinstance(cause, builtins.TimeoutError) for cause in error.args):
         return StorageUnavailable(
-            f"{where}: the store did not answer in time: check that it is well (MLPKIT_STORAGE_TIMEOUT is the limit)"
+            f"{target}: the store did not answer in time: check that it is well (MLPKIT_STORAGE_TIMEOUT is the limit)"
         )
-    return StorageUnavailable(f"{where}: the connection broke ({type(error).__name__}: {error})")
+    return StorageUnavailable(f"{target}: the connection broke ({type(error).__name__}: {error})")
 
 
-def _of_s3(error: S3Error, place: str, bucket: str, key: str, where: str, right: str) -> StorageError:
+def _of_s3(error: S3Error, place: str, bucket: str, key: str, target: str, right: str) -> StorageError:
     code = error.code or ""
     if code in _MISSING:
         return _missing(place, bucket, key, code)
     if code == "AccessDenied":
-        return _denied(where, code, right)
+        return _denied(target, code, right)
     if code in _DENIED:
         said = f": {error.message}" if code == "AuthorizationHeaderMalformed" and error.message else ""
-        return StorageDenied(f"{where}: {_DENIED[code]} ({code}{said})")
+        return StorageDenied(f"{target}: {_DENIED[code]} ({code}{said})")
     if code == "PreconditionFailed":
-        return ObjectChanged(f"{where} was replaced while it was read: try again")
+        return ObjectChanged(f"{target} was replaced while it was read: try again")
     if code in _PASSING or error.response.status >= 500:
-        return StorageUnavailable(f"{where}: the store is in trouble ({code}: {error.message}): try again later")
-    return StorageError(f"{where}: the store refused ({code}: {error.message})")
+        return StorageUnavailable(f"{target}: the store is in trouble ({code}: {error.message}): try again later")
+    return StorageError(f"{target}: the store refused ({code}: {error.message})")
 
 
-def _denied(where: str, code: str, right: str) -> StorageDenied:
+def _denied(target: str, code: str, right: str) -> StorageDenied:
     return StorageDenied(
-        f"{where}: the credentials are wrong, or they lack the right {right} here: "
+        f"{target}: the credentials are wrong, or they lack the right {right} here: "
         f"check MINIO_ACCESS_KEY, MINIO_SECRET_KEY and what they allow ({code})"
     )
 
@@ -533,11 +534,11 @@ def _missing(place: str, bucket: str, key: str, code: str) -> ObjectNotFound:
     return ObjectNotFound(f"{place}: bucket {bucket!r} does not exist{asked}: make it first, or check the name")
 
 
-def _of_status(status: int, where: str, right: str) -> StorageError:
+def _of_status(status: int, target: str, right: str) -> StorageError:
     if status == 412:
-        return ObjectChanged(f"{where} was replaced while it was read: try again")
+        return ObjectChanged(f"{target} was replaced while it was read: try again")
     if status in (401, 403):
-        return _denied(where, f"HTTP {status}", right)
+        return _denied(target, f"HTTP {status}", right)
     if status == 429 or status >= 500:
-        return StorageUnavailable(f"{where}: the store is in trouble (HTTP {status}): try again later")
-    return StorageError(f"{where}: the answer (HTTP {status}) {_NOT_S3}")
+        return StorageUnavailable(f"{target}: the store is in trouble (HTTP {status}): try again later")
+    return StorageError(f"{target}: the answer (HTTP {status}) {_NOT_S3}")

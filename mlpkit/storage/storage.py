@@ -110,11 +110,11 @@ class Storage:
 
         With `only`, it stores exactly those, by their names in the folder. Each is stored as `save` does it.
 
-        Symbolic links are stored as what they point to. Where one file fails no further one is begun, and what was
-        stored remains: it is `save_model` that is all or nothing.
+        Symbolic links are stored as what they point to. If one file fails, no further one is begun, and what was
+        stored remains; `save_model` stores all or nothing.
 
         Raises:
-            FileNotFoundError: there is no such local folder, one of `only` is not in it, or something is no file.
+            FileNotFoundError: there is no such local folder, one of `only` is not in it, or something is not a file.
             UnsafePath: a file's name cannot be a key; nothing was stored.
         """
         bucket, start = checked_prefix(prefix)
@@ -210,7 +210,8 @@ class Storage:
         Raises:
             StorageError: the store cannot be used.
         """
-        store, data_bucket = self._parts().store, self._settings.data_bucket
+        store = self._parts().store
+        data_bucket = self._settings.data_bucket
         store.check(self._settings.model_bucket)
         if store.check(data_bucket):
             return []
@@ -222,7 +223,8 @@ class Storage:
         The next use opens them again.
         """
         with self._lock:
-            parts, self._made = self._made, None
+            parts = self._made
+            self._made = None
         if parts is None:
             return
         if parts.process != os.getpid():
@@ -269,7 +271,7 @@ class Storage:
             parts.store.make_bucket(bucket)
             parts.store.upload(source, bucket, key)
         finally:
-            # Also where it failed: the store may have it all the same.
+            # Even if it failed: the store may have it.
             parts.copies.changed(bucket, [key])
 
 

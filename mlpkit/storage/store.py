@@ -277,7 +277,8 @@ class BlockDigest:
         """Takes in the next bytes."""
         left = memoryview(data)
         while left:
-            piece, left = left[: self._missing], left[self._missing :]
+            piece = left[: self._missing]
+            left = left[self._missing :]
             self._current.update(piece)
             self._missing -= len(piece)
             if not self._missing:

@@ -1,4 +1,7 @@
-"""What a job trains on: the `TrainData` service, and the checks of the data before the handler runs."""
+"""What a job trains on: the `TrainData` service.
+
+It also checks the data before the handler runs.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,10 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 @service("train")
 class TrainData:
-    """The training data of a job, fetched from the store when it is asked for; files are cached and read-only.
+    """The training data of a job.
 
-    `location` is the file's key in the data bucket.
+    A file is fetched from the store when you first ask for it; it is cached and read-only. `location` is the file's
+    key in the data bucket.
 
     Raises:
         NotInRequest: the request has no `data.location`.
@@ -53,7 +57,7 @@ class TrainData:
 
     @cached_property
     def etag(self) -> str:
-        """What the store calls this content of the file; it changes with the content."""
+        """The store's etag of the file; it changes with the content."""
         return self._storage.stat(self._path).etag
 
     def rows(self) -> Iterator[Any]:
@@ -65,11 +69,11 @@ class TrainData:
         return iter(read_rows(self.path, self.kind, name=self._name))
 
     def dictionary(self) -> Path | None:
-        """The file that `extend.dict_location` names, or None where the request names none."""
+        """The file that `extend.dict_location` names, or None without it."""
         return self._beside("dict_location")
 
     def extra(self) -> Path | None:
-        """The file that `extend.extra_location` names, or None where the request names none."""
+        """The file that `extend.extra_location` names, or None without it."""
         return self._beside("extra_location")
 
     def pretrained(self) -> Path | None:
@@ -110,21 +114,24 @@ def data_path(job: Job, bucket: str) -> str | None:
 
 
 def path_beside(job: Job, name: Literal["dict_location", "extra_location"], bucket: str) -> str | None:
-    """The `bucket/key` of a further data file of the job, or None if it has none."""
+    """The `bucket/key` of a further data file, or None without it."""
     text = _text(job.extend, name)
     return None if text is None else location(text, f"extend.{name}", bucket=bucket)
 
 
 def pretrained_path(job: Job) -> str | None:
-    """The `bucket/key` of the job's pretrained model, or None if it has none."""
+    """The `bucket/key` of the pretrained model, or None without it."""
     text = _text(job.parameters, "pretrain_model")
     return None if text is None else location(text, "parameter.pretrain_model")
 
 
 def takes(plan: Plan, wanted: type, *, required: bool = False) -> bool:
-    """Whether a handler or one of its dependencies takes this service (`required`: and cannot do without)."""
-    own = any(each.type is wanted and not (required and each.optional) for each in plan.services)
-    return own or any(takes(each.plan, wanted, required=required) for each in plan.dependencies)
+    """Whether a handler or one of its dependencies takes this service.
+
+    With `required`, only services that may not be None count.
+    """
+    own = any(taken.type is wanted and not (required and taken.optional) for taken in plan.services)
+    return own or any(takes(dependency.plan, wanted, required=required) for dependency in plan.dependencies)
 
 
 def _text(json: str, name: str) -> str | None:

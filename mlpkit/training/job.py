@@ -22,7 +22,7 @@ TRANSITIONS: Mapping[State, tuple[State, ...]] = {
     "completed": (),
     "error": (),
 }
-"""Where a job can go from a state. `init` waits; `training` goes back to `init` when the service ends meanwhile."""
+"""The states that can follow a state. `init` waits; `training` goes back to `init` when the service ends meanwhile."""
 
 
 REQUEST_FIELDS = ("data", "parameters", "extend")
@@ -33,7 +33,7 @@ class Job(msgspec.Struct, frozen=True):
     """One training job.
 
     `data`, `parameters` and `extend` are JSON text; times are seconds since the epoch.
-    `uuid` is the caller's own or None, `log_uuid` what stands in the log. `attempt` counts the starts of its process.
+    `uuid` is the caller's own or None, `log_uuid` what is in the log. `attempt` counts the starts of its process.
     `message` says for a person why it ended in `error`.
     """
 

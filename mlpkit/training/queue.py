@@ -105,7 +105,7 @@ class TrainingQueue:
         self.on_end: Callable[[Job], None] | None = None
 
     async def open(self) -> None:
-        """Opens the journal, and goes on with its jobs.
+        """Opens the journal, and continues with its jobs.
 
         Raises:
             SettingsError: another service uses the home.
@@ -205,7 +205,7 @@ class TrainingQueue:
         return True
 
     async def cancel(self, model_id: str) -> Job:
-        """Ends the job in whatever state it is, and returns it.
+        """Ends the job in any state, and returns it.
 
         A job that has ended stays as it is. The end is on disk when this returns, so the job does not run again after
         a restart.
@@ -294,7 +294,7 @@ class TrainingQueue:
             try:
                 await self._on_disk(lambda: self._journal.update(job))
             except JournalError as error:
-                # As it stands on disk it would be put back in the same way after the next start.
+                # After the next start its state on disk leads to the same result.
                 logger.error("{}; job [{}] waits all the same", error, job.model_id)
         return self._enter(job, on_disk=True)
 
@@ -456,7 +456,7 @@ class TrainingQueue:
         jobs = self._journal.oldest_ended(_REMOVED_TOGETHER)
         old = [job.model_id for job in jobs if (job.ended or job.created) < before]
         for model_id in old:
-            # The logs first, so that no log remains that nobody knows of.
+            # The logs first, so that no log remains without its job.
             self.log_path(model_id).unlink(missing_ok=True)
         if old:
             self._journal.remove(old)
