@@ -235,7 +235,7 @@ def _fits(parameter: FieldParameter) -> bool:
 class Algorithm:
     """One algorithm: a name, a kind, and the functions of its decorators.
 
-    `place` is where it was made.
+    `place` is the line of the script that made it.
     """
 
     def __init__(self, name: str, *, kind: str = "text_custom", examples: Sequence[Any] = ()) -> None:

@@ -104,8 +104,9 @@ def flush_author_streams() -> None:
 
 
 def format_text(line: LogLine) -> str:
-    """`2026-11-22 14:30:00.123 INFO    [uuid] process source | message`, and the traceback below it.
+    """The line as text, with the traceback below it.
 
+    An example: `2026-11-22 14:30:00.123 INFO    [uuid] process source | message`.
     Further lines of a message are indented, so that no message can look like a line of its own.
     """
     second = int(line.time)
@@ -147,7 +148,9 @@ class LogOutput:
         *,
         waits: bool = True,
     ) -> None:
-        self._stream, self._format, self._least = stream, format, LEVELS[level]
+        self._stream = stream
+        self._format = format
+        self._least = LEVELS[level]
         self._lock = threading.Lock()
         self._waiting: list[LogLine] = []
         self._unwritten = bytearray()
@@ -170,7 +173,10 @@ class LogOutput:
         self.flush()
 
     def write_soon(self, line: LogLine) -> None:
-        """Keeps a line until the next `write` or `flush` (or until 64 wait): for the access log's many lines."""
+        """Keeps a line until the next `write` or `flush`.
+
+        64 waiting lines are written too. For the many lines of the access log.
+        """
         if self._least <= LEVELS.get(line.level.lower(), 20):
             with self._lock:
                 self._waiting.append(line)
@@ -192,7 +198,8 @@ class LogOutput:
             self.flush()
 
     def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting = self._waiting
+        self._waiting = []
         with contextlib.suppress(OSError, ValueError):
             if isinstance(self._stream, int):
                 self._write_to_descriptor(self._stream, waiting)
@@ -224,7 +231,8 @@ class LogOutput:
             self._unwritten += self._format(self._notice()).encode()
 
     def _notice(self) -> LogLine:
-        dropped, self._dropped = self._dropped, 0
+        dropped = self._dropped
+        self._dropped = 0
         return LogLine(time.time(), "WARNING", f"{dropped:,} lines were dropped here because nobody read the log")
 
 
@@ -261,7 +269,7 @@ class Logger:
         self.log("ERROR", message, *args, exception=exception, depth=1)
 
     def exception(self, message: str, /, *args: object) -> None:
-        """Logs a failure with the traceback of the exception that is being handled."""
+        """Logs a failure with the traceback of the current exception."""
         self.log("ERROR", message, *args, exception=sys.exc_info()[1], depth=1)
 
     def log(
@@ -274,7 +282,10 @@ class Logger:
         uuid: str | None = None,
         depth: int = 0,
     ) -> None:
-        """Logs at any level; `depth` is how many callers above this one is the source, `uuid` replaces the id."""
+        """Logs at any level.
+
+        `depth` says how many callers above this one the source is; `uuid` replaces the request id.
+        """
         frame = sys._getframe(depth + 1)
         self.write(
             LogLine(
@@ -294,8 +305,12 @@ class Logger:
             output(line)
 
     def send_to(self, output: Callable[[LogLine], None], process: str) -> None:
-        """Makes `output` the only one; `process` is this process's name in the lines."""
-        self._process, self._outputs = process, [output]
+        """Makes `output` the only output.
+
+        `process` is the name of this process in the lines.
+        """
+        self._process = process
+        self._outputs = [output]
 
     @contextmanager
     def also_to(self, output: Callable[[LogLine], None]) -> Iterator[None]:
@@ -397,7 +412,8 @@ class StdlibHandler(logging.Handler):
 
     def __init__(self, write: Callable[[LogLine], None], process: str) -> None:
         super().__init__()
-        self._write, self._process = write, process
+        self._write = write
+        self._process = process
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The service to check: one that the command starts, or one that runs."""
+"""The service to check: the command starts it, or it runs already."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class MemoryWatch:
     """Measures a service's memory twenty times a second, in a thread."""
 
     def __init__(self, service: CheckedService) -> None:
-        self._subject, self._highest = service, 0
+        self._subject = service
+        self._highest = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="mlpkit-check-memory", daemon=True)
 
@@ -65,7 +66,8 @@ class MemoryWatch:
 
     def take(self) -> int:
         """The highest memory since the last call, in bytes."""
-        highest, self._highest = max(self._highest, self._subject.memory()), 0
+        highest = max(self._highest, self._subject.memory())
+        self._highest = 0
         return highest
 
     def _sample(self) -> None:

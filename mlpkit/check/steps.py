@@ -1,4 +1,4 @@
-"""The steps of `mlpkit check` in their order, and how they are run.
+"""The steps of `mlpkit check` in their order, and their runner.
 
 A step returns a sentence, or raises: `StepFailed` with a sentence of its own, `StepSkipped` if it has nothing to check,
 `StepWarning` for a warning, or any error of mlpkit, whose text is then the sentence.

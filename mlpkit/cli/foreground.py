@@ -354,7 +354,10 @@ def _check_model(algorithm: Algorithm, settings: Settings, model_id: str, model_
 def _predicted(
     app: App, settings: Settings, algorithm: str, model_id: str, model_path: str | None, features: bytes, params: bytes
 ) -> bytes:
-    """The answer of a model in this process, in threads as in a worker."""
+    """The answer of a model that runs in this process.
+
+    It runs in threads, as in a worker.
+    """
     from queue import SimpleQueue
 
     from mlpkit.serving.messages import Item, Load, Predict

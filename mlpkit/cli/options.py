@@ -47,7 +47,7 @@ def check_kind(kind: str) -> None:
     """Returns if there is such a kind.
 
     Raises:
-        ArgumentError: there is no such kind; names those that there are.
+        ArgumentError: the kind does not exist; the message names all kinds.
     """
     kinds = kind_names()
     if kind not in kinds:
@@ -55,7 +55,9 @@ def check_kind(kind: str) -> None:
 
 
 def json_value(text: str, option: str) -> bytes:
-    """The JSON of an option: the text itself, or with `@name` the content of a file.
+    """The JSON of an option.
+
+    It is the text itself, or the content of a file if the text is `@name`.
 
     Raises:
         ArgumentError: no such file, or it is not valid JSON.

@@ -75,9 +75,10 @@ def models(url: str, prefix: str, token: str | None, as_json: bool) -> None:
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]], sentences: list[str]) -> None:
-    """One line for each row, or two on a terminal that is too narrow; then its sentence, if it has one.
+    """Prints one line for each row, then its sentence, if any.
 
-    No word is broken. In a pipe the lines are as long as they need to be, so that `grep` and `awk` find whole ids.
+    A row takes two lines if the terminal is too narrow. No word is broken. In a pipe the lines are as long as they need
+    to be, so that `grep` and `awk` find whole ids.
     """
     from rich.cells import cell_len
     from rich.console import Console
@@ -109,7 +110,7 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]], sentence
 
 
 def _moment(seconds: float | None) -> str:
-    """The time of day on this machine; with the date if it is another day than today."""
+    """The local time, with the date if it is another day."""
     if seconds is None:
         return ""
     moment = time.localtime(seconds)

@@ -34,7 +34,7 @@ _ENDINGS = (".py", ".toml", ".json", ".yaml", ".yml")
     metavar="N",
     help="Worker processes that hold models; 0 keeps them in the server, for debugging.",
 )
-@click.option("--reload", is_flag=True, help="Start again whenever a file beside the script changes.")
+@click.option("--reload", is_flag=True, help="Start again whenever a file in the script's folder changes.")
 @click.option(
     "--log-level",
     metavar="LEVEL",
@@ -44,7 +44,7 @@ _ENDINGS = (".py", ".toml", ".json", ".yaml", ".yml")
 def run(target: str, host: str, port: int, workers: int | None, reload: bool, log_level: str | None) -> None:
     """Serve an app until Ctrl-C or SIGTERM.
 
-    TARGET is the app: module:app, file.py:app, or file.py where it has one app.
+    TARGET is the app: module:app, file.py:app, or file.py if it has one app.
 
     \b
     Examples:
@@ -70,7 +70,10 @@ def run(target: str, host: str, port: int, workers: int | None, reload: bool, lo
 
 
 def run_again_on_change(target: str) -> None:
-    """Serves with the arguments of this process, again after every change, until Ctrl-C or SIGTERM."""
+    """Serves until Ctrl-C or SIGTERM, and starts again after every change.
+
+    The server gets the arguments of this process.
+    """
     try:
         from watchfiles import watch
     except ImportError:
@@ -94,9 +97,12 @@ def run_again_on_change(target: str) -> None:
 
 
 def is_source(path: str) -> bool:
-    """Whether a file, named from the watched folder, is what a service is made from: code, or settings."""
+    """Whether a service is made from this file: code, or settings.
+
+    The path is relative to the watched folder.
+    """
     *folders, name = Path(path).parts
-    if any(each.startswith(".") or each == "__pycache__" for each in folders):
+    if any(folder.startswith(".") or folder == "__pycache__" for folder in folders):
         return False
     return name == ".env" or (name.endswith(_ENDINGS) and not name.startswith("."))
 
@@ -107,7 +113,7 @@ def _folder(target: str) -> Path:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    arguments = [each for each in sys.argv[1:] if each != "--reload"]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--reload"]
     return subprocess.Popen([sys.executable, "-m", "mlpkit", *arguments])  # noqa: S603 - our own command line
 
 

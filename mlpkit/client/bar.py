@@ -51,7 +51,7 @@ class ProgressBar:
         self.stop()
 
     def stop(self) -> None:
-        """Ends the bars; `show` still says changes of the stage in a pipe."""
+        """Ends the bars; in a pipe, `show` still prints new stages."""
         self._bar.stop()
 
     def erase(self) -> None:
@@ -95,7 +95,9 @@ class ProgressBar:
 def described(state: str, progress: Mapping[str, Any]) -> str:
     """A job's progress in a few words: `training fit 45/100 loss=0.12`."""
     words = [state, str(progress.get("stage") or "")]
-    done, total, fraction = progress.get("done"), progress.get("total"), progress.get("fraction")
+    done = progress.get("done")
+    total = progress.get("total")
+    fraction = progress.get("fraction")
     if done is not None:
         words.append(f"{done}/{total}" if total else str(done))
     elif fraction is not None:

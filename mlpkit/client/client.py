@@ -64,7 +64,9 @@ class Client:
         *,
         transport: Transport | None = None,
     ) -> None:
-        self.url, self.prefix, self.timeout = url, "/" + prefix.strip("/") + "/" * bool(prefix.strip("/")), timeout
+        self.url = url
+        self.prefix = "/" + prefix.strip("/") + "/" * bool(prefix.strip("/"))
+        self.timeout = timeout
         self._transport = HttpTransport(url) if transport is None else transport
         self._headers = {"Accept": "application/json"}
         if token:
@@ -258,13 +260,15 @@ class JobHandle:
     """A job that was submitted; `model_id` is the model that it makes."""
 
     def __init__(self, client: Client, algorithm: str, model_id: str) -> None:
-        self._client, self.algorithm, self.model_id = client, algorithm, model_id
+        self._client = client
+        self.algorithm = algorithm
+        self.model_id = model_id
 
     def __repr__(self) -> str:
         return f"JobHandle({self.algorithm!r}, {self.model_id!r})"
 
     def status(self) -> JobStatus:
-        """How the job stands now."""
+        """The state of the job now."""
         return self._client.status(self.algorithm, self.model_id)
 
     def wait(self, timeout: float = 3600.0, *, progress: bool | Callable[[JobStatus], None] = False) -> JobStatus:
@@ -293,9 +297,11 @@ class JobHandle:
         return self._client.log(self.model_id)
 
     def _poll(self, deadline: float, timeout: float, report: Callable[[JobStatus], None]) -> JobStatus:
-        pause, known = _FIRST_PAUSE, time.monotonic()
+        pause = _FIRST_PAUSE
+        known = time.monotonic()
         while True:
-            status, now = self.status(), time.monotonic()
+            status = self.status()
+            now = time.monotonic()
             report(status)
             if status.ended:
                 return status

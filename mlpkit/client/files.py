@@ -1,4 +1,4 @@
-"""Local files as parts of a training request: uploaded and named in it."""
+"""Local files of a training request: uploaded, then named in it."""
 
 from __future__ import annotations
 

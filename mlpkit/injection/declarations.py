@@ -12,7 +12,7 @@ T = TypeVar("T")
 Fields = Mapping[str, object]
 """A request's fields by their protocol names; one that is still JSON is a `msgspec.Raw`, decoded when asked for."""
 Services = Callable[[type], object]
-"""Gives the service of a type for one call; raises NotInRequest where the request has nothing to make it from."""
+"""Gives the service of a type for one call; raises NotInRequest if the request has nothing to make it from."""
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "train": ("model_id", "model_path", "data", "parameters", "extend", "uuid"),
@@ -34,7 +34,7 @@ WIRE_NAMES = {"parameters": "parameter"}
 """What a request calls a field that handlers name otherwise: messages to callers speak of that."""
 
 BATCHED = ("features", "params", "uuid")
-"""The fields that become lists where `max_batch_size` is more than 1."""
+"""The fields that become lists if `max_batch_size` is more than 1."""
 
 OBJECTS = ("data", "parameters", "extend", "features", "params")
 """The fields that are objects of JSON; the others are texts."""
@@ -55,7 +55,7 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
     "TrainData": ("train",),
     "TrainJob": ("train",),
 }
-"""mlpkit's own services and the hooks that have them: messages name them, also where nobody has imported them yet."""
+"""mlpkit's own services and the hooks that have them: messages name them, also if no module has imported them yet."""
 
 _MARK = "__mlpkit_hooks__"
 _MARKED: dict[str, frozenset[str]] = {}

@@ -104,7 +104,8 @@ class Frames:
         self._filled += count
         if self._filled < len(self._place):
             return []
-        whole, self._place = self._place, None
+        whole = self._place
+        self._place = None
         return [whole]
 
     def _begin_long(self, length: int, begun: memoryview) -> None:
@@ -308,12 +309,14 @@ class AsyncChannel(asyncio.Protocol):
         """Writes what waits, and closes."""
         self._handing_on = False
         self.flush()
-        transport, self._transport = self._transport, None
+        transport = self._transport
+        self._transport = None
         if transport is not None:
             transport.close()
 
     def _abort(self) -> None:
-        transport, self._transport = self._transport, None
+        transport = self._transport
+        self._transport = None
         if transport is not None:
             transport.abort()
 

@@ -1,8 +1,8 @@
 """A child process of the service, from its start to its end.
 
-A child is a Python module in a process that holds nothing of the server's or of the user's: forked of the fork server,
-or a fresh interpreter if there is no fork server. It has a session of its own and a socket to the server; its stdout
-and stderr are read line by line.
+A child is a Python module in a process that starts with nothing of the server's or of the user's: the fork server forks
+it, or it is a fresh interpreter if no fork server can run. It has its own session and a socket to the server; its
+stdout and stderr are read line by line.
 `Child.stop` ends it (SIGTERM, then SIGKILL to its process group), and so does the end of the event loop. What it leaves
 behind is killed, by its keeper (`forkserver.py`) also in other sessions. If the server itself is killed, the keeper and
 the guard (`guard.py`) kill it.
@@ -53,7 +53,7 @@ class Exit:
 
     @property
     def words(self) -> str:
-        """The end as text, such as `was killed by SIGSEGV` or `exited with code 3`."""
+        """The end as text, such as `was killed by SIGSEGV`."""
         if self.asked:
             return self.asked
         if self.code >= 0:
@@ -95,7 +95,10 @@ class Child:
         return memory_of(self.pid)
 
     def kill(self, why: str = "") -> None:
-        """Kills the child and its descendants; `why` becomes the text of its exit."""
+        """Kills the child and its descendants.
+
+        `why` becomes the text of its exit.
+        """
         if self._life.done():
             return
         if self.running:
@@ -209,7 +212,10 @@ async def _started(
 
 
 def channel_of_child() -> socket.socket:
-    """The child's end of the channel; the child must end when it is closed."""
+    """The child's end of the channel.
+
+    The child must end when the channel is closed.
+    """
     end_with_parent()
     channel = socket.socket(fileno=int(sys.argv[1]))
     channel.set_inheritable(False)
@@ -236,7 +242,10 @@ def leave_signals_to_the_server() -> None:
 
 
 def memory_of(pid: int) -> int:
-    """Resident bytes of a process and its descendants; 0 if it has ended."""
+    """Memory of a process and its descendants, in resident bytes.
+
+    0 if the process has ended.
+    """
     import psutil
 
     try:
@@ -261,7 +270,8 @@ class _Output(asyncio.Protocol):
 
     def __init__(self, on_lines: Callable[[list[LogLine]], None], process: str) -> None:
         self.ended = asyncio.Event()
-        self._on_lines, self._process = on_lines, process
+        self._on_lines = on_lines
+        self._process = process
         self._lines = LineSplitter()
         self._waiting: collections.deque[str] = collections.deque()
         self._resting: asyncio.TimerHandle | None = None

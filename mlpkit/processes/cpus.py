@@ -25,10 +25,9 @@ def available_cpus() -> int:
 
 
 def thread_settings(processes: int, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Settings that share the CPUs among so many processes.
+    """Settings that share the CPUs among this number of processes.
 
-    They hold nothing that the user has set.
-
+    A setting that the user has made is not among them.
     OpenBLAS, MKL and numexpr follow OMP_NUM_THREADS, so nothing is set if the user has set that.
     """
     if "OMP_NUM_THREADS" in environment:
@@ -38,7 +37,7 @@ def thread_settings(processes: int, environment: Mapping[str, str] = os.environ)
 
 
 def _quota(memberships: Path, root: Path) -> float:
-    """CPUs that the cgroups allow; a huge number if there is no quota.
+    """CPUs that the cgroups allow; 1e6 if they set no quota.
 
     It is the smallest quota on the way to the root, of cgroups version 1 or 2.
     Source: the kernel's cgroup-v2 documentation (cpu.max) and its scheduler's bandwidth control (cpu.cfs_quota_us).

@@ -1,13 +1,15 @@
-"""The fork server: a process that has imported mlpkit once, and of which the service's children are forked.
+"""The fork server: a process that imports mlpkit once and forks children.
 
 It is a fresh interpreter, `python -m mlpkit.processes SOCKET MODULE...`, and runs no code of the user's, no thread and
-no event loop: a child of it begins as a fresh interpreter would, but at once, and shares mlpkit's memory with others.
+no event loop. A child of it begins as a fresh interpreter does, but without the time of the imports, and shares
+mlpkit's memory with the other children.
 
 A request is one message on a socket, with three descriptors: the `line` on which the child is followed, its channel and
 its output. For each child the fork server forks a *keeper*, which forks the child. The keeper is a subreaper: whatever
-the child starts becomes the keeper's child when its own parent ends, also in a session of its own. On the line come the
-child's pid and, at its end, its exit code. When the child has ended, or the server has closed the line or is gone, the
-keeper kills all that is left, collects it and ends. The child's pid is nobody else's until then.
+the child starts becomes the keeper's child when its own parent ends, also in a session of its own. The keeper
+sends the child's pid on the line and, when the child ends, its exit code. When the child has ended, or the server has
+closed the line or has ended, the keeper kills all processes that are left, collects them and ends. Until then no other
+process can get the child's pid.
 If a keeper is killed, so is its child, and the fork server kills what remains of it.
 """
 
@@ -37,8 +39,9 @@ import msgspec
 from mlpkit import start_folder
 
 _NEWS = struct.Struct(">ci")
-"""`_BORN` and the child's pid, or `_DEAD` and its exit code: below zero the signal, as subprocess has it."""
-_BORN, _DEAD = b"+", b"-"
+"""`_BORN` and the child's pid, or `_DEAD` and its exit code; as in subprocess, -N if signal N killed it."""
+_BORN = b"+"
+_DEAD = b"-"
 _LARGEST_REQUEST = 1 << 20
 _FORK_SECONDS = 30.0
 """How long a child may take to be forked; the first one waits for the imports."""
@@ -46,11 +49,15 @@ _FULL_SECONDS = 0.005
 _CLOSE_SECONDS = 1.0
 _LAST_KILLS = 5.0
 """How long a keeper tries to end what a child has left; a process in the kernel may take long to end."""
-_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 class ChildSpec(msgspec.Struct, frozen=True, array_like=True):
-    """What a child is: `python -m module`, in this folder, with this environment and this search path.
+    """A child to fork: its module, folder, search path and environment.
+
+    It runs as `python -m module` would.
 
     All but the module are bytes, because the names of files and the environment need not be text.
     """
@@ -62,31 +69,40 @@ class ChildSpec(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ForkServerGone(Exception):
-    """No child can come from this fork server: start a fresh interpreter instead."""
+    """This fork server cannot fork: start a fresh interpreter instead."""
 
 
 # --- The server's end ------------------------------------------------------------------------------------------------
 
 
 class ForkedChild:
-    """A child that the fork server has forked. Used on one event loop, and closed there."""
+    """A child that the fork server has forked.
 
-    def __init__(self, line: _Line, pid: int) -> None:
+    Use it on one event loop, and close it there.
+    """
+
+    def __init__(self, line: _ChildLine, pid: int) -> None:
         self._line = line
         self.pid = pid
 
     @property
     def returncode(self) -> int | None:
-        """The exit code once it has ended: below zero the signal, as subprocess has it."""
+        """The exit code, or None while it runs.
+
+        As in subprocess, it is -N if signal N killed the child.
+        """
         return self._line.dead.result() if self._line.dead.done() else None
 
     async def wait(self) -> int:
-        """Waits for its end, or until it is `lost`: then it must be killed."""
+        """Returns the exit code when the child has ended or is `lost`.
+
+        A lost child must be killed.
+        """
         return await asyncio.shield(self._line.dead)
 
     @property
     def lost(self) -> bool:
-        """Whether what had started it ended before it."""
+        """Whether its keeper ended before it."""
         return self._line.lost
 
     def terminate(self) -> None:
@@ -94,12 +110,17 @@ class ForkedChild:
         os.kill(self.pid, signal.SIGTERM)
 
     def close(self) -> None:
-        """Lets the keeper end: from here on the child's pid may be another process's."""
+        """Lets the keeper end.
+
+        From now on another process may get the child's pid.
+        """
         self._line.close()
 
 
 class ForkServer:
-    """The server's end. The process starts with `start`, at the latest with the first child; one for a whole server.
+    """The server's side of the fork server; one for a whole server.
+
+    `start` starts the process, at the latest before the first child.
 
     Args:
         modules: what the process imports; only modules that start nothing.
@@ -117,10 +138,12 @@ class ForkServer:
         return self._process.pid if self._process is not None else None
 
     def start(self) -> bool:
-        """Starts the process if it does not run; whether it did so. Its imports go on meanwhile.
+        """Starts the process; False if it runs already.
+
+        It does not wait for the imports of the process.
 
         Raises:
-            ForkServerGone: there can be none: not Linux, or the last one ended before it had a child.
+            ForkServerGone: the system is not Linux, or the last process ended before it had a child.
         """
         if self._process is not None and self._process.poll() is None:
             return False
@@ -144,13 +167,16 @@ class ForkServer:
                 ours.close()
                 raise ForkServerGone from error
         ours.setblocking(False)
-        self._requests, self._proven = ours, False
+        self._requests = ours
+        self._proven = False
         return True
 
     async def fork(
         self, module: str, environment: Mapping[str, str], channel: socket.socket, output: int
     ) -> ForkedChild:
-        """A child that runs `module` with a channel, and with `output` as its stdout and stderr.
+        """Forks a child that runs `module` with a channel.
+
+        `output` is the file descriptor of its stdout and stderr.
 
         Raises:
             ForkServerGone: the fork server has ended, or cannot take this.
@@ -158,7 +184,7 @@ class ForkServer:
         """
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        _, line = await asyncio.get_running_loop().create_connection(_Line, sock=ours)
+        _, line = await asyncio.get_running_loop().create_connection(_ChildLine, sock=ours)
         try:
             with theirs:
                 request = msgspec.msgpack.encode(_child_spec(module, environment))
@@ -179,7 +205,10 @@ class ForkServer:
         return ForkedChild(line, pid)
 
     def close(self) -> None:
-        """Ends the process, and waits a moment for its end: nothing is left when the server has ended."""
+        """Ends the process and waits a moment for its end.
+
+        So the process does not outlive the server.
+        """
         if self._requests is not None and self._process is not None:
             self._requests.close()
             self._requests = None
@@ -212,8 +241,8 @@ def _child_spec(module: str, environment: Mapping[str, str]) -> ChildSpec:
     )
 
 
-class _Line(asyncio.Protocol):
-    """The server's end of a line: the pid and the exit code, when they arrive."""
+class _ChildLine(asyncio.Protocol):
+    """The server's side of a line: receives pid and exit code."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -261,15 +290,15 @@ _handlers: dict[int, object] = {}
 
 
 def main() -> None:
-    """Runs the fork server; in a child, the module that it is."""
+    """Runs the fork server; in a child, runs its module."""
     requests = socket.socket(fileno=int(sys.argv[1]))
     requests.set_inheritable(False)
     for name in sys.argv[2:]:
-        # What is missing here is missed again, and reported, in the child that needs it.
+        # If a module is missing, the child that needs it fails to import it too, and reports it.
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     if len(os.listdir("/proc/self/task")) > 1:
-        # Something that every interpreter of this machine imports has started a thread: a fork would be a gamble.
+        # Something that every interpreter of this machine imports has started a thread: a fork is not safe.
         return
     _name_process("mlpkit.forksrv")
     _be_subreaper()
@@ -277,7 +306,7 @@ def main() -> None:
     for number in _LEFT_TO_THE_SERVER:
         _handlers[number] = signal.signal(number, signal.SIG_IGN)
     for stream in (sys.stdout, sys.stderr):
-        # Or every child would write what waits here.
+        # Otherwise every child would write what is still in the buffer.
         stream.flush()
     # The collector must not write to the memory that all children share.
     gc.collect()
@@ -291,7 +320,10 @@ def main() -> None:
 
 
 def _serve(requests: socket.socket) -> ChildSpec:
-    """Forks a keeper for every request; returns in the children only. The process ends when the server does."""
+    """Forks a keeper for every request; returns in the children only.
+
+    The process ends when the server does.
+    """
     ended, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -301,7 +333,7 @@ def _serve(requests: socket.socket) -> ChildSpec:
     waiting.register(requests, select.POLLIN)
     waiting.register(ended, select.POLLIN)
     while True:
-        # Nothing but a request, an end or the server's end can be waited for, so there is no timeout.
+        # It needs no timeout: the poll returns when a request comes, a child ends or the server ends.
         for descriptor, _ in waiting.poll():
             if descriptor == ended:
                 os.read(ended, 4096)
@@ -329,7 +361,7 @@ def _serve(requests: socket.socket) -> ChildSpec:
 
 
 def _collect(keepers: set[int]) -> None:
-    """Collects what has ended; kills what the child of a killed keeper has left."""
+    """Collects ended processes; kills what a killed keeper has left."""
     for pid in _children():
         if pid not in keepers:
             with contextlib.suppress(ProcessLookupError):
@@ -340,7 +372,7 @@ def _collect(keepers: set[int]) -> None:
 
 
 def _keep(spec: ChildSpec, line_number: int, channel: int, output: int) -> ChildSpec:
-    """The keeper of one child, to its end; in the child, returns what it is."""
+    """Runs the keeper of one child; in the child, returns its spec."""
     os.setsid()
     fork_server = os.getppid()
     signal.signal(_ORPHANED, lambda number, frame: None)
@@ -369,7 +401,10 @@ def _keep(spec: ChildSpec, line_number: int, channel: int, output: int) -> Child
 
 
 def _leave(line: socket.socket, channel: int, output: int) -> None:
-    """In the child: nothing of the keeper's remains, but what it has imported."""
+    """In the child: gives up the keeper's signals, descriptors and session.
+
+    Only what the keeper has imported stays.
+    """
     os.setsid()
     for number in (signal.SIGCHLD, _ORPHANED):
         signal.signal(number, signal.SIG_DFL)
@@ -385,9 +420,10 @@ def _leave(line: socket.socket, channel: int, output: int) -> None:
 
 
 def _follow(line: socket.socket, child: int, fork_server: int) -> None:
-    """Tells the child's end. Returns when the server has closed the line, or the server or fork server is gone.
+    """Sends the exit code of the child when it has ended.
 
-    A dead child is not collected here, so that its pid is nobody else's.
+    Returns when the server has closed the line, or the server or the fork server has ended.
+    An ended child is not collected here, so that no other process gets its pid.
     """
     ended, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -414,7 +450,10 @@ def _follow(line: socket.socket, child: int, fork_server: int) -> None:
 
 
 def _kill_all_but(spared: int) -> None:
-    """Kills all children, and theirs as they become ours, until there are none."""
+    """Kills all children but one, until no others are left.
+
+    The children of a killed child become children of this process, and are killed too.
+    """
     deadline = time.monotonic() + _LAST_KILLS
     while time.monotonic() < deadline:
         others = [pid for pid in _children() if pid != spared]
@@ -428,7 +467,7 @@ def _kill_all_but(spared: int) -> None:
 
 
 def _collect_all_but(spared: int) -> bool:
-    """Collects the children that have ended; whether there were any."""
+    """Collects the children that have ended; True if there were any."""
     found = False
     for pid in _children():
         if pid != spared:
@@ -467,13 +506,19 @@ def _run_module(spec: ChildSpec) -> NoReturn:
 
 
 def end_with_parent() -> None:
-    """Kills this process when the thread that started it ends, and so its process; only on Linux."""
+    """Kills this process when the thread that started it ends.
+
+    Only on Linux. The thread ends at the latest with its process.
+    """
     if sys.platform == "linux":
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _name_process(name: str) -> None:
-    """The name that `top` and `ps -o comm` show; the kernel keeps 15 characters."""
+    """Sets the name that `top` and `ps -o comm` show.
+
+    The kernel keeps 15 characters.
+    """
     _prctl(_PR_SET_NAME, ctypes.create_string_buffer(name.encode()[:15]))
 
 
@@ -483,5 +528,5 @@ def _be_subreaper() -> None:
 
 
 def _prctl(option: int, value: object) -> None:
-    # A system that refuses one of these still runs children, with the guard alone.
+    # If the system refuses one of these, children still run; then only the guard protects them.
     ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

@@ -1,4 +1,7 @@
-"""The guard: a shell that outlives a killed server by a moment, to kill the process groups of its children."""
+"""The guard: a shell that kills the children of a killed server.
+
+It runs a moment longer than the server, and kills the process groups of its children.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ for each in $groups; do kill -s KILL -- "-$each" 2>/dev/null; done
 
 
 class Guard:
-    """Tells the shell which process groups to kill when the server's pipe closes; starts another if it is killed."""
+    """Tells the shell which process groups to kill.
+
+    The shell kills them when the server's pipe closes. If the shell itself is killed, another one is started.
+    """
 
     def __init__(self) -> None:
         self._groups: set[int] = set()
@@ -47,7 +53,7 @@ class Guard:
             try:
                 self._shell = _start_shell()
             except OSError as error:
-                # Whoever starts or ends a child can do nothing about it; the next one tries again.
+                # The caller, which starts or ends a child, cannot do anything about it; the next call tries again.
                 logger.error("the guard cannot be started, a killed server would leave its children: {}", error)
                 return
             line = "".join(f"+ {group}\n" for group in self._groups)
@@ -77,4 +83,4 @@ def _start_shell() -> subprocess.Popen[bytes]:
 
 
 guard = Guard()
-"""The one of this process."""
+"""The guard of this process."""

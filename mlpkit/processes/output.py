@@ -1,4 +1,4 @@
-"""The output of a child: its standard streams as lines of the log, and how its pipe is read.
+"""The output of a child as lines of the log.
 
 What the author's code prints or logs in a child is caught at `sys.stdout` and `sys.stderr`: whatever handlers a script
 adds to loguru or `logging`, a line that ends there becomes one `LogLine` with the id of the request.
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _LINE_END = re.compile(rb"\r\n|\n|\r(?=[^\n])")
 _MOST_SEEN = 64
 _MARK = b"\x1e"
-"""Begins a whole `LogLine` on a child's pipe: a record separator, as RFC 7464 has it before JSON."""
+"""Begins a whole `LogLine` on a child's pipe: the record separator that RFC 7464 puts before JSON."""
 _line_decoder = msgspec.json.Decoder(LogLine)
 
 
@@ -110,7 +110,10 @@ def _decoded(line: bytes) -> str:
 
 
 def line_of_pipe(text: str, process: str) -> LogLine:
-    """The line that a child, or a process that it started, wrote to its pipe."""
+    """The `LogLine` of a line that came from a child's pipe.
+
+    The child or a process that it started wrote it.
+    """
     if text.startswith(_MARK.decode()):
         with contextlib.suppress(msgspec.MsgspecError):
             line = _line_decoder.decode(text[1:])
@@ -127,8 +130,9 @@ def capture_output(
     level: str = "info",
     on_redrawn: Callable[[str], object] | None = None,
 ) -> None:
-    """Turns all that this child prints and logs into lines for `send`; call it before the script is imported.
+    """Turns all that this child prints and logs into lines for `send`.
 
+    Call it before the script is imported.
     `sys.stdout` and `sys.stderr` become text streams that hand on lines; loguru's and `logging`'s handlers that write
     to them are understood, so that level, time, source and traceback are kept. What else a script does with handlers is
     left to it. A line that ends in a carriage return (a progress bar) goes to `on_redrawn`, or nowhere.
@@ -160,7 +164,10 @@ def capture_output(
 
 
 def flush_streams() -> None:
-    """Hands on what was printed so far, lines without an end too; for the end of the process."""
+    """Hands on all that was printed; call it before the process ends.
+
+    Lines without an end are handed on too.
+    """
     flush_author_streams()
     for stream in captured_streams:
         assert isinstance(stream, _CapturedStream)
@@ -168,10 +175,15 @@ def flush_streams() -> None:
 
 
 class _ChildOutput:
-    """Sends lines to the server; in a forked process, and in the middle of sending, over the pipe."""
+    """Sends lines to the server.
+
+    A forked process, and a signal handler that interrupts a send, write them to the pipe.
+    """
 
     def __init__(self, send: Callable[[LogLine], None], process: str, level: str) -> None:
-        self._send, self.process, self._least = send, process, LEVELS[level]
+        self._send = send
+        self.process = process
+        self._least = LEVELS[level]
         self._lock = threading.RLock()
         self._sending = False
         self._forked = False
@@ -196,7 +208,10 @@ class _ChildOutput:
                 self._sending = False
 
     def use_pipe(self) -> None:
-        """What a forked process does: the channel is its parent's, and the lock may be held for ever."""
+        """Prepares a forked process: it writes to the pipe only.
+
+        The channel belongs to its parent, and nobody may ever release the lock.
+        """
         self._forked = True
         self._lock = threading.RLock()
 
@@ -211,8 +226,9 @@ class _ChildOutput:
 
 
 class _LineBuffer(io.BufferedIOBase):
-    """The buffer below a captured stream. It is never closed: streams that a script wraps around it come and go.
+    """The buffer below a captured stream; it is never closed.
 
+    A script may wrap streams around it, and close those.
     Each thread has its own unfinished line, so that lines of two threads are not mixed.
     """
 
@@ -228,7 +244,8 @@ class _LineBuffer(io.BufferedIOBase):
 
     def write(self, data: Any) -> int:
         content = bytes(data)
-        thread, uuid = threading.get_ident(), request_id.get()
+        thread = threading.get_ident()
+        uuid = request_id.get()
         started_by, splitter = self._unfinished.pop(thread, ("", None))
         if splitter is None or started_by != uuid:
             # What another request left without an end does not belong to this one's first line.
@@ -248,7 +265,7 @@ class _LineBuffer(io.BufferedIOBase):
             self._hand_on(splitter.close(), uuid)
 
     def forget(self) -> None:
-        """What a forked process does: unfinished lines are its parent's."""
+        """Prepares a forked process: unfinished lines belong to its parent."""
         self._unfinished.clear()
         self._forked = True
 
@@ -263,7 +280,7 @@ class _LineBuffer(io.BufferedIOBase):
 
     @property
     def raw(self) -> _LineBuffer:
-        """What is below: lines are handed on at once, so it is the same."""
+        """This buffer itself: lines are handed on immediately."""
         return self
 
     def writable(self) -> bool:
@@ -280,7 +297,7 @@ class _LineBuffer(io.BufferedIOBase):
 
 
 class LineStream(io.TextIOWrapper):
-    """A text stream in front of another one: `on_line(text, redrawn)` gets its lines."""
+    """A text stream that gives its lines to `on_line(text, redrawn)`."""
 
     def __init__(self, on_line: Callable[[str, bool], object], under: TextIO) -> None:
         self._lines = _LineBuffer(under.fileno, "<lines>", lambda text, redrawn, uuid: on_line(text, redrawn))
@@ -292,13 +309,17 @@ class LineStream(io.TextIOWrapper):
 
 
 class _CapturedStream(io.TextIOWrapper):
-    """Stands for `sys.stdout` or `sys.stderr` in a child: a complete text stream whose lines go to the log."""
+    """Replaces `sys.stdout` or `sys.stderr` in a child.
+
+    It is a complete text stream whose lines go to the log.
+    """
 
     def __init__(
         self, descriptor: int, name: str, output: _ChildOutput, on_redrawn: Callable[[str], object] | None
     ) -> None:
         self._source = f"{name}:0"
-        self._output, self._on_redrawn = output, on_redrawn
+        self._output = output
+        self._on_redrawn = on_redrawn
         self._lines = _LineBuffer(lambda: descriptor, f"<{name}>", self._take_line)
         super().__init__(self._lines, encoding="utf-8", errors="backslashreplace", write_through=True)
         self.mode = "w"  # type: ignore[misc]
@@ -316,7 +337,7 @@ class _CapturedStream(io.TextIOWrapper):
         self._lines.end_lines()
 
     def forget(self) -> None:
-        """What a forked process does: unfinished lines are its parent's."""
+        """Prepares a forked process: unfinished lines belong to its parent."""
         self._lines.forget()
 
     def _take_line(self, text: str, redrawn: bool, uuid: str) -> None:
@@ -340,7 +361,10 @@ _seen: tuple[dict[object, object], dict[object, object]] = ({}, {})
 
 
 def _is_repeated(record: Record) -> bool:
-    """Whether another handler has brought this record already: two of loguru's may write to stdout and stderr."""
+    """Whether another handler has already brought this record.
+
+    Two of loguru's handlers may write to stdout and stderr.
+    """
     global _seen
     key = (record["time"], record["thread"].id, record["process"].id, record["line"], record["message"])
     mine = object()
@@ -353,10 +377,11 @@ def _is_repeated(record: Record) -> bool:
 
 
 class _WarningOutput:
-    """Stands for `warnings.showwarning`: a warning is one line of the level WARNING."""
+    """Replaces `warnings.showwarning`: a warning is one line of the level WARNING."""
 
     def __init__(self, write: Callable[[LogLine], None], process: str) -> None:
-        self._write, self._process = write, process
+        self._write = write
+        self._process = process
 
     def __call__(
         self,
@@ -403,12 +428,13 @@ def _take_what_logging_leaves(handler: logging.Handler) -> None:
 
 
 def _pass_on_request_ids() -> None:
-    """Lets threads, and what is given to thread pools, have the request id of the code that started them.
+    """Gives threads and thread pools the request id of their caller.
 
     Python (before 3.14) starts a thread with an empty context. Only the id is passed on: numpy's, torch's and other
     settings in the context must be as new in a thread as they are in a plain script.
     """
-    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
+    start = threading.Thread.start
+    submit = ThreadPoolExecutor.submit
 
     def start_with_id(self: threading.Thread) -> None:
         uuid = request_id.get()
@@ -440,9 +466,10 @@ def _pass_on_request_ids() -> None:
 
 
 def name_requests_in_loguru() -> None:
-    """Puts the request id into loguru's records at once; call it when the script has been imported.
+    """Puts the request id into loguru's records when they are made.
 
-    A handler with `enqueue=True` writes in a thread of its own, which does not know the request any more.
+    Call it when the script has been imported.
+    A handler with `enqueue=True` writes in its own thread, which does not know the request.
     """
     if "loguru" not in sys.modules:
         return

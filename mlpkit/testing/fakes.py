@@ -29,7 +29,7 @@ def fake_storage(folder: Path, *buckets: str) -> Storage:
 
 
 def fake_model_dir(folder: Path, model_id: str = "model", manifest: Manifest | None = None) -> ModelDir:
-    """A model in this folder, for `train` to write or `load` to read.
+    """A `ModelDir` that `train` writes or `load` reads.
 
     The folder is made if it does not exist.
     """

@@ -134,7 +134,10 @@ class TestService:
 
 
 def _target(app: App) -> str:
-    """The import string; by file where the module's folder is not on `sys.path`, as with pytest's importlib mode."""
+    """The import string of an app.
+
+    It names the file if the folder of the module is not on `sys.path`, as in pytest's importlib mode.
+    """
     target = target_of(app)
     name, _, attribute = target.rpartition(":")
     module = sys.modules.get(name)
