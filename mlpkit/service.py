@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mlpkit.platform.cluster import ReplicaSync
 
 _FLUSH_SECONDS = 0.05
-"""How long a line of the access log may wait for company."""
+"""How long a line of the access log may wait, to be written with others."""
 _STORE_CHECK_SECONDS = 10.0
 _NOT_CHECKED = "the store has not been checked yet"
 _HURRIED_SECONDS = 0.2

@@ -9,7 +9,7 @@ Each loaded model has one `Dispatcher`.
 | which replica | the one with the fewest requests in flight | one that has none | the fewest in flight |
 | requests in flight per replica | 1 (`threads`), and 1 in advance; quick: 32 | 1 batch | 64, and 1; quick: 65 |
 | items of one message | 1; quick: up to 8 that take 0.5 ms together (a *group*) | what waits, at most 64 MiB | 1 |
-| wait for company | never | at most `max_wait_ms`, only after a batch of several | never |
+| wait for more items | never | at most `max_wait_ms`, only after a batch of several | never |
 | longest wait | the time limit of one prediction, or the usual one if that is longer | the same | the same |
 
 A model is *quick* if a call usually takes less than 2 ms. Requests in advance hide the way to the worker. A slow model
@@ -48,7 +48,7 @@ _MOST_IN_GROUP = 8
 _GROUP_SECONDS = 0.0005
 """What a group may take: no answer waits longer than this for the others in its group."""
 _SPIN = 0.0015
-"""Waits below this many seconds poll the loop: the timers of event loops count in milliseconds."""
+"""For waits shorter than this many seconds the loop is polled: its timers count in milliseconds."""
 
 Outcome = bytes | MlpkitError
 """The answer's `predictions` as JSON, or an error of the tree."""
@@ -162,7 +162,7 @@ class Dispatcher:
         self._company = 1
         """Items of the last batch."""
         self._lingering = 0.0
-        """Until when a batch waits for company, in seconds of `time.perf_counter`; 0 if none does."""
+        """Until when a batch waits for more items, in seconds of `time.perf_counter`; 0 if none does."""
         self._idle: asyncio.Event | None = None
 
     def accept(self, prediction: PendingPrediction) -> None:
@@ -199,7 +199,7 @@ class Dispatcher:
                 if replica.ready and replica.busy < window and (chosen is None or replica.busy < chosen.busy):
                     chosen = replica
             if chosen is None:
-                # The next replica that becomes free dispatches; a batch does not wait for company until then.
+                # The next replica that becomes free dispatches; a batch does not wait for more items until then.
                 self._lingering = 0.0
                 break
             if self._batches and len(self.waiting) < min(self._company, self._largest) and self._wait_for_company():
@@ -245,7 +245,7 @@ class Dispatcher:
             self.dispatch()
 
     def _wait_for_company(self) -> bool:
-        """Whether to wait a moment for more.
+        """Whether to wait a moment for more items.
 
         Only after a batch of several, and never longer than the linger.
         """

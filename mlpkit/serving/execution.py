@@ -241,7 +241,7 @@ class EventLoopThread:
 
 
 def _take_over(context: contextvars.Context) -> None:
-    """Sets the variables of this context as they stand in another."""
+    """Sets the variables of this context as they are in another."""
     here = contextvars.copy_context()
     missing = object()
     for variable, value in context.items():

@@ -128,7 +128,7 @@ class Failure(msgspec.Struct, array_like=True):
 
 
 Result = bytes | Failure
-"""What became of one item: the answer as JSON, or why there is none."""
+"""The result of one item: the answer as JSON, or why there is none."""
 
 
 class Reply(msgspec.Struct, array_like=True, tag=0):

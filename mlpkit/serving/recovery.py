@@ -43,7 +43,7 @@ Load = Callable[[LoadedModelRecord], Awaitable[None]]
 class Ledger:
     """Which models are loaded, in a file.
 
-    If it cannot be written, that is a warning: loads go on.
+    If it cannot be written, that is a warning: loads continue.
     """
 
     def __init__(self, path: Path) -> None:
@@ -149,7 +149,7 @@ class Suspects:
     def deaths(self, model_id: str) -> int:
         """How often a worker died in loads of the model.
 
-        Since the last load that went well.
+        Since the last load that succeeded.
         """
         return self._deaths.get(model_id, 0)
 
@@ -213,7 +213,7 @@ class Recovery:
             with contextlib.suppress(MlpkitError):
                 await slot.wait_ready(limit)
         self.problem = f"{len(self._wanted)} models are being loaded" if self._wanted else ""
-        # As many as the workers take: what stood in a queue before them would count as memory about to be taken.
+        # As many as the workers take: loads that wait for a worker would count as memory that is about to be taken.
         in_workers = anyio.CapacityLimiter(AT_ONCE * max(1, len(slots)))
         in_own = anyio.CapacityLimiter(AT_ONCE)
 

@@ -27,7 +27,7 @@ Decoded = tuple[int, Arguments]
 
 _NULL = b"null"
 _MOST_UUIDS = 8
-"""How many uuids of a batch stand in a line of the log."""
+"""How many uuids of a batch are in a line of the log."""
 
 
 @dataclass(frozen=True)

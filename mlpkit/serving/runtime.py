@@ -333,7 +333,7 @@ class WorkerRuntime:
         return done
 
     def _drop(self, model_id: str) -> None:
-        """Lets go of a model, in its own thread."""
+        """Releases a model, in its own thread."""
         model = self._models.pop(model_id, None)
         if model is None:
             # The process stops while the model is being unloaded: the unload dropped it.
@@ -346,7 +346,7 @@ class WorkerRuntime:
             thread.close()
 
     def _release(self, files: list[_Files]) -> None:
-        """Lets the cache have the files of a model that is gone."""
+        """Releases the cached files of a model that is gone."""
         for storage, folder in reversed(files):
             if folder is None:
                 self._stores.give_back(storage)
@@ -396,7 +396,7 @@ def _thread_name(what: str, model_id: str) -> str:
 
 
 def _warn_of_other_algorithm(files: ModelDir, request: Load) -> None:
-    """Says before `load` runs what is the likely cause if it fails."""
+    """Warns before `load` runs what the likely cause is if it fails."""
     trained_by = files.manifest.algorithm if files.manifest is not None else request.algorithm
     if trained_by != request.algorithm:
         logger.warning("model {!r} is of algorithm {!r}, not {!r}", request.model_id, trained_by, request.algorithm)
@@ -407,7 +407,7 @@ async def _advance(generator: Any) -> Any:
 
 
 def _clean_up(close: Close) -> None:
-    """Runs a clean-up whose failure changes nothing any more: it is logged."""
+    """Runs a clean-up; a failure is only logged."""
     try:
         close()
     except MlpkitError as error:
@@ -462,7 +462,7 @@ def _sender(channel: BlockingChannel) -> Callable[[Reply], None]:
         try:
             channel.send(encode(reply))
         except Exception as error:
-            # Too long, or no memory to write it: the caller must hear that.
+            # Too long, or no memory to write it: the caller must be told.
             failure = Failure.of(MlpkitError(f"the answer cannot be sent: {error!r}"))
             channel.send(encode(Reply(reply.id, [failure] * len(reply.results), reply.seconds)))
 

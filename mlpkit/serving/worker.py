@@ -210,7 +210,7 @@ class ProcessWorker:
                     self.kill(f"was ended because {self._overdue} hooks took longer than {held.limit:g} s")
                     return
                 continue
-            # Before the answer, which makes place for the next in the queue: that is for the worker's replacement.
+            # Before the answer, which lets the next in the queue begin: that one is for the worker's replacement.
             self.kill(f"was ended because a {what}")
             held.on_reply(TimeLimitExceeded(f"{what}: {self.name} was ended and is started again"))
             return
@@ -238,7 +238,7 @@ class ProcessWorker:
     def _on_close(self) -> None:
         self.ready = False
         if not self._asked:
-            # The exit code is a moment away; what the callers are told should hold it.
+            # The exit code is known in a moment; the error that callers get should contain it.
             self._closing = asyncio.get_running_loop().create_task(self._say_why())
 
     async def _say_why(self) -> None:
@@ -271,7 +271,7 @@ class LocalWorker:
     This is for debugging: a breakpoint in a handler works.
 
     Handlers run in threads of their own as in a worker process. What would run in the main thread of that has a thread
-    here too, which begins with `state`: the server's loop never waits for code of the user's.
+    here too, which begins with `state`: the server's loop never waits for the user's code.
     """
 
     def __init__(self, index: int, app: App, settings: Settings, state: ThreadState) -> None:

@@ -389,7 +389,7 @@ class FileCache:
         with self._locked(_EVICTION):
             now = self.index.total()
             if before is not None and now is not None and now < before:
-                # Of all that find the disk full at the same moment, one makes place.
+                # Of all that find the disk full at the same moment, one makes room.
                 return True
             self._clean()
             removed = self._evict((now or 0) // 2)

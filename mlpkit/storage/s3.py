@@ -233,7 +233,7 @@ class S3Store:
         limits = current_limits(self._limits)
         digest = BlockDigest()
         while start < end:
-            # Every call that gets on begins with a fresh deadline: only silence is given up.
+            # After progress the next call gets a fresh deadline: it gives up only if the server stays silent.
             start += limits.call(partial(self._copy, stat, start, end, file, digest), on=(_BrokenBody,))
         return digest.blocks
 

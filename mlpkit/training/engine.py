@@ -1,7 +1,7 @@
 """Where training jobs run: the protocol and the table of engines.
 
 The queue decides which job is next, and what a job's end means. An engine gives a job a place with the resources that
-it asks for, and runs it there. Running a job never twice at the same time is the engine's duty.
+it asks for, and runs it there. The engine must never run a job twice at the same time.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Job(msgspec.Struct, frozen=True):
 
     `data`, `parameters` and `extend` are JSON text; times are seconds since the epoch.
     `uuid` is the caller's own or None, `log_uuid` what is in the log. `attempt` counts the starts of its process.
-    `message` says for a person why it ended in `error`.
+    `message` tells people why it ended in `error`.
     """
 
     model_id: str

@@ -121,7 +121,7 @@ class Journal:
             _delete(writer, model_ids)
 
     def close(self) -> None:
-        """Closes the file, and lets go of the home."""
+        """Closes the file, and releases the home."""
         with self._writing, self._reading:
             self._reader.close()
             self._writer.close()

@@ -1,7 +1,7 @@
 """The training queue: submit, cancel and look at jobs.
 
 Each job that has not ended is a task of one task group: it waits for a place of the engine, and runs there. A job's
-change of state is on disk before anybody hears of it.
+change of state is on disk before anything else learns of it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _RETRY_FIRST = 0.5
 _RETRY_LONGEST = 30.0
 """Seconds between two tries to write a job's state to a full disk."""
 _LONGEST_START = 3.0
-"""How long `open` waits for the jobs that cannot go on to be ended."""
+"""How long `open` waits until the jobs that cannot continue are ended."""
 _REMOVED_TOGETHER = 500
 _REMOVAL_PAUSE_SHORTEST = 0.1
 _REMOVAL_PAUSE_LONGEST = 3600.0
@@ -122,7 +122,7 @@ class TrainingQueue:
         await opened.wait()
         self._tasks.start_soon(self._remove_old)
         resumed = [await self._resume(job) for job in unfinished]
-        # Those that cannot go on have ended when this returns, unless the disk is full.
+        # Those that cannot continue have ended when this returns, unless the disk is full.
         with anyio.move_on_after(_LONGEST_START):
             for live in resumed:
                 if self._why_not_again(live.job):
@@ -299,7 +299,7 @@ class TrainingQueue:
         return self._enter(job, on_disk=True)
 
     def _why_not_again(self, job: Job) -> str:
-        """Why a job of an earlier service cannot go on, or ''."""
+        """Why a job of an earlier service cannot continue, or ''."""
         options = self._options(job)
         used_up = job.state == "training" and job.attempt >= options.max_attempts
         if used_up and not self._engine.keeps(job):

@@ -102,7 +102,7 @@ class AlgorithmRoutes:
     async def unload(self, request: Request) -> HttpResponse:
         """Unloads a model; succeeds if it is not loaded.
 
-        The algorithm that loaded it unloads it, whichever the request names.
+        The algorithm that loaded it unloads it, even if the request names another.
         """
         self._algorithm(request.arguments.text("algorithm"))
         await self._unload(request.arguments.text("model_id"))
@@ -168,7 +168,7 @@ class AlgorithmRoutes:
         except TimeoutError:
             raise TimeLimitExceeded(f"the store did not delete model [{model_id}] within {limit:g} s") from None
         except ObjectNotFound:
-            # The platform repeats calls: what is gone already was deleted well.
+            # The platform repeats calls: a model that is gone already counts as deleted.
             pass
 
 

@@ -99,7 +99,7 @@ class Application:
             self._refuse_new_work(context)
 
     def note(self, context: RequestContext, seconds: float) -> None:
-        """Counts a request that was answered after so long, and logs it."""
+        """Counts a request that was answered, and logs it with its time."""
         self._count(context.route, context.word, seconds)
         if self._access_log and not (context.route in self._unlogged and context.status == 200):
             word = "" if context.word == "success" else f" {context.word}"
@@ -141,7 +141,7 @@ class Application:
 
     def _refuse_new_work(self, context: RequestContext) -> None:
         if self._state.phase == "draining":
-            # The next request on this connection would find it closed.
+            # Otherwise the client would send its next request on a connection that is closed.
             context.response_headers.append(CLOSE)
         if context.method != "POST" or context.path in self._cancel_paths:
             return

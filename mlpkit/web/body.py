@@ -59,5 +59,5 @@ def body_too_large(limit: int) -> BodyTooLarge:
 
 
 async def work_on(body: bytes, call: Callable[[], T]) -> T:
-    """What a call on the whole body gives; others go on meanwhile."""
+    """What a call on the whole body gives; other requests continue meanwhile."""
     return await anyio.to_thread.run_sync(call) if len(body) > _LONG else call()

@@ -61,7 +61,7 @@ class _HeldRequest:
         self.message_event = self
 
     def set(self) -> None:
-        """Does nothing: nobody waits for the parts of this request."""
+        """Does nothing: nothing waits for the parts of this request."""
 
     def add(self, body: bytes) -> None:
         """Takes a further part of the body."""
@@ -151,7 +151,7 @@ class Connection(HttpToolsProtocol):
             try:
                 self._application.admit(context)
             except MlpkitError:
-                pass  # It is refused on uvicorn's way.
+                pass  # uvicorn refuses it.
             else:
                 self.cycle = self._held = _HeldRequest(context, self.parser.should_keep_alive())
                 return
@@ -211,7 +211,7 @@ class Connection(HttpToolsProtocol):
             super().on_body(bytes(held.body))
 
     def _respond(self, request: _HeldRequest, response: HttpResponse) -> None:
-        """Sends a response, and lets the next request have its turn."""
+        """Sends a response, and lets the next request begin."""
         # It holds the body, which may be long, and would keep it for as long as the connection is idle.
         request.prediction = None
         if request.disconnected:
@@ -237,7 +237,7 @@ class Connection(HttpToolsProtocol):
     def _complete(self) -> None:
         """Does what `on_response_complete` does, without setting a timer for each response.
 
-        A timer that is set is left; it looks at the time when it rings.
+        A timer that is set already stays; when it ends, it looks how long the connection was idle.
         """
         if self.timeout_keep_alive_task is None or self.pipeline or self.flow.read_paused:
             self.on_response_complete()

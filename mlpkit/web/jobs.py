@@ -51,7 +51,7 @@ class JobRoutes:
         if job is None:
             raise JobNotFound(model_id)
         known = success({**self._line(job), "model_path": job.model_path})
-        # They are JSON already, and can be very long: decoding them would hold up everybody else.
+        # They are JSON already, and can be very long: decoding them would delay all other requests.
         asked = "".join(f', "{name}": {getattr(job, name)}' for name in ("data", "parameters", "extend"))
         return HttpResponse(known.body.removesuffix(b"}}") + asked.encode() + b"}}")
 

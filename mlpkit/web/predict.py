@@ -80,7 +80,7 @@ class PredictEndpoint:
             try:
                 return self._models.begin(
                     envelope.model_id,
-                    # A view of long features saves a copy; one of short features would keep the whole body.
+                    # A view of long features saves a copy; a view of short ones would keep the whole body in memory.
                     features if len(features) > LONG else bytes(features),
                     bytes(envelope.params),
                     context.caller_uuid,
@@ -164,7 +164,7 @@ def _has_null(body: bytes) -> bool:
 
 
 async def _unless_gone(answered: asyncio.Future[HttpResponse], receive: Receive) -> HttpResponse:
-    """The response, once it is there.
+    """The response, when it is ready.
 
     Raises:
         ClientGone: the caller has closed the connection before.
