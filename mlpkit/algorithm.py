@@ -2,7 +2,7 @@
 
 Nothing is started or written here.
 
-Decorators return the function unchanged. They never raise: what is wrong is kept, and `App.build` tells it all at once.
+Decorators return the function unchanged. They never raise: mistakes are kept, and `App.build` reports all of them.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class LoadOptions:
     """Where models live.
 
     `isolated`: each alone in a process. `replicas`: in how many workers. `preload`: which from the start.
-    `memory` is what one copy needs, in bytes; None is what it took the last time that it was loaded.
+    `memory` is what one copy needs, in bytes; None means what it needed when it was last loaded.
     """
 
     isolated: bool = _option(False, _flag)
@@ -268,7 +268,7 @@ class Algorithm:
         return options if isinstance(options, PredictOptions) else PredictOptions()
 
     def plan(self, hook: str) -> Plan | None:
-        """The call plan of a hook, or None without such a hook."""
+        """The call plan of a hook; None if the hook is not defined."""
         return self.hooks[hook].plan if hook in self.hooks else None
 
     @overload
@@ -284,7 +284,7 @@ class Algorithm:
             function: the function; or options, and the function comes with the decoration.
             options: `cpus` sets the number of threads of numerical libraries, `gpus` how many devices the job sees.
                 `memory` (bytes or "2GiB") and `timeout` (seconds) end the job when it exceeds them. `max_attempts` is
-                how often in all a job is run that a crash of the service has cut off.
+                how many times a job is run in all if crashes of the service interrupt it.
         """
         return self._record("train", function, TrainOptions, options)
 
@@ -330,7 +330,7 @@ class Algorithm:
         return self._add("delete", function)
 
     def status(self, function: F) -> F:
-        """Records what answers a status request; gets mlpkit's own word as `default`."""
+        """Records what answers a status request; gets mlpkit's answer as `default`."""
         return self._add("status", function)
 
     def model_id(self, function: F) -> F:
@@ -341,7 +341,7 @@ class Algorithm:
         return self._add("model_id", function)
 
     def mistakes(self) -> list[str]:
-        """Everything that is wrong with the declaration, a message each."""
+        """All mistakes of the declaration, one message for each."""
         found = list(self._mistakes)
         for hook in self.hooks.values():
             found += hook.mistakes()

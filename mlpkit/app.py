@@ -32,7 +32,7 @@ class Origin:
 
 
 class App(Algorithm):
-    """An application: its own algorithm, others beside it, and included apps.
+    """An application: its own algorithm, further algorithms, and included apps.
 
     It is an ASGI application (`uvicorn sentiment:app`); `app.run()` serves it from `if __name__ == "__main__"`.
 
@@ -47,14 +47,14 @@ class App(Algorithm):
         caller = calling_frame().f_globals
         self.origin = Origin(caller.get("__name__", "__main__"), caller.get("__file__"))
         self.dependency_overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
-        """What stands for the factory of a dependency, in tests: `app.dependency_overrides[tables] = fake`."""
+        """Replacements for factories of dependencies, in tests: `app.dependency_overrides[tables] = fake`."""
         self._others: list[Algorithm] = []
         self._included: list[App] = []
         self._lifecycle: dict[Lifecycle, list[Hook]] = {"on_start": [], "on_stop": []}
         self._asgi: ASGIApp | None = None
 
     def algorithm(self, name: str, *, kind: str = "text_custom", examples: Sequence[Any] = ()) -> Algorithm:
-        """A further algorithm of this app, with decorators of its own."""
+        """A further algorithm of this app, with its own decorators."""
         other = Algorithm(name, kind=kind, examples=examples)
         self._others.append(other)
         return other

@@ -114,10 +114,10 @@ class PredictFailed(MlpkitError):
 
 
 class UserCodeError(MlpkitError):
-    """Whatever the author's code raised, BaseException too.
+    """Any exception that the author's code raised, BaseException too.
 
     `str()` is the exception's own text.
-    `trace` holds the traceback from the user's first frame on; it belongs into the log, never into an answer.
+    `trace` holds the traceback from the user's first frame on; it is for the log, never for an answer.
     """
 
     def __init__(self, text: str, *, kind: str = "", trace: str = "") -> None:
@@ -161,7 +161,7 @@ class WorkerLost(MlpkitError):
 
 
 class WorkerNotReady(WorkerLost):
-    """No worker has taken the request; the message says why."""
+    """No worker took the request; the message says why."""
 
 
 class TimeLimitExceeded(MlpkitError):

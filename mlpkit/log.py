@@ -4,7 +4,7 @@ Every line has its time, level, request and process.
 
 mlpkit's own lines go through `logger` of this module, which nothing that a script does can change. What the author's
 code prints or logs in a child is caught at its standard streams (`processes/output.py`) and sent to the server, which
-writes it where its own lines go.
+writes it to the same place as its own lines.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ class Logger:
         self._outputs: list[Callable[[LogLine], None]] = [_write_to_stderr]
 
     def debug(self, message: str, /, *args: object) -> None:
-        """Logs what only helps to find a fault."""
+        """Logs a detail that helps to find a fault."""
         self.log("DEBUG", message, *args, depth=1)
 
     def info(self, message: str, /, *args: object) -> None:
@@ -261,7 +261,7 @@ class Logger:
         self.log("INFO", message, *args, depth=1)
 
     def warning(self, message: str, /, *args: object) -> None:
-        """Logs what went on, although something is not as it should be."""
+        """Logs something that is wrong, although the work continues."""
         self.log("WARNING", message, *args, depth=1)
 
     def error(self, message: str, /, *args: object, exception: BaseException | None = None) -> None:
@@ -327,7 +327,7 @@ def _filled(message: str, args: tuple[object, ...]) -> str:
         return message
     try:
         return message.format(*args)
-    except Exception:  # whatever the arguments' own methods raise: the line must not be lost
+    except Exception:  # the arguments' own methods may raise anything: the line must not be lost
         return f"{message} {args!r}"
 
 
@@ -360,15 +360,15 @@ def configure(
 
     That is mlpkit's own lines, `logging`, warnings and loguru.
 
-    Without a `stream` that is a duplicate of the descriptor of stderr: what a script does to `sys.stderr` does not
-    reach it. `waits=False` is for a service, which must go on if nobody reads its log.
+    Without a `stream` the output is a duplicate of the descriptor of stderr, so that a script that changes `sys.stderr`
+    does not change it. `waits=False` is for a service, which must continue if nobody reads its log.
     """
     target: TextIO | int = os.dup(2) if stream is None else stream
     output = LogOutput(target, format_json if format == "json" else format_text, level, waits=waits)
     logger.send_to(output.write, process)
     logging.basicConfig(handlers=[StdlibHandler(output.write, process)], level=LEVELS[level], force=True)
     calm_libraries()
-    # Off first: logging thinks that it is on if somebody, such as pytest, has put Python's own function back.
+    # Off first: logging believes that it is on if another program, such as pytest, has restored Python's own function.
     logging.captureWarnings(False)
     logging.captureWarnings(True)
     if "loguru" in sys.modules:

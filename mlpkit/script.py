@@ -1,6 +1,6 @@
 """From a target such as `sentiment.py:app` to the App, and back.
 
-Every way in which a script cannot be imported ends in one message with the author's own file and line.
+If a script cannot be imported, there is always one message, with the author's own file and line.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def know_by_other_names(script: ModuleType) -> None:
 
 
 def _leads_to(name: str, file: Path) -> bool:
-    """Whether a module of this name is the file, or nothing else."""
+    """Whether this module name is free, or belongs to the file."""
     if name in sys.modules:
         found = getattr(sys.modules[name], "__file__", None)
         return found is not None and Path(found).resolve() == file
@@ -143,7 +143,7 @@ def choose_algorithm(app: App, name: str | None) -> Algorithm:
 
     Raises:
         DeclarationError: the script has mistakes.
-        ArgumentError: there is none of that name, or there are several and none was named.
+        ArgumentError: no algorithm has that name, or there are several and `name` is None.
     """
     algorithms = app.build()
     if name is None and len(algorithms) == 1:
@@ -242,7 +242,7 @@ def _failed(name: str, error: BaseException) -> DeclarationError:
 
 
 def _hint(error: BaseException) -> str:
-    """What may have been meant, if Python does not say it."""
+    """A suggestion for the author, if Python gives none."""
     if isinstance(error, ModuleNotFoundError):
         return f"; is it installed for {sys.executable}?"
     if isinstance(error, ImportError):
@@ -256,7 +256,7 @@ def _hint(error: BaseException) -> str:
 
 
 def _keyword_hint(error: BaseException) -> str:
-    """`App(knd=...)` is Python's own TypeError: this adds what was meant."""
+    """`App(knd=...)` is Python's own TypeError: this adds the intended name."""
     match = re.search(r"(?:App|Algorithm)\.\w+\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if match is None or not isinstance(error, TypeError):
         return ""

@@ -21,7 +21,7 @@ class Log:
         self._uuid = uuid
 
     def debug(self, message: str, /, *args: object) -> None:
-        """Logs what only helps to find a fault."""
+        """Logs a detail that helps to find a fault."""
         logger.log("DEBUG", message, *args, uuid=self._uuid, depth=1)
 
     def info(self, message: str, /, *args: object) -> None:
@@ -29,7 +29,7 @@ class Log:
         logger.log("INFO", message, *args, uuid=self._uuid, depth=1)
 
     def warning(self, message: str, /, *args: object) -> None:
-        """Logs what went on, although something is not as it should be."""
+        """Logs something that is wrong, although the work continues."""
         logger.log("WARNING", message, *args, uuid=self._uuid, depth=1)
 
     def error(self, message: str, /, *args: object) -> None:

@@ -500,7 +500,7 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
     """The settings of this process, from its environment and `.env`.
 
     Raises:
-        SettingsError: a `MLPKIT_*` name that does not exist, or a value that cannot be used; all mistakes at once.
+        SettingsError: a `MLPKIT_*` name does not exist, or a value cannot be used; the message has all mistakes.
     """
     found = _variables(environ, env_file)
     mistakes = _unknown_names(found)
@@ -509,7 +509,7 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | Non
         name = setting.metadata["env"]
         secret = setting.metadata["secret"]
         text = found.get(name, "")
-        # Container tools pass on variables that nobody has set as empty ones.
+        # Container tools pass on variables that are not set as empty ones.
         if not text.strip() or _is_service_link(name, text):
             continue
         try:

@@ -28,7 +28,7 @@ Verdict = Literal["passed", "warning", "failed", "skipped"]
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How one step went; `sentence` says it for a person.
+    """The result of one step; `sentence` is for the reader.
 
     `seconds` is its time, `memory` the highest that was seen, in bytes. `memory` counts the service and all its
     processes; it is 0 if they cannot be seen.
@@ -66,7 +66,7 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def to_json(report: CheckReport) -> str:
-    """The report as one JSON object, with `passed` beside its fields."""
+    """The report as one JSON object, with `passed` added to its fields."""
     return msgspec.json.encode({"passed": report.passed, **msgspec.structs.asdict(report)}).decode()
 
 

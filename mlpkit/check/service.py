@@ -110,7 +110,7 @@ def running(client: Client, algorithm: str | None, kind: str, examples: Sequence
     The settings of this process must name its store.
 
     Raises:
-        ArgumentError: it does not have that algorithm, or has several and none was named.
+        ArgumentError: it does not have that algorithm, or has several and `algorithm` is None.
     """
     algorithms = client.monitor().algorithms
     name = algorithm or (algorithms[0] if len(algorithms) == 1 else "")
@@ -125,7 +125,7 @@ def running(client: Client, algorithm: str | None, kind: str, examples: Sequence
 def _environment(home: Path) -> dict[str, str]:
     """The environment of the started service.
 
-    What is empty here would otherwise come from `.env`.
+    The empty values stop `.env` from setting these variables.
     """
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("MINIO_", "MLPKIT_", "ML_PLATFORM_"))

@@ -145,7 +145,7 @@ def wait_for_training(run: CheckRun) -> str:
     try:
         job.wait(run.timeout, progress=note)
     except TimeLimitExceeded:
-        # Only mlpkit has cancel; elsewhere the job goes on.
+        # Only mlpkit has cancel; in another service the job continues.
         with contextlib.suppress(MlpkitError):
             job.cancel()
         raise StepFailed(
@@ -211,7 +211,7 @@ def predict_again(run: CheckRun) -> str:
 
 
 def predict_at_once(run: CheckRun) -> str:
-    """32 predictions at once are all answered, and alike."""
+    """32 predictions at a time are all answered, and alike."""
     examples = [run.examples[number % len(run.examples)] for number in range(_AT_ONCE)]
     started = time.monotonic()
     with ThreadPoolExecutor(_AT_ONCE) as threads:
@@ -319,7 +319,7 @@ STEPS: Mapping[str, Step] = {
     "delete": delete,
 }
 NEEDED = {"service", "train", "status", "load", "predict", "unload"}
-"""Steps without which the later ones make no sense: when one fails, the rest is skipped."""
+"""Steps that the later ones need: when one fails, the rest is skipped."""
 
 
 def clean_up(run: CheckRun) -> None:
@@ -361,7 +361,7 @@ def _expect_not_loaded(run: CheckRun, after: str) -> None:
 
 
 def _settled_memory(service: CheckedService) -> int:
-    """The memory when it no longer falls, which takes a moment."""
+    """The memory when it has stopped falling, in bytes."""
     lowest = service.memory()
     deadline = time.monotonic() + _SETTLE_SECONDS
     still = 0
@@ -398,7 +398,7 @@ def ask_badly(run: CheckRun, name: str, body: bytes) -> bool:
     """Sends such a body; True if it was refused, False if answered.
 
     Raises:
-        StepFailed: no answer, a late one, one that the protocol does not have, a dead worker, or an impossible success.
+        StepFailed: the answer is missing, late or not of the protocol, a worker died, or a success is impossible.
         StepWarning: the answer shows a traceback.
     """
     client = run.service.client
@@ -448,8 +448,8 @@ def run_check(
 ) -> CheckReport:
     """The report of the whole life of an algorithm.
 
-    `on_begin` gets the name of every step that begins, `on_end` its outcome; steps that a failure makes pointless are
-    skipped.
+    `on_begin` gets the name of every step that begins, `on_end` its outcome; steps that need a
+    failed one are skipped.
     """
     outcomes: list[StepResult] = []
     broken = ""

@@ -21,7 +21,7 @@ from mlpkit.settings import load_settings
 
 
 class _InOrder(click.Group):
-    """Lists its commands in the order in which a newcomer needs them."""
+    """Lists its commands in the order that a new user needs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

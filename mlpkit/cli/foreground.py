@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _CURSOR_UP = "\x1b[A"
 _INTERRUPTED = 130
-"""The exit code of a command that Ctrl-C has ended, as shells have it."""
+"""The exit code of a command that Ctrl-C has ended; shells use the same."""
 
 
 @click.command()
@@ -232,7 +232,7 @@ def _lines_above(bar: ProgressBar, progress: Progress) -> Iterator[Callable[[], 
 
 @contextlib.contextmanager
 def _terminal_for_debugger(release: Callable[[], None]) -> Iterator[None]:
-    """Calls `release` when a debugger starts: it needs the terminal for itself."""
+    """Calls `release` when a debugger starts, which needs the whole terminal."""
     hook: Callable[..., object] = sys.breakpointhook
 
     def release_and_break(*args: object, **kwargs: object) -> object:
@@ -302,7 +302,7 @@ def predict(target: str, model: str, features: str, params: str, algorithm: str 
 def _placed(model: str, settings: Settings) -> Iterator[tuple[str, str | None]]:
     """The id and the path of a model in the store.
 
-    A folder from elsewhere is in the store for as long as this is open.
+    A folder from another place is put into the store until the block ends.
     """
     from mlpkit.storage import folder_of, open_storage
 

@@ -1,4 +1,4 @@
-"""`mlpkit new`: makes a project that works as it is."""
+"""`mlpkit new`: makes a project that works without changes."""
 
 from __future__ import annotations
 

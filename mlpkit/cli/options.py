@@ -44,7 +44,7 @@ def training_files(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_kind(kind: str) -> None:
-    """Returns if there is such a kind.
+    """Checks that the kind exists.
 
     Raises:
         ArgumentError: the kind does not exist; the message names all kinds.
@@ -60,7 +60,7 @@ def json_value(text: str, option: str) -> bytes:
     It is the text itself, or the content of a file if the text is `@name`.
 
     Raises:
-        ArgumentError: no such file, or it is not valid JSON.
+        ArgumentError: the file cannot be read, or the text is not valid JSON.
     """
     try:
         content = Path(text[1:]).read_bytes() if text.startswith("@") else text.encode()

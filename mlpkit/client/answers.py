@@ -68,7 +68,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ended(self) -> bool:
-        """Whether the job is over, well or not."""
+        """Whether the job has ended, with or without success."""
         return self.status in ("completed", "error")
 
 
@@ -121,7 +121,7 @@ class NodeInfo(
     """The machine of the service.
 
     Memory is in GiB, idle rates are from 0 to 1, input and output are in GiB since boot.
-    `net_io` is `sent/received`, `block_io` is `read/written`. The wire spells `totol_`; that is the platform's.
+    `net_io` is `sent/received`, `block_io` is `read/written`. The platform itself spells `totol_` so.
     """
 
     total_memory: float
@@ -143,7 +143,7 @@ def data_of(answer: Answer) -> Any:
     """The `data` of a successful answer; None if it has none.
 
     Raises:
-        MlpkitError: the exception of `mlpkit.errors` that the answer stands for.
+        MlpkitError: the exception of `mlpkit.errors` for this answer.
         UnexpectedAnswer: it is not an answer of the protocol.
     """
     content = _content(answer)
@@ -161,7 +161,7 @@ def data_of(answer: Answer) -> Any:
 
 
 def typed(data: Any, wanted: type[T]) -> T:
-    """`data` as the wanted Struct.
+    """`data` as the expected Struct.
 
     Raises:
         UnexpectedAnswer: a field is missing or has another type.
@@ -173,7 +173,7 @@ def typed(data: Any, wanted: type[T]) -> T:
 
 
 def error_of(answer: Answer, status: str, message: str) -> MlpkitError:
-    """The exception that a refusal stands for.
+    """The exception for a refusal.
 
     It is found by the name that mlpkit sends, else by the message, the HTTP status or the word.
     """

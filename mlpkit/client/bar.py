@@ -26,7 +26,7 @@ class ProgressBar:
 
     def __init__(self, title: str, console: Console | None = None) -> None:
         self._title = title
-        # The stream of now: one that replaces it later may print its lines through this bar.
+        # The stream at this moment: a later one may print its lines through this bar.
         self._console = console or Console(file=sys.stderr)
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
@@ -70,7 +70,7 @@ class ProgressBar:
         if self._tasks:
             self._draw(state, progress)
         said = f"{state} {stage}".rstrip()
-        # Between two stages there is nothing new to say.
+        # Between two stages there is nothing new to print.
         if not self._console.is_terminal and said != self._said and (stage or not self._said.startswith(state)):
             self._said = said
             self._console.print(Text(f"{self._title}: {said}"), soft_wrap=True)

@@ -41,7 +41,7 @@ _UNKNOWN_SECONDS = 10.0
 class Client:
     """Calls a service that speaks the platform's protocol; safe from every thread.
 
-    Every method raises the exception of `mlpkit.errors` that the service's refusal stands for (`ArgumentError`,
+    Every method raises the exception of `mlpkit.errors` for the service's refusal (`ArgumentError`,
     `AlgorithmNotFound`, `ModelNotLoaded`, `LoadFailed`, `PredictFailed`, `Overloaded`, ...; `UserCodeError` if a
     refusal has no class of its own), `ServiceUnreachable` or `TimeLimitExceeded` if no answer came, and
     `UnexpectedAnswer` if what came is not this protocol. A request that reads is tried again after a network
@@ -51,7 +51,7 @@ class Client:
         url: the service's root, such as `http://127.0.0.1:8000`.
         prefix: the service's `ML_PLATFORM_CLIENT_API_PREFIX`.
         token: the service's `MLPKIT_TOKEN`, if it has one.
-        timeout: longest silence of the service in seconds, if a method has no limit of its own.
+        timeout: longest silence of the service in seconds, if a method does not have its own limit.
         transport: another way to the service, in place of HTTP; `mlpkit.testing` has one.
     """
 
@@ -121,7 +121,7 @@ class Client:
         return JobHandle(self, algorithm, model_id)
 
     def status(self, algorithm: str, model_id: str) -> JobStatus:
-        """How the job of this model stands."""
+        """The state of the job of this model."""
         query = urlencode({"model_id": model_id, "algorithm": algorithm})
         return typed(data_of(self._request("GET", f"{self.prefix}status?{query}")), JobStatus)
 
@@ -183,7 +183,7 @@ class Client:
         return typed(_listed(data_of(self._request("GET", f"{self.prefix}jobs")), "jobs"), list[JobView])
 
     def job_view(self, model_id: str) -> JobView:
-        """Everything that the service tells of one job.
+        """All that the service knows about one job.
 
         Raises:
             JobNotFound: the service has no such job.
@@ -274,12 +274,12 @@ class JobHandle:
     def wait(self, timeout: float = 3600.0, *, progress: bool | Callable[[JobStatus], None] = False) -> JobStatus:
         """Returns when the job is completed.
 
-        `progress=True` draws a bar on the terminal; a callable gets every status that was seen. The status is asked
-        for every 2 seconds, and more often at first.
+        `progress=True` draws a bar on the terminal; a callable gets every status that was seen. It asks for
+        the status every 2 seconds, and more often at first.
 
         Raises:
             TrainFailed: the job ended with `error`; the message is the reason.
-            TimeLimitExceeded: it has not ended within `timeout` seconds; it goes on.
+            TimeLimitExceeded: it has not ended within `timeout` seconds; it continues.
             JobNotFound: the service has not known it for 10 seconds.
         """
         with _reporter(progress, f"{self.algorithm} {_shortened(self.model_id)}") as report:

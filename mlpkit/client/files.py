@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class LocalFiles:
     """Local files for a training.
 
-    None stands for what the request does not name. `pretrained` may be a folder; the others are files.
+    None means that the request does not name the file. `pretrained` may be a folder; the others are files.
     """
 
     data: Path | None = None
@@ -37,7 +37,7 @@ class LocalFiles:
         """Checks that all of them exist.
 
         Raises:
-            ArgumentError: names the first that does not.
+            ArgumentError: a file does not exist; the message names the first.
         """
         for role, file in (("data", self.data), ("dictionary", self.dictionary), ("extra", self.extra)):
             if file is not None and not file.is_file():

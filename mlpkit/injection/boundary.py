@@ -1,4 +1,4 @@
-"""The boundary to the author's code: whatever it raises becomes a `UserCodeError`."""
+"""The boundary to the author's code: its exceptions become `UserCodeError`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def user_code(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
-    """Calls the user's function; whatever it raises leaves as `UserCodeError`."""
+    """Calls the user's function; its exceptions become `UserCodeError`."""
     process = os.getpid()
     try:
         value = function(*args, **kwargs)
@@ -30,9 +30,9 @@ def user_code(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
 
 
 async def async_user_code(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Awaits the author's function; whatever it raises becomes a `UserCodeError`.
+    """Awaits the author's function; its exceptions become `UserCodeError`.
 
-    A cancellation from outside stays what it is.
+    A cancellation from outside is not changed.
     """
     import asyncio
 
@@ -53,7 +53,7 @@ async def async_user_code(function: Callable[..., Any], /, *args: Any, **kwargs:
 def _end_forked_process(error: BaseException | None) -> NoReturn:
     """Ends a process that the user's code has forked.
 
-    Its function has ended, and the rest is for the parent to do.
+    Its function has ended; only the parent does the rest.
     """
     code: object = 0
     if isinstance(error, SystemExit):
@@ -89,7 +89,7 @@ def user_error(error: BaseException) -> UserCodeError:
 
 
 def original(error: BaseException) -> BaseException:
-    """The exception that the user's code raised, out of its `UserCodeError`."""
+    """The user's exception that a `UserCodeError` holds."""
     return error.__cause__ if isinstance(error, UserCodeError) and error.__cause__ is not None else error
 
 

@@ -31,7 +31,7 @@ OLD_NAMES = {"data_config": "data", "parameter": "parameters"}
 """Names of the original SDK's methods, accepted for the same fields."""
 
 WIRE_NAMES = {"parameters": "parameter"}
-"""What a request calls a field that handlers name otherwise: messages to callers speak of that."""
+"""The request's own name of a field that handlers name differently: messages to callers use it."""
 
 BATCHED = ("features", "params", "uuid")
 """The fields that become lists if `max_batch_size` is more than 1."""
@@ -40,7 +40,7 @@ OBJECTS = ("data", "parameters", "extend", "features", "params")
 """The fields that are objects of JSON; the others are texts."""
 
 NUMBERS_AS_TEXT = ("parameters", "params")
-"""The fields in which numbers and bools may be sent as text: platforms and their users do."""
+"""The fields in which numbers and bools may be sent as text: platforms and their users do that."""
 
 AS_THEY_ARE = ("model",)
 """The fields that are objects of this process: their annotation is for the reader only."""

@@ -42,7 +42,7 @@ def make_decoder(annotation: Any, field: str, *, numbers_as_text: bool = False) 
     `numbers_as_text`, numbers and bools may be sent as text: `"2"`, `"1e-3"`, `"true"`.
 
     Raises:
-        TypeError: JSON cannot become this type; says why.
+        TypeError: JSON cannot become this type; the message says why.
     """
     decoded_type = _with_pydantic_checks(annotation)
     _refuse_foreign_types(decoded_type)
@@ -73,7 +73,7 @@ def _with_numbers_as_text(strict: Decoder, annotation: Any) -> Decoder:
         except msgspec.ValidationError:
             decoded = lax.decode(value)
             if _NOT_FINITE.search(bytes(value)):
-                # As texts they are fine, as numbers they are not: with a space behind them they can only be texts.
+                # As texts they are valid, as numbers they are not: with a space after them they can only be texts.
                 lax.decode(_NOT_FINITE.sub(rb'"\1 "', bytes(value)))
             return decoded
 
@@ -104,7 +104,7 @@ def _reason(error: Exception, value: object) -> str:
 
 
 class _StandIn(type):
-    """The type of a stand-in, which instances of the dataclass fit."""
+    """The type of a stand-in, which accepts instances of the dataclass."""
 
     checked: type
 

@@ -85,10 +85,10 @@ class ProcessScope:
             return self._resolver.run(dependency)
 
     def close(self) -> None:
-        """Cleans up; what is asked for afterwards is made again.
+        """Cleans up; a dependency that is needed later is made again.
 
         Raises:
-            UserCodeError: a clean-up failed; the others ran all the same.
+            UserCodeError: a clean-up failed; the others ran too.
         """
         with self._lock:
             self._resolver.made.clear()
@@ -147,7 +147,7 @@ class Plan:
     is_async: bool = field(init=False)
     is_generator: bool = field(init=False)
     is_simple: bool = field(init=False)
-    """Whether the decoded fields are all that it takes."""
+    """Whether it takes decoded fields only."""
 
     def __post_init__(self) -> None:
         code = called_code(self.function)
@@ -261,7 +261,7 @@ class _Resolver:
         if scope is None or wanted not in scope.overrides or wanted in self._replacing:
             value = self._value(dependency.plan)
         else:
-            # A fake may depend on the factory that it stands for: inside it, that is the real one.
+            # A fake may depend on the factory that it replaces: there it gets the real one.
             self._replacing.add(wanted)
             try:
                 value = self._value(dependency.compile_override(scope.overrides[wanted]))
@@ -286,7 +286,7 @@ def check_factory(plan: Plan, scope: str) -> None:
     """Refuses a factory that cannot be a dependency of this scope.
 
     Raises:
-        DeclarationError: it is async, or made once per process and yet takes what belongs to one call.
+        DeclarationError: it is async, or is made once per process but takes something of one call.
     """
     if plan.is_async:
         raise DeclarationError(

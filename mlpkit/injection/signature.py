@@ -47,7 +47,7 @@ def compile_plan(function: Function, hook: str, *, batch: bool = False) -> Plan:
 class _Compiler:
     """Compiles one handler, and the factories that it depends on.
 
-    `chain` has the functions that led here.
+    `chain` has the functions that depend on it, outermost first.
     """
 
     def __init__(self, hook: str, batch: bool, chain: tuple[Function, ...] = ()) -> None:
@@ -155,7 +155,7 @@ def _transparent(function: Function, may_yield: bool) -> Function:
     """The function itself, or the generator inside a `@contextmanager`.
 
     Raises:
-        DeclarationError: it wraps a function of another nature, so nobody can know what calling it gives.
+        DeclarationError: it wraps a function of another sort, so it is unknown what a call returns.
     """
     if getattr(function, "__code__", None) in _CONTEXT_MANAGERS:
         generator: Function = function.__wrapped__  # type: ignore[attr-defined]
@@ -215,7 +215,7 @@ def _depends_of(annotation: Any) -> Depends | None:
 
 
 def _service_of(annotation: Any) -> tuple[type | None, bool]:
-    """The service that an annotation asks for, and whether None would do."""
+    """The service that an annotation asks for, and whether None is allowed."""
     if typing.get_origin(annotation) is Annotated:
         return _service_of(annotation.__origin__)
     if typing.get_origin(annotation) in (Union, types.UnionType):

@@ -19,14 +19,14 @@ Message = bytes | memoryview
 _LENGTH = struct.Struct(">I")
 _unpack = _LENGTH.unpack_from
 LONGEST_MESSAGE = 1 << 30
-"""Bytes; no request and no answer is longer. A length above it means that somebody else wrote into the socket."""
+"""In bytes; every request and answer is shorter. A greater length means that somebody else wrote to the socket."""
 
 LONG = 1 << 16
 """Messages of at least this size are sent without copying; for smaller ones a copy is cheaper than several writes."""
 _READ_BUFFER = 4 * LONG
 """Bytes that one read of the blocking end may return."""
 _SEND_BUFFER = 2 << 20
-"""Bytes that may wait in the system, if it allows that: a long message then wakes the reader once."""
+"""Bytes that the system may buffer, if it allows that: then a long message wakes the reader only once."""
 
 
 def frame(message: bytes) -> bytes:
@@ -49,20 +49,20 @@ def _head(length: int) -> bytes:
 
 
 class Frames:
-    """Makes whole messages, in order, of bytes as they arrive.
+    """Makes whole messages, in order, from the bytes that arrive.
 
-    A long message is better read straight to where it stays: while `awaits_long`, put its bytes into `space`, and say
-    with `arrived` how many they were. It is handed on as a view, without having been copied.
+    A long message is read directly into its final memory: while `awaits_long`, put its bytes into `space`, and call
+    `arrived` with their number. It is handed on as a view, without a copy.
     """
 
     def __init__(self) -> None:
         self._rest = b""
         self._place: memoryview | None = None
-        """Where the long message that has begun comes to stand."""
+        """The memory for the long message that has begun."""
         self._filled = 0
 
     def take(self, data: bytes) -> list[Message]:
-        """The messages that these bytes complete; not to be called while `awaits_long`.
+        """The messages that these bytes complete; not for use while `awaits_long`.
 
         Raises:
             ValueError: these bytes are not frames.
@@ -90,7 +90,7 @@ class Frames:
 
     @property
     def awaits_long(self) -> bool:
-        """Whether the next bytes are of a long message that has begun."""
+        """Whether the next bytes belong to a long message that has begun."""
         return self._place is not None
 
     def space(self) -> memoryview:
@@ -127,7 +127,7 @@ class BlockingChannel:
         self._sending = threading.RLock()
         self._is_sending = False
         self._postponed: list[Message] = []
-        # One buffer for all that arrives: a new one for every read costs more than the read itself.
+        # One buffer for all reads: a new one for every read costs more than the read itself.
         self._buffer = memoryview(bytearray(_READ_BUFFER))
         self._start = 0
         self._end = 0
@@ -161,7 +161,7 @@ class BlockingChannel:
             self._socket.sendall(message)
 
     def _leave(self) -> None:
-        """What a forked process does: the channel is its parent's."""
+        """Prepares a forked process: the channel belongs to its parent."""
         self._sending = threading.RLock()
         self._socket.close()
 
@@ -188,7 +188,7 @@ class BlockingChannel:
         self._socket.close()
 
     def _read_more(self) -> bool:
-        """Reads more of what has begun; False at the end."""
+        """Reads more of the message that has begun; False at the end."""
         if self._start:
             rest = self._end - self._start
             self._buffer[:rest] = self._buffer[self._start : self._end]
@@ -218,9 +218,9 @@ class BlockingChannel:
 class AsyncChannel(asyncio.Protocol):
     """An end on an event loop.
 
-    `on_messages` gets every batch of whole messages that arrived, and what it sends is written together, at once;
-    `on_close` is called once, when the channel ends.
-    What is sent faster than the other end reads is kept: those who send limit how much that can be.
+    `on_messages` gets every batch of whole messages that arrived; all that it sends is written together when it
+    returns. `on_close` is called once, when the channel ends.
+    Messages that the other end has not read yet are kept: the senders must limit how many there can be.
     """
 
     def __init__(self, on_messages: Callable[[list[Message]], None], on_close: Callable[[], None]) -> None:
@@ -258,7 +258,7 @@ class AsyncChannel(asyncio.Protocol):
             _read_with(self._transport, _LongMessage(self, self._transport, frames))
 
     def hand_on(self, messages: list[Message]) -> None:
-        """Calls `on_messages`, and then writes what it has put."""
+        """Calls `on_messages`, and then writes all that it has sent."""
         self._handing_on = True
         try:
             self._on_messages(messages)

@@ -34,7 +34,7 @@ _FRAMEWORK = ("mlpkit.serving.runtime", "mlpkit.training.local", "mlpkit.script"
 """What the fork server imports: all that a worker or a job needs before it imports the script."""
 _LOST = "was killed: the process that had started it has ended"
 _DRAIN_SECONDS = 2.0
-"""How long output is still read after a child's end if somebody else holds its pipe."""
+"""How long to read the output after a child's end if another process still has its pipe open."""
 _WORK_SECONDS = 0.004
 _SHORT_WORK_SECONDS = 0.001
 _LINES_AT_ONCE = 50
@@ -44,7 +44,7 @@ _LINES_AT_ONCE = 50
 class Exit:
     """How a process ended.
 
-    `asked` is why the service ended it, if it did; `lost` means that the process is not to blame.
+    `asked` is the reason if the service ended it; `lost` means that the end is not the fault of the process.
     """
 
     code: int
@@ -123,14 +123,14 @@ class Child:
         return await self.wait()
 
     async def wait(self) -> Exit:
-        """Waits for the end of the process and of what it left."""
+        """Waits until the process and the processes that it left have ended."""
         return await asyncio.shield(self._life)
 
     async def _attend(self) -> Exit:
         try:
             code = await self._process.wait()
         finally:
-            # The loop may be ending: then this is the last chance.
+            # The event loop may be ending: then no later clean-up runs.
             _kill_group(self.pid)
             guard.forget(self.pid)
             if isinstance(self._process, ForkedChild):
@@ -175,7 +175,7 @@ async def start_child(
 
 
 def prepare() -> None:
-    """Starts now what the first `start_child` would wait for; returns immediately."""
+    """Starts what the first `start_child` needs; returns immediately."""
     before = _fork_server.pid
     try:
         started = _fork_server.start()
@@ -226,7 +226,7 @@ def leave_signals_to_the_server() -> None:
     """Ignores Ctrl-C, SIGTERM and SIGHUP.
 
     They may go to every process of a terminal or container.
-    The server drains then, and ends its children when that is due. Processes that the user's code starts or forks end
+    Then the server drains, and ends its children at the right time. Processes that the user's code starts or forks end
     as usual.
     """
     child = os.getpid()
@@ -236,7 +236,7 @@ def leave_signals_to_the_server() -> None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    # A handler, as what is ignored would be ignored in programs that the user's code starts, too.
+    # A handler, not SIG_IGN: programs that the user's code starts would inherit SIG_IGN.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, ignore)
 
@@ -264,8 +264,7 @@ class _Output(asyncio.Protocol):
     """What a child writes to its stdout and stderr.
 
     `ended` is set when all has been handed on.
-    After some milliseconds of work it rests for as long, and does not read meanwhile: when the pipe is full, the
-    child waits.
+    After some milliseconds of work it stops reading for the same time: when the pipe is full, the child waits.
     """
 
     def __init__(self, on_lines: Callable[[list[LogLine]], None], process: str) -> None:

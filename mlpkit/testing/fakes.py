@@ -21,7 +21,7 @@ from mlpkit.training import Progress, Snapshot, TrainData, TrainJob
 def fake_storage(folder: Path, *buckets: str) -> Storage:
     """A store in a folder, which also holds its cache.
 
-    `buckets` are further ones; those for data and models exist.
+    `buckets` are further buckets; those for data and models always exist.
     """
     for bucket in buckets:
         (folder / "storage" / bucket).mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ class FakeTrainData(TrainData):
 class RecordedProgress(Progress):
     """A `Progress` that remembers what it was told.
 
-    `stages` has names in the order of their begin, `metrics` the last values, `snapshots` all states.
+    `stages` has names in the order in which they began, `metrics` the last values, `snapshots` all states.
     """
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class RecordedProgress(Progress):
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Any]:
-        """As in `Progress`, and remembered."""
+        """Does what `Progress` does, and remembers it."""
         self.stages.append(name)
         with super().stage(name) as current:
             yield current

@@ -55,7 +55,7 @@ def mlpkit_model_dir(tmp_path: Path) -> ModelDir:
 
 @pytest.fixture
 def mlpkit_progress() -> Iterator[RecordedProgress]:
-    """A progress that remembers its stages and metrics."""
+    """A `Progress` that remembers its stages and metrics."""
     from mlpkit.testing.fakes import RecordedProgress
 
     progress = RecordedProgress()
@@ -65,7 +65,7 @@ def mlpkit_progress() -> Iterator[RecordedProgress]:
 
 @pytest.fixture
 def mlpkit_log() -> RecordedLog:
-    """A log that remembers its lines."""
+    """A `Log` that remembers its lines."""
     from mlpkit.testing.fakes import RecordedLog
 
     return RecordedLog()

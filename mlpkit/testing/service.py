@@ -36,7 +36,7 @@ class TestService:
     It has a temporary home and the folder store.
 
     Models live in this process, so breakpoints, `app.dependency_overrides` and monkeypatches work in `load` and
-    `predict`. A training runs in a process of its own, as ever: the app must be a global of a module or script, which
+    `predict`. A training runs in its own process, as always: the app must be a global of a module or script, which
     is imported there again (with this process's `sys.path`), and what the test has patched is not patched there. To
     see a `train` function under a debugger call it with the fakes of this package.
 
@@ -52,7 +52,7 @@ class TestService:
     __test__ = False
 
     client: Client
-    """A client of the service; it raises what the answers stand for."""
+    """A client of the service; it raises an exception for each refusal."""
     storage: Storage
     """The service's store."""
     settings: Settings
