@@ -268,7 +268,7 @@ class Algorithm:
         return options if isinstance(options, PredictOptions) else PredictOptions()
 
     def plan(self, hook: str) -> Plan | None:
-        """The call plan of a hook; None if the hook is not defined."""
+        """The call plan of a hook; None if it is not defined."""
         return self.hooks[hook].plan if hook in self.hooks else None
 
     @overload

@@ -147,8 +147,8 @@ class Service:
         try:
             await asyncio.gather(self.training.drain(grace), self.models.drain(grace))
         except Exception:
-            logger.exception("running work could not be ended well")
-        logger.info("what ran has ended after {:.1f} s", time.monotonic() - started)
+            logger.exception("running work could not be ended in order")
+        logger.info("running work has ended after {:.1f} s", time.monotonic() - started)
 
     async def _close_models(self) -> None:
         await self.models.close(*([_HURRIED_SECONDS] if self._hurried else []))

@@ -573,7 +573,7 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         mistakes.append("MLPKIT_REMOTE_STORAGE=on needs MLPKIT_REMOTE_ALLOW, and MINIO_HOST with its keys")
     if values.get("sync") == "lead" and values.get("mode") != "cluster":
         mistakes.append(
-            "MLPKIT_SYNC=lead needs MLP_CLIENT_MODE=cluster, because only then a database is there to write to"
+            "MLPKIT_SYNC=lead needs MLP_CLIENT_MODE=cluster, because only this mode has a database to write to"
         )
     return mistakes
 

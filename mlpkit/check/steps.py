@@ -232,7 +232,7 @@ def answer_bad_input(run: CheckRun) -> str:
     refused = [ask_badly(run, name, body) for name, body in bad_bodies(run.model_id).items()]
     after = run.predict(run.examples[0])
     if not same(after, run.answers[0]) and not kind_of(run.service.kind).may_differ:
-        raise StepFailed("after the bad input the model answers otherwise than before")
+        raise StepFailed("after the bad input the model gives another answer than before")
     return f"{len(refused)} tried, {sum(refused)} refused, {refused.count(False)} answered"
 
 
@@ -297,7 +297,7 @@ def delete(run: CheckRun) -> str:
     except MlpkitError:
         return ""
     client.unload(service.algorithm, run.model_id)
-    raise StepWarning("the model can still be loaded after delete: are its files elsewhere?")
+    raise StepWarning("the model can still be loaded after delete: are its files in another place?")
 
 
 STEPS: Mapping[str, Step] = {

@@ -60,7 +60,7 @@ def check_data(file: Path, kind: str, as_json: bool) -> None:
 @click.argument("target", metavar="TARGET", type=FILE)
 @click.option("--from", "read_as", metavar="FORMAT", help="Format of SOURCE; recognised if not given.")
 @click.option("--to", "write_as", default="markup", metavar="FORMAT", help="Format of TARGET.")
-@click.option("--repair", is_flag=True, help="Mend tags that cannot follow each other, overlaps and line breaks.")
+@click.option("--repair", is_flag=True, help="Repair tags that cannot follow each other, overlaps and line breaks.")
 def convert_data(source: Path, target: Path, read_as: str | None, write_as: str, repair: bool) -> None:
     """Convert labelled sentences from or to another format.
 

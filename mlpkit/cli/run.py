@@ -26,7 +26,7 @@ _ENDINGS = (".py", ".toml", ".json", ".yaml", ".yml")
 
 @click.command()
 @target
-@click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Address to listen on; 0.0.0.0 is every one.")
+@click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Address to listen on; 0.0.0.0 means all.")
 @click.option("--port", default=8000, type=click.IntRange(0, 65535), metavar="PORT", help="Port to listen on.")
 @click.option(
     "--workers",

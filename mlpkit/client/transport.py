@@ -97,5 +97,5 @@ class HttpTransport:
         if isinstance(reason, (NewConnectionError, ConnectTimeoutError)):
             return ServiceUnreachable(f"no service answers at {self._url}: is it running, and is the port right?")
         if isinstance(reason, UrllibTimeout):
-            return TimeLimitExceeded(f"{self._url} has not answered within {timeout:g} s; it may still be at work")
+            return TimeLimitExceeded(f"{self._url} has not answered within {timeout:g} s; it may still be working")
         return ServiceUnreachable(f"the connection to {self._url} broke before the answer was complete: {reason}")

@@ -83,7 +83,7 @@ def user_error(error: BaseException) -> UserCodeError:
     try:
         text = _text(error)
     except Exception:
-        text = f"{type(error).__name__}, whose text cannot be made"
+        text = f"{type(error).__name__}, whose text cannot be read"
     lines = traceback.format_exception(type(error), error, _from_first_own_frame(error.__traceback__))
     return UserCodeError(_printable(text), kind=type(error).__name__, trace=_printable("".join(lines)))
 

@@ -135,7 +135,7 @@ class _Compiler:
         known = FIELDS[self.hook]
         if isinstance(parameter.default, Depends):
             return (
-                f"{where(function)}: parameter {name!r} has Depends as its default value: it belongs into the "
+                f"{where(function)}: parameter {name!r} has Depends as its default value: write it in the "
                 f"annotation: {name}: Annotated[T, Depends(factory)]"
             )
         owner = "a dependency of " if self.chain else ""
@@ -187,7 +187,7 @@ def _parameters(function: Function) -> list[inspect.Parameter]:
     for parameter in found:
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise DeclarationError(
-                f"{where(function)}: parameter '{parameter}' cannot be filled: every parameter needs a name of its own "
+                f"{where(function)}: parameter '{parameter}' cannot be filled: every parameter needs its own name "
                 "(no *args, **kwargs or positional-only ones)"
             )
     return found

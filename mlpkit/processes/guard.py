@@ -54,7 +54,9 @@ class Guard:
                 self._shell = _start_shell()
             except OSError as error:
                 # The caller, which starts or ends a child, cannot do anything about it; the next call tries again.
-                logger.error("the guard cannot be started, a killed server would leave its children: {}", error)
+                logger.error(
+                    "the guard cannot be started; if the server is killed, its children may keep running: {}", error
+                )
                 return
             line = "".join(f"+ {group}\n" for group in self._groups)
             with contextlib.suppress(RuntimeError):

@@ -221,7 +221,7 @@ class _ChildOutput:
             if os.path.samestat(os.fstat(descriptor), self._pipes[descriptor - 1]):
                 os.write(descriptor, _MARK + msgspec.json.encode(line) + b"\n")
             else:
-                # The author has redirected it, to a file of his own.
+                # The author's code has redirected it, for example to a file.
                 os.write(descriptor, f"{line.message}\n{line.trace}".encode("utf-8", "backslashreplace"))
 
 
