@@ -153,7 +153,7 @@ def _run(app: App, job: Job, settings: Settings, data: Path | None) -> JobOutcom
         progress = Progress(show)
         with _lines_above(bar, progress) as release, _terminal_for_debugger(release):
             # Again, with the streams as they are now: log lines go above the bar.
-            configure(level=settings.log_level, process="train")
+            configure(level=settings.log_level, process="train", stream=sys.stderr)
             outcome = run_train(app, job, settings, Path(folder), progress, data_name=str(data) if data else None)
         configure(level=settings.log_level, process="train")
         progress.close()

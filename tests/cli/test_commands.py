@@ -187,7 +187,9 @@ def test_a_wrong_setting_ends_run_with_one_message(mlpkit: Run) -> None:
 
 
 def test_train_and_predict_run_in_the_foreground(mlpkit: Run, folder: Path) -> None:
-    trained = mlpkit("train", "mood.py", "-a", "mood", "--parameters", '{"steps": 3, "seconds": 1}', "--model-id", "m-1")
+    trained = mlpkit(
+        "train", "mood.py", "-a", "mood", "--parameters", '{"steps": 3, "seconds": 1}', "--model-id", "m-1"
+    )
     assert trained.returncode == 0, trained.stderr
     place = Path(trained.stdout.strip())
     assert (place / "model.json").is_file()
