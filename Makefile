@@ -13,6 +13,9 @@ EXTRAS ?= dev,docs
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
+# The tests start hundreds of processes: with PYTHONDONTWRITEBYTECODE each of them would compile the package again.
+COMPILE := $(BIN)/python -m compileall -q mlpkit
+
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test test-all test-lowest coverage slow audit bench bench-peers bench-storage bench-footprint bench-tails soak lint types docs docs-serve check format clean
 
@@ -20,12 +23,14 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.mlpkit-run ## trains examples/sentiment.py over HTTP, loads it, asks it three sentences, stops
+	@$(COMPILE)
 	@$(BIN)/python examples/demo.py
 
 serve: $(VENV)/.mlpkit-run ## the same, but leaves the service running until Ctrl-C
 	@$(BIN)/python examples/demo.py --serve
 
 test: $(VENV)/.mlpkit-dev ## the test suite, without what takes minutes; ARGS="-k cache" runs a part
+	@$(COMPILE)
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 # Each environment is a VENV of its own, so that this file makes it as it makes .venv.
@@ -51,6 +56,7 @@ coverage: $(VENV)/.mlpkit-dev ## the test suite with branch coverage, child proc
 	$(BIN)/python -m coverage report
 
 slow: $(VENV)/.mlpkit-dev ## the acceptance runs that take minutes
+	@$(COMPILE)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 bench: $(VENV)/.mlpkit-dev ## mlpkit beside a bare ASGI callable and Starlette: two minutes (needs wrk)
