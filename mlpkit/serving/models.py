@@ -46,6 +46,8 @@ _WATCH = 0.1
 """Seconds between two looks at the time limits."""
 _LAST_SECOND = 1.0
 """How long workers get to end by themselves when what they do has outlived the grace."""
+_LOAD_ROUNDS = 3
+"""How often a load goes back to workers that ended after they had the model."""
 _STOPPING = "the service is stopping and takes no new work"
 
 
@@ -323,11 +325,13 @@ class Models:
                     for slot in self._pool.place(options.replicas, isolated=isolated):
                         slot.models += 1
                         model.replicas.append(Replica(slot))
-                    await _all(self._load_replica(model, replica) for replica in list(model.replicas))
-                await self._ledger.add(model.record)
+                    await self._load_replicas(model)
+                    await self._ledger.add(model.record)
+                    # Meanwhile the load of another model may have ended a worker that had this one already.
+                    await self._load_replicas(model)
                 if not all(replica.ready for replica in model.replicas):
                     await self._ledger.remove(model.model_id)
-                    raise WorkerLost("a worker ended while the model was being loaded into another")
+                    raise WorkerLost(f"the workers that held the model ended {_LOAD_ROUNDS} times while it was loaded")
             except Exception as error:
                 await self._forget(model)
                 model.settled.set_exception(_load_error(error))
@@ -340,6 +344,14 @@ class Models:
             model.settled.set_result(None)
             for replica in list(model.replicas):
                 self._rejoin_soon(model, replica)
+
+    async def _load_replicas(self, model: ModelState) -> None:
+        """Loads a model into all its workers; again into those that end meanwhile, a few times."""
+        for _ in range(_LOAD_ROUNDS):
+            lost = [replica for replica in model.replicas if not replica.ready]
+            if not lost:
+                return
+            await _all(self._load_replica(model, replica) for replica in lost)
 
     async def _load_record(self, record: LoadedModelRecord) -> None:
         """Loads a model of the last run."""

@@ -39,9 +39,13 @@ _NEEDED = (
 """What this module uses of uvicorn's connection, in addition to the callbacks of its parser."""
 
 
+async def _no_application(scope: Any, receive: Any, send: Any) -> None:
+    """Stands for an application; uvicorn calls one without parameters, and warns."""
+
+
 def missing_of_uvicorn() -> str:
     """What this version of uvicorn lacks; empty if it fits."""
-    config = Config(lambda: None, http=HttpToolsProtocol, ws="none", lifespan="off", log_config=None)
+    config = Config(_no_application, http=HttpToolsProtocol, ws="none", lifespan="off", log_config=None)
     protocol = HttpToolsProtocol(config=config, server_state=ServerState(), app_state={})
     return ", ".join(name for name in _NEEDED if not hasattr(protocol, name))
 

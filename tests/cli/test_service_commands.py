@@ -88,7 +88,7 @@ def test_jobs_are_readable_in_a_narrow_terminal_and_in_a_pipe(folder: Path, mlpk
         models = in_terminal([*command[:3], "models", *command[4:]], folder, environment, columns=80).screen
         piped = mlpkit("jobs", "--url", client.url, COLUMNS="80").stdout.splitlines()
     for lines in (narrow, wide, models, piped):
-        for word in ("completed", "error", "mood"):
+        for word in ("completed", "error"):
             assert not any(line.startswith(word[3:]) or line.endswith(word[:-2]) for line in lines), lines
     # Id and details have a line each, and the reason of the failure follows.
     assert narrow[0] == failed.model_id

@@ -247,7 +247,7 @@ async def test_one_leading_slash_is_accepted_as_the_original_page_writes_it(
         ended = await train(queue, msgspec.structs.replace(asked, model_path="/elsewhere/m/"))
 
     assert ended.message == ""
-    found = result(settings, "m", "deep/model.json", "/elsewhere/m/")
+    found = result(settings, "m", "deep/model.json", "elsewhere/m")
     assert (found["dictionary"], found["extra"], found["pretrained"]) == ("words", "more", "a file")
 
 

@@ -70,5 +70,10 @@ ACCEPTED: dict[str, tuple[int, dict[str, Any]]] = {
 }
 """What the original cannot write as JSON (verdict `keep`), and mlpkit can: answers are as wide as requests."""
 
+NAMED: dict[str, tuple[int, dict[str, Any]]] = {
+    "predict-user-raises-empty": (200, {"status": "fail", "message": "predict fail ValueError", "trace": ""}),
+}
+"""Failures that the original reports without a reason (verdict `keep`), and mlpkit by the exception's type."""
+
 NEVER_STARTED = {"train-bare-status"}
 """The state of a job that the original accepts and mlpkit refuses: there is nothing to compare."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.wire.fixed import ACCEPTED, FIXED, NEVER_STARTED, REFUSED
+from tests.wire.fixed import ACCEPTED, FIXED, NAMED, NEVER_STARTED, REFUSED
 from tests.wire.replayer import PROFILES, Case, Service, alike, filled, read_cases
 
 ServiceFor = Callable[[Case], Service]
@@ -15,7 +15,8 @@ CASES = [case for case in read_cases() if case.profile in PROFILES]
 
 
 def of(verdict: str) -> pytest.MarkDecorator:
-    cases = [case for case in CASES if case.verdict == verdict and case.id not in {*REFUSED, *ACCEPTED, *NEVER_STARTED}]
+    others = {*REFUSED, *ACCEPTED, *NAMED, *NEVER_STARTED}
+    cases = [case for case in CASES if case.verdict == verdict and case.id not in others]
     return pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in cases])
 
 
@@ -42,6 +43,13 @@ def test_an_answer_that_the_original_cannot_write_is_written(case: Case, service
     answer, _ = service_for(case).replay(case)
 
     assert (answer.status, answer.json) == ACCEPTED[case.id]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.id in NAMED], ids=lambda case: case.id)
+def test_failure_without_a_text_is_reported_by_the_type_of_its_exception(case: Case, service_for: ServiceFor) -> None:
+    answer, _ = service_for(case).replay(case)
+
+    assert (answer.status, answer.json) == NAMED[case.id]
 
 
 @of("fix")
