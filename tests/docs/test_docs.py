@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -9,10 +10,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+import mlpkit
+from mlpkit.formats.kind import BrokenRow
 from mlpkit.settings import described
 from tests.servers import LONG
 
@@ -85,3 +89,27 @@ def test_deployment_files_are_readable_and_give_no_secret_a_default() -> None:
     assert environment["MINIO_SECRET_KEY"].startswith("${MINIO_SECRET_KEY:?")
     kinds = [each["kind"] for each in yaml.safe_load_all((folder / "kubernetes.yaml").read_text(encoding="utf-8"))]
     assert kinds == ["Service", "StatefulSet"]
+
+
+def new_file(path: str) -> str:
+    """The file that a diff of the page on extending adds."""
+    for diff in blocks(ROOT / "docs" / "guide" / "extending.md", "diff"):
+        added = diff.partition(f"+++ b/{path}\n")[2].partition("\n--- a/")[0]
+        if added:
+            return "\n".join(line[1:] for line in added.splitlines() if line.startswith("+"))
+    raise AssertionError(f"no diff adds {path}")
+
+
+def test_files_of_the_page_on_extending_work_as_printed() -> None:
+    kind: dict[str, Any] = {"__name__": "similarity"}
+    exec(compile(new_file("mlpkit/formats/similarity.py"), "similarity.py", "exec"), kind)
+    row = kind["KIND"].read("a sentence\tanother one\t0.5")
+    assert (row.first, row.similarity) == ("a sentence", 0.5)
+    assert kind["KIND"].write(row) == "a sentence\tanother one\t0.5"
+    for broken in ("7", "much", "nan"):
+        with pytest.raises(BrokenRow, match="a number from 0 to 1"):
+            kind["KIND"].read(f"a sentence\tanother one\t{broken}")
+    route: dict[str, Any] = {"__name__": "versions"}
+    exec(compile(new_file("mlpkit/web/versions.py"), "versions.py", "exec"), route)
+    assert mlpkit.__version__ in asyncio.run(route["version"](None)).body.decode()
+    exec(compile(new_file("mlpkit/storage/webdav.py"), "webdav.py", "exec"), {"__name__": "webdav"})
