@@ -6,6 +6,7 @@ From JSON to the user's `predict`, and back to JSON.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ class PredictRunner:
         self._max_answer = surroundings.settings.max_answer
         self._checks = surroundings.settings.check_answers and self._kind.answer is not None
         self._tasks: set[asyncio.Task[None]] = set()
+        self.seconds = math.inf
+        """How long the last request took in `run`."""
 
     @property
     def is_async(self) -> bool:
@@ -83,7 +86,8 @@ class PredictRunner:
             results = self._batch(plan, request.items)
         else:
             results = [self._single(plan, item) for item in request.items]
-        self._send(Reply(request.id, results, time.perf_counter() - started))
+        self.seconds = time.perf_counter() - started
+        self._send(Reply(request.id, results, self.seconds))
 
     def start(self, request: Predict) -> None:
         """Begins to answer a request of an `async` handler.

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import msgspec
@@ -63,6 +64,8 @@ _STOP_SECONDS = 5.0
 _KEPT = 4 << 20
 """Bytes; glibc then keeps up to twice as many that were freed."""
 _LONGEST_NAME = 64
+_QUICK = 0.02
+"""Seconds that other requests may wait for a request of the model whose thread reads the channel."""
 
 Close = Callable[[], object]
 _Files = tuple[Storage, ModelDir | None]
@@ -161,6 +164,14 @@ class WorkerRuntime:
         except RuntimeError as error:
             failure = MlpkitError(f"the system allows no more threads in this process: {error}")
             self._send(Reply(request.id, [Failure.of(failure)]))
+
+    def reader(self) -> LoadedModel | None:
+        """The model whose thread may read the channel: the only one, if it is plain and quick."""
+        if self._single or len(self._models) != 1:
+            return None
+        (model,) = self._models.values()
+        is_plain = len(model.threads) == 1 and not model.runner.is_async
+        return model if is_plain and model.runner.seconds < _QUICK else None
 
     def _begin_load(self, request: Load) -> None:
         name = _thread_name("model", request.model_id)
@@ -389,6 +400,8 @@ class WorkerRuntime:
 
 
 _END = object()
+_NOT_QUICK = object()
+"""What the thread of a model returns when it has taken long: the main thread reads the channel again."""
 
 
 def _thread_name(what: str, model_id: str) -> str:
@@ -470,15 +483,45 @@ def _sender(channel: BlockingChannel) -> Callable[[Reply], None]:
 
 
 def _work(channel: BlockingChannel, runtime: WorkerRuntime) -> None:
-    """Takes requests until the server says stop, or is gone."""
-    take = runtime.take
-    receive = channel.receive
-    while (message := receive()) is not None:
-        request = decode_request(message)
-        if type(request) is Stop:
+    """Takes requests until the server says stop, or is gone.
+
+    This thread reads the channel and hands each request to the thread of its model. Changing threads twice costs more
+    than a quick model takes. So if the process has one quick model, that model's thread reads the channel itself, until
+    a request is not for it, or it is not quick any more.
+    """
+    returned: SimpleQueue[Any] = SimpleQueue()
+    while True:
+        model = runtime.reader()
+        if model is None:
+            message = channel.receive()
+            request = None if message is None else decode_request(message)
+        else:
+            model.threads[0].put((_read_for, (channel, model, returned)))
+            # It must not keep the model alive after its unload.
+            model = None
+            request = returned.get()
+            if request is _NOT_QUICK:
+                continue
+        if request is None or type(request) is Stop:
             return
-        take(request)  # type: ignore[arg-type]
-        del message, request
+        runtime.take(request)  # type: ignore[arg-type]
+        # A waiting thread must not keep a long request.
+        message = request = None
+
+
+def _read_for(job: tuple[BlockingChannel, LoadedModel, SimpleQueue[Any]]) -> None:
+    """Answers the requests of a model in its thread; returns the first one that is not for it."""
+    channel, model, returned = job
+    runner = model.runner
+    while runner.seconds < _QUICK:
+        message = channel.receive()
+        request = None if message is None else decode_request(message)
+        if type(request) is not Predict or request.model_id != runner.model_id:
+            returned.put(request)
+            return
+        runner.run(request)
+        message = request = None
+    returned.put(_NOT_QUICK)
 
 
 def _end(channel: BlockingChannel, runtime: WorkerRuntime) -> None:

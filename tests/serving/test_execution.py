@@ -478,3 +478,34 @@ def predict(model):
         for start in range(0, 1000, 50):
             await asyncio.gather(*(models.unload(name) for name in names[start : start + 50]))
         assert models.restarts == 0
+
+
+async def test_a_quick_model_that_gets_slow_does_not_hold_up_the_load_of_another(open_models: OpenModels) -> None:
+    script = """
+import time
+app = App("sleeper")
+
+@app.load
+def load():
+    return 1
+
+@app.predict
+def predict(model, features):
+    time.sleep(features["seconds"])
+    return "slept"
+"""
+    async with open_models(script, workers=1) as models:
+        await models.load("sleeper", "first")
+        # Its thread reads the channel once it is known to be quick, and no more after it was slow.
+        for seconds in (0, 0, 0, 0.1):
+            assert await ask(models, "first", {"seconds": seconds}) == "slept"
+        slow = asyncio.ensure_future(ask(models, "first", {"seconds": 3}))
+        await asyncio.sleep(0)
+        await models.load("sleeper", "second")
+        assert await ask(models, "second", {"seconds": 0}) == "slept"
+        assert not slow.done()
+        assert await slow == "slept"
+        for model_id in ("first", "second"):
+            await models.unload(model_id)
+        await models.load("sleeper", "first")
+        assert await ask(models, "first", {"seconds": 0}) == "slept"
