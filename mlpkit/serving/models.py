@@ -346,7 +346,10 @@ class Models:
                 self._rejoin_soon(model, replica)
 
     async def _load_replicas(self, model: ModelState) -> None:
-        """Loads a model into all its workers; again into those that end meanwhile, a few times."""
+        """Loads a model into all its workers.
+
+        It is loaded again into those that end meanwhile, a few times.
+        """
         for _ in range(_LOAD_ROUNDS):
             lost = [replica for replica in model.replicas if not replica.ready]
             if not lost:

@@ -166,7 +166,10 @@ class WorkerRuntime:
             self._send(Reply(request.id, [Failure.of(failure)]))
 
     def reader(self) -> LoadedModel | None:
-        """The model whose thread may read the channel: the only one, if it is plain and quick."""
+        """The model whose thread may read the channel, or None.
+
+        That is the only model of the process, if it is plain and quick.
+        """
         if self._single or len(self._models) != 1:
             return None
         (model,) = self._models.values()
@@ -510,7 +513,10 @@ def _work(channel: BlockingChannel, runtime: WorkerRuntime) -> None:
 
 
 def _read_for(job: tuple[BlockingChannel, LoadedModel, SimpleQueue[Any]]) -> None:
-    """Answers the requests of a model in its thread; returns the first one that is not for it."""
+    """Reads the channel in the thread of a model, and answers its requests.
+
+    Returns the first request that is not for it, by the queue of the job.
+    """
     channel, model, returned = job
     runner = model.runner
     while runner.seconds < _QUICK:

@@ -138,7 +138,11 @@ async def test_killed_service_loses_no_job(
         assert lost is not None
         expected = "the service ended while it ran (attempt 1 of 1, max_attempts=)"
         assert (lost.state, lost.message) == ("error", expected)
-        assert [queue.position(each) for each in ["more", *waiting]] == list(range(1, 22))
+        # Two may have begun already; the others wait in the order in which they came.
+        positions = [queue.position(each) for each in ["more", *waiting]]
+        begun = positions.count(None)
+        assert begun <= 2
+        assert positions == [None] * begun + list(range(1, 22 - begun))
 
         (tmp_path / "go").touch()
         again = await end_of(queue, "more")
