@@ -513,7 +513,7 @@ def _work(channel: BlockingChannel, runtime: WorkerRuntime) -> None:
 
 
 def _read_for(job: tuple[BlockingChannel, LoadedModel, SimpleQueue[Any]]) -> None:
-    """Reads the channel in the thread of a model, and answers its requests.
+    """Reads the channel in a model's thread, and answers its requests.
 
     Returns the first request that is not for it, by the queue of the job.
     """
