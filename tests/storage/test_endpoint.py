@@ -90,7 +90,9 @@ def test_a_clock_that_is_wrong_is_named_by_a_real_store(
             use()
 
 
-def test_a_wrong_region_is_named_by_a_real_store(s3_settings: Settings, opened: OpenStorage) -> None:
+def test_a_wrong_region_is_named_by_a_real_store(s3: S3Server, s3_settings: Settings, opened: OpenStorage) -> None:
+    if s3.folder is None:
+        pytest.skip("not every server that MLPKIT_TEST_S3 may name checks the region")
     storage = opened(s3_settings.with_options(s3_region="mars-north-1"))
     with pytest.raises(StorageDenied, match="MLPKIT_S3_REGION"):
         storage.check()
