@@ -65,7 +65,7 @@ def test_store_that_is_not_there_is_named_with_bucket_and_key(start: Start) -> N
 
     model_id, train, load = failures(service, "folder/train.tsv")
 
-    for error, path in ((train, "ml-platform-data/folder/train.tsv"), (load, "ml-platform-model/model-1/mlpkit.json")):
+    for error, path in ((train, marker_of(train)), (load, "ml-platform-model/model-1/mlpkit.json")):
         assert f"http://{endpoint}: {path}: the store cannot be reached (" in str(error)
         assert "check MINIO_HOST" in str(error)
     wait_until(lambda: not service.client.ready().ready, "the store's absence is noticed")
@@ -82,20 +82,32 @@ def test_store_that_refuses_the_secret_is_named_with_bucket_and_key(
 
     model_id, train, load = failures(service, location)
 
-    for error, path in ((train, f"ml-platform-data/{location}"), (load, "ml-platform-model/model-1/mlpkit.json")):
+    for error, path in (
+        (train, marker_of(train)),
+        (load, "ml-platform-model/model-1/mlpkit.json"),
+    ):
         assert f"{s3.endpoint}: {path}: the" in str(error)
         assert "MINIO_SECRET_KEY" in str(error)
     assert_tells_no_secret(service, model_id, train, load)
 
 
+def marker_of(error: Exception) -> str:
+    """The marker of a failed training's model, which it stores first, to see whether it can."""
+    model_id = str(error).partition("ml-platform-model/")[2].partition("/")[0]
+    return f"ml-platform-model/{model_id or 'none'}/mlpkit.incomplete"
+
+
 def test_bucket_that_is_missing_is_named_with_its_store_and_the_key(start: Start, s3: S3Server) -> None:
     service = start("mood", {"MLPKIT_DATA_BUCKET": "no-such-data", "MLPKIT_MODEL_BUCKET": "no-such-models"})
 
-    _, train, load = failures(service, "folder/train.tsv")
+    # Before the training, which makes the bucket of the models.
+    with pytest.raises(LoadFailed) as load:
+        service.client.load("mood", "model-1")
+    _, train, _ = failures(service, "folder/train.tsv")
 
     for error, bucket, key in (
         (train, "no-such-data", "folder/train.tsv"),
-        (load, "no-such-models", "model-1/"),
+        (load.value, "no-such-models", "model-1/"),
     ):
         assert f"{s3.endpoint}: bucket '{bucket}' does not exist (asked for {bucket}/{key})" in str(error)
     assert service.client.ready().ready
@@ -116,7 +128,10 @@ def test_store_that_hangs_is_an_error_in_time_and_works_afterwards(
             _, train, load = failures(service, location)
         finally:
             proxy.send_signal(signal.SIGCONT)
-        for error, path in ((train, f"ml-platform-data/{location}"), (load, "ml-platform-model/model-1/mlpkit.json")):
+        for error, path in (
+            (train, marker_of(train)),
+            (load, "ml-platform-model/model-1/mlpkit.json"),
+        ):
             assert f"{entrance.endpoint}: {path}: the store did not answer in time" in str(error)
 
         service.client.load("mood", trained.model_id)
