@@ -110,7 +110,7 @@ def test_bucket_that_is_missing_is_named_with_its_store_and_the_key(start: Start
         (load.value, "no-such-models", "model-1/"),
     ):
         assert f"{s3.endpoint}: bucket '{bucket}' does not exist (asked for {bucket}/{key})" in str(error)
-    assert service.client.ready().ready
+    wait_until(lambda: service.client.ready().ready, "the store was checked")
 
 
 def test_store_that_hangs_is_an_error_in_time_and_works_afterwards(
