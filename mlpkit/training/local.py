@@ -5,9 +5,9 @@ ended. The process imports the script by its target, runs one job and ends (`mai
 with all that the job needs, then messages up (lines of the log, progress, the outcome) in msgpack. The process ends by
 itself; the server kills it at a limit and when the job is cancelled, and the guard kills it if the server dies.
 
-The files of a job are in `<home>/work/<job>`: `out` is what `train` writes, `begun` says that the store may hold a part
-of the model, and `trained.json` is the manifest of a model that has been trained and not been stored yet. Such a model
-survives a restart of the service.
+The files of a job are in `work/<job>` of the home: `out` is what `train` writes, `begun` says that the store may hold
+part of the model, and `trained.json` is the manifest of a model that has been trained and not been stored yet.
+Such a model survives a restart of the service.
 """
 
 from __future__ import annotations
