@@ -37,6 +37,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a model is and how it was made.
 
     `created` is in seconds since the epoch; `files` are names below the model's folder and sizes in bytes.
+    `evaluation` is the summary of `evaluation.json`; it is empty if the model was not evaluated. `below_gate` says why
+    the model is below its gate (`min_f1`), and is empty if it is not: neither the checker nor an alias loads a model
+    with this sentence.
     """
 
     algorithm: str
@@ -47,6 +50,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     created: float = msgspec.field(default_factory=time.time)
     versions: dict[str, str] = {}
     metrics: dict[str, Any] = {}
+    evaluation: dict[str, Any] = {}
+    below_gate: str = ""
     files: dict[str, int] = {}
 
 
