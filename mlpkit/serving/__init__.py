@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 from mlpkit import front_door
 
 if TYPE_CHECKING:
-    from mlpkit.serving.dispatch import Outcome, PendingPrediction, Settle
+    from mlpkit.serving.dispatch import OnOutcome, Outcome, PendingPrediction
     from mlpkit.serving.models import Models
 
-__all__ = ["Models", "Outcome", "PendingPrediction", "Settle"]
+__all__ = ["Models", "OnOutcome", "Outcome", "PendingPrediction"]
 
 # A worker, which is `python -m mlpkit.serving`, needs none of them.
 __getattr__ = front_door(
     __name__,
     {
         "Models": "mlpkit.serving.models",
-        **dict.fromkeys(("Outcome", "PendingPrediction", "Settle"), "mlpkit.serving.dispatch"),
+        **dict.fromkeys(("Outcome", "PendingPrediction", "OnOutcome"), "mlpkit.serving.dispatch"),
     },
 )

@@ -38,8 +38,8 @@ from mlpkit.serving.worker import Worker, request_ids
 _QUICK = 0.002
 """Seconds of a call below which a replica gets requests in advance."""
 _AHEAD = 32
-_TOGETHER = 64
-"""How many requests of an `async def` handler a replica gets at once."""
+_PARALLEL = 64
+"""How many requests of an `async def` handler a replica answers in parallel."""
 _LARGEST_BATCH = 64 << 20
 """Bytes of `features` after which a batch gets no more items: it crosses the channel as one message."""
 _LARGEST_GROUP = 1 << 16
@@ -52,7 +52,7 @@ _SPIN = 0.0015
 
 Outcome = bytes | MlpkitError
 """The answer's `predictions` as JSON, or an error of the tree."""
-Settle = Callable[[Outcome], None]
+OnOutcome = Callable[[Outcome], None]
 """Told the outcome on the event loop, in the same turn as it becomes known."""
 OnPart = Callable[[bytes], None]
 """Told a part of an answer, as JSON, before the outcome."""
@@ -61,18 +61,18 @@ OnPart = Callable[[bytes], None]
 class PendingPrediction(msgspec.Struct, eq=False):
     """A prediction that the server has accepted.
 
-    It is settled once, or given up.
+    It is finished once, or given up.
 
     `since` is in seconds of `time.monotonic`. `over`: nobody waits for it any more.
     """
 
     item: Item
-    on_outcome: Settle
+    on_outcome: OnOutcome
     on_part: OnPart | None
     since: float
     over: bool = False
 
-    def settle(self, outcome: Outcome) -> None:
+    def finish(self, outcome: Outcome) -> None:
         """Tells the outcome, unless it is over already; never raises."""
         if not self.over:
             self.over = True
@@ -154,57 +154,58 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._batches = plan is not None and plan.batch
         self._largest = options.max_batch_size
-        self._linger = options.max_wait_ms / 1000
-        self._at_once = max(options.threads, _TOGETHER) if plan is not None and plan.is_async else options.threads
-        self._scheduled = False
+        self._longest_wait_for_more = options.max_wait_ms / 1000
+        self._parallel = max(options.threads, _PARALLEL) if plan is not None and plan.is_async else options.threads
+        self._next_dispatch: asyncio.Handle | None = None
+        """When to look again: at the end of this turn of the loop, or when a batch has waited for more items."""
         self._usual = 0.0
         """Seconds of a call: of a batch, or of one item. A moving average; 0 before the first."""
-        self._company = 1
-        """Items of the last batch."""
-        self._lingering = 0.0
+        self._expected = 1
+        """Items of the last batch: the next one waits for as many."""
+        self._waits_until = 0.0
         """Until when a batch waits for more items, in seconds of `time.perf_counter`; 0 if none does."""
         self._idle: asyncio.Event | None = None
 
-    def accept(self, prediction: PendingPrediction) -> None:
+    def add(self, prediction: PendingPrediction) -> None:
         """Queues a prediction.
 
         It is dispatched at the end of this turn of the loop.
         """
         self.waiting.append(prediction)
-        if not self._scheduled and not self._lingering:
-            self._scheduled = True
-            self._loop.call_soon(self._end_turn)
-
-    def is_full(self, most: int) -> bool:
-        """Whether `most` predictions wait, after what can be dispatched now was."""
-        if self._scheduled:
-            # A burst in one turn of the loop only waits for the end of the turn.
-            self.dispatch()
-        return len(self.waiting) >= most
+        if self._next_dispatch is None:
+            self._next_dispatch = self._loop.call_soon(self.dispatch)
+        elif self._waits_until and len(self.waiting) == self._expected:
+            self._next_dispatch.cancel()
+            self._next_dispatch = self._loop.call_soon(self.dispatch)
 
     def dispatch(self) -> None:
-        """Sends what waits to the replicas that can take it."""
-        self._scheduled = False
+        """Sends what waits to the replicas that can take it.
+
+        What is left waits for a replica that becomes free, or a batch for more items.
+        """
+        if self._next_dispatch is not None:
+            self._next_dispatch.cancel()
+            self._next_dispatch = None
         used: list[Worker] = []
         while self.waiting:
             if self._batches:
                 window = 1
             elif self._usual < _QUICK:
-                window = max(_AHEAD, self._at_once)
+                window = max(_AHEAD, self._parallel)
             else:
                 # One in advance: the replica begins with it while the answer to the last is on its way.
-                window = self._at_once + 1
+                window = self._parallel + 1
             chosen = None
             for replica in self.replicas:
                 if replica.ready and replica.busy < window and (chosen is None or replica.busy < chosen.busy):
                     chosen = replica
             if chosen is None:
-                # The next replica that becomes free dispatches; a batch does not wait for more items until then.
-                self._lingering = 0.0
                 break
-            if self._batches and len(self.waiting) < min(self._company, self._largest) and self._wait_for_company():
+            if self._batches and len(self.waiting) < self._expected and self._wait_for_more():
                 break
             self._send(chosen, window - chosen.busy, used)
+        if self._next_dispatch is None:
+            self._waits_until = 0.0
         for worker in used:
             worker.flush()
 
@@ -214,7 +215,7 @@ class Dispatcher:
         What nobody waits for is dropped.
         """
         for late in list(takewhile(lambda waiting: now - waiting.since > self._longest_wait, self.waiting)):
-            late.settle(TimeLimitExceeded(f"the request waited {self._longest_wait:g} s for a free worker"))
+            late.finish(TimeLimitExceeded(f"the request waited {self._longest_wait:g} s for a free worker"))
         if any(waiting.over for waiting in self.waiting):
             self.waiting = deque(waiting for waiting in self.waiting if not waiting.over)
         self._notice_idle()
@@ -222,7 +223,7 @@ class Dispatcher:
     def fail_waiting(self, error: MlpkitError) -> None:
         """Fails everything that waits."""
         while self.waiting:
-            self.waiting.popleft().settle(error)
+            self.waiting.popleft().finish(error)
         self._notice_idle()
 
     async def idle(self, limit: float) -> bool:
@@ -240,43 +241,30 @@ class Dispatcher:
             return False
         return True
 
-    def _end_turn(self) -> None:
-        if self._scheduled:
-            self.dispatch()
-
-    def _wait_for_company(self) -> bool:
-        """Whether to wait a moment for more items.
-
-        Only after a batch of several, and never longer than the linger.
-        """
+    def _wait_for_more(self) -> bool:
+        """Waits for more items; False if that was long enough."""
         now = time.perf_counter()
-        if self._lingering == 0.0:
-            self._lingering = now + self._linger
-        elif now >= self._lingering:
-            self._lingering = 0.0
+        if not self._waits_until:
+            self._waits_until = now + self._longest_wait_for_more
+        left = self._waits_until - now
+        if left <= 0:
             return False
-        left = self._lingering - now
         if left > _SPIN:
-            self._loop.call_later(left, self._end_linger)
+            self._next_dispatch = self._loop.call_later(left, self.dispatch)
         else:
-            self._loop.call_soon(self._end_linger)
+            self._next_dispatch = self._loop.call_soon(self.dispatch)
         return True
-
-    def _end_linger(self) -> None:
-        if not self.waiting:
-            self._lingering = 0.0
-        self.dispatch()
 
     def _send(self, replica: Replica, room: int, used: list[Worker]) -> None:
         """Sends a replica what it gets next, at most `room` items.
 
         Its worker is added to `used`, to be flushed.
         """
-        self._lingering = 0.0
+        self._waits_until = 0.0
         if self._batches:
             most = self._largest
             largest = _LARGEST_BATCH
-        elif self._at_once == 1 and self._usual > 0.0:
+        elif self._parallel == 1 and self._usual > 0.0:
             most = max(1, min(room, _MOST_IN_GROUP, int(_GROUP_SECONDS / self._usual)))
             largest = _LARGEST_GROUP
         else:
@@ -300,11 +288,11 @@ class Dispatcher:
         if worker not in used:
             used.append(worker)
         replica.busy += 1 if self._batches else len(sent)
-        self._company = len(sent)
+        self._expected = len(sent)
         request = Predict(next(request_ids), self._model_id, [prediction.item for prediction in sent])
-        worker.begin(request, self._limit, partial(self._take_reply, replica, sent), self._at_once)
+        worker.put(request, self._limit, partial(self._on_reply, replica, sent), self._parallel)
 
-    def _take_reply(self, replica: Replica, sent: list[PendingPrediction], reply: Reply | MlpkitError) -> None:
+    def _on_reply(self, replica: Replica, sent: list[PendingPrediction], reply: Reply | MlpkitError) -> None:
         if isinstance(reply, Reply) and not reply.final:
             for prediction, part in zip(sent, reply.results, strict=True):
                 if isinstance(part, bytes):
@@ -322,42 +310,21 @@ class Dispatcher:
             for prediction, result in zip(sent, reply.results, strict=True):
                 if isinstance(result, Failure):
                     counts.failures += 1
-                    prediction.settle(_predict_error(result))
+                    prediction.finish(_predict_error(result))
                 else:
-                    prediction.settle(result)
+                    prediction.finish(result)
         else:
             counts.failures += len(sent)
             for prediction in sent:
-                prediction.settle(reply)
+                prediction.finish(reply)
         if self.waiting:
-            if not self._lingering:
-                self.dispatch()
+            self.dispatch()
         elif self._idle is not None:
             self._notice_idle()
 
     def _notice_idle(self) -> None:
         if self._idle is not None and not self.waiting and not any(replica.busy for replica in self.replicas):
             self._idle.set()
-
-
-def future_of(begin: Callable[[Settle], PendingPrediction]) -> asyncio.Future[bytes]:
-    """A future of the prediction that `begin` begins.
-
-    If it is cancelled or gets an exception from outside, the prediction is given up.
-    """
-    future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-    def settle(outcome: Outcome) -> None:
-        if future.done():
-            return
-        if isinstance(outcome, MlpkitError):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-
-    prediction = begin(settle)
-    future.add_done_callback(lambda _: prediction.give_up())
-    return future
 
 
 def _predict_error(failure: Failure) -> MlpkitError:

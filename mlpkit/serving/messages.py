@@ -14,8 +14,8 @@ import msgspec
 from mlpkit import errors
 from mlpkit.log import LogLine
 
-AT_ONCE = 8
-"""How many loads or hooks run in a worker at the same time: more would wait there while their time limits run."""
+PARALLEL_LOADS = 8
+"""How many loads or hooks run in a worker in parallel: more would wait there while their time limits run."""
 
 
 class StartWorker(msgspec.Struct, array_like=True, tag=0):
@@ -97,7 +97,9 @@ class Stop(msgspec.Struct, array_like=True, tag=5):
     """Close the models, run `on_stop`, and end."""
 
 
-Request = StartWorker | Load | Unload | Predict | RunHook | Stop
+Work = Load | Unload | Predict | RunHook
+"""What the server asks of a worker. A `Reply` answers it."""
+ServerMessage = StartWorker | Work | Stop
 
 
 class Failure(msgspec.Struct, array_like=True):
@@ -183,7 +185,7 @@ def parts_of(request: Predict) -> tuple[bytes | memoryview, ...]:
     return (head[:-2] + _BIN32 + len(item.features).to_bytes(4, "big"), item.features)
 
 
-decode_request: Callable[[bytes | memoryview], Request] = msgspec.msgpack.Decoder(Request).decode
+decode_server_message: Callable[[bytes | memoryview], ServerMessage] = msgspec.msgpack.Decoder(ServerMessage).decode
 """A message of the server."""
 decode_worker_message: Callable[[bytes | memoryview], WorkerMessage] = msgspec.msgpack.Decoder(WorkerMessage).decode
 """A message of a worker."""

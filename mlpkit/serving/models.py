@@ -30,7 +30,7 @@ from mlpkit.errors import (
 )
 from mlpkit.injection import NULL
 from mlpkit.log import LogOutput, logger, request_id, with_request_id
-from mlpkit.serving.dispatch import Counts, Dispatcher, OnPart, PendingPrediction, Replica, Settle, future_of
+from mlpkit.serving.dispatch import Counts, Dispatcher, OnOutcome, OnPart, PendingPrediction, Replica
 from mlpkit.serving.memory import MemoryBudget
 from mlpkit.serving.messages import Item, Json, Load, RunHook, Unload
 from mlpkit.serving.model import LoadedModelRecord, ModelInfo, ModelState
@@ -174,24 +174,16 @@ class Models:
             # Not loaded, or its load has failed, or it was given up meanwhile: a restart would try it again.
             await self._ledger.remove(model_id)
 
-    def predict(self, model_id: str, features: Json, params: bytes, uuid: str | None) -> asyncio.Future[bytes]:
-        """A future of the answer's `predictions` as JSON.
-
-        Raises:
-            MlpkitError: what `begin` refuses, at once; PredictFailed, WorkerLost and so on through the future.
-        """
-        return future_of(lambda settle: self.begin(model_id, features, params, uuid, settle))
-
-    def begin(
+    def predict(
         self,
         model_id: str,
         features: Json,
         params: bytes,
         uuid: str | None,
-        settle: Settle,
+        on_outcome: OnOutcome,
         on_part: OnPart | None = None,
     ) -> PendingPrediction:
-        """Accepts a prediction, and tells `settle` its outcome.
+        """Accepts a prediction, and tells `on_outcome` its outcome.
 
         `on_part` is told the parts of a streamed answer before.
 
@@ -204,12 +196,15 @@ class Models:
             raise ServiceStopping(_STOPPING) if self._closing else ModelNotLoaded(model_id)
         dispatcher = model.dispatcher
         most = self._settings.max_waiting
-        if len(dispatcher.waiting) >= most and dispatcher.is_full(most):
+        if len(dispatcher.waiting) >= most:
+            # A burst in one turn of the loop: what a worker can take does not wait.
+            dispatcher.dispatch()
             waiting = len(dispatcher.waiting)
-            raise Overloaded(f"{waiting} predictions wait for model [{model_id}] already: try again later")
+            if waiting >= most:
+                raise Overloaded(f"{waiting} predictions wait for model [{model_id}] already: try again later")
         item = Item(params=params, uuid=uuid, log_uuid=request_id.get(), features=features)
-        prediction = PendingPrediction(item, settle, on_part, time.monotonic())
-        dispatcher.accept(prediction)
+        prediction = PendingPrediction(item, on_outcome, on_part, time.monotonic())
+        dispatcher.add(prediction)
         return prediction
 
     async def call(self, algorithm: str, hook: str, fields: Mapping[str, object]) -> Any:

@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 
 from mlpkit.errors import MlpkitError, ServiceStopping, TimeLimitExceeded, WorkerNotReady
 from mlpkit.log import logger
-from mlpkit.serving.messages import AT_ONCE
+from mlpkit.serving.messages import PARALLEL_LOADS
 from mlpkit.serving.worker import Worker
 
 _FIRST_PAUSE = 0.05
@@ -40,7 +40,7 @@ class WorkerSlot:
         self.problem = "is starting"
         self.deaths = 0
         self.models = 0
-        self.loads = anyio.CapacityLimiter(AT_ONCE)
+        self.loads = anyio.CapacityLimiter(PARALLEL_LOADS)
         self._failed_starts = 0
         self._known = asyncio.Event()
         """Set while nobody need wait: a worker is ready, or none can be expected soon."""

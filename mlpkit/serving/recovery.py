@@ -23,7 +23,7 @@ from mlpkit.errors import ArgumentError, MlpkitError, WorkerLost, WorkerNotReady
 from mlpkit.log import logger, with_request_id
 from mlpkit.serving.dispatch import Replica
 from mlpkit.serving.files import replace_file
-from mlpkit.serving.messages import AT_ONCE
+from mlpkit.serving.messages import PARALLEL_LOADS
 from mlpkit.serving.model import LoadedModelRecord, ModelState
 from mlpkit.serving.pool import WorkerSlot
 
@@ -31,7 +31,7 @@ _MOST_DEATHS = 3
 """A model is given up after its worker died this many times while loading it."""
 _FIRST_RETRY = 1.0
 _LONGEST_RETRY = 60.0
-_SUSPECTS_AT_ONCE = 2
+_PARALLEL_SUSPECTS = 2
 """How many suspects are loaded at the same time: each needs a process."""
 _MOST_SUSPECTS = 1000
 _WRITE_AGAIN = 5.0
@@ -134,7 +134,7 @@ class Suspects:
 
     def __init__(self) -> None:
         self._deaths: dict[str, int] = {}
-        self._limiter = anyio.CapacityLimiter(_SUSPECTS_AT_ONCE)
+        self._limiter = anyio.CapacityLimiter(_PARALLEL_SUSPECTS)
 
     def note_death(self, model_id: str) -> None:
         """Notes that a worker died while it was loading the model."""
@@ -214,8 +214,8 @@ class Recovery:
                 await slot.wait_ready(limit)
         self.problem = f"{len(self._wanted)} models are being loaded" if self._wanted else ""
         # As many as the workers take: loads that wait for a worker would count as memory that is about to be taken.
-        in_workers = anyio.CapacityLimiter(AT_ONCE * max(1, len(slots)))
-        in_own = anyio.CapacityLimiter(AT_ONCE)
+        in_workers = anyio.CapacityLimiter(PARALLEL_LOADS * max(1, len(slots)))
+        in_own = anyio.CapacityLimiter(PARALLEL_LOADS)
 
         async def first_try(record: LoadedModelRecord) -> None:
             async with in_own if record.algorithm in isolated else in_workers:
@@ -240,7 +240,7 @@ class Recovery:
             for replica in model.replicas
             if replica.slot is slot and model.state == "loaded"
         ]
-        limiter = anyio.CapacityLimiter(AT_ONCE)
+        limiter = anyio.CapacityLimiter(PARALLEL_LOADS)
 
         async def in_turn(model: ModelState, replica: Replica) -> None:
             async with limiter:

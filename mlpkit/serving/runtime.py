@@ -38,7 +38,7 @@ from mlpkit.script import import_app
 from mlpkit.serving.execution import CallingThread, EventLoopThread, Thread, ThreadState, WorkerThreads
 from mlpkit.serving.memory import Growth
 from mlpkit.serving.messages import (
-    AT_ONCE,
+    PARALLEL_LOADS,
     Broken,
     Failure,
     Load,
@@ -51,7 +51,7 @@ from mlpkit.serving.messages import (
     StartWorker,
     Stop,
     Unload,
-    decode_request,
+    decode_server_message,
     encode,
 )
 from mlpkit.serving.runner import PredictRunner, Surroundings, error_text
@@ -202,7 +202,7 @@ class WorkerRuntime:
 
     def _begin_hook(self, request: RunHook) -> None:
         if self._hooks is None:
-            self._hooks = WorkerThreads("mlpkit-hook", self._start_state(), AT_ONCE)
+            self._hooks = WorkerThreads("mlpkit-hook", self._start_state(), PARALLEL_LOADS)
         self._hooks.put((self._answer, (request, self._run_hook)))
 
     def _answer(self, job: tuple[Any, Callable[[Any], bytes]]) -> None:
@@ -442,7 +442,7 @@ def main() -> None:
     if message is None:
         # The server is gone already.
         return
-    start = decode_request(message)
+    start = decode_server_message(message)
     assert isinstance(start, StartWorker)
     settings = decode_settings(start.settings)
     capture_output(lambda line: channel.send(encode(Logged(line))), process=start.name, level=settings.log_level)
@@ -497,7 +497,7 @@ def _work(channel: BlockingChannel, runtime: WorkerRuntime) -> None:
         model = runtime.reader()
         if model is None:
             message = channel.receive()
-            request = None if message is None else decode_request(message)
+            request = None if message is None else decode_server_message(message)
         else:
             model.threads[0].put((_read_for, (channel, model, returned)))
             # It must not keep the model alive after its unload.
@@ -521,7 +521,7 @@ def _read_for(job: tuple[BlockingChannel, LoadedModel, SimpleQueue[Any]]) -> Non
     runner = model.runner
     while runner.seconds < _QUICK:
         message = channel.receive()
-        request = None if message is None else decode_request(message)
+        request = None if message is None else decode_server_message(message)
         if type(request) is not Predict or request.model_id != runner.model_id:
             returned.put(request)
             return

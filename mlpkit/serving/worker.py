@@ -23,7 +23,6 @@ from mlpkit.script import absolute_search_path
 from mlpkit.serving.messages import (
     Broken,
     Failure,
-    Load,
     Logged,
     Predict,
     Ready,
@@ -31,7 +30,7 @@ from mlpkit.serving.messages import (
     RunHook,
     StartWorker,
     Stop,
-    Unload,
+    Work,
     decode_worker_message,
     encode,
     parts_of,
@@ -41,7 +40,6 @@ from mlpkit.settings import Settings, encode_settings
 if TYPE_CHECKING:
     from mlpkit.serving.execution import ThreadState
 
-Work = Load | Unload | Predict | RunHook
 OnReply = Callable[["Reply | MlpkitError"], None]
 """Told each reply to a request: parts (`final=False`), and at last the final one or an error."""
 
@@ -68,16 +66,16 @@ class Worker(Protocol):
     async def stop(self, grace: float) -> None:
         """Ends it, within `grace` seconds if it can."""
 
-    def begin(self, work: Work, limit: float, on_reply: OnReply, at_once: int = 1) -> None:
-        """Begins a request, which `flush` sends.
+    def put(self, work: Work, limit: float, on_reply: OnReply, parallel: int = 1) -> None:
+        """Takes a request, which `flush` sends.
 
         `on_reply` is told the reply, or why there is none.
 
-        `limit` is in seconds, and does not count while the worker is busy with `at_once` predictions of the same model.
+        `limit` is in seconds. It does not count while the worker is busy with `parallel` predictions of the same model.
         """
 
     def flush(self) -> None:
-        """Sends what was begun."""
+        """Sends what was put."""
 
     def watch(self, now: float) -> None:
         """Ends what has taken longer than its limit."""
@@ -92,7 +90,7 @@ class InFlight(msgspec.Struct, eq=False):
     work: Work
     limit: float
     on_reply: OnReply
-    at_once: int
+    parallel: int
     began: float | None = None
 
     def is_late(self, now: float) -> bool:
@@ -179,11 +177,11 @@ class ProcessWorker:
         """The process id, once it is started."""
         return self._child.pid if self._child else None
 
-    def begin(self, work: Work, limit: float, on_reply: OnReply, at_once: int = 1) -> None:
+    def put(self, work: Work, limit: float, on_reply: OnReply, parallel: int = 1) -> None:
         if self._channel is None or not self.ready:
             on_reply(WorkerNotReady(f"{self.name} is not running"))
             return
-        self._held[work.id] = InFlight(work, limit, on_reply, at_once)
+        self._held[work.id] = InFlight(work, limit, on_reply, parallel)
         try:
             if type(work) is Predict and len(work.items[0].features) >= LONG:
                 self._channel.put(*parts_of(work))
@@ -303,11 +301,11 @@ class LocalWorker:
         if not self._ended.done():
             self._ended.set_result("was stopped")
 
-    def begin(self, work: Work, limit: float, on_reply: OnReply, at_once: int = 1) -> None:
+    def put(self, work: Work, limit: float, on_reply: OnReply, parallel: int = 1) -> None:
         if not self.ready:
             on_reply(WorkerNotReady("the server's own worker is not running"))
             return
-        self._held[work.id] = InFlight(work, limit, on_reply, at_once)
+        self._held[work.id] = InFlight(work, limit, on_reply, parallel)
         self._runtime.take(work)
 
     def flush(self) -> None:
@@ -358,14 +356,14 @@ class LocalWorker:
 def running(held: Iterable[InFlight]) -> list[InFlight]:
     """The requests that the worker can have begun.
 
-    Of one model it runs `at_once` predictions, first come, first served.
+    Of one model it runs `parallel` predictions, first come, first served.
     """
     found: list[InFlight] = []
     counts: dict[str, int] = {}
     for request in held:
         if isinstance(request.work, Predict):
             number = counts[request.work.model_id] = counts.get(request.work.model_id, 0) + 1
-            if number > request.at_once:
+            if number > request.parallel:
                 continue
         found.append(request)
     return found
@@ -393,6 +391,6 @@ async def ask(worker: Worker, work: Work, limit: float) -> bytes:
         else:
             future.set_result(reply.results[0])
 
-    worker.begin(work, limit, on_reply)
+    worker.put(work, limit, on_reply)
     worker.flush()
     return await future

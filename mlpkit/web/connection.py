@@ -1,7 +1,7 @@
 """uvicorn's connection, with a shortcut for predictions.
 
 uvicorn makes a task, an event, a queue and several coroutines for every request. A prediction needs none of them: it is
-held here until it is whole, handed to `PredictEndpoint.begin`, and its response is written when it comes. Everything
+held here until it is whole, handed to `PredictEndpoint.answer`, and its response is written when it comes. Everything
 else takes uvicorn's way to the same application: other routes, a body that is too long or late, a request that must
 be refused before its body is there. `MLPKIT_PREDICT_SHORTCUT=off` sends predictions that way too.
 """
@@ -185,7 +185,7 @@ class Connection(HttpToolsProtocol):
             self._deadline = None
         body = bytes(held.body)
         held.body = b""
-        held.prediction = self._predict.begin(held.context, body, partial(self._respond, held))
+        held.prediction = self._predict.answer(held.context, body, partial(self._respond, held))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._let_go()

@@ -54,20 +54,20 @@ _decode_envelope = msgspec.json.Decoder(Envelope).decode
 
 
 class PredictEndpoint:
-    """Answers predictions: the connection's (`begin`) and those of any ASGI server (`predict`)."""
+    """Answers predictions: the connection's (`answer`) and those of any ASGI server (`predict`)."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._models = dependencies.models
         self._settings = dependencies.settings
         self.limit = dependencies.settings.max_body
 
-    def begin(self, context: RequestContext, body: bytes, respond: Respond) -> PendingPrediction | None:
-        """Begins a prediction for a request that was admitted; never raises.
+    def answer(self, context: RequestContext, body: bytes, respond: Respond) -> PendingPrediction | None:
+        """Answers a request that was admitted; never raises.
 
         `respond` always gets a response, even if the prediction fails. None if it has it already.
         """
 
-        def settle(outcome: Outcome) -> None:
+        def on_outcome(outcome: Outcome) -> None:
             if isinstance(outcome, bytes):
                 respond(HttpResponse(b"".join((_HEAD, outcome, _TAIL))))
             else:
@@ -78,13 +78,13 @@ class PredictEndpoint:
             features = memoryview(envelope.features)
             bound = request_id.set(context.request_id)
             try:
-                return self._models.begin(
+                return self._models.predict(
                     envelope.model_id,
                     # A view of long features saves a copy; a view of short ones would keep the whole body in memory.
                     features if len(features) > LONG else bytes(features),
                     bytes(envelope.params),
                     context.caller_uuid,
-                    settle,
+                    on_outcome,
                 )
             finally:
                 request_id.reset(bound)
@@ -100,7 +100,7 @@ class PredictEndpoint:
             if not answered.done():
                 answered.set_result(response)
 
-        pending = self.begin(request.context, request.body, respond)
+        pending = self.answer(request.context, request.body, respond)
         try:
             return await _unless_gone(answered, request.receive)
         finally:

@@ -24,6 +24,7 @@ from tests.servers import LONG, Unavailable
 from tests.servers.database import DatabaseServer
 from tests.servers.mariadb import mariadb
 from tests.servers.postgres import postgres
+from tests.serving.conftest import prediction_of
 
 SERVERS: dict[str, Callable[[], AbstractContextManager[DatabaseServer]]] = {"mariadb": mariadb, "postgres": postgres}
 
@@ -213,4 +214,4 @@ async def until_ready(replica: Service) -> None:
 
 async def predicted(replica: Service, model_id: str) -> str:
     """What the model answers."""
-    return (await replica.models.predict(model_id, b"{}", b"null", None)).decode()
+    return (await prediction_of(replica.models, model_id, b"{}")).decode()

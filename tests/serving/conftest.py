@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -10,12 +11,30 @@ from typing import Any
 
 import pytest
 
+from mlpkit.errors import MlpkitError
 from mlpkit.log import LogOutput, configure
 from mlpkit.script import import_app
 from mlpkit.serving import Models
 from mlpkit.settings import Settings
 
 OpenModels = Callable[..., AbstractAsyncContextManager[Models]]
+
+
+def prediction_of(
+    models: Models, model_id: str, features: bytes, params: bytes = b"null", uuid: str | None = None
+) -> asyncio.Future[bytes]:
+    """A future of the answer's `predictions` as JSON. If it is cancelled, the prediction is given up."""
+    future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def on_outcome(outcome: bytes | MlpkitError) -> None:
+        if isinstance(outcome, MlpkitError):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+    prediction = models.predict(model_id, features, params, uuid, on_outcome)
+    future.add_done_callback(lambda _: prediction.give_up())
+    return future
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from mlpkit import App
 from mlpkit.errors import ModelNotLoaded
 from mlpkit.serving.dispatch import Dispatcher
-from tests.serving.conftest import OpenModels
+from tests.serving.conftest import OpenModels, prediction_of
 
 pytestmark = pytest.mark.anyio
 
@@ -45,8 +45,8 @@ async def test_model_that_nobody_asks_is_idle_at_once() -> None:
 async def test_unload_ends_when_all_callers_have_gone(open_models: OpenModels) -> None:
     async with open_models(SLOW) as models:
         await models.load("slow", "m")
-        await models.predict("m", b'{"seconds": 0.05}', b"null", None)
-        asked = [models.predict("m", b'{"seconds": 0.5}', b"null", None) for _ in range(5)]
+        await prediction_of(models, "m", b'{"seconds": 0.05}')
+        asked = [prediction_of(models, "m", b'{"seconds": 0.5}') for _ in range(5)]
         unloading = asyncio.ensure_future(models.unload("m"))
         await asyncio.sleep(0)
         for each in asked:
@@ -60,11 +60,11 @@ async def test_unload_ends_when_all_callers_have_gone(open_models: OpenModels) -
 async def test_unload_of_a_model_whose_worker_has_just_died_fails_what_waits_for_it(open_models: OpenModels) -> None:
     async with open_models(SLOW) as models:
         await models.load("slow", "m")
-        pid = int(await models.predict("m", b'{"seconds": 0}', b"null", None))
+        pid = int(await prediction_of(models, "m", b'{"seconds": 0}'))
         os.kill(pid, signal.SIGKILL)
         while not models.problems():  # noqa: ASYNC110 - no event tells it
             await asyncio.sleep(0.001)
-        waits = models.predict("m", b'{"seconds": 0}', b"null", None)
+        waits = prediction_of(models, "m", b'{"seconds": 0}')
         await asyncio.wait_for(models.unload("m"), 10)
         with pytest.raises(ModelNotLoaded):
             await waits

@@ -26,7 +26,7 @@ from mlpkit.errors import (
 from mlpkit.log import with_request_id
 from mlpkit.serving import Models
 from tests.servers import LONG
-from tests.serving.conftest import OpenModels
+from tests.serving.conftest import OpenModels, prediction_of
 
 pytestmark = pytest.mark.anyio
 
@@ -47,7 +47,7 @@ def predict(model, features):
 
 
 async def ask(models: Models, model_id: str = "m", features: object = None, params: object = None) -> object:
-    answer = await models.predict(model_id, msgspec.json.encode(features), msgspec.json.encode(params), None)
+    answer = await prediction_of(models, model_id, msgspec.json.encode(features), msgspec.json.encode(params))
     return msgspec.json.decode(answer)
 
 
@@ -312,6 +312,19 @@ async def test_lone_request_does_not_wait_for_company(open_models: OpenModels) -
         assert time.monotonic() - started < 1.0
 
 
+async def test_batch_as_large_as_the_last_one_does_not_wait_any_longer(open_models: OpenModels) -> None:
+    script = BATCHES.replace("max_wait_ms=20", f"max_wait_ms={LONG * 10_000}")
+    async with open_models(script) as models:
+        await models.load("batches", "m")
+        await asyncio.gather(*(ask(models, features=number) for number in range(3)))
+        waiting = []
+        for number in range(3):
+            waiting.append(asyncio.ensure_future(ask(models, features=number)))
+            await asyncio.sleep(0.01)
+        answers = await asyncio.wait_for(asyncio.gather(*waiting), LONG)
+        assert [answer["batch"] for answer in answers if isinstance(answer, dict)] == [3, 3, 3]
+
+
 async def test_stuck_predict_is_ended_by_its_time_out_and_its_worker_replaced(open_models: OpenModels) -> None:
     script = """
 import signal, time
@@ -357,9 +370,9 @@ def predict(model):
     async with open_models(script, max_waiting=5) as models:
         await models.load("slow", "m")
         await ask(models)
-        taken = [models.predict("m", b"null", b"null", None) for _ in range(8)]
+        taken = [prediction_of(models, "m", b"null") for _ in range(8)]
         with pytest.raises(Overloaded, match="5 predictions wait"):
-            models.predict("m", b"null", b"null", None)
+            prediction_of(models, "m", b"null")
         assert await asyncio.gather(*taken) == [b"1"] * 8
 
 

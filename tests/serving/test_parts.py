@@ -12,10 +12,11 @@ from mlpkit import App
 from mlpkit.errors import MlpkitError, TimeLimitExceeded
 from mlpkit.log import configure
 from mlpkit.serving import Models
-from mlpkit.serving.messages import Predict, Reply
+from mlpkit.serving.messages import Predict, Reply, Work
 from mlpkit.serving.pool import WorkerSlot
-from mlpkit.serving.worker import OnReply, Work
+from mlpkit.serving.worker import OnReply
 from mlpkit.settings import Settings
+from tests.serving.conftest import prediction_of
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +30,7 @@ class LetterWorker:
         self.index = slot.index
         self.ready = False
         self._stopped = asyncio.Event()
-        self._begun: list[tuple[Work, OnReply]] = []
+        self._put: list[tuple[Work, OnReply]] = []
 
     async def start(self) -> None:
         self.ready = True
@@ -42,12 +43,12 @@ class LetterWorker:
         self.ready = False
         self._stopped.set()
 
-    def begin(self, work: Work, limit: float, on_reply: OnReply, at_once: int = 1) -> None:
-        self._begun.append((work, on_reply))
+    def put(self, work: Work, limit: float, on_reply: OnReply, parallel: int = 1) -> None:
+        self._put.append((work, on_reply))
 
     def flush(self) -> None:
-        begun, self._begun = self._begun, []
-        for work, on_reply in begun:
+        put, self._put = self._put, []
+        for work, on_reply in put:
             if isinstance(work, Predict):
                 self._answer(work, on_reply, 0)
             else:
@@ -92,11 +93,11 @@ async def test_parts_of_an_answer_come_in_order_and_before_the_outcome(models: M
         told: list[bytes | MlpkitError] = []
         over = asyncio.Event()
 
-        def settle(outcome: bytes | MlpkitError) -> None:
+        def on_outcome(outcome: bytes | MlpkitError) -> None:
             told.append(outcome)
             over.set()
 
-        models.begin("m", b"abc", b"null", None, settle, told.append)
+        models.predict("m", b"abc", b"null", None, on_outcome, told.append)
         await asyncio.wait_for(over.wait(), 10)
         assert told == [b"a", b"b", b"c", b"abc"]
         (view,) = models.listed()
@@ -109,9 +110,9 @@ async def test_caller_without_a_use_for_parts_gets_the_outcome_alone(models: Mod
     await models.open()
     try:
         await models.load("letters", "m")
-        assert await asyncio.wait_for(models.predict("m", b"abc", b"null", None), 10) == b"abc"
+        assert await asyncio.wait_for(prediction_of(models, "m", b"abc"), 10) == b"abc"
         with pytest.raises(TimeLimitExceeded, match="as it was told"):
-            await asyncio.wait_for(models.predict("m", b"fail", b"null", None), 10)
+            await asyncio.wait_for(prediction_of(models, "m", b"fail"), 10)
     finally:
         await models.close()
 
@@ -128,7 +129,7 @@ async def test_caller_who_has_gone_gets_no_more_parts(models: Models) -> None:
             parts.append(part)
             first.set()
 
-        prediction = models.begin("m", b"abc" * 100, b"null", None, outcomes.append, on_part)
+        prediction = models.predict("m", b"abc" * 100, b"null", None, outcomes.append, on_part)
         await asyncio.wait_for(first.wait(), 10)
         assert prediction.give_up()
         got = len(parts)
