@@ -36,7 +36,7 @@ from mlpkit.serving import Models
 from mlpkit.settings import Settings, environment_remarks, load_settings
 from mlpkit.storage import Storage, open_storage
 from mlpkit.training import TrainingQueue
-from mlpkit.web import Application, Dependencies, ServiceState, connections
+from mlpkit.web import HISTORY_STEP, Application, Dependencies, ServiceState, connections
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -158,6 +158,7 @@ class Service:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._flush_log)
             tasks.start_soon(self._check_store)
+            tasks.start_soon(self._keep_history)
             if self.cluster is not None:
                 tasks.start_soon(self.cluster.run)
             yield
@@ -167,6 +168,11 @@ class Service:
         while True:
             await asyncio.sleep(_FLUSH_SECONDS)
             self.log.flush()
+
+    async def _keep_history(self) -> None:
+        while True:
+            await asyncio.sleep(HISTORY_STEP)
+            self.web.history.sample()
 
     async def _check_store(self) -> None:
         limiter = anyio.CapacityLimiter(1)

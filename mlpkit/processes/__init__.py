@@ -7,6 +7,7 @@ from mlpkit.processes.child import (
     channel_of_child,
     leave_signals_to_the_server,
     memory_of,
+    memory_of_each,
     prepare,
     start_child,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "flush_streams",
     "leave_signals_to_the_server",
     "memory_of",
+    "memory_of_each",
     "name_requests_in_loguru",
     "prepare",
     "start_child",

@@ -151,6 +151,10 @@ class MemoryBudget:
             self._ended.set()
             self._ended = asyncio.Event()
 
+    def known(self, model_id: str) -> int | None:
+        """Bytes that the last load of a model took, if known."""
+        return self._needs.get(model_id)
+
     async def remember(self, model_id: str, growth: int) -> None:
         """Notes how many bytes the load of a model took."""
         needed = growth // _STEP * _STEP

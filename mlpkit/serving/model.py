@@ -33,7 +33,8 @@ class LoadedModelRecord(msgspec.Struct, frozen=True):
 class ModelInfo(msgspec.Struct):
     """A model at one moment.
 
-    `since` is in seconds since the epoch, `seconds` is the time in the user's code.
+    `since` is in seconds since the epoch, `seconds` is the time in the user's code. `memory` is by how many bytes the
+    worker grew when the model was last loaded; None if that is not known, or little.
     """
 
     model_id: str
@@ -48,6 +49,34 @@ class ModelInfo(msgspec.Struct):
     failures: int
     seconds: float
     problem: str = ""
+    batches: int = 0
+    memory: int | None = None
+
+
+class MissingModel(msgspec.Struct):
+    """A model that should be loaded and is not, and why."""
+
+    model_id: str
+    algorithm: str
+    model_path: str | None
+    reason: str
+
+
+class WorkerInfo(msgspec.Struct):
+    """A worker at one moment.
+
+    `pid` and `since` (seconds since the epoch) are None while none is ready; then `problem` says why. `restarts` counts
+    the workers that ended here.
+    """
+
+    index: int
+    pid: int | None
+    ready: bool
+    isolated: bool
+    models: list[str]
+    since: float | None
+    restarts: int
+    problem: str
 
 
 @dataclass(eq=False)
@@ -107,6 +136,7 @@ class ModelState:
             counts.failures,
             counts.seconds,
             self.problem,
+            counts.batches,
         )
 
 

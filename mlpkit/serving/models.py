@@ -33,7 +33,7 @@ from mlpkit.log import LogOutput, logger, request_id, with_request_id
 from mlpkit.serving.dispatch import Counts, Dispatcher, OnOutcome, OnPart, PendingPrediction, Replica
 from mlpkit.serving.memory import MemoryBudget
 from mlpkit.serving.messages import Item, Json, Load, RunHook, Unload
-from mlpkit.serving.model import LoadedModelRecord, ModelInfo, ModelState
+from mlpkit.serving.model import LoadedModelRecord, MissingModel, ModelInfo, ModelState, WorkerInfo
 from mlpkit.serving.pool import Pool, WorkerSlot
 from mlpkit.serving.recovery import Ledger, Recovery, has_ended_worker
 from mlpkit.serving.worker import LocalWorker, ProcessWorker, Worker, ask, request_ids
@@ -237,7 +237,37 @@ class Models:
 
     def listed(self) -> list[ModelInfo]:
         """Every model that is loaded, being loaded or being unloaded."""
-        return [model.info() for model in self._models.values()]
+        return [self._info(model) for model in self._models.values()]
+
+    def missing(self) -> list[MissingModel]:
+        """The models that should be loaded and are not, with the reason."""
+        given_up = [(record, f"given up: {record.given_up}") for record in self._ledger.given_up()]
+        return [
+            MissingModel(record.model_id, record.algorithm, record.model_path, reason)
+            for record, reason in [*self._recovery.missing(), *given_up]
+            if record.model_id not in self._models
+        ]
+
+    def workers(self) -> list[WorkerInfo]:
+        """Every worker, with the models that it holds."""
+        held: dict[int, list[str]] = {index: [] for index in self._pool.slots}
+        for model in self._models.values():
+            for replica in model.replicas:
+                if replica.ready:
+                    held.setdefault(replica.slot.index, []).append(model.model_id)
+        return [
+            WorkerInfo(
+                index=slot.index,
+                pid=slot.worker.pid if slot.worker is not None else None,
+                ready=slot.ready,
+                isolated=slot.isolated,
+                models=held[slot.index],
+                since=slot.since,
+                restarts=slot.restarts,
+                problem="" if slot.ready else slot.problem,
+            )
+            for slot in self._pool.slots.values()
+        ]
 
     def counts(self, algorithm: str) -> Counts:
         """What the models of an algorithm have done.
@@ -273,6 +303,9 @@ class Models:
             opened.set()
             await self._closed.wait()
             self._tasks.cancel_scope.cancel()
+
+    def _info(self, model: ModelState) -> ModelInfo:
+        return msgspec.structs.replace(model.info(), memory=self._budget.known(model.model_id))
 
     def _start(self, function: Any, *args: object) -> None:
         assert self._tasks is not None

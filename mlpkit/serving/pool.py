@@ -29,7 +29,8 @@ _HOPELESS = 3
 class WorkerSlot:
     """A place for a worker, which stays while workers come and go.
 
-    `worker` is None while none is ready. `loads` is to be held by every load into it.
+    `worker` is None while none is ready; `since` is when it became so, in seconds since the epoch. `deaths` are those
+    in a row, `restarts` all. `loads` is to be held by every load into it.
     """
 
     def __init__(self, index: int, *, isolated: bool) -> None:
@@ -39,6 +40,8 @@ class WorkerSlot:
         self.closed = asyncio.Event()
         self.problem = "is starting"
         self.deaths = 0
+        self.restarts = 0
+        self.since: float | None = None
         self.models = 0
         self.loads = anyio.CapacityLimiter(PARALLEL_LOADS)
         self._failed_starts = 0
@@ -76,6 +79,7 @@ class WorkerSlot:
     def enter(self, worker: Worker) -> None:
         """Makes a worker that is ready the slot's own."""
         self.worker = worker
+        self.since = time.time()
         self._failed_starts = 0
         self._known.set()
 
@@ -87,7 +91,9 @@ class WorkerSlot:
         again = f", {self.deaths} times in a row" if self.deaths > 1 else ""
         self.problem = f"{how}{again}; it is started again in {pause:.2g} s"
         self._failed_starts += not self.ready
+        self.restarts += 1
         self.worker = None
+        self.since = None
         if self._failed_starts < _HOPELESS:
             self._known.clear()
         else:

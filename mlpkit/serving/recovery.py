@@ -98,6 +98,10 @@ class Ledger:
             if self._problem:
                 await self._write()
 
+    def given_up(self) -> list[LoadedModelRecord]:
+        """The models that are not loaded any more until somebody asks."""
+        return list(self._given_up.values())
+
     def warnings(self) -> list[str]:
         """What somebody should know, a sentence each."""
         given_up = [
@@ -182,6 +186,8 @@ class Recovery:
         self._load_replica = load_replica
         self._give_up = give_up
         self._wanted: dict[str, LoadedModelRecord] = {}
+        self._reasons: dict[str, str] = {}
+        """Why the last try to load a wanted model failed."""
         self._tasks: TaskGroup | None = None
         self.suspects = Suspects()
         self.problem = "the workers are starting"
@@ -194,6 +200,15 @@ class Recovery:
     def forget(self, model_id: str) -> None:
         """Does not bring the model back any more."""
         self._wanted.pop(model_id, None)
+        self._reasons.pop(model_id, None)
+
+    def missing(self) -> list[tuple[LoadedModelRecord, str]]:
+        """The models of the last run that are missing, and why."""
+        return [
+            (record, self._reasons.get(record.model_id, "waits for its turn to be loaded"))
+            for record in self._wanted.values()
+            if record.model_id not in self._models
+        ]
 
     async def restore(
         self,
@@ -269,11 +284,12 @@ class Recovery:
                 deaths = self.suspects.deaths(record.model_id)
                 if deaths < _MOST_DEATHS:
                     again = f"the next try is in {pause:g} s"
+                    self._reasons[record.model_id] = f"{error}; it is tried again"
                     logger.error("model {!r} could not be loaded at the start: {}; {}", record.model_id, error, again)
                     self._later(pause, self._restore, record, min(_LONGEST_RETRY, pause * 2))
                     return
                 await self._abandon(record, deaths, error)
-        self._wanted.pop(record.model_id, None)
+        self.forget(record.model_id)
 
     async def _reload(self, model: ModelState, replica: Replica, pause: float) -> None:
         worker = replica.slot.worker

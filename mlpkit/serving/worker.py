@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -56,6 +57,10 @@ class Worker(Protocol):
     index: int
     ready: bool
     held_at_end: int
+
+    @property
+    def pid(self) -> int | None:
+        """The process id; None before its start."""
 
     async def start(self) -> None:
         """Starts it; returns when it takes requests. Raises WorkerLost when it cannot."""
@@ -284,6 +289,11 @@ class LocalWorker:
         self._ended: asyncio.Future[str] = self._loop.create_future()
         self._main = WorkerThreads("mlpkit-main", state)
         self._runtime = WorkerRuntime(app, settings, self._send)
+
+    @property
+    def pid(self) -> int | None:
+        """The server's own process id."""
+        return os.getpid()
 
     async def start(self) -> None:
         await self._in_main(self._runtime.start)

@@ -153,6 +153,10 @@ class Copies:
         """The objects may have changed: earlier copies are not the newest."""
         self._freshness.changed(f"{bucket}/{key}" for key in keys)
 
+    def total(self) -> int | None:
+        """The bytes of all copies; None if that is not known now."""
+        return self._cache.index.total()
+
     def release(self, path: Path) -> None:
         """The copy is not used any more."""
         self._cache.release(path)

@@ -202,6 +202,14 @@ class Storage:
         if made is not None:
             made.copies.release(Path(path))
 
+    def cached(self) -> int | None:
+        """The bytes in the cache.
+
+        None if that is not known, or if this storage was not used yet.
+        """
+        made = self._made
+        return made.copies.total() if made is not None else None
+
     def check(self) -> builtins.list[str]:
         """Warnings about the store.
 

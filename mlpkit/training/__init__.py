@@ -12,6 +12,7 @@ from mlpkit import front_door
 if TYPE_CHECKING:
     from mlpkit.training.data import TrainData, takes
     from mlpkit.training.job import LONGEST_ID, STATES, Job, JobOutcome, State, TrainJob, new_model_id
+    from mlpkit.training.journal import JobFilter
     from mlpkit.training.progress import BarLines, BarState, Progress, Snapshot, read_bar
     from mlpkit.training.queue import TrainingQueue
     from mlpkit.training.run import check_job, destination, run_train
@@ -22,6 +23,7 @@ __all__ = [
     "BarLines",
     "BarState",
     "Job",
+    "JobFilter",
     "JobOutcome",
     "Progress",
     "Snapshot",
@@ -47,6 +49,7 @@ __getattr__ = front_door(
             "mlpkit.training.job",
         ),
         **dict.fromkeys(("BarLines", "BarState", "Progress", "Snapshot", "read_bar"), "mlpkit.training.progress"),
+        "JobFilter": "mlpkit.training.journal",
         "TrainingQueue": "mlpkit.training.queue",
         **dict.fromkeys(("check_job", "destination", "run_train"), "mlpkit.training.run"),
     },

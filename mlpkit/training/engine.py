@@ -42,6 +42,17 @@ class JobRun:
     on_storing: Callable[[], None]
 
 
+@dataclass(frozen=True)
+class ProcessUsage:
+    """The process of a running job.
+
+    `memory` is in bytes, with its children.
+    """
+
+    pid: int
+    memory: int
+
+
 class Place(Protocol):
     """Resources that one job has for itself."""
 
@@ -98,6 +109,19 @@ class Engine(Protocol):
         """Removes what is left of a job that will not run again.
 
         That is kept files, and a model that was stored in part.
+        """
+        ...
+
+    async def usage(self, job: Job) -> ProcessUsage | None:
+        """The process of a running job; None if it has none here."""
+        ...
+
+    async def stack(self, job: Job) -> str:
+        """Where each thread of a running job is now, as text.
+
+        Raises:
+            JobConflict: it cannot be asked; says why.
+            TimeLimitExceeded: it does not answer.
         """
         ...
 

@@ -33,14 +33,17 @@ class JobLog:
     """Takes the lines of one job.
 
     Lines past `limit` bytes are counted and dropped, in the service's log too. Use it from one thread, as a context
-    manager: at the end it says how much was dropped.
+    manager: at the end it says how much was dropped. `on_line` is called for each line, also for one that is dropped.
     """
 
-    def __init__(self, path: Path, limit: int, output: LogOutput, uuid: str) -> None:
+    def __init__(
+        self, path: Path, limit: int, output: LogOutput, uuid: str, on_line: Callable[[], None] | None = None
+    ) -> None:
         self.path = path
         self._limit = limit
         self._output = output
         self._uuid = printable_uuid(uuid)
+        self._on_line = on_line
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._file = os.fdopen(descriptor, "ab")
@@ -65,6 +68,8 @@ class JobLog:
 
     def write(self, record: LogLine, *, always: bool = False) -> None:
         """Writes a line of the job; with `always` it is never dropped."""
+        if self._on_line is not None:
+            self._on_line()
         if not self.room and not always:
             self._drop(record.message)
             return

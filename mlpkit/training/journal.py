@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,32 @@ _CLAIM_SECONDS = 2.0
 _LONGEST_WAIT = 10.0
 _decoder = msgspec.json.Decoder(Job)
 _request_decoder = msgspec.json.Decoder(tuple[str, str, str])
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """Which jobs are asked for; None asks for all.
+
+    `since` and `until` are about the job's creation, in seconds since the epoch; `find` is a part of its model id.
+    """
+
+    state: str | None = None
+    algorithm: str | None = None
+    since: float | None = None
+    until: float | None = None
+    find: str | None = None
+
+    def clause(self) -> tuple[str, tuple[object, ...]]:
+        """The condition in SQL, and its values."""
+        conditions = (
+            ("state = ?", self.state),
+            ("algorithm = ?", self.algorithm),
+            ("json_extract(record, '$.created') >= ?", self.since),
+            ("json_extract(record, '$.created') < ?", self.until),
+            ("instr(lower(model_id), lower(?))", self.find),
+        )
+        used = [(text, value) for text, value in conditions if value is not None]
+        return " AND ".join(["true", *(text for text, _ in used)]), tuple(value for _, value in used)
 
 
 class Journal:
@@ -97,14 +124,18 @@ class Journal:
         found = self._select("WHERE model_id = ?", (model_id,))
         return found[0] if found else None
 
-    def jobs(
-        self, limit: int | None = None, offset: int = 0, *, state: str | None = None, algorithm: str | None = None
-    ) -> list[Job]:
-        """Jobs without their requests, newest first, filtered by state and algorithm."""
-        wanted = {name: value for name, value in (("state", state), ("algorithm", algorithm)) if value is not None}
-        where = " AND ".join(["true", *(f"{name} = ?" for name in wanted)])
-        values = (*wanted.values(), -1 if limit is None else limit, offset)
-        return self._select(f"WHERE {where} ORDER BY number DESC LIMIT ? OFFSET ?", values)
+    def jobs(self, limit: int | None = None, offset: int = 0, chosen: JobFilter | None = None) -> list[Job]:
+        """Jobs without their requests, newest first."""
+        where, values = (chosen or JobFilter()).clause()
+        return self._select(
+            f"WHERE {where} ORDER BY number DESC LIMIT ? OFFSET ?", (*values, -1 if limit is None else limit, offset)
+        )
+
+    def count(self, chosen: JobFilter | None = None) -> int:
+        """How many jobs there are."""
+        where, values = (chosen or JobFilter()).clause()
+        rows = self._rows(f"SELECT count(*) FROM job WHERE {where}", values)  # nosec B608  # noqa: S608 - our own text
+        return int(rows[0][0])
 
     def unfinished(self) -> list[Job]:
         """The jobs that have not ended, oldest first."""

@@ -29,7 +29,7 @@ import anyio.to_thread
 import msgspec
 
 from mlpkit.algorithm import TrainOptions
-from mlpkit.errors import ArgumentError, MlpkitError
+from mlpkit.errors import ArgumentError, JobConflict, MlpkitError
 from mlpkit.log import LogLine, logger, printable, with_request_id
 from mlpkit.processes import (
     THREAD_SETTINGS,
@@ -48,7 +48,7 @@ from mlpkit.processes import (
 from mlpkit.script import absolute_search_path, import_app
 from mlpkit.settings import Settings, decode_settings, encode_settings
 from mlpkit.storage import Manifest, discard_model, open_storage, settings_for
-from mlpkit.training.engine import JobRun, Place
+from mlpkit.training.engine import JobRun, Place, ProcessUsage
 from mlpkit.training.job import Job, JobOutcome
 from mlpkit.training.joblog import BARS_SHARE, file_name
 from mlpkit.training.progress import BarLines, Progress, Snapshot
@@ -60,6 +60,7 @@ from mlpkit.training.run import (
     store_trained,
     stores_model,
 )
+from mlpkit.training.stack import answer_stack_signal, forget_stack, stack_of
 
 _MODULE = "mlpkit.training"
 _MEMORY_INTERVAL = 0.5
@@ -178,6 +179,7 @@ class LocalEngine:
         self._target = target
         self._settings = settings
         self._work = settings.home / "work"
+        self._running: dict[str, Child] = {}
 
     async def open(self, jobs: Sequence[Job]) -> None:
         self._slots = anyio.CapacityLimiter(self._settings.train_task_num)
@@ -193,7 +195,7 @@ class LocalEngine:
     @asynccontextmanager
     async def place(self, job: Job, options: TrainOptions) -> AsyncIterator[Place]:
         async with self._devices.held(options.gpus) as devices, self._slots:
-            yield _LocalPlace(self._target, self._settings, self._folder(job), devices)
+            yield _LocalPlace(self._target, self._settings, self._folder(job), devices, self._running)
 
     def keeps(self, job: Job) -> bool:
         return _trained(self._folder(job), job) is not None
@@ -206,6 +208,18 @@ class LocalEngine:
             if limit.cancelled_caught:
                 logger.warning("the store is silent: parts of the model of job [{}] may be left there", job.model_id)
         await anyio.to_thread.run_sync(_remove, folder)
+
+    async def usage(self, job: Job) -> ProcessUsage | None:
+        child = self._running.get(job.model_id)
+        if child is None or not child.running:
+            return None
+        return ProcessUsage(child.pid, await anyio.to_thread.run_sync(child.memory))
+
+    async def stack(self, job: Job) -> str:
+        child = self._running.get(job.model_id)
+        if child is None or not child.running:
+            raise JobConflict(f"job [{job.model_id}] has no process now: try again in a moment")
+        return await stack_of(child.pid, self._folder(job))
 
     def _discard_model(self, job: Job) -> None:
         try:
@@ -227,17 +241,32 @@ class LocalEngine:
 
 
 class _LocalPlace:
-    """Runs one job in a process, which sees these GPUs."""
+    """Runs one job in a process, which sees these GPUs.
 
-    def __init__(self, target: str, settings: Settings, folder: Path, devices: tuple[str, ...]) -> None:
+    `running` holds the process meanwhile, by the job's model id.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        settings: Settings,
+        folder: Path,
+        devices: tuple[str, ...],
+        running: dict[str, Child],
+    ) -> None:
         self._target = target
         self._settings = settings
         self._folder = folder
         self._devices = devices
+        self._running = running
 
     async def run(self, run: JobRun) -> JobOutcome:
         await anyio.to_thread.run_sync(_prepare_folder, self._folder, run.job)
-        outcome = await _JobProcess(self._target, self._settings, self._folder, self._devices, run).run()
+        process = _JobProcess(self._target, self._settings, self._folder, self._devices, run)
+        try:
+            outcome = await process.run(self._running)
+        finally:
+            self._running.pop(run.job.model_id, None)
         if outcome.state == "completed":
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(_remove, self._folder)
@@ -250,6 +279,7 @@ def _prepare_folder(folder: Path, job: Job) -> None:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700)
         (folder / _OUT).mkdir(mode=0o700)
+    forget_stack(folder)
 
 
 def _remove(folder: Path) -> None:
@@ -298,8 +328,10 @@ class _JobProcess:
         self._done = anyio.Event()
         self._ended: Ended | None = None
 
-    async def run(self) -> JobOutcome:
+    async def run(self, running: dict[str, Child]) -> JobOutcome:
         """Runs the job, and says how it ended.
+
+        `running` holds the process meanwhile.
 
         A cancellation kills the process.
 
@@ -311,6 +343,7 @@ class _JobProcess:
                 _MODULE, on_lines=self._log.write_output, process="train", environment=self._environment()
             )
             channel = await AsyncChannel.connect(child.channel, self._on_messages, self._closed.set)
+        running[self._run.job.model_id] = child
         try:
             channel.send(msgspec.msgpack.encode(self._start_message()))
             exit = await self._wait(child)
@@ -518,6 +551,7 @@ def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutco
     progress = report.progress
     try:
         with _hold(Path(start.lock)):
+            answer_stack_signal(folder)
             manifest = _trained(folder, start.job)
             if manifest is not None:
                 # An earlier run has trained the model: only storing is left, and the script is not needed.

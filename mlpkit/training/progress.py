@@ -32,6 +32,8 @@ _LARGEST = 2**63 - 1
 _LONGEST_METRIC = 1 << 20
 """Bytes of one metric in msgpack; a longer one is shown by the beginning of its text."""
 _MOST_BARS = 20
+_MOST_CURVES = 24
+_MOST_POINTS = 400
 _BAR_SECONDS = 10.0
 """How often the state of progress bars is written to a job's log."""
 _ESCAPE = r"(?:\x1b|\\x1b)\[[0-9;?]*[A-Za-z]"
@@ -254,6 +256,50 @@ class Progress:
             self._closed.wait(_INTERVAL)
         if self._changed.is_set():
             self._send(self.snapshot())
+
+
+class Curves:
+    """The course of a job's metrics that are numbers.
+
+    A metric keeps at most 400 points: when it has more, every second one is dropped, and from then on only every
+    second value is taken. So the points have equal distances, and the last value is always there.
+    """
+
+    def __init__(self) -> None:
+        self._points: dict[str, list[tuple[float, float]]] = {}
+        self._steps: dict[str, int] = {}
+        self._seen: dict[str, int] = {}
+
+    def add(self, snapshot: Snapshot) -> None:
+        """Takes the metrics that have changed."""
+        for name, value in snapshot.metrics.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                continue
+            points = self._points.get(name)
+            if points is None:
+                if len(self._points) >= _MOST_CURVES:
+                    continue
+                points = self._points[name] = []
+            elif points[-1][1] == value:
+                continue
+            self._put(name, points, (round(snapshot.seconds, 1), float(value)))
+
+    def _put(self, name: str, points: list[tuple[float, float]], point: tuple[float, float]) -> None:
+        step = self._steps.get(name, 1)
+        seen = self._seen[name] = self._seen.get(name, 0) + 1
+        # The last point stands for all since the one before; it is replaced until its step is full.
+        if (seen - 1) % step and len(points) > 1:
+            points[-1] = point
+        else:
+            points.append(point)
+        if len(points) > _MOST_POINTS:
+            del points[1::2]
+            self._steps[name] = 2 * step
+            self._seen[name] = 0
+
+    def points(self) -> dict[str, list[tuple[float, float]]]:
+        """The points of each metric: seconds since the start, and value."""
+        return {name: list(points) for name, points in self._points.items()}
 
 
 class BarLines:

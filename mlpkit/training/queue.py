@@ -7,6 +7,7 @@ change of state is on disk before anything else learns of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,11 +31,11 @@ from mlpkit.errors import (
 )
 from mlpkit.log import LogOutput, logger, with_request_id
 from mlpkit.settings import Settings
-from mlpkit.training.engine import Engine, JobRun, Place, make_engine
+from mlpkit.training.engine import Engine, JobRun, Place, ProcessUsage, make_engine
 from mlpkit.training.job import Job, JobOutcome
 from mlpkit.training.joblog import JobLog, file_name
-from mlpkit.training.journal import Journal
-from mlpkit.training.progress import Snapshot
+from mlpkit.training.journal import JobFilter, Journal
+from mlpkit.training.progress import Curves, Snapshot
 
 T = TypeVar("T")
 
@@ -46,6 +47,9 @@ _RETRY_LONGEST = 30.0
 """Seconds between two tries to write a job's state to a full disk."""
 _LONGEST_START = 3.0
 """How long `open` waits until the jobs that cannot continue are ended."""
+_RECENT = 24 * 3600.0
+"""Seconds after which a failed job is no longer news."""
+_MOST_RECENT = 100
 _REMOVED_TOGETHER = 500
 _REMOVAL_PAUSE_SHORTEST = 0.1
 _REMOVAL_PAUSE_LONGEST = 3600.0
@@ -55,7 +59,8 @@ _REMOVAL_PAUSE_LONGEST = 3600.0
 class _LiveJob:
     """A job that has not ended, and its task.
 
-    `asked` is why the task was told to stop; `written` is whether the job's latest state is on disk.
+    `asked` is why the task was told to stop; `written` is whether the job's latest state is on disk; `reported` is
+    when its run has last sent progress or a line of its log, in seconds since the epoch.
     """
 
     job: Job
@@ -63,6 +68,8 @@ class _LiveJob:
     asked: Literal["", "cancel", "close"] = ""
     storing: bool = False
     written: bool = True
+    reported: float | None = None
+    curves: Curves = field(default_factory=Curves)
     refusal: MlpkitError | None = None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     answered: anyio.Event = field(default_factory=anyio.Event)
@@ -260,14 +267,69 @@ class TrainingQueue:
         live = self._live.get(model_id)
         return live.job if live is not None and live.on_disk else self._journal.summary(model_id)
 
-    def jobs(
-        self, limit: int | None = None, offset: int = 0, *, state: str | None = None, algorithm: str | None = None
-    ) -> list[Job]:
-        """The jobs that are known, newest first, filtered by state and algorithm.
+    def jobs(self, limit: int | None = None, offset: int = 0, chosen: JobFilter | None = None) -> list[Job]:
+        """The jobs that are known, newest first.
 
         They have no data, parameters and extend, which can be very long.
         """
-        return [self._current(job) for job in self._journal.jobs(limit, offset, state=state, algorithm=algorithm)]
+        return [self._current(job) for job in self._journal.jobs(limit, offset, chosen)]
+
+    def count(self, chosen: JobFilter | None = None) -> int:
+        """How many jobs are known."""
+        return self._journal.count(chosen)
+
+    def recent_failures(self) -> list[Job]:
+        """Jobs that have failed in the last 24 hours, latest first.
+
+        At most 100.
+        """
+        since = time.time() - _RECENT
+        failed = self._journal.jobs(_MOST_RECENT, 0, JobFilter(state="error"))
+        recent = [job for job in failed if job.message != CANCELLED and (job.ended or 0.0) >= since]
+        return sorted(recent, key=lambda job: job.ended or 0.0, reverse=True)
+
+    def reported(self, model_id: str) -> float | None:
+        """When a running job has last reported anything.
+
+        In seconds since the epoch.
+        """
+        live = self._live.get(model_id)
+        return live.reported if live is not None and live.job.state == "training" else None
+
+    def curves(self, model_id: str) -> dict[str, list[tuple[float, float]]]:
+        """The course of each metric: seconds since the start, and value.
+
+        It may read a file.
+        """
+        live = self._live.get(model_id)
+        if live is not None:
+            return live.curves.points()
+        try:
+            content = self._curves_path(model_id).read_bytes()
+            return msgspec.json.decode(content, type=dict[str, list[tuple[float, float]]])
+        except (OSError, msgspec.DecodeError):
+            return {}
+
+    async def usage(self, model_id: str) -> ProcessUsage | None:
+        """The process of a job; None if it has none now."""
+        live = self._live.get(model_id)
+        return None if live is None or live.job.state != "training" else await self._engine.usage(live.job)
+
+    async def stack(self, model_id: str) -> str:
+        """Where each thread of a running job is now, as text.
+
+        Raises:
+            JobNotFound: nobody knows this id.
+            JobConflict: the job does not run, or its process cannot be asked.
+            TimeLimitExceeded: its process does not answer.
+        """
+        live = self._live.get(model_id)
+        if live is not None and live.job.state == "training":
+            return await self._engine.stack(live.job)
+        job = self.summary(model_id)
+        if job is None:
+            raise JobNotFound(model_id)
+        raise JobConflict(f"job [{model_id}] is {job.state!r}: only a job that runs has a stack")
 
     def position(self, model_id: str) -> int | None:
         """The job's position among the waiting ones; 1 is next."""
@@ -282,6 +344,13 @@ class TrainingQueue:
     def log_path(self, model_id: str) -> Path:
         """The file of the job's own log, whether it exists or not."""
         return self._settings.home / "jobs" / f"{file_name(model_id)}.log"
+
+    def _curves_path(self, model_id: str) -> Path:
+        return self.log_path(model_id).with_suffix(".curves")
+
+    def _remove_files(self, model_id: str) -> None:
+        self.log_path(model_id).unlink(missing_ok=True)
+        self._curves_path(model_id).unlink(missing_ok=True)
 
     async def _run_tasks(self, opened: anyio.Event) -> None:
         async with anyio.create_task_group() as self._tasks:
@@ -339,7 +408,7 @@ class TrainingQueue:
 
     async def _accept(self, live: _LiveJob) -> bool:
         def write() -> None:
-            self.log_path(live.job.model_id).unlink(missing_ok=True)
+            self._remove_files(live.job.model_id)
             self._journal.add(live.job)
 
         try:
@@ -367,7 +436,12 @@ class TrainingQueue:
 
     async def _run(self, live: _LiveJob, place: Place) -> JobOutcome:
         def on_progress(progress: Snapshot) -> None:
+            live.reported = time.time()
             live.job = msgspec.structs.replace(live.job, progress=progress)
+            live.curves.add(progress)
+
+        def on_line() -> None:
+            live.reported = time.time()
 
         def on_storing() -> None:
             live.storing = True
@@ -375,7 +449,7 @@ class TrainingQueue:
         job = live.job
         path = self.log_path(job.model_id)
         try:
-            with JobLog(path, self._settings.job_log_size, self._log, job.log_uuid) as log:
+            with JobLog(path, self._settings.job_log_size, self._log, job.log_uuid, on_line) as log:
                 log.say(f"job [{job.model_id}] of {job.algorithm} starts, attempt {job.attempt}")
                 return await place.run(JobRun(job, self._options(job), log, on_progress, on_storing))
         except Exception as error:
@@ -383,6 +457,15 @@ class TrainingQueue:
             return JobOutcome("error", f"the training process could not be run: {error}")
         finally:
             live.storing = False
+            with anyio.CancelScope(shield=True):
+                await self._on_disk(lambda: self._write_curves(job.model_id, live.curves))
+
+    def _write_curves(self, model_id: str, curves: Curves) -> None:
+        points = curves.points()
+        if points:
+            # A full disk must not end a job: it has no curves then.
+            with contextlib.suppress(OSError):
+                self._curves_path(model_id).write_bytes(msgspec.json.encode(points))
 
     async def _finish(self, live: _LiveJob, outcome: JobOutcome | None) -> None:
         job = live.job
@@ -456,8 +539,8 @@ class TrainingQueue:
         jobs = self._journal.oldest_ended(_REMOVED_TOGETHER)
         old = [job.model_id for job in jobs if (job.ended or job.created) < before]
         for model_id in old:
-            # The logs first, so that no log remains without its job.
-            self.log_path(model_id).unlink(missing_ok=True)
+            # The files first, so that none remains without its job.
+            self._remove_files(model_id)
         if old:
             self._journal.remove(old)
         return bool(old)

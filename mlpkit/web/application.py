@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mlpkit.errors import MalformedBody, Overloaded, ServiceStopping, Unauthorized
 from mlpkit.log import LogLine, logger, request_id
+from mlpkit.web.page import PageRoutes
 from mlpkit.web.predict import PredictEndpoint
 from mlpkit.web.request import CLIENT_CLOSED, CLOSE, ClientGone, RequestContext, RequestCounts, failed, printable_path
 from mlpkit.web.routes import build_router
@@ -45,7 +46,9 @@ class Application:
         self.predict = PredictEndpoint(dependencies)
         self.predict_path = settings.api_prefix + "predict"
         self.settings = settings
-        self.router = build_router(dependencies, self.predict, counts)
+        page = PageRoutes(dependencies, counts)
+        self.history = page.history
+        self.router = build_router(dependencies, self.predict, counts, page)
         self._count = counts.add
         self._log = dependencies.log
         self._state = dependencies.state

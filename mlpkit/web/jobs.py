@@ -1,7 +1,8 @@
-"""mlpkit's own routes: the jobs and their logs, cancel, and the models."""
+"""mlpkit's own routes: jobs with logs and stacks, models, workers."""
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ import msgspec
 from anyio import CapacityLimiter, to_thread
 
 from mlpkit.errors import ArgumentError, JobNotFound, did_you_mean
-from mlpkit.training import STATES
+from mlpkit.processes import memory_of_each
+from mlpkit.training import STATES, JobFilter
 from mlpkit.web.request import HttpResponse, success
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 _MOST_JOBS = 1000
 _LARGEST_LOG = 16 << 20
+_TEXT = b"text/plain; charset=utf-8"
 
 
 class JobRoutes:
@@ -33,16 +36,25 @@ class JobRoutes:
         self._threads = CapacityLimiter(4)
 
     async def jobs(self, request: Request) -> HttpResponse:
-        """The newest jobs, if asked of one `algorithm` or `state`.
+        """The newest jobs, filtered, and how many there are in `total`.
 
-        At most `limit` jobs, 1000 by default.
+        At most `limit` jobs, 1000 by default, after the first `offset`.
         """
-        jobs = self._training.jobs(
-            _number(request, "limit", _MOST_JOBS),
+        limit = _number(request, "limit", _MOST_JOBS)
+        offset = int(_digits(request, "offset") or 0)
+        chosen = JobFilter(
             state=_state(request),
             algorithm=request.query.get("algorithm"),
+            since=_time(request, "since"),
+            until=_time(request, "until"),
+            find=request.query.get("find"),
         )
-        return success({"jobs": [self._line(job) for job in jobs]})
+
+        def read() -> tuple[list[Job], int]:
+            return self._training.jobs(limit, offset, chosen), self._training.count(chosen)
+
+        jobs, total = await to_thread.run_sync(read, limiter=self._threads)
+        return success({"jobs": [self._line(job) for job in jobs], "total": total})
 
     async def job(self, request: Request) -> HttpResponse:
         """Everything about one job, with its request."""
@@ -50,21 +62,35 @@ class JobRoutes:
         job = await to_thread.run_sync(self._training.job, model_id, limiter=self._threads)
         if job is None:
             raise JobNotFound(model_id)
-        known = success({**self._line(job), "model_path": job.model_path})
+        usage = await self._training.usage(model_id)
+        more = {
+            "model_path": job.model_path,
+            "pid": usage.pid if usage is not None else None,
+            "memory": usage.memory if usage is not None else None,
+            "curves": await to_thread.run_sync(self._training.curves, model_id, limiter=self._threads),
+        }
+        known = success({**self._line(job), **more})
         # They are JSON already, and can be very long: decoding them would delay all other requests.
         asked = "".join(f', "{name}": {getattr(job, name)}' for name in ("data", "parameters", "extend"))
         return HttpResponse(known.body.removesuffix(b"}}") + asked.encode() + b"}}")
 
     async def log(self, request: Request) -> HttpResponse:
-        """The job's log as text, or its last `tail` lines.
+        """The job's log as text, or a part of it.
 
-        At most 16 MiB.
+        Either the last `tail` lines, or what follows the byte `from`.
+
+        At most 16 MiB. The header `X-Log-End` has the number of the byte that follows, for the next `from`.
         """
         job = self._job(request.path["model_id"])
         lines = _number(request, "tail", None)
+        start = _digits(request, "from")
         path = self._training.log_path(job.model_id)
-        text = await to_thread.run_sync(_read_end, path, lines, limiter=self._threads)
-        return HttpResponse(text, content_type=b"text/plain; charset=utf-8")
+        text, end = await to_thread.run_sync(_read_end, path, lines, start, limiter=self._threads)
+        return HttpResponse(text, headers=((b"x-log-end", b"%d" % end),), content_type=_TEXT)
+
+    async def stack(self, request: Request) -> HttpResponse:
+        """Where each thread of a running job is now, as text."""
+        return HttpResponse((await self._training.stack(request.path["model_id"])).encode(), content_type=_TEXT)
 
     async def cancel(self, request: Request) -> HttpResponse:
         """Ends a job, waiting or running."""
@@ -74,14 +100,22 @@ class JobRoutes:
     async def models(self, request: Request) -> HttpResponse:
         """The models that are loaded, or should be.
 
-        In cluster mode it also says what the database wants.
+        `missing` are those that should be loaded and are not. In cluster mode it also says what the database wants.
         """
         listed = msgspec.to_builtins(self._models.listed(), str_keys=True)
         desired_models = self._cluster.desired_models if self._cluster is not None else None
         if self._cluster is None or desired_models is None:
-            return success({"models": listed})
+            return success({"models": listed, "missing": msgspec.to_builtins(self._models.missing())})
         checker = {"looked": self._cluster.looked, "warnings": self._cluster.warnings()}
         return success({"models": _compared(listed, desired_models), "checker": checker})
+
+    async def workers(self, request: Request) -> HttpResponse:
+        """The worker processes: memory, models, restarts, since when."""
+        workers = self._models.workers()
+        pids = [worker.pid for worker in workers if worker.pid is not None]
+        memory = await to_thread.run_sync(memory_of_each, pids, limiter=self._threads)
+        listed = [{**msgspec.to_builtins(worker), "memory": memory.get(worker.pid or 0)} for worker in workers]
+        return success({"workers": listed, "restarts": self._models.restarts})
 
     def _job(self, model_id: str) -> Job:
         job = self._training.summary(model_id)
@@ -97,6 +131,7 @@ class JobRoutes:
             "message": job.message,
             "progress": msgspec.to_builtins(job.progress),
             "queue_position": self._training.position(job.model_id),
+            "reported": self._training.reported(job.model_id),
             "attempt": job.attempt,
             "created": job.created,
             "started": job.started,
@@ -146,12 +181,37 @@ def _number(request: Request, name: str, default: int | None) -> int | None:
     return int(text) if default is None else min(int(text), default)
 
 
-def _read_end(path: Path, lines: int | None) -> bytes:
+def _digits(request: Request, name: str) -> int | None:
+    text = request.query.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise ArgumentError(f"[{name}] must be a whole number of at least 0")
+    return int(text)
+
+
+def _time(request: Request, name: str) -> float | None:
+    text = request.query.get(name)
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text, re.ASCII):
+        raise ArgumentError(f"[{name}] must be a time in seconds since the epoch")
+    return float(text)
+
+
+def _read_end(path: Path, lines: int | None, start: int | None) -> tuple[bytes, int]:
+    """A part of a log, and where it ends."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
-            file.seek(max(0, size - _LARGEST_LOG))
-            return file.read(_LARGEST_LOG) if lines is None else b"".join(deque(file, maxlen=lines))
+            first = max(0, size - _LARGEST_LOG)
+            # A log that is shorter than before is a new one: the job was submitted again.
+            file.seek(first if start is None or start > size else max(first, start))
+            if lines is None or start is not None:
+                text = file.read(_LARGEST_LOG)
+            else:
+                text = b"".join(deque(file, maxlen=lines))
+            return text, file.tell()
     except FileNotFoundError:
         # A job that waits has written nothing yet.
-        return b""
+        return b"", 0

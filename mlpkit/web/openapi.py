@@ -38,7 +38,7 @@ _SUCCESS: Schema = {
     "required": ["status"],
 }
 _JSON = "application/json"
-_NO_JSON = {"log": "text/plain", "metrics": "text/plain", "docs": "text/html"}
+_NO_JSON = {"log": "text/plain", "stack": "text/plain", "metrics": "text/plain", "docs": "text/html"}
 _TRAIN_FIELDS = {"data": "data", "parameter": "parameters", "extend": "extend"}
 """The fields of a train request, and what handlers call them."""
 _PREDICT_FIELDS = ("features", "params")

@@ -17,6 +17,7 @@ from mlpkit.web.body import read_body, work_on
 from mlpkit.web.jobs import JobRoutes
 from mlpkit.web.monitoring import HealthRoutes, MetricsRoute
 from mlpkit.web.openapi import DocumentRoutes
+from mlpkit.web.page import PageRoutes
 from mlpkit.web.protocol import (
     CANCEL,
     DELETE,
@@ -151,7 +152,9 @@ class Endpoint:
         return Request(context, arguments, body, scope.get("path_params", {}), query, receive)
 
 
-def build_router(dependencies: Dependencies, predict: PredictEndpoint, counts: RequestCounts) -> Router:
+def build_router(
+    dependencies: Dependencies, predict: PredictEndpoint, counts: RequestCounts, page: PageRoutes
+) -> Router:
     """All routes as one ASGI application.
 
     It finds the request's context in `scope["context"]`.
@@ -168,7 +171,7 @@ def build_router(dependencies: Dependencies, predict: PredictEndpoint, counts: R
     described = [
         (prefix, _platform_routes(dependencies, predict)),
         (prefix, own),
-        ("/", _root_routes(dependencies, counts)),
+        ("/", _root_routes(dependencies, counts, page)),
     ]
     documents = DocumentRoutes(dependencies.algorithms, described)
     document_routes = [
@@ -203,25 +206,36 @@ def _own_routes(dependencies: Dependencies) -> list[RouteSpec]:
         "algorithm": "only the jobs of this algorithm",
         "state": "only the jobs in this state: init, training, completed or error",
         "limit": "how many jobs at most, up to 1000",
+        "offset": "how many of the newest jobs to leave out",
+        "since": "only jobs that were submitted at this time or later, in seconds since the epoch",
+        "until": "only jobs that were submitted before this time",
+        "find": "only jobs whose model id contains this text",
+    }
+    part = {
+        "tail": "only this number of lines from the end",
+        "from": "only what follows this number of bytes; the header X-Log-End of the last answer has it",
     }
     return [
         RouteSpec("GET", "jobs", handlers.jobs, query=choice),
-        RouteSpec(
-            "GET", "jobs/{model_id:path}/log", handlers.log, query={"tail": "only this number of lines from the end"}
-        ),
+        RouteSpec("GET", "jobs/{model_id:path}/log", handlers.log, query=part),
+        RouteSpec("GET", "jobs/{model_id:path}/stack", handlers.stack),
         RouteSpec("GET", "jobs/{model_id:path}", handlers.job),
         RouteSpec("POST", "cancel", handlers.cancel, CANCEL),
         RouteSpec("GET", "models", handlers.models),
+        RouteSpec("GET", "workers", handlers.workers),
     ]
 
 
-def _root_routes(dependencies: Dependencies, counts: RequestCounts) -> list[RouteSpec]:
+def _root_routes(dependencies: Dependencies, counts: RequestCounts, page: PageRoutes) -> list[RouteSpec]:
     health = HealthRoutes(dependencies.state)
     return [
         RouteSpec("GET", "node_info", _node_info),
         RouteSpec("GET", "health/live", health.live),
         RouteSpec("GET", "health/ready", health.ready),
         RouteSpec("GET", "metrics", MetricsRoute(dependencies, counts).metrics),
+        RouteSpec("GET", "summary", page.summary),
+        RouteSpec("GET", "algorithms", page.algorithms),
+        RouteSpec("GET", "charts", page.charts),
     ]
 
 

@@ -32,6 +32,10 @@ class LetterWorker:
         self._stopped = asyncio.Event()
         self._put: list[tuple[Work, OnReply]] = []
 
+    @property
+    def pid(self) -> None:
+        return None
+
     async def start(self) -> None:
         self.ready = True
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from mlpkit.errors import JobConflict, JournalError, SettingsError
-from mlpkit.training import Job, Snapshot
+from mlpkit.training import Job, JobFilter, Snapshot
 from mlpkit.training.job import TRANSITIONS
 from mlpkit.training.journal import Journal
 from tests.servers import stretched
@@ -107,7 +107,7 @@ def test_ten_thousand_jobs_are_quick(tmp_path: Path) -> None:
     assert journal.job("m-5000") is not None
     assert [each.model_id for each in journal.jobs(3)] == ["waits", "m-9999", "m-9998"]
     assert len(journal.jobs(100, 9000)) == 100
-    assert journal.jobs(1, state="completed", algorithm="a-3")[0].model_id == "m-9999"
+    assert journal.jobs(1, chosen=JobFilter(state="completed", algorithm="a-3"))[0].model_id == "m-9999"
     assert [each.model_id for each in journal.unfinished()] == ["waits"]
     assert time.monotonic() - started < stretched(0.5)
     journal.close()

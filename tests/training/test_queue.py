@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from mlpkit.errors import AlgorithmNotFound, ArgumentError, JobConflict, JobNotFound, Overloaded, ServiceStopping
-from mlpkit.training import Job
+from mlpkit.training import Job, JobFilter
 from tests.servers import stretched
 from tests.training.conftest import OpenQueue, end_of, job, reached, train, until
 
@@ -86,8 +86,8 @@ async def test_jobs_start_in_the_order_of_their_submission(open_queue: OpenQueue
         assert queue.counts() == {"init": 3, "training": 1}
         assert [each.model_id for each in queue.jobs()] == ids[::-1]
         assert [each.model_id for each in queue.jobs(2, 1)] == ["m-2", "m-1"]
-        assert [each.model_id for each in queue.jobs(state="training")] == ["m-0"]
-        assert queue.jobs(algorithm="one-gpu") == []
+        assert [each.model_id for each in queue.jobs(chosen=JobFilter(state="training"))] == ["m-0"]
+        assert queue.jobs(chosen=JobFilter(algorithm="one-gpu")) == []
 
         (tmp_path / "go").touch()
         await end_of(queue, "m-3")
@@ -280,7 +280,7 @@ async def test_close_puts_unfinished_jobs_back_without_using_up_an_attempt(
 
     (tmp_path / "go").touch()
     async with open_queue(SCRIPT, train_task_num=1) as queue:
-        assert [each.model_id for each in queue.jobs(state="completed")] == ["m-1"]
+        assert [each.model_id for each in queue.jobs(chosen=JobFilter(state="completed"))] == ["m-1"]
         assert [queue.position(f"m-{number}") for number in (0, 2, 3)] == [1, 2, 3]
         for number in (0, 2, 3):
             ended = await end_of(queue, f"m-{number}")

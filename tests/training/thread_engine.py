@@ -14,12 +14,12 @@ import anyio.from_thread
 import anyio.to_thread
 
 from mlpkit.algorithm import TrainOptions
-from mlpkit.errors import ArgumentError
+from mlpkit.errors import ArgumentError, JobConflict
 from mlpkit.log import LogLine
 from mlpkit.script import import_app
 from mlpkit.settings import Settings
 from mlpkit.training import Job, JobOutcome, Progress, run_train
-from mlpkit.training.engine import JobRun, Place
+from mlpkit.training.engine import JobRun, Place, ProcessUsage
 
 
 class ThreadEngine:
@@ -51,6 +51,12 @@ class ThreadEngine:
 
     async def discard(self, job: Job) -> None:
         self.calls.append(f"discard {job.model_id}")
+
+    async def usage(self, job: Job) -> ProcessUsage | None:
+        return None
+
+    async def stack(self, job: Job) -> str:
+        raise JobConflict("a thread of the service has no stack of its own")
 
 
 class _Thread:

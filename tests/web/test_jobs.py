@@ -6,6 +6,7 @@ import time
 from typing import Any
 from urllib.parse import quote
 
+import psutil
 import pytest
 
 from tests.servers import LONG
@@ -98,3 +99,71 @@ def test_models_show_where_they_are_and_what_they_did(plain: Service) -> None:
     assert shown["shown-1"]["state"] == "loaded"
     assert shown["shown-1"]["workers"] == [0]
     assert shown["shown-1"]["predictions"] == 1
+
+
+def test_jobs_come_in_pages_and_of_a_time(plain: Service) -> None:
+    ids = [train(plain) for _ in range(3)]
+    for model_id in ids:
+        job_in(plain, model_id, "completed")
+    newest = plain.get("/jobs?limit=2").json["data"]
+    assert newest["total"] >= 3
+    assert [each["model_id"] for each in newest["jobs"]] == [ids[2], ids[1]]
+    assert plain.get("/jobs?limit=1&offset=2").json["data"]["jobs"][0]["model_id"] == ids[0]
+    created = newest["jobs"][0]["created"]
+    assert plain.get(f"/jobs?since={created:.7f}").json["data"]["total"] <= 1
+    assert ids[2] not in str(plain.get(f"/jobs?until={created - 0.001:.7f}").json)
+    found = plain.get(f"/jobs?find={ids[1][3:20].upper()}").json["data"]
+    assert [each["model_id"] for each in found["jobs"]] == [ids[1]]
+    for wrong in ("since=yesterday", "until=1e9", "offset=-1", "offset=²"):
+        answer = plain.get(f"/jobs?{quote(wrong, safe='=')}").json
+        assert (answer["status"], f"[{wrong.partition('=')[0]}]" in answer["message"]) == ("arg_error", True)
+
+
+def test_a_log_can_be_followed_from_where_the_last_answer_ended(plain: Service) -> None:
+    model_id = train(plain, "boom", '{"mode": "raise"}')
+    job_in(plain, model_id, "error")
+    first = plain.get(f"/jobs/{model_id}/log")
+    end = int(first.headers["x-log-end"])
+    assert end == len(first.text.encode())
+    assert plain.get(f"/jobs/{model_id}/log?from={end}").text == ""
+    assert plain.get(f"/jobs/{model_id}/log?from=5").text == first.text[5:]
+    assert plain.get(f"/jobs/{model_id}/log?from=999999").text == first.text
+    assert plain.get(f"/jobs/{model_id}/log?from=x").json["status"] == "arg_error"
+
+
+def test_the_stack_of_a_job_that_has_ended_is_refused(plain: Service) -> None:
+    model_id = train(plain)
+    job_in(plain, model_id, "completed")
+    assert "only a job that runs has a stack" in plain.get(f"/jobs/{model_id}/stack").json["message"]
+
+
+def test_workers_show_their_memory_and_what_they_hold(plain: Service) -> None:
+    plain.post("/load", '{"algorithm": "echo", "model_id": "held-1"}')
+    (worker,) = plain.get("/workers").json["data"]["workers"]
+    assert (worker["index"], worker["ready"], worker["restarts"], worker["problem"]) == (0, True, 0, "")
+    assert "held-1" in worker["models"]
+    assert worker["memory"] > 1 << 20
+    assert psutil.pid_exists(worker["pid"])
+    assert 0 < worker["since"] <= time.time()
+
+
+def test_the_summary_counts_what_there_is(plain: Service) -> None:
+    model_id = train(plain, "boom", '{"mode": "raise"}')
+    ended = job_in(plain, model_id, "error")
+    summary = plain.get("/summary").json["data"]
+    assert (summary["phase"], summary["ready"], summary["reasons"]) == ("ready", True, [])
+    assert summary["failed"]["count"] >= 1
+    assert summary["failed"]["last"]["model_id"] == model_id
+    assert summary["failed"]["last"]["message"] == ended["message"]
+    assert {"waiting", "running", "places"} == set(summary["jobs"])
+    assert summary["workers"] == {"ready": 1, "all": 1, "restarts": 0}
+    assert summary["memory"]["server"] > 1 << 20
+    assert summary["disk"]["free"] <= summary["disk"]["total"]
+    assert "echo" in [each["name"] for each in summary["algorithms"]]
+
+
+def test_algorithms_tell_what_a_form_needs(plain: Service) -> None:
+    described = plain.get("/algorithms").json["data"]
+    echo = next(each for each in described["algorithms"] if each["name"] == "echo")
+    assert echo["hooks"] == sorted(echo["hooks"])
+    assert {"features", "params", "parameters", "examples", "kind", "takes_data"} <= set(echo)

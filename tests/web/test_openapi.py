@@ -111,8 +111,9 @@ def test_a_running_service_describes_all_its_routes(plain: Service) -> None:
     assert document["openapi"] == "3.1.0"
     assert described(document["paths"], document)
     below_prefix = {"train", "predict", "load", "unload", "delete", "status", "monitor", "cancel", "models"}
-    jobs = {"jobs", "jobs/{model_id}", "jobs/{model_id}/log"}
+    jobs = {"jobs", "jobs/{model_id}", "jobs/{model_id}/log", "jobs/{model_id}/stack", "workers"}
     root = {"node_info", "health/live", "health/ready", "metrics", "openapi.json", "docs"}
+    root |= {"summary", "algorithms", "charts"}
     wanted = below_prefix | jobs | root
     assert {f"/{path}" for path in wanted} == set(document["paths"])
     assert all(each["summary"] for methods in document["paths"].values() for each in methods.values())

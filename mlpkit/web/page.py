@@ -1,0 +1,244 @@
+"""What shows a service at a glance: summary, algorithms, the last hour."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from array import array
+from typing import TYPE_CHECKING, Any
+
+from anyio import CapacityLimiter, to_thread
+
+from mlpkit import __version__
+from mlpkit.formats import kind_of
+from mlpkit.training import TrainData, takes
+from mlpkit.web.openapi import AuthorTypes
+from mlpkit.web.request import DURATION_LIMITS, HttpResponse, success
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mlpkit.algorithm import Algorithm
+    from mlpkit.training import Job
+    from mlpkit.web.request import RequestCounts
+    from mlpkit.web.routes import Dependencies, Request
+
+STEP = 10.0
+"""Seconds between two samples."""
+_SAMPLES = 360
+_SERIES = ("requests", "failures", "predictions", "p50", "p99", "waiting", "in_flight", "jobs", "queue", "memory")
+
+
+class PageRoutes:
+    """The handlers of what shows the service at a glance."""
+
+    def __init__(self, dependencies: Dependencies, counts: RequestCounts) -> None:
+        self._dependencies = dependencies
+        self._counts = counts
+        self._started = time.time()
+        self._described: dict[str, Any] | None = None
+        self._threads = CapacityLimiter(1)
+        self.history = History(dependencies, counts)
+
+    async def summary(self, request: Request) -> HttpResponse:
+        """The service at a glance: phase, problems, jobs, models, resources."""
+        slow = await to_thread.run_sync(self._read, limiter=self._threads)
+        return success({**self._known(), **slow})
+
+    async def algorithms(self, request: Request) -> HttpResponse:
+        """The algorithms with their options, types and examples."""
+        if self._described is None:
+            self._described = describe_algorithms(list(self._dependencies.algorithms.values()))
+        return success(self._described)
+
+    async def charts(self, request: Request) -> HttpResponse:
+        """The last hour in steps of 10 seconds; the newest is last."""
+        return success(self.history.listed())
+
+    def _known(self) -> dict[str, Any]:
+        """What the server knows without reading anything."""
+        dependencies = self._dependencies
+        settings = dependencies.settings
+        state = dependencies.state
+        reasons = state.problems()
+        jobs = dependencies.training.counts()
+        database = f"{settings.db_type}://{settings.db_host}" if dependencies.cluster is not None else None
+        return {
+            "phase": state.phase,
+            "ready": not reasons,
+            "reasons": reasons,
+            "warnings": state.warnings(),
+            "version": __version__,
+            "python": platform.python_version(),
+            "started": self._started,
+            "now": time.time(),
+            "prefix": settings.api_prefix,
+            "store": settings.store,
+            "database": database,
+            "jobs": {"waiting": jobs["init"], "running": jobs["training"], "places": settings.train_task_num},
+            "models": self._models(),
+            "workers": self._workers(),
+            "algorithms": [
+                {"name": algorithm.name, "kind": algorithm.kind} for algorithm in dependencies.algorithms.values()
+            ],
+        }
+
+    def _read(self) -> dict[str, Any]:
+        """What must be read from disks and the system."""
+        settings = self._dependencies.settings
+        failed = self._dependencies.training.recent_failures()
+        return {
+            "failed": {"count": len(failed), "last": _failure(failed[0]) if failed else None},
+            "disk": _disk(str(settings.home)),
+            "cache": {"used": self._dependencies.storage.cached(), "limit": settings.cache_size},
+            "memory": _memory(),
+        }
+
+    def _models(self) -> dict[str, int]:
+        models = self._dependencies.models
+        views = models.listed()
+        states = [view.state for view in views]
+        missing = len(models.missing())
+        desired = self._dependencies.cluster.desired_models if self._dependencies.cluster is not None else None
+        present = {view.model_id for view in views}
+        missing += sum(model.wanted and model.model_id not in present for model in desired or ())
+        return {
+            "loaded": states.count("loaded"),
+            "loading": states.count("loading"),
+            "unloading": states.count("unloading"),
+            "missing": missing,
+            "waiting": sum(view.waiting for view in views),
+            "in_flight": sum(view.in_flight for view in views),
+        }
+
+    def _workers(self) -> dict[str, int]:
+        models = self._dependencies.models
+        workers = models.workers()
+        return {"ready": sum(worker.ready for worker in workers), "all": len(workers), "restarts": models.restarts}
+
+
+class History:
+    """Figures of the last hour, a sample every 10 seconds.
+
+    They take 30 kB, whatever happens.
+
+    `requests`, `failures` and `predictions` are counts of the step, `p50` and `p99` the times of its predictions in
+    seconds (nan if there was none), `memory` the resident bytes of the server; the others are as they were at its end.
+    """
+
+    def __init__(self, dependencies: Dependencies, counts: RequestCounts) -> None:
+        self._dependencies = dependencies
+        self._counts = counts
+        self._series = {name: array("d") for name in _SERIES}
+        self._end = time.time()
+        self._answers: tuple[int, int] = (0, 0)
+        self._buckets = [0] * (len(DURATION_LIMITS) + 1)
+
+    def sample(self) -> None:
+        """Adds a sample."""
+        import psutil
+
+        answers = (
+            sum(self._counts.answers.values()),
+            sum(count for (_, word), count in self._counts.answers.items() if word != "success"),
+        )
+        buckets = list(self._counts.durations.get("predict", self._buckets))
+        new = [after - before for after, before in zip(buckets, self._buckets, strict=True)]
+        views = self._dependencies.models.listed()
+        jobs = self._dependencies.training.counts()
+        values = {
+            "requests": answers[0] - self._answers[0],
+            "failures": answers[1] - self._answers[1],
+            "predictions": sum(new),
+            "p50": quantile(new, 0.5),
+            "p99": quantile(new, 0.99),
+            "waiting": sum(view.waiting for view in views),
+            "in_flight": sum(view.in_flight for view in views),
+            "jobs": jobs["training"],
+            "queue": jobs["init"],
+            "memory": psutil.Process().memory_info().rss,
+        }
+        for name, value in values.items():
+            series = self._series[name]
+            series.append(value)
+            del series[:-_SAMPLES]
+        self._answers = answers
+        self._buckets = buckets
+        self._end = time.time()
+
+    def listed(self) -> dict[str, Any]:
+        """All samples; None stands for what is not known."""
+        series = {
+            name: [None if value != value else value for value in values] for name, values in self._series.items()
+        }
+        return {"step": STEP, "end": self._end, "series": series}
+
+
+def quantile(buckets: Sequence[int], share: float) -> float:
+    """The time below which this share of requests is.
+
+    It is in seconds, and nan if there is no request.
+
+    Between the limits of a bucket it is interpolated, as Prometheus does it.
+    """
+    wanted = share * sum(buckets)
+    if not wanted:
+        return float("nan")
+    below = 0.0
+    for number, count in enumerate(buckets[:-1]):
+        if below + count >= wanted:
+            lower = DURATION_LIMITS[number - 1] if number else 0.0
+            return lower + (DURATION_LIMITS[number] - lower) * (wanted - below) / count
+        below += count
+    return DURATION_LIMITS[-1]
+
+
+def describe_algorithms(algorithms: Sequence[Algorithm]) -> dict[str, Any]:
+    """What a form needs to train and to predict.
+
+    `schemas` has what the types refer to.
+    """
+    types = AuthorTypes({algorithm.name: algorithm for algorithm in algorithms})
+    described = []
+    for algorithm in algorithms:
+        known = kind_of(algorithm.kind)
+        described.append(
+            {
+                "name": algorithm.name,
+                "kind": algorithm.kind,
+                "hooks": sorted(algorithm.hooks),
+                "examples": [dict(example) for example in algorithm.examples] or [dict(known.example)],
+                "columns": known.columns,
+                "max_batch_size": algorithm.predict_options.max_batch_size,
+                "features": types.of(algorithm.name, "predict", "features"),
+                "params": types.of(algorithm.name, "predict", "params"),
+                "parameters": types.of(algorithm.name, "train", "parameters"),
+                "takes_data": _takes_data(algorithm),
+            }
+        )
+    return {"algorithms": described, "schemas": types.components}
+
+
+def _takes_data(algorithm: Algorithm) -> bool:
+    plan = algorithm.plan("train")
+    return plan is not None and takes(plan, TrainData)
+
+
+def _failure(job: Job) -> dict[str, Any]:
+    return {"model_id": job.model_id, "algorithm": job.algorithm, "message": job.message, "ended": job.ended}
+
+
+def _disk(home: str) -> dict[str, int] | None:
+    try:
+        usage = shutil.disk_usage(home)
+    except OSError:
+        return None
+    return {"total": usage.total, "free": usage.free}
+
+
+def _memory() -> dict[str, int]:
+    import psutil
+
+    machine = psutil.virtual_memory()
+    return {"server": psutil.Process().memory_info().rss, "total": machine.total, "available": machine.available}
