@@ -35,6 +35,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 """The id of the request that is being worked on, as the log shows it; `-` if there is none."""
 
 LEVELS = {"trace": 5, "debug": 10, "info": 20, "success": 25, "warning": 30, "error": 40, "critical": 50}
+_COUNTED = (10, 100, 1000, 10_000)
 _LONGEST_ID = 128
 LONGEST_LINE = 64 * 1024
 _MOST_WAITING = 64
@@ -42,6 +43,16 @@ _MOST_UNWRITTEN = 1 << 20
 """Bytes that are kept while nobody reads the log; further lines are counted and dropped."""
 _LAST_WRITE_SECONDS = 0.5
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def level_of_failure(count: int) -> str:
+    """The level at which to log a failure that repeats.
+
+    `count` is how often it has failed in a row. The first failure is an ERROR, then a WARNING says how many there were.
+    """
+    if count == 1:
+        return "ERROR"
+    return "WARNING" if count in _COUNTED else "DEBUG"
 
 
 class LogLine(msgspec.Struct, array_like=True, frozen=True):

@@ -18,7 +18,7 @@ import anyio.to_thread
 
 from mlpkit.algorithm import Algorithm
 from mlpkit.errors import DatabaseError, JournalError, MlpkitError, ServiceStopping
-from mlpkit.log import logger, with_request_id
+from mlpkit.log import level_of_failure, logger, with_request_id
 from mlpkit.platform.database import Change, Database
 from mlpkit.platform.notes import FollowedModel, Notes
 from mlpkit.platform.rows import RowProblems, checked
@@ -28,8 +28,6 @@ Start = Callable[..., object]
 """Starts a coroutine function with its arguments as a task."""
 
 _AT_ONCE = 8
-_COUNTED = (10, 100, 1000, 10_000)
-"""After how many failures of one model in a row their number is logged; the first failure is always logged."""
 _LONGEST_RETRY = 300.0
 _SAME_SECOND = 1.0
 """How many seconds after a change the rows are read again: a second change may have the same time."""
@@ -261,7 +259,7 @@ class Checker:
             await self._models.unload(desired.model_id)
             desired.loaded_from = None
         if wanted:
-            await self._models.load(algorithm, desired.model_id, path)
+            await self._models.load(algorithm, desired.model_id, path, failures=desired.failures)
             desired.loaded_from = path or ""
         elif not desired.wanted:
             del self._desired[desired.model_id]
@@ -271,16 +269,12 @@ class Checker:
         pause = min(_LONGEST_RETRY, self._period * 2 ** min(desired.failures - 1, 20))
         desired.due = time.monotonic() + pause
         verb = "loaded" if desired.wanted else "unloaded"
-        if desired.failures == 1:
-            logger.error(
-                "model {!r} of {} is to be {} and was not: {}; it is tried again, next in {:g} s",
-                *(desired.model_id, desired.algorithm, verb, error, pause),
-            )
-        elif desired.failures in _COUNTED:
-            logger.warning(
-                "model {!r} of {} could not be {} {} times, the last time: {}",
-                *(desired.model_id, desired.algorithm, verb, desired.failures, error),
-            )
+        times = f" {desired.failures} times" if desired.failures > 1 else ""
+        logger.log(
+            level_of_failure(desired.failures),
+            "model {!r} of {} could not be {}{}: {}; it is tried again, next in {:g} s",
+            *(desired.model_id, desired.algorithm, verb, times, error, pause),
+        )
         desired.error = error
 
     async def _write_notes(self) -> None:

@@ -37,6 +37,7 @@ class Load(msgspec.Struct, array_like=True, tag=1):
     """Load a model.
 
     `extend` is JSON, `uuid` what the caller sent, `log_uuid` what the log shows.
+    `failures` says how often it has failed before, without anybody asking for it: the log has the traceback already.
     """
 
     id: int
@@ -46,6 +47,7 @@ class Load(msgspec.Struct, array_like=True, tag=1):
     extend: bytes
     uuid: str | None
     log_uuid: str
+    failures: int = 0
 
 
 class Unload(msgspec.Struct, array_like=True, tag=2):

@@ -83,7 +83,8 @@ class WorkerInfo(msgspec.Struct):
 class ModelState:
     """A model, from the first request for it until it is gone.
 
-    `returning`: it is loaded, at least one worker has lost it, and it is being loaded there again.
+    `returning`: it is loaded, at least one worker has lost it, and it is being loaded there again. `failures` says how
+    often that, or its load before, has failed without anybody asking for it.
     """
 
     algorithm: Algorithm
@@ -94,6 +95,7 @@ class ModelState:
     since: float = field(default_factory=time.time)
     problem: str = ""
     returning: bool = False
+    failures: int = 0
     settled: asyncio.Future[None] = field(default_factory=lambda: _new_future())
     """Done when the present load or unload has ended."""
 

@@ -134,10 +134,11 @@ class Models:
         model_path: str | None = None,
         extend: msgspec.Raw = NULL,
         uuid: str | None = None,
+        failures: int = 0,
     ) -> None:
         """Returns when the model is loaded.
 
-        A model that is loaded already is left as it is.
+        A model that is loaded already is left as it is. `failures` is how often the caller has tried in vain already.
 
         Raises:
             AlgorithmNotFound: the app does not have this algorithm.
@@ -151,7 +152,8 @@ class Models:
         while (model := self._models.get(model_id)) is not None and model.state == "unloading":
             await _settled(model)
         if model is None:
-            model = self._begin_load(LoadedModelRecord(algorithm, model_id, model_path, bytes(extend).decode()), uuid)
+            record = LoadedModelRecord(algorithm, model_id, model_path, bytes(extend).decode())
+            model = self._begin_load(record, uuid, failures)
         if model.state == "loading":
             await _settled(model)
 
@@ -330,14 +332,14 @@ class Models:
         isolated = [algorithm.name for algorithm in self._algorithms.values() if algorithm.load_options.isolated]
         await self._recovery.restore(records.values(), self._pool.shared, isolated, self._settings.start_timeout)
 
-    def _begin_load(self, record: LoadedModelRecord, uuid: str | None) -> ModelState:
+    def _begin_load(self, record: LoadedModelRecord, uuid: str | None, failures: int) -> ModelState:
         if self._closing:
             raise ServiceStopping(_STOPPING)
         algorithm = self._algorithms[record.algorithm]
         usual = self._settings.predict_timeout
         limit = algorithm.predict_options.timeout or usual
         dispatcher = Dispatcher(algorithm, record.model_id, limit, longest_wait=max(limit, usual))
-        model = ModelState(algorithm, record, uuid, dispatcher)
+        model = ModelState(algorithm, record, uuid, dispatcher, failures=failures)
         self._models[record.model_id] = model
         self._start(self._load, model, request_id.get())
         return model
@@ -384,10 +386,10 @@ class Models:
                 return
             await _all(self._load_replica(model, replica) for replica in lost)
 
-    async def _load_record(self, record: LoadedModelRecord) -> None:
+    async def _load_record(self, record: LoadedModelRecord, failures: int) -> None:
         """Loads a model of the last run."""
         extend = msgspec.Raw(record.extend.encode())
-        await self.load(record.algorithm, record.model_id, record.model_path, extend)
+        await self.load(record.algorithm, record.model_id, record.model_path, extend, failures=failures)
 
     async def _load_again(self, model: ModelState, replica: Replica) -> None:
         """Loads a model again into a worker that was replaced."""
@@ -415,7 +417,9 @@ class Models:
             replica.slot.models -= 1
             replica.slot = self._pool.add(isolated=True)
             replica.slot.models += 1
-            logger.warning(
+            replica.slot.is_repeat = model.failures > 1
+            logger.log(
+                "DEBUG" if replica.slot.is_repeat else "WARNING",
                 "model {!r} is loaded alone in worker {}: a worker died while loading it",
                 *(model.model_id, replica.slot.index),
             )
@@ -432,6 +436,7 @@ class Models:
             record.extend.encode(),
             model.uuid,
             request_id.get(),
+            model.failures,
         )
         slot = replica.slot
         worker: Worker | None = None

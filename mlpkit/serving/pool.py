@@ -30,7 +30,8 @@ class WorkerSlot:
     """A place for a worker, which stays while workers come and go.
 
     `worker` is None while none is ready; `since` is when it became so, in seconds since the epoch. `deaths` are those
-    in a row, `restarts` all. `loads` is to be held by every load into it.
+    in a row, `restarts` all. `loads` is to be held by every load into it. `is_repeat`: the
+    log has already that the model which is tried here ended a worker.
     """
 
     def __init__(self, index: int, *, isolated: bool) -> None:
@@ -43,6 +44,7 @@ class WorkerSlot:
         self.restarts = 0
         self.since: float | None = None
         self.models = 0
+        self.is_repeat = False
         self.loads = anyio.CapacityLimiter(PARALLEL_LOADS)
         self._failed_starts = 0
         self._known = asyncio.Event()
@@ -201,7 +203,7 @@ class Pool:
             slot.deaths = 1 if time.monotonic() - started > _STEADY else slot.deaths + 1
             pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (slot.deaths - 1))
             slot.leave(how, pause)
-            logger.error("worker {} {}", slot.index, slot.problem)
+            logger.log("DEBUG" if slot.is_repeat else "ERROR", "worker {} {}", slot.index, slot.problem)
             self._on_down(slot, how)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(slot.closed.wait(), pause)

@@ -20,7 +20,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from mlpkit.errors import ArgumentError, MlpkitError, WorkerLost, WorkerNotReady
-from mlpkit.log import logger, with_request_id
+from mlpkit.log import level_of_failure, logger, with_request_id
 from mlpkit.serving.dispatch import Replica
 from mlpkit.serving.files import replace_file
 from mlpkit.serving.messages import PARALLEL_LOADS
@@ -37,7 +37,8 @@ _MOST_SUSPECTS = 1000
 _WRITE_AGAIN = 5.0
 """Seconds between two tries to write what could not be written."""
 
-Load = Callable[[LoadedModelRecord], Awaitable[None]]
+Load = Callable[[LoadedModelRecord, int], Awaitable[None]]
+"""Loads a model, which has failed this many times before."""
 
 
 class Ledger:
@@ -234,7 +235,7 @@ class Recovery:
 
         async def first_try(record: LoadedModelRecord) -> None:
             async with in_own if record.algorithm in isolated else in_workers:
-                await self._restore(record, _FIRST_RETRY)
+                await self._restore(record, 0)
 
         async with anyio.create_task_group() as tries:
             for record in list(self._wanted.values()):
@@ -261,7 +262,7 @@ class Recovery:
             async with limiter:
                 # If it has ended meanwhile, its replacement has a reload of its own.
                 if slot.worker is worker:
-                    await self._reload(model, replica, _FIRST_RETRY)
+                    await self._reload(model, replica, 0)
 
         def deaths(pair: tuple[ModelState, Replica]) -> int:
             return self.suspects.deaths(pair[0].model_id)
@@ -270,31 +271,38 @@ class Recovery:
             await asyncio.gather(*(in_turn(*pair) for pair in replicas if not deaths(pair)))
             for model, replica in sorted(replicas, key=deaths):
                 if deaths((model, replica)) and slot.worker is worker:
-                    await self._reload(model, replica, _FIRST_RETRY)
+                    await self._reload(model, replica, 0)
 
-    async def _restore(self, record: LoadedModelRecord, pause: float) -> None:
+    async def _restore(self, record: LoadedModelRecord, failures: int) -> None:
         if record.model_id not in self._wanted:
             return
         with with_request_id("restore"):
             try:
-                await self._load(record)
+                await self._load(record, failures)
             except ArgumentError as error:
                 logger.error("model {!r} could not be loaded at the start: {}", record.model_id, error)
             except MlpkitError as error:
                 deaths = self.suspects.deaths(record.model_id)
                 if deaths < _MOST_DEATHS:
-                    again = f"the next try is in {pause:g} s"
                     self._reasons[record.model_id] = f"{error}; it is tried again"
-                    logger.error("model {!r} could not be loaded at the start: {}; {}", record.model_id, error, again)
-                    self._later(pause, self._restore, record, min(_LONGEST_RETRY, pause * 2))
+                    failures += 1
+                    times = f", {failures} times" if failures > 1 else ""
+                    pause = _pause_after(failures)
+                    logger.log(
+                        level_of_failure(failures),
+                        "model {!r} could not be loaded at the start{}: {}; the next try is in {:g} s",
+                        *(record.model_id, times, error, pause),
+                    )
+                    self._later(pause, self._restore, record, failures)
                     return
                 await self._abandon(record, deaths, error)
         self.forget(record.model_id)
 
-    async def _reload(self, model: ModelState, replica: Replica, pause: float) -> None:
+    async def _reload(self, model: ModelState, replica: Replica, failures: int) -> None:
         worker = replica.slot.worker
         if model.state != "loaded" or worker is None or replica.ready or replica.loading:
             return
+        model.failures = failures
         try:
             await self._load_replica(model, replica)
         except MlpkitError as error:
@@ -305,10 +313,13 @@ class Recovery:
                 return
             # One model that cannot come back must not keep the others from being served.
             model.returning = False
-            model.problem = f"could not be loaded again: {error}; the next try is in {pause:g} s"
-            logger.error("model {!r} {}", model.model_id, model.problem)
+            failures += 1
+            times = f", {failures} times" if failures > 1 else ""
+            pause = _pause_after(failures)
+            model.problem = f"could not be loaded again{times}: {error}; the next try is in {pause:g} s"
+            logger.log(level_of_failure(failures), "model {!r} {}", model.model_id, model.problem)
             if replica.slot.worker is worker:
-                self._later(pause, self._reload, model, replica, min(_LONGEST_RETRY, pause * 2))
+                self._later(pause, self._reload, model, replica, failures)
         else:
             if all(other.ready for other in model.replicas):
                 model.problem = ""
@@ -329,6 +340,11 @@ class Recovery:
 
         assert self._tasks is not None
         self._tasks.start_soon(wait)
+
+
+def _pause_after(failures: int) -> float:
+    """Seconds until the next try."""
+    return min(_LONGEST_RETRY, _FIRST_RETRY * 2.0 ** min(failures - 1, 20))
 
 
 def has_ended_worker(error: BaseException | None) -> bool:

@@ -254,7 +254,8 @@ class WorkerRuntime:
         except BaseException as error:
             self._release(files)
             if isinstance(error, MlpkitError):
-                logger.error("load of model {!r} failed: {}", request.model_id, error_text(error))
+                level = "DEBUG" if request.failures else "ERROR"
+                logger.log(level, "load of model {!r} failed: {}", request.model_id, error_text(error))
             raise
         self._models[request.model_id] = loaded
         # What a model holds lives long: outside the collector's generations it makes no collection slower.
@@ -414,7 +415,7 @@ def _thread_name(what: str, model_id: str) -> str:
 def _warn_of_other_algorithm(files: ModelDir, request: Load) -> None:
     """Warns before `load` runs what the likely cause is if it fails."""
     trained_by = files.manifest.algorithm if files.manifest is not None else request.algorithm
-    if trained_by != request.algorithm:
+    if trained_by != request.algorithm and not request.failures:
         logger.warning("model {!r} is of algorithm {!r}, not {!r}", request.model_id, trained_by, request.algorithm)
 
 

@@ -94,6 +94,8 @@ def begin_model(storage: Storage, destination: str) -> None:
     prefix = _folder(destination)
     # Of an upload that never finished, whose files are still to be removed.
     names = _read(storage, f"{prefix}/{INCOMPLETE}", list[str]) or []
+    # First: without this right the marker would stay.
+    storage.check_deletable(prefix)
     with _file(msgspec.json.encode(names)) as marker:
         storage.save(marker, f"{prefix}/{INCOMPLETE}")
 

@@ -51,6 +51,7 @@ from mlpkit.storage.store import (
     BlockDigest,
     ObjectChanged,
     Threads,
+    authorities_file,
     combined,
     endpoint_of,
     write_at,
@@ -404,11 +405,10 @@ def _pool(limits: CallLimits, place: str) -> urllib3.PoolManager:
 
 def _trust() -> ssl.SSLContext:
     """Trusts the system's authorities, or those in the file of SSL_CERT_FILE."""
-    authorities = os.environ.get("SSL_CERT_FILE") or None
     try:
-        return ssl.create_default_context(cafile=authorities)
+        return ssl.create_default_context(cafile=authorities_file())
     except OSError as error:
-        raise StorageError(f"SSL_CERT_FILE is {authorities!r}: it cannot be used ({error})") from None
+        raise StorageError(f"SSL_CERT_FILE is {authorities_file()!r}: it cannot be used ({error})") from None
 
 
 def _proxy_for(place: str) -> tuple[str, dict[str, str]] | None:

@@ -6,6 +6,7 @@ Local copies are fetched once and kept.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import itertools
 import os
 import threading
@@ -177,6 +178,17 @@ class Storage:
             finally:
                 parts.copies.changed(bucket, keys)
         return len(keys)
+
+    def check_deletable(self, prefix: str) -> None:
+        """Checks that objects below the prefix may be deleted.
+
+        Raises:
+            StorageDenied: they may not.
+        """
+        bucket, start = checked_prefix(prefix)
+        # No object has this name: S3 checks the right first, and deleting nothing succeeds.
+        with contextlib.suppress(ObjectNotFound):
+            self._parts().store.delete(bucket, [f"{start}mlpkit.check"])
 
     def discard_uploads(self, prefix: str) -> None:
         """Removes what killed uploads below the prefix have left half-written."""

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from mlpkit import start_folder
 from mlpkit.errors import ArgumentError, SettingsError, StorageError, did_you_mean
 from mlpkit.settings import Settings, boolean
 from mlpkit.storage.paths import ObjectStat
@@ -171,7 +172,7 @@ def check_store(settings: Settings) -> None:
         _, secure = endpoint_of(settings)
         if not (settings.minio_access_key and settings.minio_secret_key):
             raise SettingsError("the store is an S3 store, so MINIO_ACCESS_KEY and MINIO_SECRET_KEY must be set")
-        authorities = os.environ.get("SSL_CERT_FILE", "")
+        authorities = authorities_file()
         if secure and authorities and not os.path.isfile(authorities):
             raise SettingsError(f"SSL_CERT_FILE is {authorities!r}: there is no such file")
     elif scheme == "folder" and folder_of(settings) == Path("."):
@@ -217,6 +218,15 @@ def endpoint_of(settings: Settings) -> tuple[str, bool]:
             raise SettingsError("MLPKIT_STORE must be s3://host:port or s3://host:port?secure=on for an S3 store")
         raise SettingsError("MINIO_HOST must be host:port, or http://host:port or https://host:port without a path")
     return parts.netloc, secure
+
+
+def authorities_file() -> str | None:
+    """The absolute path that SSL_CERT_FILE names, or None.
+
+    A script may change the working directory before the store is opened.
+    """
+    name = os.environ.get("SSL_CERT_FILE")
+    return os.path.join(start_folder, name) if name else None
 
 
 def settings_for(settings: Settings, extend: str | bytes) -> Settings:

@@ -196,7 +196,7 @@ async def test_a_failed_load_is_tried_again_told_once_and_shown(
         assert (desired(replica, "a").next_try or 0) > time.time() - 1
         assert "[a]" in warnings(replica)
         assert log_lines().count("a is broken; it is tried again") == 1
-        assert log_lines().count("model 'a' of it is to be loaded and was not") == 1
+        assert log_lines().count("model 'a' of it could not be loaded: ") == 1
 
         (tmp_path / "broken-a").unlink()
         await until(lambda: loaded(replica) == {"a", "b"})

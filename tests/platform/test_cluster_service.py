@@ -97,6 +97,11 @@ def test_models_shows_what_is_wanted_beside_what_is_there(leader: Service, small
     assert (found["bad"]["desired"], found["bad"]["state"]) == ("loaded", "unloaded")
     assert "boom in load" in found["bad"]["error"]
     assert found["bad"]["next_try"] > found["bad"]["desired_since"] > 1e9
+    tries = found["bad"]["next_try"]
+    wait_until(lambda: models(leader)["bad"]["next_try"] > tries + 0.5, "it was tried again, several times")
+    log = Path(leader.folder.name, "state", "service.log").read_text()
+    assert log.count("load of model 'bad' failed") == 1, "one traceback"
+    assert log.count("model 'bad' of boom could not be loaded") == 1
     answer = leader.get("/models").json["data"]
     assert answer["checker"]["looked"] > 1e9
     assert "[bad]" in answer["checker"]["warnings"][0]

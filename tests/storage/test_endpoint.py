@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mlpkit import start_folder
 from mlpkit.errors import SettingsError, StorageDenied, StorageError, StorageUnavailable
 from mlpkit.settings import Settings
 from mlpkit.storage import Manifest, Storage, open_storage, save_model
@@ -226,6 +228,15 @@ def test_file_with_certificates_that_holds_none_is_named(
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     with pytest.raises(StorageError, match=r"SSL_CERT_FILE.*ca.pem"):
         opened(s3_settings.with_options(minio_secure=True)).check()
+
+
+def test_relative_file_with_certificates_does_not_move_with_chdir(
+    tmp_path: Path, s3_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "no-such-folder/ca.pem")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=re.escape(f"{start_folder}/no-such-folder/ca.pem")):
+        open_storage(s3_settings.with_options(minio_secure=True))
 
 
 def test_object_that_is_a_folder_too_has_a_message_of_its_own(

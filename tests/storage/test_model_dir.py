@@ -428,6 +428,17 @@ def test_right_that_is_missing_is_named_before_a_training(s3_settings: Settings,
             begin_model(storage, f"{s3_settings.model_bucket}/m1")
 
 
+@pytest.mark.parametrize(("method", "right"), [("DELETE", "s3:DeleteObject"), ("PUT", "s3:PutObject")])
+def test_each_right_is_checked_before_a_training(
+    s3_settings: Settings, opened: OpenStorage, method: str, right: str
+) -> None:
+    body = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+    with refusing(403, {"Content-Type": "application/xml"}, body=body, methods=(method,)) as store:
+        storage = opened(s3_settings.with_options(minio_host=store.endpoint, storage_retries=0))
+        with pytest.raises(StorageDenied, match=f"lack the right {right}"):
+            begin_model(storage, f"{s3_settings.model_bucket}/m1")
+
+
 def test_what_a_killed_upload_has_left_can_be_discarded(
     s3_settings: Settings, opened: OpenStorage, relay: Relay, tmp_path: Path
 ) -> None:
