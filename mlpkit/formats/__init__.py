@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlpkit.formats.cluster import Cluster, ClusterRow
     from mlpkit.formats.convert import Converted, convert_file
     from mlpkit.formats.custom import CustomRow
+    from mlpkit.formats.evaluation import Durations, EvaluationReport, FailedRows, Gate, Measure
     from mlpkit.formats.generation import Generated, GenerationRow
     from mlpkit.formats.json import plain, to_json
     from mlpkit.formats.kind import BrokenRow, Doubt, Facts, Kind, Row
@@ -33,6 +34,7 @@ _NAMES = {
     "convert": ("Converted", "convert_file"),
     "cluster": ("Cluster", "ClusterRow"),
     "custom": ("CustomRow",),
+    "evaluation": ("Durations", "EvaluationReport", "FailedRows", "Gate", "Measure"),
     "generation": ("Generated", "GenerationRow"),
     "json": ("plain", "to_json"),
     "kind": ("BrokenRow", "Doubt", "Facts", "Kind", "Row"),
@@ -55,16 +57,21 @@ __all__ = [
     "CustomRow",
     "DataReport",
     "Doubt",
+    "Durations",
     "Entities",
     "Entity",
+    "EvaluationReport",
     "Facts",
+    "FailedRows",
     "Finding",
+    "Gate",
     "Generated",
     "GenerationRow",
     "Info",
     "Kind",
     "Label",
     "LabelCount",
+    "Measure",
     "Mention",
     "Predicate",
     "Relation",

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from mlpkit.errors import AnswerError, ArgumentError, DataError
+from mlpkit.formats.evaluation import LabelMeasure
 from mlpkit.formats.kind import SENTENCE_HEADERS, BrokenRow, Facts, Kind, Row, join, shown, split
 from mlpkit.formats.score import Score, from_probabilities, listed
 
@@ -195,6 +196,7 @@ KIND = Kind(
     labelled=True,
     single=True,
     classes=True,
+    measure=LabelMeasure,
     other_format=_other_format,
     headers=SENTENCE_HEADERS
     | {"label", "labels", "posneg", "category", "class", "target", "intent", "标签", "类别", "分类", "意图"},

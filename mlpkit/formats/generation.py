@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from mlpkit.formats.evaluation import TextMeasure
 from mlpkit.formats.kind import SENTENCE_HEADERS, Facts, Kind, Row, join, split
 from mlpkit.formats.score import Score
 
@@ -53,4 +54,5 @@ KIND = Kind(
     headers=SENTENCE_HEADERS | {"source", "target", "input", "output", "question", "answer", "summary", "输入", "输出"},
     features=lambda row: {"sentence": row.source},
     may_differ=True,
+    measure=TextMeasure,
 )

@@ -1,7 +1,7 @@
 """Kind: everything that mlpkit knows about one kind of algorithm.
 
 Each file of this folder that defines a kind ends with one `Kind` object, and `kinds.py` lists them all. A kind from
-outside the package is registered with `register_kind`. A kind's evaluation will be one more field here.
+outside the package is registered with `register_kind`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from mlpkit.errors import DataError
+from mlpkit.formats.evaluation import Measure
 
 SENTENCE_HEADERS = frozenset(
     ("sentence", "text", "content", "sentences", "texts", "id", "index", "句子", "文本", "内容", "语句", "序号")
@@ -104,6 +105,7 @@ class Kind:
         classes: a row is one class of several, so one class alone is a mistake.
         headers: words that name a column in the header that the file must not have, in lower case.
         doubts: what is doubtful in a line that can be read.
+        measure: makes what compares answers with test rows; None if the kind does not say what is right.
         other_format: gets the first lines of a file; a sentence if it is in a well-known other format, or "".
     """
 
@@ -125,6 +127,7 @@ class Kind:
     classes: bool = False
     headers: frozenset[str] = frozenset()
     doubts: Callable[[str], Iterable[Doubt]] = _no_doubts
+    measure: Callable[[], Measure] | None = None
     other_format: Callable[[Sequence[str]], str] | None = None
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from mlpkit.errors import DataError
+from mlpkit.formats.evaluation import RelationMeasure
 from mlpkit.formats.kind import SENTENCE_HEADERS, BrokenRow, Facts, Kind, Row, check_encodable, shown
 from mlpkit.formats.score import Score
 from mlpkit.formats.sequence_labeling import Position, check_end
@@ -214,4 +215,5 @@ KIND = Kind(
     labelled=True,
     headers=SENTENCE_HEADERS | {"relations", "relation", "label", "spo"},
     single=True,
+    measure=RelationMeasure,
 )

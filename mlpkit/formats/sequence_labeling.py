@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 
 from mlpkit.errors import DataError
+from mlpkit.formats.evaluation import SpanMeasure
 from mlpkit.formats.kind import SENTENCE_HEADERS, BrokenRow, Doubt, Facts, Kind, Row, join, shown, split
 from mlpkit.formats.score import Score
 
@@ -306,5 +307,6 @@ KIND = Kind(
     single=True,
     headers=SENTENCE_HEADERS | {"label", "labels", "tag", "tags", "entities", "标签"},
     doubts=_doubts,
+    measure=SpanMeasure,
     other_format=_other_format,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -14,9 +13,9 @@ import pytest
 from mlpkit.settings import Settings
 from mlpkit.storage import Storage, open_storage
 from tests.acceptance.service import RunningService
+from tests.corpora import corpora_folder
 from tests.servers import S3Server
 
-ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(__file__).parent / "scripts"
 
 Upload = Callable[[Path], str]
@@ -98,8 +97,4 @@ def upload(store: Storage) -> Upload:
 @pytest.fixture(scope="session")
 def corpora() -> Path:
     """The folder with the test data in the platform's formats, which is no part of the repository."""
-    named = os.environ.get("MLPKIT_TEST_DATA")
-    found = Path(named) if named else ROOT.parent / "shared" / "data"
-    if not found.is_dir():
-        pytest.skip("no test data: MLPKIT_TEST_DATA names its folder, and ../shared/data does not exist")
-    return found
+    return corpora_folder()

@@ -16,8 +16,9 @@ from mlpkit import Client
 from mlpkit.errors import ModelNotLoaded
 from mlpkit.formats import read_rows
 from mlpkit.storage import Storage
-from tests.acceptance.conftest import ROOT, Start, Upload
+from tests.acceptance.conftest import Start, Upload
 from tests.conftest import Report
+from tests.corpora import ROOT
 from tests.servers import LONG
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -41,7 +41,7 @@ RELATIONS = RelationRow(
 ROWS: list[tuple[str, list[Any]]] = [
     ("text_classification", [ClassificationRow("好 看", "电影"), ClassificationRow("好看", "音乐", False)]),
     ("text_sequence_labeling", [SequenceRow("a b", [Span(0, 1, "X")]), SequenceRow("没有", [])]),
-    ("text_cluster", [ClusterRow("一句话"), ClusterRow("another")]),
+    ("text_cluster", [ClusterRow("一句话"), ClusterRow("another", "label")]),
     ("text_generation", [GenerationRow("source", "target")]),
     ("relation_extraction", [RELATIONS, RelationRow("没有", [])]),
     ("text_custom", [CustomRow(("a", "", "c")), CustomRow(("a",))]),
@@ -109,7 +109,7 @@ def test_two_columns_a_byte_order_mark_crlf_and_blank_lines_are_accepted(tmp_pat
         ("text_classification", "sentence\tlabel\tposneg", "line 2, column 16", "posneg is 1"),
         ("text_sequence_labeling", "a<START:X>b", "line 2, column 2", "<START:X> has no <END>"),
         ("text_sequence_labeling", "ab\tPER", "line 2, column 3", "2 columns, only the sentence is expected"),
-        ("text_cluster", "a\tb", "line 2, column 2", "2 columns"),
+        ("text_cluster", "a\tb\tc", "line 2, column 4", "3 columns"),
         ("text_generation", "a", "line 2, column 2", "no target"),
         ("text_generation", "a\t ", "line 2, column 3", "the target is empty"),
         ("relation_extraction", '{"sentence": "一", x}', "line 2, column 19", "not a JSON object"),
