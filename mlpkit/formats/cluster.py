@@ -31,7 +31,7 @@ class ClusterAnswer(msgspec.Struct):
 
 
 class ClusterRow(Row, frozen=True):
-    """A sentence to be grouped, and the label of its group if that is known."""
+    """A sentence to be grouped; its label may be known."""
 
     sentence: str
     label: str = ""

@@ -33,7 +33,10 @@ _STEP = 1.02
 
 
 class Figures(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Precision, recall and F1, from 0 to 1; `support` counts what was wanted."""
+    """Precision, recall and F1, from 0 to 1.
+
+    `support` counts what was wanted.
+    """
 
     precision: float
     recall: float
@@ -50,7 +53,7 @@ class Confusion(msgspec.Struct, frozen=True):
 
 
 class Threshold(msgspec.Struct, frozen=True):
-    """How many answers have at least this score, and how many of them are right."""
+    """How many answers reach a score, and how many are right."""
 
     threshold: int
     answered: int
@@ -58,7 +61,10 @@ class Threshold(msgspec.Struct, frozen=True):
 
 
 class Tenth(msgspec.Struct, frozen=True):
-    """The answers with scores in one tenth: their mean score, and the share that is right."""
+    """Answers in a tenth of the scores.
+
+    `score` is their mean score, `right` the share of right ones.
+    """
 
     begin: int
     end: int
@@ -68,7 +74,7 @@ class Tenth(msgspec.Struct, frozen=True):
 
 
 class WrongAnswer(msgspec.Struct, frozen=True):
-    """A wrong answer; `line` counts from 1 in the file of the test rows."""
+    """A wrong answer; `line` counts from 1 in the file."""
 
     line: int
     sentence: str
@@ -192,7 +198,10 @@ class Measure(Protocol):
 
 
 class LabelMeasure:
-    """Measures answers of one label for each sentence: the one with the highest score."""
+    """Measures one label for each sentence.
+
+    Of an answer the label with the highest score counts.
+    """
 
     def __init__(self) -> None:
         self._tally = _Tally()
@@ -382,8 +391,9 @@ class TextMeasure:
 
 
 class ClusterMeasure:
-    """Measures the cluster with the highest score of each sentence, if rows have labels.
+    """Measures clusters, if rows have labels.
 
+    Of an answer the cluster with the highest score counts.
     A sentence without a cluster is alone, and counts as wrong for the purity.
     """
 
@@ -475,7 +485,10 @@ class _Tally:
         return right, found, marked
 
     def figures(self, average: Literal["micro", "macro"]) -> dict[str, Any]:
-        """The figures of each label and their averages; `average` is the one that `f1` is."""
+        """The figures of each label, and averages.
+
+        `average` is the one that `f1` is.
+        """
         labels = {label: _figures(*counts) for label, counts in sorted(self._labels.items())}
         supports = [float(figures.support or 0) for figures in labels.values()]
         averages = {
@@ -487,7 +500,7 @@ class _Tally:
 
 
 class _Confidence:
-    """How often answers of a score are right, in steps of 5 points."""
+    """How often answers are right, by steps of 5 points of score."""
 
     def __init__(self) -> None:
         self._answers = [0] * 21
