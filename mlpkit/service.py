@@ -76,6 +76,7 @@ class Service:
         self.storage: Storage = open_storage(settings)
         self.training = TrainingQueue(app.build(), self.target, settings, log)
         self.models = Models(app, self.target, settings, log)
+        self.models.on_change = self.training.events.note_model
         self.cluster = _open_cluster(app, settings, self.models, self.training) if settings.mode == "cluster" else None
         self.web = Application(
             Dependencies(
@@ -148,6 +149,8 @@ class Service:
             await asyncio.gather(self.training.drain(grace), self.models.drain(grace))
         except Exception:
             logger.exception("running work could not be ended in order")
+        # Otherwise the HTTP server would wait for the listeners.
+        self.training.events.release()
         logger.info("running work has ended after {:.1f} s", time.monotonic() - started)
 
     async def _close_models(self) -> None:

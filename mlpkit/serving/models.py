@@ -69,6 +69,9 @@ class Models:
     Args:
         target: by which workers import the app again.
         make_worker: makes the worker of a slot; None: a process, or this process if `settings.workers` is 0.
+
+    Attributes:
+        on_change: called with a model id and what has happened to the model.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Models:
         self._closed = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
+        self.on_change: Callable[[str, dict[str, object]], None] | None = None
         self._past = {name: Counts() for name in self._algorithms}
         """What models that are gone have done, by algorithm."""
 
@@ -169,6 +173,7 @@ class Models:
                 await _settled(model)
         if model is not None and model.state == "loaded":
             model.begin_unload()
+            self._tell(model, "unloading")
             self._start(self._unload, model)
         if model is not None and self._models.get(model_id) is model:
             await _settled(model)
@@ -341,6 +346,7 @@ class Models:
         dispatcher = Dispatcher(algorithm, record.model_id, limit, longest_wait=max(limit, usual))
         model = ModelState(algorithm, record, uuid, dispatcher, failures=failures)
         self._models[record.model_id] = model
+        self._tell(model, "loading")
         self._start(self._load, model, request_id.get())
         return model
 
@@ -364,13 +370,16 @@ class Models:
                     raise WorkerLost(f"the workers that held the model ended {_LOAD_ROUNDS} times while it was loaded")
             except Exception as error:
                 await self._forget(model)
-                model.settled.set_exception(_load_error(error))
+                failure = _load_error(error)
+                self._tell(model, "failed", str(failure))
+                model.settled.set_exception(failure)
                 return
             model.state = "loaded"
             model.since = time.time()
             workers = ", ".join(str(replica.slot.index) for replica in model.replicas)
             taken = time.monotonic() - started
             logger.info("model {!r} is loaded in worker {} after {:.2f} s", model.model_id, workers, taken)
+            self._tell(model, "loaded")
             model.settled.set_result(None)
             for replica in list(model.replicas):
                 self._rejoin_soon(model, replica)
@@ -395,6 +404,8 @@ class Models:
         """Loads a model again into a worker that was replaced."""
         async with self._budget.taken(model, 1, self._load_limit(model)):
             await self._load_replica(model, replica)
+        if all(other.ready for other in model.replicas):
+            self._tell(model, "loaded")
         self._rejoin_soon(model, replica)
 
     async def _load_replica(self, model: ModelState, replica: Replica) -> None:
@@ -506,6 +517,7 @@ class Models:
         await self._forget(model)
         await self._ledger.remove(model.model_id)
         logger.info("model {!r} is unloaded", model.model_id)
+        self._tell(model, "unloaded")
         model.settled.set_result(None)
 
     async def _forget(self, model: ModelState) -> None:
@@ -548,6 +560,7 @@ class Models:
                     if model.state == "loaded":
                         model.returning = True
                         model.problem = f"is down in worker {slot.index}, which {how}"
+                        self._tell(model, "returning", model.problem)
             if model.state == "unloading" and not any(replica.ready for replica in model.replicas):
                 # It does not come back, so nobody would ever answer them.
                 lost = WorkerLost(f"worker {slot.index} {how} while the model was being unloaded")
@@ -561,8 +574,15 @@ class Models:
             model.begin_unload()
             model.dispatcher.fail_waiting(error)
             await self._forget(model)
+            self._tell(model, "failed", f"given up: {error}")
             model.settled.set_result(None)
         await self._ledger.give_up(record, str(error))
+
+    def _tell(self, model: ModelState, state: str, message: str = "") -> None:
+        if self.on_change is not None:
+            workers = [replica.slot.index for replica in model.replicas if replica.ready]
+            about = {"algorithm": model.algorithm.name, "state": state, "message": message}
+            self.on_change(model.model_id, {**about, "workers": workers})
 
 
 def _state_of_this_thread() -> ThreadState:

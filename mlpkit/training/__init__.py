@@ -11,6 +11,7 @@ from mlpkit import front_door
 
 if TYPE_CHECKING:
     from mlpkit.training.data import TrainData, takes
+    from mlpkit.training.events import Event, Listener, job_data, progress_data
     from mlpkit.training.job import LONGEST_ID, STATES, Job, JobOutcome, State, TrainJob, new_model_id
     from mlpkit.training.journal import JobFilter
     from mlpkit.training.progress import BarLines, BarState, Progress, Snapshot, read_bar
@@ -22,9 +23,11 @@ __all__ = [
     "STATES",
     "BarLines",
     "BarState",
+    "Event",
     "Job",
     "JobFilter",
     "JobOutcome",
+    "Listener",
     "Progress",
     "Snapshot",
     "State",
@@ -33,7 +36,9 @@ __all__ = [
     "TrainingQueue",
     "check_job",
     "destination",
+    "job_data",
     "new_model_id",
+    "progress_data",
     "read_bar",
     "run_train",
     "takes",
@@ -44,6 +49,7 @@ __getattr__ = front_door(
     __name__,
     {
         **dict.fromkeys(("TrainData", "takes"), "mlpkit.training.data"),
+        **dict.fromkeys(("Event", "Listener", "job_data", "progress_data"), "mlpkit.training.events"),
         **dict.fromkeys(
             ("LONGEST_ID", "STATES", "Job", "JobOutcome", "State", "TrainJob", "new_model_id"),
             "mlpkit.training.job",

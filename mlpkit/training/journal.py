@@ -20,6 +20,7 @@ import filelock
 import msgspec
 
 from mlpkit.errors import JournalError, SettingsError
+from mlpkit.training.events import Event, EventKind, job_data
 from mlpkit.training.job import REQUEST_FIELDS, Job
 
 VERSION = 2
@@ -38,6 +39,18 @@ CREATE INDEX job_by_algorithm ON job (algorithm, number);
 """
 _REQUEST_TABLE = "CREATE TABLE request (model_id TEXT PRIMARY KEY, content TEXT NOT NULL);"
 """A table of its own, so that neither a list of jobs nor a new state reads or writes requests of many megabytes."""
+_EVENT_TABLES = """
+CREATE TABLE IF NOT EXISTS event (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    model_id TEXT NOT NULL,
+    data TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS event_by_model ON event (model_id, number);
+"""
+"""What has happened to jobs and models; only the newest are kept. An older mlpkit does not look at it."""
+EVENTS_KEPT = 10_000
+_READ_TOGETHER = 500
 _CLAIM_SECONDS = 2.0
 """How long the home may still be held: a service that was just killed may have been starting a process."""
 _LONGEST_WAIT = 10.0
@@ -97,8 +110,11 @@ class Journal:
                 self._lock.release()
                 raise
 
-    def add(self, job: Job) -> None:
-        """Puts a job at the end, replacing one of its id."""
+    def add(self, job: Job) -> Event:
+        """Puts a job at the end, replacing one of its id.
+
+        Like `update`, it gives the event that tells of it.
+        """
         with self._transaction() as writer:
             _delete(writer, [job.model_id])
             writer.execute(
@@ -106,13 +122,37 @@ class Journal:
                 (job.model_id, job.algorithm, job.state, _record(job)),
             )
             writer.execute("INSERT INTO request VALUES (?, ?)", (job.model_id, _request(job)))
+            return _add_event(writer, "job", job.model_id, job_data(job))
 
-    def update(self, job: Job) -> None:
+    def update(self, job: Job) -> Event:
         """Replaces what is known of the job, but not its request."""
         with self._transaction() as writer:
             writer.execute(
                 "UPDATE job SET state = ?, record = ? WHERE model_id = ?", (job.state, _record(job), job.model_id)
             )
+            return _add_event(writer, "job", job.model_id, job_data(job))
+
+    def add_events(self, noted: Iterable[tuple[EventKind, str, bytes]]) -> list[Event]:
+        """Puts events at the end, given as kind, model id and data."""
+        with self._transaction() as writer:
+            return [_add_event(writer, kind, model_id, data) for kind, model_id, data in noted]
+
+    def event_numbers(self) -> tuple[int, int]:
+        """The numbers of the oldest and the newest event, or 0."""
+        rows = self._rows("SELECT coalesce(min(number), 0), coalesce(max(number), 0) FROM event", ())
+        oldest, newest = rows[0]
+        return oldest, newest
+
+    def events_after(self, number: int, model_id: str | None = None) -> list[Event]:
+        """The next 500 events, if asked those of one model id."""
+        chosen = "" if model_id is None else "AND model_id = ?"
+        values = (number,) if model_id is None else (number, model_id)
+        rows = self._rows(
+            f"SELECT number, kind, model_id, data FROM event WHERE number > ? {chosen} "  # nosec B608  # noqa: S608 - our own text
+            f"ORDER BY number LIMIT {_READ_TOGETHER}",
+            values,
+        )
+        return [Event(number, kind, model_id, data.encode()) for number, kind, model_id, data in rows]
 
     def job(self, model_id: str) -> Job | None:
         """The job with this model id."""
@@ -205,6 +245,9 @@ class Journal:
             raise SettingsError(
                 f"{self.path} was written by a newer mlpkit (version {version}, this one knows {VERSION})"
             )
+        with self._transaction() as writer:
+            for statement in _EVENT_TABLES.split(";"):
+                writer.execute(statement)
         if version < VERSION:
             with self._transaction() as writer:
                 for statement in (_JOB_TABLE if version == 0 else "").split(";"):
@@ -233,6 +276,14 @@ def _move_requests(writer: sqlite3.Connection) -> None:
         job = _decoder.decode(record)
         writer.execute("UPDATE job SET record = ? WHERE number = ?", (_record(job), number))
         writer.execute("INSERT INTO request VALUES (?, ?)", (job.model_id, _request(job)))
+
+
+def _add_event(writer: sqlite3.Connection, kind: EventKind, model_id: str, data: bytes) -> Event:
+    values = (kind, model_id, data.decode())
+    number = writer.execute("INSERT INTO event (kind, model_id, data) VALUES (?, ?, ?)", values).lastrowid
+    assert number is not None
+    writer.execute("DELETE FROM event WHERE number <= ?", (number - EVENTS_KEPT,))
+    return Event(number, kind, model_id, data)
 
 
 def _delete(writer: sqlite3.Connection, model_ids: Iterable[str]) -> None:

@@ -32,6 +32,7 @@ from mlpkit.errors import (
 from mlpkit.log import LogOutput, logger, with_request_id
 from mlpkit.settings import Settings
 from mlpkit.training.engine import Engine, JobRun, Place, ProcessUsage, make_engine
+from mlpkit.training.events import Event, Events
 from mlpkit.training.job import Job, JobOutcome
 from mlpkit.training.joblog import JobLog, file_name
 from mlpkit.training.journal import JobFilter, Journal
@@ -92,6 +93,7 @@ class TrainingQueue:
 
     Attributes:
         on_end: called with each job that has ended, after that is on disk.
+        events: tells what happens to jobs, and to models if it is told.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class TrainingQueue:
         self._live: dict[str, _LiveJob] = {}
         self._capacity = settings.train_task_num + settings.train_queue_size
         self.on_end: Callable[[Job], None] | None = None
+        self.events = Events()
 
     async def open(self) -> None:
         """Opens the journal, and continues with its jobs.
@@ -123,11 +126,13 @@ class TrainingQueue:
         opened = anyio.Event()
         self._disk = anyio.CapacityLimiter(1)
         self._journal = await self._on_disk(lambda: Journal(self._settings.home))
+        self.events.open(self._journal)
         unfinished = await self._on_disk(self._journal.unfinished)
         await self._engine.open(unfinished)
         self._host = asyncio.create_task(self._run_tasks(opened))
         await opened.wait()
         self._tasks.start_soon(self._remove_old)
+        self._tasks.start_soon(self.events.keep, self._on_disk)
         resumed = [await self._resume(job) for job in unfinished]
         # Those that cannot continue have ended when this returns, unless the disk is full.
         with anyio.move_on_after(_LONGEST_START):
@@ -154,6 +159,7 @@ class TrainingQueue:
     async def close(self, grace: float = 0.0) -> None:
         """Drains the queue, and closes the journal."""
         await self.drain(grace)
+        self.events.close()
         self._closed.set()
         await self._host
         await self._engine.close()
@@ -229,21 +235,21 @@ class TrainingQueue:
             if live.refusal is None and live.written and live.job.has_ended:
                 return live.job
         # The service is closing and has put the job back to waiting, or the job has ended.
-        job, is_new = await self._on_disk(lambda: self._cancel_on_disk(model_id))
-        if is_new:
+        job, event = await self._on_disk(lambda: self._cancel_on_disk(model_id))
+        if event is not None:
+            self.events.publish(event)
             await self._engine.discard(job)
             self._tell_end(job)
         return job
 
-    def _cancel_on_disk(self, model_id: str) -> tuple[Job, bool]:
+    def _cancel_on_disk(self, model_id: str) -> tuple[Job, Event | None]:
         job = self._journal.job(model_id)
         if job is None:
             raise JobNotFound(model_id)
         if job.has_ended:
-            return job, False
+            return job, None
         job = job.moved("error", message=CANCELLED, ended=time.time())
-        self._journal.update(job)
-        return job, True
+        return job, self._journal.update(job)
 
     def check_deletable(self, model_id: str) -> None:
         """Refuses to delete a model that a job is storing now.
@@ -361,7 +367,7 @@ class TrainingQueue:
         if job.state == "training" and not self._why_not_again(job):
             job = job.moved("init", started=None, progress=None)
             try:
-                await self._on_disk(lambda: self._journal.update(job))
+                self.events.publish(await self._on_disk(lambda: self._journal.update(job)))
             except JournalError as error:
                 # After the next start its state on disk leads to the same result.
                 logger.error("{}; job [{}] waits all the same", error, job.model_id)
@@ -407,12 +413,12 @@ class TrainingQueue:
             live.left.set()
 
     async def _accept(self, live: _LiveJob) -> bool:
-        def write() -> None:
+        def write() -> Event:
             self._remove_files(live.job.model_id)
-            self._journal.add(live.job)
+            return self._journal.add(live.job)
 
         try:
-            await self._on_disk(write)
+            self.events.publish(await self._on_disk(write))
         except (MlpkitError, OSError) as error:
             live.refusal = (
                 error if isinstance(error, MlpkitError) else JournalError(f"the job cannot be stored: {error}")
@@ -439,9 +445,11 @@ class TrainingQueue:
             live.reported = time.time()
             live.job = msgspec.structs.replace(live.job, progress=progress)
             live.curves.add(progress)
+            self.events.progress(live.job)
 
         def on_line() -> None:
             live.reported = time.time()
+            self.events.log_grew(live.job.model_id)
 
         def on_storing() -> None:
             live.storing = True
@@ -505,7 +513,7 @@ class TrainingQueue:
         live.written = False
         while True:
             try:
-                await self._on_disk(lambda: self._journal.update(job))
+                event = await self._on_disk(lambda: self._journal.update(job))
             except JournalError as error:
                 if self._closing.is_set():
                     logger.error("{}; job [{}] stays as it was on disk", error, job.model_id)
@@ -513,6 +521,7 @@ class TrainingQueue:
                 logger.error("{}; trying again in {:g} s", error, pause)
             else:
                 live.written = True
+                self.events.publish(event)
                 return
             with anyio.move_on_after(pause):
                 await self._closing.wait()

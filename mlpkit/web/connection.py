@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 
 from mlpkit.errors import MlpkitError
 from mlpkit.processes import LONG
-from mlpkit.web.request import CLIENT_CLOSED, CLOSE, RequestContext
+from mlpkit.web.request import ABORT, CLIENT_CLOSED, CLOSE, RequestContext
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
@@ -159,6 +159,7 @@ class Connection(HttpToolsProtocol):
             else:
                 self.cycle = self._held = _HeldRequest(context, self.parser.should_keep_alive())
                 return
+        self.scope["extensions"] = {ABORT: {"now": self.transport.abort}}
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

@@ -40,7 +40,7 @@ class JobRoutes:
 
         At most `limit` jobs, 1000 by default, after the first `offset`.
         """
-        limit = _number(request, "limit", _MOST_JOBS)
+        limit = number_of(request, "limit", _MOST_JOBS)
         offset = int(_digits(request, "offset") or 0)
         chosen = JobFilter(
             state=_state(request),
@@ -82,7 +82,7 @@ class JobRoutes:
         At most 16 MiB. The header `X-Log-End` has the number of the byte that follows, for the next `from`.
         """
         job = self._job(request.path["model_id"])
-        lines = _number(request, "tail", None)
+        lines = number_of(request, "tail", None)
         start = _digits(request, "from")
         path = self._training.log_path(job.model_id)
         text, end = await to_thread.run_sync(_read_end, path, lines, start, limiter=self._threads)
@@ -172,7 +172,8 @@ def _state(request: Request) -> str | None:
     return state
 
 
-def _number(request: Request, name: str, default: int | None) -> int | None:
+def number_of(request: Request, name: str, default: int | None) -> int | None:
+    """A whole number of the query, at most the default."""
     text = request.query.get(name)
     if text is None:
         return default

@@ -38,7 +38,14 @@ _SUCCESS: Schema = {
     "required": ["status"],
 }
 _JSON = "application/json"
-_NO_JSON = {"log": "text/plain", "stack": "text/plain", "metrics": "text/plain", "docs": "text/html"}
+_NO_JSON = {
+    "log": "text/plain",
+    "stack": "text/plain",
+    "metrics": "text/plain",
+    "docs": "text/html",
+    "events": "text/event-stream",
+    "job_events": "text/event-stream",
+}
 _TRAIN_FIELDS = {"data": "data", "parameter": "parameters", "extend": "extend"}
 """The fields of a train request, and what handlers call them."""
 _PREDICT_FIELDS = ("features", "params")

@@ -16,7 +16,7 @@ from mlpkit.log import request_id
 from mlpkit.processes import LONG
 from mlpkit.web.body import body_too_large
 from mlpkit.web.protocol import PREDICT, caller_uuid, check, check_no_null, is_json, read_values
-from mlpkit.web.request import ClientGone, HttpResponse, failed
+from mlpkit.web.request import ClientGone, HttpResponse, failed, until_gone
 
 if TYPE_CHECKING:
     from starlette.types import Receive
@@ -171,15 +171,10 @@ async def _unless_gone(answered: asyncio.Future[HttpResponse], receive: Receive)
     """
     await asyncio.wait([answered], timeout=_UNWATCHED_SECONDS)
     if not answered.done():
-        gone = asyncio.create_task(_gone(receive))
+        gone = asyncio.create_task(until_gone(receive))
         either: list[asyncio.Future[Any]] = [answered, gone]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
         if not answered.done():
             raise ClientGone
     return answered.result()
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

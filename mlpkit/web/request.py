@@ -5,19 +5,23 @@ Source of the response's words: `tests/wire/PROTOCOL.md`, section 1.1; its secti
 
 from __future__ import annotations
 
+import asyncio
 import json
 import traceback
 from bisect import bisect_left
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
+import anyio
 import msgspec
 
 from mlpkit.errors import BodyTooLarge, MalformedBody, MlpkitError, Overloaded, Unauthorized
 from mlpkit.log import logger, printable_uuid, request_id, with_request_id
 
 if TYPE_CHECKING:
-    from starlette.types import Scope, Send
+    from starlette.types import Receive, Scope, Send
 
     from mlpkit.settings import Settings
 
@@ -25,6 +29,10 @@ Header = tuple[bytes, bytes]
 CLOSE: Header = (b"connection", b"close")
 DURATION_LIMITS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 """Upper limits of the buckets of request durations, in seconds."""
+ABORT = "mlpkit.abort"
+"""The extension of ASGI with which `web.connection` lets a response close its connection without sending the rest."""
+_NOT_BUFFERED: tuple[Header, ...] = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+_UNREAD_SECONDS = 30.0
 CLIENT_CLOSED = 499
 """The status in the access log of a caller who has gone; nothing was sent."""
 _ALWAYS_TRUE_CODE = (BodyTooLarge, MalformedBody, Unauthorized)
@@ -62,6 +70,12 @@ class HttpResponse(msgspec.Struct, frozen=True):
     headers: tuple[Header, ...] = ()
     content_type: bytes = b"application/json"
     word: str = "success"
+
+
+class StreamedResponse(msgspec.Struct, frozen=True):
+    """Server-sent events that are sent as they come."""
+
+    parts: AsyncGenerator[bytes, None]
 
 
 class RequestContext:
@@ -150,6 +164,40 @@ class RequestContext:
         headers = self.response_lines(response)
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": response.body})
+
+    async def send_parts(self, response: StreamedResponse, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends a streamed response over ASGI.
+
+        It ends when the caller goes away. A caller that takes nothing for half a minute is cut off.
+        """
+        self.status = 200
+        named = [(b"content-type", b"text/event-stream"), (b"x-request-id", self.request_id.encode("ascii", "replace"))]
+        headers = [*named, *_NOT_BUFFERED, *self.response_headers]
+        async with aclosing(response.parts) as parts:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            if self.method != "HEAD":
+                gone = asyncio.create_task(until_gone(receive))
+                try:
+                    with anyio.CancelScope() as sending:
+                        gone.add_done_callback(lambda _: sending.cancel())
+                        async for part in parts:
+                            with anyio.move_on_after(_UNREAD_SECONDS) as limit:
+                                await send({"type": "http.response.body", "body": part, "more_body": True})
+                            if limit.cancelled_caught:
+                                extension = scope.get("extensions", {}).get(ABORT)
+                                if extension is not None:
+                                    extension["now"]()
+                                return
+                            self.sent += len(part)
+                finally:
+                    gone.cancel()
+            await send({"type": "http.response.body", "body": b""})
+
+
+async def until_gone(receive: Receive) -> None:
+    """Returns when the caller has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def success(data: object = None, **more: object) -> HttpResponse:

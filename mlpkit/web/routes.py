@@ -14,6 +14,7 @@ from starlette.routing import Route, Router
 from mlpkit.platform.node import node_info
 from mlpkit.web.algorithms import AlgorithmRoutes
 from mlpkit.web.body import read_body, work_on
+from mlpkit.web.events import EventRoutes
 from mlpkit.web.jobs import JobRoutes
 from mlpkit.web.monitoring import HealthRoutes, MetricsRoute
 from mlpkit.web.openapi import DocumentRoutes
@@ -33,7 +34,7 @@ from mlpkit.web.protocol import (
     query_values,
     read_values,
 )
-from mlpkit.web.request import HttpResponse, other_method, path_not_found, success
+from mlpkit.web.request import HttpResponse, StreamedResponse, other_method, path_not_found, success
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -104,7 +105,7 @@ class Request:
     receive: Receive
 
 
-Handler = Callable[[Request], Awaitable[HttpResponse]]
+Handler = Callable[[Request], Awaitable[HttpResponse | StreamedResponse]]
 """Answers a request. The first line of its docstring is the summary in `/openapi.json`, its name the operation's id."""
 
 
@@ -134,10 +135,13 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context: RequestContext = scope["context"]
         context.route = self.spec.path
-        response = other_method(context.method, self.spec.method)
+        response: HttpResponse | StreamedResponse | None = other_method(context.method, self.spec.method)
         if response is None:
             response = await self.spec.handler(await self._request(context, scope, receive))
-        await context.send(response, send)
+        if isinstance(response, StreamedResponse):
+            await context.send_parts(response, scope, receive, send)
+        else:
+            await context.send(response, send)
 
     async def _request(self, context: RequestContext, scope: Scope, receive: Receive) -> Request:
         spec = self.spec
@@ -202,6 +206,7 @@ def _platform_routes(dependencies: Dependencies, predict: PredictEndpoint) -> li
 
 def _own_routes(dependencies: Dependencies) -> list[RouteSpec]:
     handlers = JobRoutes(dependencies)
+    listening = EventRoutes(dependencies)
     choice = {
         "algorithm": "only the jobs of this algorithm",
         "state": "only the jobs in this state: init, training, completed or error",
@@ -219,10 +224,17 @@ def _own_routes(dependencies: Dependencies) -> list[RouteSpec]:
         RouteSpec("GET", "jobs", handlers.jobs, query=choice),
         RouteSpec("GET", "jobs/{model_id:path}/log", handlers.log, query=part),
         RouteSpec("GET", "jobs/{model_id:path}/stack", handlers.stack),
+        RouteSpec(
+            "GET",
+            "jobs/{model_id:path}/events",
+            listening.job_events,
+            query={"tail": "only this number of lines of the log that is there already"},
+        ),
         RouteSpec("GET", "jobs/{model_id:path}", handlers.job),
         RouteSpec("POST", "cancel", handlers.cancel, CANCEL),
         RouteSpec("GET", "models", handlers.models),
         RouteSpec("GET", "workers", handlers.workers),
+        RouteSpec("GET", "events", listening.events),
     ]
 
 

@@ -110,8 +110,15 @@ def test_a_running_service_describes_all_its_routes(plain: Service) -> None:
     document = plain.get("/openapi.json").json
     assert document["openapi"] == "3.1.0"
     assert described(document["paths"], document)
-    below_prefix = {"train", "predict", "load", "unload", "delete", "status", "monitor", "cancel", "models"}
-    jobs = {"jobs", "jobs/{model_id}", "jobs/{model_id}/log", "jobs/{model_id}/stack", "workers"}
+    below_prefix = {"train", "predict", "load", "unload", "delete", "status", "monitor", "cancel", "models", "events"}
+    jobs = {
+        "jobs",
+        "jobs/{model_id}",
+        "jobs/{model_id}/log",
+        "jobs/{model_id}/stack",
+        "jobs/{model_id}/events",
+        "workers",
+    }
     root = {"node_info", "health/live", "health/ready", "metrics", "openapi.json", "docs"}
     root |= {"summary", "algorithms", "charts"}
     wanted = below_prefix | jobs | root
