@@ -6,7 +6,7 @@ A plan is made when the app is built, so that every mistake in a signature is fo
 User code runs behind `user_code`, the one boundary at which its exceptions (BaseException too) are caught.
 """
 
-from mlpkit.injection.boundary import async_user_code, user_code, user_error
+from mlpkit.injection.boundary import async_user_code, ending_forked_copies, user_code, user_error
 from mlpkit.injection.declarations import (
     BATCHED,
     FIELDS,
@@ -42,6 +42,7 @@ __all__ = [
     "calling_frame",
     "calling_place",
     "compile_plan",
+    "ending_forked_copies",
     "fits_request",
     "is_importing",
     "place_of_error",

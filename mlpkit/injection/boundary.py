@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
@@ -17,16 +17,11 @@ T = TypeVar("T")
 
 def user_code(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     """Calls the user's function; its exceptions become `UserCodeError`."""
-    process = os.getpid()
     try:
-        value = function(*args, **kwargs)
+        with ending_forked_copies():
+            return function(*args, **kwargs)
     except BaseException as error:
-        if os.getpid() != process:
-            _end_forked_process(error)
         raise user_error(error) from error
-    if os.getpid() != process:
-        _end_forked_process(None)
-    return value
 
 
 async def async_user_code(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -36,38 +31,47 @@ async def async_user_code(function: Callable[..., Any], /, *args: Any, **kwargs:
     """
     import asyncio
 
-    process = os.getpid()
     try:
-        value = await function(*args, **kwargs)
+        with ending_forked_copies():
+            return await function(*args, **kwargs)
     except asyncio.CancelledError:
         raise
     except BaseException as error:
-        if os.getpid() != process:
-            _end_forked_process(error)
         raise user_error(error) from error
-    if os.getpid() != process:
-        _end_forked_process(None)
-    return value
 
 
-def _end_forked_process(error: BaseException | None) -> NoReturn:
-    """Ends a process that the user's code has forked.
+@contextlib.contextmanager
+def ending_forked_copies() -> Iterator[None]:
+    """Ends copies of this process that are forked in the block.
 
-    Its function has ended; only the parent does the rest.
+    They end with the block; only this process does what comes after it.
     """
-    code: object = 0
-    if isinstance(error, SystemExit):
-        code = error.code
-    elif error is not None:
-        traceback.print_exception(type(error), error, error.__traceback__)
-        code = 1
-    if code is not None and not isinstance(code, int):
-        print(code, file=sys.stderr)
-        code = 1
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-    os._exit((code or 0) & 0xFF)
+    process = os.getpid()
+    try:
+        yield
+    except BaseException as error:
+        if os.getpid() != process:
+            _end_forked_copy(error)
+        raise
+    if os.getpid() != process:
+        _end_forked_copy(None)
+
+
+def _end_forked_copy(error: BaseException | None) -> NoReturn:
+    code = 0 if error is None else 1
+    try:
+        if isinstance(error, SystemExit):
+            # As Python ends: a number is the exit code, None is 0, anything else is printed.
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+            if not isinstance(error.code, int | None):
+                print(error.code, file=sys.stderr)
+        elif error is not None:
+            traceback.print_exception(type(error), error, error.__traceback__)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+    finally:
+        os._exit(code & 0xFF)
 
 
 def user_error(error: BaseException) -> UserCodeError:

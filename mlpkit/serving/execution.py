@@ -23,8 +23,6 @@ from mlpkit.injection import async_user_code
 from mlpkit.log import logger
 
 T = TypeVar("T")
-Job = tuple[Callable[[Any], object], Any]
-"""A function and its argument. The function never raises."""
 
 
 class ThreadState:
@@ -142,23 +140,22 @@ _PER_THREAD: dict[str, Callable[[Any], Callable[[], object]]] = {
 
 
 class Thread(Protocol):
-    """Runs jobs one after the other, always in the same thread."""
+    """Calls functions one after the other, always in the same thread."""
 
-    def put(self, job: Job) -> None:
-        """Runs a job after those before it."""
+    def put(self, function: Callable[[T], object], argument: T) -> None:
+        """Calls a function, which never raises, after those before it."""
 
     def close(self) -> None:
-        """Ends after the jobs before this."""
+        """Ends after the calls before this."""
 
 
 class CallingThread:
-    """The thread that puts the job itself.
+    """The thread that puts the call itself.
 
     It is the main thread of a process with a single model.
     """
 
-    def put(self, job: Job) -> None:
-        function, argument = job
+    def put(self, function: Callable[[T], object], argument: T) -> None:
         function(argument)
 
     def close(self) -> None:
@@ -166,7 +163,7 @@ class CallingThread:
 
 
 class WorkerThreads:
-    """Threads that take jobs from one queue.
+    """Threads that take calls from one queue.
 
     They do not keep the process from ending.
 
@@ -175,24 +172,26 @@ class WorkerThreads:
     """
 
     def __init__(self, name: str, state: ThreadState, count: int = 1) -> None:
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self.put = self._jobs.put
+        self._calls: SimpleQueue[tuple[Callable[[Any], object], Any] | None] = SimpleQueue()
         self._count = 0
         for _ in range(count):
             threading.Thread(target=state.run, args=(self._work,), name=name, daemon=True).start()
             self._count += 1
 
+    def put(self, function: Callable[[T], object], argument: T) -> None:
+        self._calls.put((function, argument))
+
     def close(self) -> None:
-        """Ends the threads after the jobs before this."""
+        """Ends the threads after the calls before this."""
         for _ in range(self._count):
-            self._jobs.put(None)
+            self._calls.put(None)
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            function, argument = job
+        while (call := self._calls.get()) is not None:
+            function, argument = call
             function(argument)
             # A waiting thread must not keep a model alive.
-            del job, function, argument
+            del call, function, argument
 
 
 class EventLoopThread:

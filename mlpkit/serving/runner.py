@@ -121,26 +121,18 @@ class PredictRunner:
             request_id.reset(token)
 
     def _batch(self, plan: Plan, items: list[Item]) -> list[Result]:
-        """The results of a batch.
-
-        If it raises, its items run one by one, so that a bad item fails alone.
-        """
+        """The results of a batch."""
         results, good = self._decoded(plan, items)
         if good:
+            answers: list[Any] | BaseException
             with with_request_id(_uuids(items, good)):
                 try:
                     with self._completed(plan, good) as call:
                         answers = _of_length(user_code(plan.function, **call.arguments), len(good))
                 except Exception as error:
-                    if len(good) == 1:
-                        results[good[0][0]] = self._failed(error)
-                        return results
-                    answers = None
-            if answers is not None:
-                self._write_all(plan, items, good, answers, results)
-            else:
-                for index, _ in good:
-                    results[index] = self._batch(plan, [items[index]])[0]
+                    answers = error
+            for index in self._write_all(plan, items, good, answers, results):
+                results[index] = self._batch(plan, [items[index]])[0]
         return results
 
     async def _run_async(self, plan: Plan, request: Predict) -> None:
@@ -166,20 +158,15 @@ class PredictRunner:
         """`_batch` for an `async` handler."""
         results, good = self._decoded(plan, items)
         if good:
+            answers: list[Any] | BaseException
             with with_request_id(_uuids(items, good)):
                 try:
                     with self._completed(plan, good) as call:
                         answers = _of_length(await async_user_code(plan.function, **call.arguments), len(good))
                 except (Exception, asyncio.CancelledError) as error:
-                    if len(good) == 1:
-                        results[good[0][0]] = self._failed(error)
-                        return results
-                    answers = None
-            if answers is not None:
-                self._write_all(plan, items, good, answers, results)
-            else:
-                for index, _ in good:
-                    results[index] = (await self._batch_async(plan, [items[index]]))[0]
+                    answers = error
+            for index in self._write_all(plan, items, good, answers, results):
+                results[index] = (await self._batch_async(plan, [items[index]]))[0]
         return results
 
     def _decoded(self, plan: Plan, items: list[Item]) -> tuple[list[Result], list[Decoded]]:
@@ -202,18 +189,31 @@ class PredictRunner:
         return plan.complete(_merged(plan, good), fields, self._around.services, self._around.scope)
 
     def _write_all(
-        self, plan: Plan, items: list[Item], good: list[Decoded], answers: list[Any], results: list[Result]
-    ) -> None:
-        """Fills in the results of a batch.
+        self,
+        plan: Plan,
+        items: list[Item],
+        good: list[Decoded],
+        answers: list[Any] | BaseException,
+        results: list[Result],
+    ) -> list[int]:
+        """Fills in the results of a batch; returns what must run alone.
 
-        Each line of the log has the uuid of its item.
+        These are all of a batch that has raised, so that only a bad item fails. `answers` is then what it raised.
         """
+        if isinstance(answers, BaseException):
+            if len(good) > 1:
+                return [index for index, _ in good]
+            index = good[0][0]
+            with with_request_id(items[index].log_uuid):
+                results[index] = self._failed(answers)
+            return []
         for (index, _), answer in zip(good, answers, strict=True):
             with with_request_id(items[index].log_uuid):
                 try:
                     results[index] = self._written(plan, items[index], answer)
                 except Exception as error:
                     results[index] = self._failed(error)
+        return []
 
     def _fields(self, item: Item) -> Mapping[str, object]:
         return {
@@ -249,7 +249,7 @@ class PredictRunner:
             # Nobody cancels a prediction: something that the handler awaited was cancelled.
             error = UserCodeError("CancelledError")
         if not isinstance(error, MlpkitError):
-            logger.exception("predict of model {!r} failed inside mlpkit", self.model_id)
+            logger.error("predict of model {!r} failed inside mlpkit", self.model_id, exception=error)
             return Failure.of(MlpkitError(f"internal error: {error}"))
         logger.error("predict of model {!r} failed: {}", self.model_id, error_text(error))
         return Failure.of(error)

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -51,13 +52,14 @@ from mlpkit.serving.messages import (
     StartWorker,
     Stop,
     Unload,
+    Work,
     decode_server_message,
     encode,
 )
 from mlpkit.serving.runner import PredictRunner, Surroundings, error_text
 from mlpkit.serving.stores import Stores
 from mlpkit.settings import Settings, decode_settings
-from mlpkit.storage import ModelDir, Storage, open_model
+from mlpkit.storage import ModelDir, Storage, open_model, without_outer_slashes
 
 _STOP_SECONDS = 5.0
 """How long a worker gets to close its models after it was asked to stop."""
@@ -76,12 +78,14 @@ _Files = tuple[Storage, ModelDir | None]
 class LoadedModel:
     """A model in this process.
 
-    `files` must stay in the cache as long as the model lives.
+    `predict` hands a request to the thread or the event loop that answers it. `thread` is the model's own, in which
+    `load` ran; `predict_threads` are further ones, if it has them. `files` must stay in the cache as long as it lives.
     """
 
     runner: PredictRunner
-    predict: Callable[[Predict], None]
-    threads: list[Thread]
+    predict: Callable[[Predict], object]
+    thread: Thread
+    predict_threads: Thread | None
     closers: list[Close]
     files: list[_Files]
 
@@ -144,7 +148,7 @@ class WorkerRuntime:
         self._async.close()
         self._stores.close()
 
-    def take(self, request: Load | Unload | Predict | RunHook) -> None:
+    def take(self, request: Work) -> None:
         """Hands a request to the thread that answers it."""
         if type(request) is Predict:
             model = self._models.get(request.model_id)
@@ -173,7 +177,7 @@ class WorkerRuntime:
         if self._single or len(self._models) != 1:
             return None
         (model,) = self._models.values()
-        is_plain = len(model.threads) == 1 and not model.runner.is_async
+        is_plain = model.predict_threads is None and not model.runner.is_async
         return model if is_plain and model.runner.seconds < _QUICK else None
 
     def _begin_load(self, request: Load) -> None:
@@ -189,7 +193,7 @@ class WorkerRuntime:
                 thread.close()
                 raise
 
-        thread.put((self._answer, (request, load)))
+        thread.put(self._answer, (request, load))
 
     def _begin_unload(self, request: Unload) -> None:
         model = self._models.get(request.model_id)
@@ -198,16 +202,16 @@ class WorkerRuntime:
             return
         with self._lock:
             self._unloading += 1
-        model.threads[0].put((self._answer, (request, self._unload)))
+        model.thread.put(self._answer, (request, self._unload))
 
     def _begin_hook(self, request: RunHook) -> None:
         if self._hooks is None:
             self._hooks = WorkerThreads("mlpkit-hook", self._start_state(), PARALLEL_LOADS)
-        self._hooks.put((self._answer, (request, self._run_hook)))
+        self._hooks.put(self._answer, (request, self._run_hook))
 
-    def _answer(self, job: tuple[Any, Callable[[Any], bytes]]) -> None:
+    def _answer(self, call: tuple[Any, Callable[[Any], bytes]]) -> None:
         """Answers a request with what a function makes of it; never raises."""
-        request, function = job
+        request, function = call
         started = time.perf_counter()
         with with_request_id(request.log_uuid):
             try:
@@ -240,9 +244,8 @@ class WorkerRuntime:
             files.append((storage, None))
             if wanted is Storage:
                 return storage
-            # The platform's own pages show paths with a slash first.
-            path = (request.model_path or "").removeprefix("/")
-            found = open_model(storage, self._settings, request.model_id, path or None)
+            path = without_outer_slashes(request.model_path or "") or None
+            found = open_model(storage, self._settings, request.model_id, path)
             files.append((storage, found))
             _warn_of_other_algorithm(found, request)
             return found
@@ -250,7 +253,7 @@ class WorkerRuntime:
         try:
             model, closers = self._open(plan, fields, service)
             runner = PredictRunner(algorithm, request.model_id, model, self._around, self._send)
-            loaded = self._place(runner, thread, closers, files)
+            loaded = self._with_threads(runner, thread, closers, files)
         except BaseException as error:
             self._release(files)
             if isinstance(error, MlpkitError):
@@ -262,26 +265,22 @@ class WorkerRuntime:
         gc.collect()
         gc.freeze()
 
-    def _place(self, runner: PredictRunner, thread: Thread, closers: list[Close], files: list[_Files]) -> LoadedModel:
-        """The model with the threads of its predictions.
+    def _with_threads(
+        self, runner: PredictRunner, thread: Thread, closers: list[Close], files: list[_Files]
+    ) -> LoadedModel:
+        """The model, with what its predictions run in.
 
-        These begin with what this thread has now.
+        Predictions begin with what this thread, in which `load` ran, has now.
         """
-        threads = [thread]
         if runner.is_async:
-            loop = self._async.loop
-            context = contextvars.copy_context()
-
-            def predict(request: Predict) -> None:
-                loop.call_soon_threadsafe(runner.start, request, context=context)
-
-            return LoadedModel(runner, predict, threads, closers, files)
+            call_soon: Callable[..., object] = self._async.loop.call_soon_threadsafe
+            predict = partial(call_soon, runner.start, context=contextvars.copy_context())
+            return LoadedModel(runner, predict, thread, None, closers, files)
         count = runner.algorithm.predict_options.threads
-        if count > 1:
-            threads.append(WorkerThreads(_thread_name("predict", runner.model_id), ThreadState(), count))
-        put = threads[-1].put
-        run = runner.run
-        return LoadedModel(runner, lambda request: put((run, request)), threads, closers, files)
+        if count == 1:
+            return LoadedModel(runner, partial(thread.put, runner.run), thread, None, closers, files)
+        threads = WorkerThreads(_thread_name("predict", runner.model_id), ThreadState(), count)
+        return LoadedModel(runner, partial(threads.put, runner.run), thread, threads, closers, files)
 
     def _open(
         self, plan: Plan, fields: Mapping[str, object], service: Callable[[type], object]
@@ -344,7 +343,7 @@ class WorkerRuntime:
             finally:
                 done.set()
 
-        self._models[model_id].threads[0].put((drop, model_id))
+        self._models[model_id].thread.put(drop, model_id)
         return done
 
     def _drop(self, model_id: str) -> None:
@@ -357,8 +356,9 @@ class WorkerRuntime:
         for close in model.closers:
             _clean_up(close)
         self._release(model.files)
-        for thread in model.threads:
-            thread.close()
+        for threads in (model.thread, model.predict_threads):
+            if threads is not None:
+                threads.close()
 
     def _release(self, files: list[_Files]) -> None:
         """Releases the cached files of a model that is gone."""
@@ -500,7 +500,7 @@ def _work(channel: BlockingChannel, runtime: WorkerRuntime) -> None:
             message = channel.receive()
             request = None if message is None else decode_server_message(message)
         else:
-            model.threads[0].put((_read_for, (channel, model, returned)))
+            model.thread.put(_read_for, (channel, model.runner, returned))
             # It must not keep the model alive after its unload.
             model = None
             request = returned.get()
@@ -513,13 +513,12 @@ def _work(channel: BlockingChannel, runtime: WorkerRuntime) -> None:
         message = request = None
 
 
-def _read_for(job: tuple[BlockingChannel, LoadedModel, SimpleQueue[Any]]) -> None:
+def _read_for(call: tuple[BlockingChannel, PredictRunner, SimpleQueue[Any]]) -> None:
     """Reads the channel in a model's thread, and answers its requests.
 
-    Returns the first request that is not for it, by the queue of the job.
+    Puts the first request that is not for it into the queue.
     """
-    channel, model, returned = job
-    runner = model.runner
+    channel, runner, returned = call
     while runner.seconds < _QUICK:
         message = channel.receive()
         request = None if message is None else decode_server_message(message)

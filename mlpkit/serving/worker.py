@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -254,9 +255,6 @@ class ProcessWorker:
         # Nothing can be asked of it any more, and only its end makes room for another.
         self.kill("closed its channel")
 
-    def _is_started(self) -> bool:
-        return self._started is not None and self._started.done()
-
     def _lose(self, how: str) -> None:
         self.ready = False
         if self._started is not None and not self._started.done():
@@ -340,27 +338,20 @@ class LocalWorker:
             held.on_reply(reply)
 
     async def _in_main(self, function: Callable[[], None]) -> None:
-        ended: asyncio.Future[None] = self._loop.create_future()
-
-        def tell(error: Exception | None) -> None:
-            if ended.done():
-                return
-            if error is None:
-                ended.set_result(None)
-            else:
-                ended.set_exception(error)
+        ended: Future[None] = Future()
+        # Nobody can cancel it any more: the thread may still be at work when a caller has stopped waiting.
+        ended.set_running_or_notify_cancel()
 
         def run(_: None) -> None:
-            failure: Exception | None = None
             try:
                 function()
             except Exception as error:
-                failure = error
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(tell, failure)
+                ended.set_exception(error)
+            else:
+                ended.set_result(None)
 
-        self._main.put((run, None))
-        await ended
+        self._main.put(run, None)
+        await asyncio.wrap_future(ended)
 
 
 def running(held: Iterable[InFlight]) -> list[InFlight]:

@@ -9,7 +9,14 @@ from mlpkit.storage.model_dir import (
     open_model,
     save_model,
 )
-from mlpkit.storage.paths import ObjectStat, checked_key, checked_name, checked_path, location
+from mlpkit.storage.paths import (
+    ObjectStat,
+    checked_key,
+    checked_name,
+    checked_path,
+    location,
+    without_outer_slashes,
+)
 from mlpkit.storage.storage import Storage, open_storage
 from mlpkit.storage.store import folder_of, register_store, settings_for
 
@@ -31,4 +38,5 @@ __all__ = [
     "register_store",
     "save_model",
     "settings_for",
+    "without_outer_slashes",
 ]

@@ -181,7 +181,6 @@ def open_model(storage: Storage, settings: Settings, model_id: str, model_path: 
         UnsafePath: the id or the path cannot be used.
     """
     checked_name(model_id)
-    # The platform's own pages show paths with a slash at their beginning.
     prefix = model_path.removesuffix("/") if model_path else f"{settings.model_bucket}/{model_id}"
     for _ in range(_ATTEMPTS):
         manifest = _manifest_of(storage, settings, prefix)

@@ -46,8 +46,7 @@ class ObjectStat(msgspec.Struct, frozen=True):
 def location(text: str, field: str, *, bucket: str = "") -> str:
     """The `bucket/key` that a field of a request names.
 
-    With `bucket`, the text is a key in that bucket; without, it begins with a bucket itself. One leading slash is
-    accepted, because the platform's own pages show locations so. A slash at the end may mark a folder; it is removed.
+    With `bucket`, the text is a key in that bucket; without, it begins with a bucket itself.
 
     Args:
         field: what the message calls the field, such as `data.location`.
@@ -55,13 +54,22 @@ def location(text: str, field: str, *, bucket: str = "") -> str:
     Raises:
         UnsafePath: the text cannot be a path in the store; the message begins with the field.
     """
-    name = text.removeprefix("/").removesuffix("/")
+    name = without_outer_slashes(text)
     path = f"{bucket}/{name}" if bucket else name
     try:
         checked_path(path)
     except UnsafePath as error:
         raise UnsafePath(f"[{field}] {error}") from None
     return path
+
+
+def without_outer_slashes(text: str) -> str:
+    """The path that a caller's text names.
+
+    One slash at the beginning is accepted, because the platform's own pages show paths so. One at the end may mark a
+    folder.
+    """
+    return text.removeprefix("/").removesuffix("/")
 
 
 def checked_path(path: str) -> tuple[str, str]:

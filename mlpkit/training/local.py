@@ -30,6 +30,7 @@ import msgspec
 
 from mlpkit.algorithm import TrainOptions
 from mlpkit.errors import ArgumentError, JobConflict, MlpkitError
+from mlpkit.injection import ending_forked_copies
 from mlpkit.log import LogLine, logger, printable, with_request_id
 from mlpkit.processes import (
     THREAD_SETTINGS,
@@ -55,7 +56,6 @@ from mlpkit.training.progress import BarLines, Progress, Snapshot
 from mlpkit.training.run import (
     algorithm_of,
     destination,
-    end_forked_process,
     run_train,
     store_trained,
     stores_model,
@@ -560,12 +560,8 @@ def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutco
                 outcome = store_trained(start.job, settings, folder / _OUT, manifest, progress)
                 (folder / _BEGUN).unlink(missing_ok=True)
                 return outcome
-            job_process = os.getpid()
-            try:
+            with ending_forked_copies():
                 app = import_app(start.target)
-            finally:
-                if os.getpid() != job_process:
-                    end_forked_process()
             report.started()
             if stores_model(algorithm_of(app, start.job)):
                 (folder / _BEGUN).touch()

@@ -6,14 +6,13 @@ The process of a job does this (`local.py`), and so does the command line, in th
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
@@ -22,7 +21,7 @@ from mlpkit.algorithm import Algorithm
 from mlpkit.app import App
 from mlpkit.errors import ArgumentError, MlpkitError, ModelChanged, NotInRequest, StorageError, UserCodeError
 from mlpkit.formats import kind_of
-from mlpkit.injection import Plan, ProcessScope
+from mlpkit.injection import Plan, ProcessScope, ending_forked_copies
 from mlpkit.log import logger, printable
 from mlpkit.services import Log
 from mlpkit.settings import Settings
@@ -259,38 +258,14 @@ def _train(app: App, services: Services, progress: Progress) -> Manifest:
             if kind_of(algorithm.kind).checked:
                 data.check()
     scope = ProcessScope(services.service, app.overrides())
-    job_process = os.getpid()
     try:
-        try:
+        with ending_forked_copies():
             result = plan(job.fields(), services.service, scope)
-        finally:
-            if os.getpid() != job_process:
-                end_forked_process()
     finally:
         scope.close()
     if result is False:
         raise MlpkitError("train returned False")
     return services.manifest(versions_of(plan.function))
-
-
-def end_forked_process() -> NoReturn:
-    """Ends a process that the author's code has forked and not ended.
-
-    Only the job's own process may report, store a model or end the job.
-    """
-    error = sys.exc_info()[1]
-    cause = error.__cause__ if isinstance(error, UserCodeError) else error
-    code = 0 if error is None else 1
-    try:
-        if isinstance(cause, SystemExit):
-            code = cause.code if isinstance(cause.code, int) else int(cause.code is not None)
-        elif error is not None:
-            trace = error.trace if isinstance(error, UserCodeError) else traceback.format_exc()
-            print(f"a process that the training has forked failed:\n{trace}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
 
 
 def _store(storage: Storage, folder: Path, path: str, manifest: Manifest, progress: Progress, retry: float) -> None:
