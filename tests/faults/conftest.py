@@ -84,5 +84,4 @@ def wait_in_flight(client: Client, model_id: str, count: int = 1) -> None:
     wait_until(
         lambda: any(each.model_id == model_id and each.in_flight >= count for each in client.models()),
         f"{count} predictions of {model_id} are in flight",
-        10,
     )

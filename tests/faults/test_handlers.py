@@ -61,6 +61,6 @@ def test_hooks_that_never_return_do_not_keep_models_from_being_loaded(
     client: Client, callers: ThreadPoolExecutor
 ) -> None:
     asked = [callers.submit(client.status, "stuck", "m") for _ in range(12)]
-    assert {type(each.exception(10)) for each in asked} <= {TimeLimitExceeded, WorkerLost}
-    client.load("odd", "after", timeout=10)
+    assert {type(each.exception(LONG)) for each in asked} <= {TimeLimitExceeded, WorkerLost}
+    client.load("odd", "after", timeout=LONG)
     assert client.predict("after", {"say": "yes"}) == "yes"

@@ -23,13 +23,11 @@ from tests.acceptance.service import RunningService
 from tests.conftest import Report
 from tests.faults.conftest import Start, notes, order, pid_of, wait_in_flight
 from tests.faults.machine import MemoryGroup, limit_addresses, memory_group
-from tests.servers import LONG, stretched, wait_until
+from tests.servers import LONG, SOON, wait_until
 
 ROUNDS = 20
 MODEL = 500_000_000
 BIG = 200_000_000
-TOLD, BACK = 1.0, 3.0
-"""Seconds within which callers are told, and within which a worker is back with its models."""
 
 
 def used(service: RunningService) -> int:
@@ -53,7 +51,7 @@ def time_until_back(client: Client, model_id: str) -> float:
             return False
         return True
 
-    wait_until(is_back, f"{model_id} is back", stretched(BACK))
+    wait_until(is_back, f"{model_id} is back")
     return time.monotonic() - began
 
 
@@ -199,17 +197,17 @@ def test_worker_that_the_kernel_kills_for_its_memory_is_replaced_and_its_callers
     with memory_group() as group:
         group.add(pid_of(client, "m"))
         group.leave(100 << 20)
-        beside = callers.submit(client.predict, "bystander", order(seconds=20))
+        beside = callers.submit(client.predict, "bystander", order(seconds=LONG))
         wait_in_flight(client, "bystander")
         began = time.monotonic()
         with pytest.raises(WorkerLost, match=words):
             client.predict("m", order("allocate"))
         with pytest.raises(WorkerLost, match=words):
-            beside.result(stretched(TOLD))
+            beside.result(SOON)
         told = time.monotonic() - began
         back = max(time_until_back(client, model_id) for model_id in ("m", "bystander"))
         report(f"killed by the kernel for its memory: callers told after {told:.2f} s, models back after {back:.2f} s")
-        assert told < stretched(TOLD)
+        assert told < SOON
 
 
 def test_load_that_the_kernel_kills_for_its_memory_fails_alone(start: Start, folder: Path, report: Report) -> None:
@@ -226,7 +224,7 @@ def test_load_that_the_kernel_kills_for_its_memory_fails_alone(start: Start, fol
         told = time.monotonic() - began
         back = time_until_back(client, "old")
     report(f"killed by the kernel in a load: told after {told:.2f} s, the other model back after {back:.2f} s")
-    assert told < stretched(TOLD)
+    assert told < SOON
     assert [each.model_id for each in client.models()] == ["old"]
 
 

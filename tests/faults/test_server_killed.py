@@ -104,7 +104,7 @@ def test_server_killed_again_and_again_under_load_keeps_every_accepted_job_and_r
         time.sleep(chance.uniform(0, 1.0))
         service.kill()
         for each in submitting:
-            each.result(40)
+            each.result(LONG)
 
     client = start({"MLP_TRAIN_TASK_NUM": "3"}).client
     wait_until(lambda: all(each.ended is not None for each in client.jobs()), "all have ended")

@@ -20,7 +20,7 @@ from mlpkit.errors import ServiceStopping
 from tests.acceptance.service import RunningService, gone
 from tests.conftest import Report
 from tests.faults.conftest import Start, notes, order, wait_in_flight
-from tests.servers import LONG, stretched, wait_until
+from tests.servers import LONG, SOON, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -106,7 +106,7 @@ def test_service_under_load_stops_without_dropping_anything(
 
     report(f"SIGTERM: {dict(load.outcomes)}, ended after {took:.1f} s (grace {GRACE} s)")
     assert set(load.outcomes) == {"answered", "refused"}
-    assert GRACE <= took < GRACE + stretched(2)
+    assert GRACE <= took < GRACE + SOON
     client = start().client
     assert client.job_view(quick.model_id).state == "completed"
     wait_until(lambda: len(notes(folder / f"train {long.model_id}")) == 2, "the long job runs again")
@@ -117,7 +117,7 @@ def test_service_under_load_stops_without_dropping_anything(
 def test_second_signal_ends_the_service_at_once(
     start: Start, folder: Path, callers: ThreadPoolExecutor, report: Report
 ) -> None:
-    service = start({"MLPKIT_SHUTDOWN_GRACE": "60"})
+    service = start({"MLPKIT_SHUTDOWN_GRACE": str(LONG)})
     client = service.client
     client.load("faulty", "m")
     job = running_job(client, folder)
@@ -128,12 +128,12 @@ def test_second_signal_ends_the_service_at_once(
     until_draining(service)
     began = time.monotonic()
     service.process.send_signal(signal.SIGTERM)
-    assert service.process.wait(stretched(5)) == 0
+    assert service.process.wait(LONG) == 0
     took = time.monotonic() - began
-    report(f"second SIGTERM: ended after {took:.2f} s (grace 60 s)")
-    assert took < stretched(2)
+    report(f"second SIGTERM: ended after {took:.2f} s (grace {LONG:g} s)")
+    assert took < SOON
     assert all(gone(each) for each in family)
-    assert stuck.exception(10) is not None
+    assert stuck.exception(LONG) is not None
     again = start().client.job_view(job.model_id)
     assert again.state in ("init", "training")
 
@@ -141,14 +141,14 @@ def test_second_signal_ends_the_service_at_once(
 def test_request_that_is_neither_prediction_nor_training_gets_the_grace_too(
     start: Start, folder: Path, callers: ThreadPoolExecutor
 ) -> None:
-    service = start({"MLPKIT_SHUTDOWN_GRACE": "10"})
+    service = start({"MLPKIT_SHUTDOWN_GRACE": str(LONG)})
     (folder / "delete m").write_text("2.0")
     deleted = callers.submit(service.client.delete, "faulty", "m")
     wait_until(lambda: bool(notes(folder / "deletes")), "it is deleted")
     service.process.send_signal(signal.SIGTERM)
     deleted.result(LONG)
     assert notes(folder / "deletes") == ["m begins", "m ends"]
-    assert service.process.wait(stretched(5)) == 0
+    assert service.process.wait(SOON) == 0
 
 
 def test_prediction_past_the_grace_is_told_so_and_questions_are_answered_meanwhile(
@@ -166,8 +166,8 @@ def test_prediction_past_the_grace_is_told_so_and_questions_are_answered_meanwhi
     time.sleep(0.3)
     assert service.client.jobs() == []
     assert service.client.status("faulty", "nobody").status == "unknown"
-    assert service.process.wait(stretched(10)) == 0
-    told = [str(each.exception(5)) for each in asked]
+    assert service.process.wait(LONG) == 0
+    told = [str(each.exception(LONG)) for each in asked]
     assert sum("was stopped while it held the request" in each for each in told) == 2
     assert sum("the service is stopping" in each for each in told) == 2
     assert sum(isinstance(each.exception(), ServiceStopping) for each in asked) == 2

@@ -19,10 +19,8 @@ from mlpkit.errors import LoadFailed, MlpkitError, ModelNotLoaded, TimeLimitExce
 from tests.acceptance.service import RunningService
 from tests.conftest import Report
 from tests.faults.conftest import Start, notes, order, pid_of, wait_in_flight, warnings
-from tests.servers import LONG, stretched, wait_until
+from tests.servers import LONG, SOON, wait_until
 
-TOLD, BACK = 1.0, 3.0
-"""Seconds within which callers are told, and within which a worker is back with its models."""
 WORDS = {
     "kill": "was killed by SIGKILL",
     "segfault": "was killed by SIGSEGV",
@@ -70,7 +68,7 @@ def time_until_back(service: RunningService, model_id: str) -> float:
             return False
         return service.client.ready().ready
 
-    wait_until(is_back, "the model is back", stretched(BACK))
+    wait_until(is_back, "the model is back")
     return time.monotonic() - began
 
 
@@ -89,18 +87,18 @@ def test_worker_that_dies_in_a_predict_fails_what_it_held_and_nothing_else(
     take_time_to_come_back(folder, "victim")
     with Bystander(client, "bystander") as bystander:
         for do, words in WORDS.items():
-            beside = callers.submit(client.predict, "victim", order(seconds=20))
+            beside = callers.submit(client.predict, "victim", order(seconds=LONG))
             wait_in_flight(client, "victim")
             began = time.monotonic()
             with pytest.raises(WorkerLost, match=f"worker-0 {words}.* while it held the request"):
                 client.predict("victim", order(do))
             with pytest.raises(WorkerLost, match=words):
-                beside.result(stretched(TOLD))
+                beside.result(SOON)
             told = time.monotonic() - began
             wait_until(lambda words=words: words in str(client.ready().reasons), "readiness tells")  # type: ignore[misc]
             back = time_until_back(service, "victim")
             report(f"{do} in a predict: callers told after {told:.2f} s, model back after {back:.2f} s")
-            assert told < stretched(TOLD)
+            assert told < SOON
     assert bystander.failures == []
     report(f"the bystander got {bystander.answers} answers, the slowest after {bystander.longest * 1e3:.0f} ms")
 
@@ -128,7 +126,7 @@ def test_worker_that_dies_in_a_load_fails_that_load_and_keeps_its_other_models(s
         (folder / "load new").write_text(do)
         # The first death makes it a suspect: from then on it is loaded in a process of its own.
         with pytest.raises(LoadFailed, match=f"worker-{min(number, 1)} {words}"):
-            client.load("faulty", "new", timeout=stretched(BACK))
+            client.load("faulty", "new", timeout=LONG)
         with pytest.raises(ModelNotLoaded):
             client.predict("new", order())
         assert [each.model_id for each in client.models()] == ["old"]
@@ -149,7 +147,7 @@ def test_worker_that_dies_in_a_batch_fails_the_batch_and_not_what_waits(
     for number in range(7):
         others[f"n{number}"] = callers.submit(client.predict, "m", order(say=f"n{number}"))
     assert first.result(LONG)["say"] == "first"
-    lost = {say for say, each in others.items() if isinstance(each.exception(20), WorkerLost)}
+    lost = {say for say, each in others.items() if isinstance(each.exception(LONG), WorkerLost)}
     (batch,) = (line.split() for line in notes(folder / "batches") if "killer" in line)
     assert lost == set(batch)
     assert 0 < len(lost) <= 4
@@ -161,7 +159,7 @@ def test_callers_of_a_killed_replica_are_told_and_all_others_get_the_answer_of_t
 ) -> None:
     client = start().client
     client.load("twins", "m")
-    (folder / "load m").write_text(" 5")
+    (folder / "load m").write_text(f" {SOON}")
 
     def both(seconds: float) -> list[Future[dict[str, Any]]]:
         asked = [callers.submit(client.predict, "m", order(seconds=seconds)) for _ in range(2)]
@@ -173,12 +171,12 @@ def test_callers_of_a_killed_replica_are_told_and_all_others_get_the_answer_of_t
     held = both(2.0)
     began = time.monotonic()
     os.kill(killed, signal.SIGKILL)
-    (first,) = wait(held, stretched(TOLD), FIRST_COMPLETED).done
+    (first,) = wait(held, SOON, FIRST_COMPLETED).done
     assert isinstance(first.exception(), WorkerLost)
     after = [callers.submit(client.predict, "m", order()) for _ in range(8)]
     assert {each.result(LONG)["pid"] for each in after} == {other}
     assert [each.result(LONG)["pid"] for each in held if each is not first] == [other]
-    assert time.monotonic() - began < 5, "the killed one is not back yet"
+    assert time.monotonic() - began < SOON, "the killed one is not back yet"
 
 
 def test_worker_that_dies_at_every_start_is_given_up_with_a_reason_and_without_a_busy_loop(
@@ -195,8 +193,8 @@ def test_worker_that_dies_at_every_start_is_given_up_with_a_reason_and_without_a
     wait_until(lambda: len(notes(folder / "starts")) == 6, "it was started again and again")
     starts = [float(each) for each in notes(folder / "starts")]
     pauses = [later - sooner for sooner, later in itertools.pairwise(starts)]
-    # 0.1 s after the second death in a row, 0.8 s after the fifth, beside what a start takes.
-    assert pauses[4] - pauses[1] > 0.4, pauses
+    # Beside what a start takes: nothing after the first death in a row, 0.1 s after the second, and then the double.
+    assert all(pause >= least for pause, least in zip(pauses[1:], (0.1, 0.2, 0.4, 0.8), strict=True)), pauses
     assert client.live()
 
     (folder / "start").unlink()
@@ -216,7 +214,7 @@ def test_predict_stuck_in_c_code_is_ended_by_its_time_out(start: Start, report: 
         told = time.monotonic() - began
         back = time_until_back(service, "stuck")
     report(f"stuck in C code: ended after {told:.2f} s (timeout=1), model back after {back:.2f} s")
-    assert 1.0 <= told < 1.0 + stretched(TOLD)
+    assert 1.0 <= told < SOON
     assert bystander.failures == []
 
 
@@ -249,7 +247,7 @@ def test_load_that_kills_its_worker_fails_alone_however_many_models_are_loaded_b
         assert client.predict(model_id, order())["model_id"] == model_id
     assert isinstance(killer.exception(60), LoadFailed)
     report(f"20 models beside one whose load kills its worker: all answer after {took:.1f} s")
-    assert took < stretched(10)
+    assert service.log.count("worker 0 was killed by SIGKILL") == 1
 
     wait_until(lambda: client.ready().ready, "the service is ready again")
     # Those that were suspects return to the shared worker, and the next try harms nobody.
@@ -257,7 +255,7 @@ def test_load_that_kills_its_worker_fails_alone_however_many_models_are_loaded_b
     with Bystander(client, "old") as bystander, pytest.raises(LoadFailed, match=r"worker-[1-9]"):
         client.load("faulty", "killer")
     assert bystander.failures == []
-    assert bystander.longest < stretched(1.0)
+    assert bystander.longest < SOON
 
 
 @pytest.mark.slow
@@ -265,7 +263,7 @@ def test_worker_that_hangs_up_and_lives_on_is_killed_and_replaced(start: Start) 
     service = start()
     service.client.load("faulty", "m")
     with pytest.raises(WorkerLost, match="worker-0 closed its channel"):
-        service.client.predict("m", order("leave"), timeout=stretched(TOLD))
+        service.client.predict("m", order("leave"), timeout=LONG)
     time_until_back(service, "m")
 
 

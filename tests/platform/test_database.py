@@ -13,7 +13,7 @@ from mlpkit.platform.database import Database, WantedModel, make_tables
 from mlpkit.settings import Settings
 from tests.platform.conftest import OpenPlatform, Platform
 from tests.secret import new_secret
-from tests.servers import LONG, free_port, stretched
+from tests.servers import LONG, SOON, free_port
 
 pytestmark = pytest.mark.anyio
 WRONG = new_secret()
@@ -170,7 +170,7 @@ async def test_a_closed_port_is_an_error_at_once(open_platform: OpenPlatform) ->
         started = time.monotonic()
         with pytest.raises(DatabaseError):
             await database.status("m")
-        assert time.monotonic() - started < stretched(1.5)
+        assert time.monotonic() - started < SOON
 
 
 @pytest.mark.parametrize("kind", ["mariadb", "postgres"])
@@ -189,7 +189,7 @@ async def test_a_wrong_password_is_an_error_that_does_not_show_it(
 @pytest.mark.parametrize("kind", ["mariadb", "postgres"])
 async def test_a_server_that_hangs_holds_nobody_up_beyond_the_time_out(open_platform: OpenPlatform, kind: str) -> None:
     platform = open_platform(kind)
-    database = Database(platform.settings(db_timeout=1.0))
+    database = Database(platform.settings(db_timeout=3.0))
     platform.put_model("m", status="active")
     assert await database.status("m") == "completed"
     assert platform.server is not None
@@ -208,7 +208,8 @@ async def test_a_server_that_hangs_holds_nobody_up_beyond_the_time_out(open_plat
             for _ in range(10):
                 tasks.start_soon(ask)
         assert results == ["refused"] * 10
-        assert time.monotonic() - started < stretched(2.5)
+        # One after the other, they would take ten times the time-out.
+        assert time.monotonic() - started < 5 * 3.0
     finally:
         platform.server.thaw()
     with anyio.fail_after(LONG):

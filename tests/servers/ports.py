@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 LONG = 120.0
 """Seconds that are long enough, also on a busy machine, for what should happen soon. Only a failure waits this long."""
+SOON = 30.0
+"""Seconds that are enough, also on a busy machine, for what must not wait. Where it does wait, it waits longer."""
 _MOST = 6
 
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -240,13 +239,13 @@ async def test_async_predictions_begin_with_the_context_that_load_has_left(open_
 @both_ways
 async def test_further_threads_begin_with_what_load_has_left(open_models: OpenModels, workers: int) -> None:
     script = state(predict_options="(threads=4)").replace(
-        "counted.set(counted.get() + 1)", "import time; time.sleep(0.1); counted.set(threading.get_ident())"
+        "counted.set(counted.get() + 1)", "together.wait(60); counted.set(threading.get_ident())"
     )
+    script = script.replace("@app.load", "together = threading.Barrier(4)\n\n@app.load", 1)
     async with open_models(script, workers=workers) as models:
         await models.load("state", "m")
-        began = time.monotonic()
+        # None ends before three others run at the same time.
         answers: list[Any] = await asyncio.gather(*(ask(models) for _ in range(12)))
-        assert time.monotonic() - began < 1.1, "they ran at the same time"
     assert len({answer[-1] for answer in answers}) == 4
     assert {tuple(answer[:6]) for answer in answers} == {tuple(KEPT[:6])}
 
@@ -264,16 +263,20 @@ def here():
 async def load():
     return here()
 
+begun = 0
+
 @app.predict
 async def predict(model, features):
-    await asyncio.sleep(0.3)
+    global begun
+    begun += 1
+    while begun < 20:  # None ends before all have begun.
+        await asyncio.sleep(0.01)
     return [model, here(), threading.current_thread() is threading.main_thread()]
 """
     async with open_models(script, workers=workers) as models:
         await asyncio.gather(models.load("looped", "a"), models.load("looped", "b"))
-        began = time.monotonic()
-        answers: list[Any] = await asyncio.gather(*(ask(models, each) for each in "ab" * 10))
-        assert time.monotonic() - began < 2.0
+        asked = asyncio.gather(*(ask(models, each) for each in "ab" * 10))
+        answers: list[Any] = await asyncio.wait_for(asked, LONG)
     (place,) = {tuple(map(tuple, answer[:2])) for answer in answers}
     assert place[0] == place[1]
     assert not any(answer[2] for answer in answers)
@@ -307,44 +310,57 @@ def predict(model, features):
         await models.unload("m")
 
 
+turns = 0
+"""Of the event loop, while `count_turns` runs."""
+went_on: list[str] = []
+"""The handlers during which the event loop went on."""
+
+
+async def count_turns() -> None:
+    global turns
+    while True:
+        await asyncio.sleep(0.01)
+        turns += 1
+
+
 async def test_models_in_the_server_process_never_hold_up_its_loop(open_models: OpenModels) -> None:
     script = """
 import time
-app = App("slow")
+from tests.serving import test_execution as test
+app = App("waiting")
+
+def wait_for_the_loop(handler):
+    before, end = test.turns, time.monotonic() + 20
+    while test.turns < before + 3:
+        assert time.monotonic() < end, "the loop stands still"
+        time.sleep(0.01)
+    test.went_on.append(handler)
 
 @app.on_start
 def start():
-    time.sleep(0.5)
+    wait_for_the_loop("on_start")
 
 @app.load
 def load():
-    time.sleep(0.5)
+    wait_for_the_loop("load")
     return 1
 
 @app.predict
 def predict(model):
-    time.sleep(0.5)
+    wait_for_the_loop("predict")
     return model
 
 @app.on_stop
 def stop():
-    time.sleep(0.5)
+    wait_for_the_loop("on_stop")
 """
-    longest = 0.0
-
-    async def watch() -> None:
-        nonlocal longest
-        while True:
-            began = time.monotonic()
-            await asyncio.sleep(0.01)
-            longest = max(longest, time.monotonic() - began)
-
-    watching = asyncio.ensure_future(watch())
+    went_on.clear()
+    counting = asyncio.ensure_future(count_turns())
     async with open_models(script, workers=0) as models:
-        await models.load("slow", "m")
+        await models.load("waiting", "m")
         assert await ask(models) == 1
-    watching.cancel()
-    assert longest < 0.4
+    counting.cancel()
+    assert went_on == ["on_start", "load", "predict", "on_stop"]
 
 
 async def test_item_of_a_batch_that_fails_after_predict_is_logged_with_its_own_uuid(

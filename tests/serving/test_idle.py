@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 
 import pytest
 
 from mlpkit import App
 from mlpkit.errors import ModelNotLoaded
 from mlpkit.serving.dispatch import Dispatcher
+from tests.servers import LONG, SOON
 from tests.serving.conftest import OpenModels, prediction_of
 
 pytestmark = pytest.mark.anyio
@@ -39,21 +39,19 @@ async def test_model_that_nobody_asks_is_idle_at_once() -> None:
     app = App("quiet")
     app.load(load)
     dispatcher = Dispatcher(app.build()["quiet"], "m", limit=60, longest_wait=60)
-    assert await asyncio.wait_for(dispatcher.idle(60), 1)
+    assert await asyncio.wait_for(dispatcher.idle(LONG), SOON)
 
 
 async def test_unload_ends_when_all_callers_have_gone(open_models: OpenModels) -> None:
     async with open_models(SLOW) as models:
         await models.load("slow", "m")
         await prediction_of(models, "m", b'{"seconds": 0.05}')
-        asked = [prediction_of(models, "m", b'{"seconds": 0.5}') for _ in range(5)]
+        asked = [prediction_of(models, "m", b'{"seconds": 1}') for _ in range(5)]
         unloading = asyncio.ensure_future(models.unload("m"))
         await asyncio.sleep(0)
         for each in asked:
             each.cancel()
-        began = time.monotonic()
-        await asyncio.wait_for(unloading, 10)
-        assert time.monotonic() - began < 5
+        await asyncio.wait_for(unloading, SOON)
         assert models.placement() == {}
 
 

@@ -25,7 +25,7 @@ from mlpkit.errors import (
 )
 from mlpkit.log import with_request_id
 from mlpkit.serving import Models
-from tests.servers import LONG
+from tests.servers import LONG, SOON
 from tests.serving.conftest import OpenModels, prediction_of
 
 pytestmark = pytest.mark.anyio
@@ -221,13 +221,11 @@ async def test_killed_worker_is_replaced_and_reloads_its_models(open_models: Ope
         await models.load("echo", "m")
         first = await ask(models, features={})
         assert isinstance(first, dict)
-        in_flight = asyncio.ensure_future(ask(models, features={"sleep": 5}))
-        await asyncio.sleep(0.2)
+        in_flight = asyncio.ensure_future(ask(models, features={"sleep": LONG}))
+        await until(lambda: models.listed()[0].in_flight == 1)
         os.kill(first["pid"], signal.SIGKILL)
-        started = time.monotonic()
         with pytest.raises(WorkerLost, match="SIGKILL"):
-            await in_flight
-        assert time.monotonic() - started < 1.0
+            await asyncio.wait_for(in_flight, SOON)
         assert models.problems()
         second = await asyncio.wait_for(ask(models, features={}), LONG)
         assert isinstance(second, dict)
@@ -302,14 +300,11 @@ async def test_one_bad_item_fails_alone_never_its_batch(open_models: OpenModels)
 
 
 async def test_lone_request_does_not_wait_for_company(open_models: OpenModels) -> None:
-    script = BATCHES.replace("max_wait_ms=20", "max_wait_ms=2000").replace("time.sleep(0.05)", "pass")
+    script = BATCHES.replace("max_wait_ms=20", f"max_wait_ms={LONG * 1000}").replace("time.sleep(0.05)", "pass")
     async with open_models(script) as models:
         await models.load("batches", "m")
-        await ask(models, features=1)
-        started = time.monotonic()
         for _ in range(5):
-            await ask(models, features=1)
-        assert time.monotonic() - started < 1.0
+            await asyncio.wait_for(ask(models, features=1), SOON)
 
 
 async def test_batch_as_large_as_the_last_one_does_not_wait_any_longer(open_models: OpenModels) -> None:
@@ -344,10 +339,8 @@ def predict(model, features):
 """
     async with open_models(script) as models:
         await models.load("stuck", "m")
-        started = time.monotonic()
         with pytest.raises(TimeLimitExceeded, match=r"0\.5 s"):
-            await ask(models, features="stuck")
-        assert time.monotonic() - started < 2.0
+            await asyncio.wait_for(ask(models, features="stuck"), SOON)
         # What waited behind the stuck one may be late too; a new worker answers what comes then.
         await until(lambda: models.problems() == [])
         assert await ask(models, features="fine") == "fine"
@@ -422,16 +415,20 @@ app = App("async")
 async def load():
     return 1
 
+begun = 0
+
 @app.predict
 async def predict(model, features):
-    await asyncio.sleep(0.3)
+    global begun
+    begun += 1
+    while begun < 10:  # None ends before all have begun.
+        await asyncio.sleep(0.01)
     return features
 """
     async with open_models(script) as models:
         await models.load("async", "m")
-        started = time.monotonic()
-        assert await asyncio.gather(*(ask(models, features=each) for each in range(10))) == list(range(10))
-        assert time.monotonic() - started < 1.5
+        answers = asyncio.gather(*(ask(models, features=each) for each in range(10)))
+        assert await asyncio.wait_for(answers, LONG) == list(range(10))
 
 
 async def test_worker_that_dies_at_every_start_is_not_retried_in_a_tight_loop(

@@ -14,7 +14,7 @@ from tests.servers import S3Server
 
 OpenStorage = Callable[[Settings], Storage]
 
-SLACK = 5.0
+SLACK = 15.0
 """Seconds that a busy machine may add to a limit of time."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from pathlib import Path
 
 import msgspec
@@ -13,7 +12,6 @@ from mlpkit.errors import JobConflict, JournalError, SettingsError
 from mlpkit.training import Job, JobFilter, Snapshot
 from mlpkit.training.job import TRANSITIONS
 from mlpkit.training.journal import Journal
-from tests.servers import stretched
 
 FIRST_VERSION = """
 CREATE TABLE job (
@@ -96,20 +94,23 @@ def test_job_that_is_submitted_again_goes_to_the_end(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_ten_thousand_jobs_are_quick(tmp_path: Path) -> None:
+def test_questions_about_ten_thousand_jobs_look_at_few(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal._writer.execute("PRAGMA synchronous = OFF")
     for number in range(10_000):
         journal.add(Job(f"m-{number}", f"a-{number % 7}", parameters='"' + "x" * 500 + '"', state="completed"))
     journal.add(Job("waits", "it"))
 
-    started = time.monotonic()
+    thousands: list[None] = []
+    # SQLite takes several steps for each row that it looks at.
+    journal._reader.set_progress_handler(lambda: thousands.append(None), 1000)
     assert journal.job("m-5000") is not None
     assert [each.model_id for each in journal.jobs(3)] == ["waits", "m-9999", "m-9998"]
-    assert len(journal.jobs(100, 9000)) == 100
     assert journal.jobs(1, chosen=JobFilter(state="completed", algorithm="a-3"))[0].model_id == "m-9999"
     assert [each.model_id for each in journal.unfinished()] == ["waits"]
-    assert time.monotonic() - started < stretched(0.5)
+    assert len(thousands) <= 1
+    assert len(journal.jobs(100, 9000)) == 100
+    assert len(thousands) < 100
     journal.close()
 
 

@@ -28,7 +28,7 @@ from mlpkit.log import (
 )
 from mlpkit.processes.output import LineSplitter
 from mlpkit.services import Log
-from tests.servers import LONG
+from tests.servers import LONG, SOON
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_log_that_nobody_reads_stops_nobody_and_counts_what_it_drops() -> None
     started = time.monotonic()
     for number in range(40_000):
         output.write(LogLine(0, "INFO", f"line {number} {'x' * 50}"))
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < LONG
 
     found = bytearray()
     os.set_blocking(read, False)
@@ -172,7 +172,7 @@ def test_closing_a_log_that_nobody_reads_ends(tmp_path: Path) -> None:
         output.write(LogLine(0, "INFO", "x" * 10_000))
     started = time.monotonic()
     output.close()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < SOON
     os.close(read)
     output.write(LogLine(0, "INFO", "to nobody"))
     os.close(write)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 
 import anyio
 import psutil
@@ -23,7 +22,7 @@ def test_the_machine_is_told_in_the_wire_s_words_and_units() -> None:
         assert re.fullmatch(r"\d+\.\d/\d+\.\d", str(traffic))
 
 
-def test_the_look_at_the_processors_takes_less_than_a_second_and_blocks_nobody() -> None:
+def test_the_look_at_the_processors_blocks_nobody() -> None:
     turns = 0
 
     async def count() -> None:
@@ -38,7 +37,6 @@ def test_the_look_at_the_processors_takes_less_than_a_second_and_blocks_nobody()
             await node_info()
             tasks.cancel_scope.cancel()
 
-    started = time.monotonic()
     anyio.run(both)
-    assert time.monotonic() - started < 1.0
-    assert turns > 10
+    # Of up to 50; a look that blocks leaves none.
+    assert turns > 2

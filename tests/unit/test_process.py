@@ -22,7 +22,7 @@ from mlpkit.log import LogLine
 from mlpkit.processes import AsyncChannel, Child, Exit, Message, start_child
 from mlpkit.processes.forkserver import ForkServer, ForkServerGone
 from mlpkit.processes.guard import guard as service_guard
-from tests.servers import LONG, stretched
+from tests.servers import LONG, SOON
 
 WAIT = LONG
 
@@ -168,7 +168,7 @@ def test_a_child_that_will_not_end_is_killed_after_the_grace_with_its_grandchild
         grandchild = int(await modules.line("grandchild"))
         started = time.monotonic()
         exit = await child.stop(0.3, "was stopped")
-        assert 0.3 <= time.monotonic() - started < stretched(5)
+        assert 0.3 <= time.monotonic() - started < SOON
         assert (exit.code, exit.words) == (-signal.SIGKILL, "was stopped")
         await until(lambda: None if alive(grandchild) else "gone")
 
@@ -224,7 +224,7 @@ def test_a_child_that_left_its_group_does_not_keep_its_end_from_being_noticed(mo
         await modules.line("runaway")
         descriptors, started = psutil.Process().num_fds(), time.monotonic()
         await child.wait()
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < SOON
         await until(lambda: "closed" if psutil.Process().num_fds() < descriptors else None)
         # A fork server's keeper has ended it already.
         with contextlib.suppress(ProcessLookupError):
@@ -394,13 +394,12 @@ def test_when_the_server_is_killed_its_children_and_grandchildren_end(tmp_path: 
 
     server.kill()
     server.wait(WAIT)
-    killed = time.monotonic()
 
-    while any(map(alive, pids)) and time.monotonic() < killed + WAIT:
+    deadline = time.monotonic() + SOON
+    while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.01)
     server.stdout.close()
     assert not any(map(alive, pids))
-    assert time.monotonic() - killed < 2
 
 
 def test_a_child_that_cannot_be_started_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
