@@ -67,9 +67,9 @@ class WorkerSlot:
             WorkerNotReady: it failed to start again and again, or the slot is closed; says why.
             TimeLimitExceeded: it is not ready within `limit` seconds; says what is wrong with it.
         """
-        if not self._known.is_set():
+        if not self._known.is_set() or self._has_just_ended():
             try:
-                await asyncio.wait_for(self._known.wait(), limit)
+                await asyncio.wait_for(self._settled(), limit)
             except asyncio.TimeoutError:
                 raise TimeLimitExceeded(
                     f"no worker was ready within {limit:g} s: worker {self.index} {self.problem}"
@@ -77,6 +77,16 @@ class WorkerSlot:
         if self.worker is None:
             raise WorkerNotReady(f"worker {self.index} {self.problem}")
         return self.worker
+
+    async def _settled(self) -> None:
+        await self._known.wait()
+        while self._has_just_ended():
+            await asyncio.sleep(0.01)
+            await self._known.wait()
+
+    def _has_just_ended(self) -> bool:
+        """Whether the worker takes nothing any more, and leaves in a moment."""
+        return self.worker is not None and not self.worker.ready
 
     def enter(self, worker: Worker) -> None:
         """Makes a worker that is ready the slot's own."""
