@@ -99,6 +99,15 @@ class ModelNotLoaded(MlpkitError):
         super().__init__(f"model [{model_id}] not loaded")
 
 
+class ModelInUse(MlpkitError):
+    """An alias leads to the model, so it must not be unloaded."""
+
+    http_status = 409
+
+    def __init__(self, model_id: str, alias: str) -> None:
+        super().__init__(f"the alias [{alias}] leads to model [{model_id}]: move or remove the alias first")
+
+
 class LoadFailed(MlpkitError):
     """The author's `load` failed; the worker has nothing of the model."""
 

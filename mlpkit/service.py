@@ -32,7 +32,7 @@ from mlpkit.app import App
 from mlpkit.errors import SettingsError
 from mlpkit.log import LogOutput, configure, logger
 from mlpkit.script import absolute_search_path, know_by_other_names, target_of
-from mlpkit.serving import Models
+from mlpkit.serving import Aliases, Models
 from mlpkit.settings import Settings, environment_remarks, load_settings
 from mlpkit.storage import Storage, open_storage
 from mlpkit.training import TrainingQueue
@@ -77,12 +77,14 @@ class Service:
         self.training = TrainingQueue(app.build(), self.target, settings, log)
         self.models = Models(app, self.target, settings, log)
         self.models.on_change = self.training.events.note_model
-        self.cluster = _open_cluster(app, settings, self.models, self.training) if settings.mode == "cluster" else None
+        self.aliases = Aliases(self.models, settings.home, settings.load_timeout)
+        self.cluster = self._open_cluster() if settings.mode == "cluster" else None
         self.web = Application(
             Dependencies(
                 algorithms=app.build(),
                 settings=settings,
                 models=self.models,
+                aliases=self.aliases,
                 training=self.training,
                 storage=self.storage,
                 log=log,
@@ -103,6 +105,7 @@ class Service:
             exits.callback(self.storage.close)
             await self.training.open()
             exits.push_async_callback(self.training.close)
+            self.aliases.open()
             await self.models.open()
             exits.push_async_callback(self._close_models)
             if self.cluster is not None:
@@ -111,7 +114,7 @@ class Service:
             await exits.enter_async_context(self._background())
             self._exits = exits.pop_all()
         self.state.checks += [self.models.problems, lambda: [self._store_problem] if self._store_problem else []]
-        self.state.remarks += [self.models.warnings, lambda: self._store_warnings]
+        self.state.remarks += [self.models.warnings, self.aliases.warnings, lambda: self._store_warnings]
         if self.cluster is not None:
             self.state.checks.append(self.cluster.problems)
             self.state.remarks.append(self.cluster.warnings)
@@ -139,6 +142,17 @@ class Service:
         self._hurried = True
         if self._draining is not None:
             self._draining.cancel()
+
+    def _open_cluster(self) -> ReplicaSync:
+        try:
+            from mlpkit.platform.cluster import ReplicaSync
+
+            return ReplicaSync(self.settings, self.app.build(), self.models, self.aliases, self.training)
+        except ModuleNotFoundError as error:
+            raise SettingsError(
+                f"MLP_CLIENT_MODE=cluster needs the package {error.name}: pip install 'mlpkit[sql]'"
+                + (" pymssql" if self.settings.db_type == "mssql" else "")
+            ) from error
 
     async def _end_work(self, grace: float) -> None:
         started = time.monotonic()
@@ -359,18 +373,6 @@ def url_of(address: tuple[Any, ...]) -> str:
     """The URL of a socket's address, which begins with host and port."""
     host, port = address[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _open_cluster(app: App, settings: Settings, models: Models, training: TrainingQueue) -> ReplicaSync:
-    try:
-        from mlpkit.platform.cluster import ReplicaSync
-
-        return ReplicaSync(settings, app.build(), models, training)
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"MLP_CLIENT_MODE=cluster needs the package {error.name}: pip install 'mlpkit[sql]'"
-            + (" pymssql" if settings.db_type == "mssql" else "")
-        ) from error
 
 
 def _make_home(home: Path) -> None:

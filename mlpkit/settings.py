@@ -23,8 +23,9 @@ from mlpkit.errors import SettingsError, did_you_mean
 DATABASE_NAMES = (
     *("model", "model.model_id", "model.path", "model.status", "model.loaded", "model.algorithm"),
     *("load_record", "load_record.load_time", "load_record.algorithm"),
+    *("model_alias", "model_alias.algorithm", "model_alias.alias", "model_alias.model_id", "model_alias.moved"),
 )
-"""The tables and columns of the platform that replicas use, in its own words."""
+"""The tables and columns of the platform that replicas use, in its own words; `model_alias` is mlpkit's own."""
 _DATABASES = {
     **dict.fromkeys(("mysql", "mariadb"), "mysql"),
     **dict.fromkeys(("pg", "postgres", "postgresql"), "postgresql"),

@@ -14,7 +14,7 @@ from mlpkit.cli.check import check
 from mlpkit.cli.data import data
 from mlpkit.cli.foreground import predict, train
 from mlpkit.cli.new import new
-from mlpkit.cli.remote import jobs, models
+from mlpkit.cli.remote import alias, jobs, models
 from mlpkit.cli.run import run
 from mlpkit.errors import ArgumentError, DeclarationError, MlpkitError, SettingsError
 from mlpkit.settings import load_settings
@@ -81,7 +81,7 @@ commands = _InOrder(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
 )
-for command in (run, new, train, predict, check, jobs, models, version, data, db):
+for command in (run, new, train, predict, check, jobs, models, alias, version, data, db):
     commands.add_command(command)
 
 

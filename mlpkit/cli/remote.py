@@ -1,4 +1,4 @@
-"""`mlpkit jobs` and `mlpkit models`: what a running service is doing."""
+"""`mlpkit jobs`, `mlpkit models` and `mlpkit alias`: a running service."""
 
 from __future__ import annotations
 
@@ -72,6 +72,53 @@ def models(url: str, prefix: str, token: str | None, as_json: bool) -> None:
         for model in found
     ]
     _print_table("models", columns, rows, [model.problem for model in found])
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.argument("model_id", required=False)
+@click.option("--remove", is_flag=True, help="Remove the alias.")
+@url
+@prefix
+@token
+@as_json
+def alias(
+    name: str | None, model_id: str | None, remove: bool, url: str, prefix: str, token: str | None, as_json: bool
+) -> None:
+    """List the aliases of a running service, or move one.
+
+    NAME is ALGORITHM@ALIAS, such as sentiment@current; predictions take it as their model id. MODEL_ID is the model
+    that it leads to from now on. Without both, all aliases are listed.
+
+    \b
+    Example:
+      mlpkit alias
+      mlpkit alias sentiment@current 0f8e2c_20261122143000
+      mlpkit alias sentiment@current --remove
+    """
+    from mlpkit.client import Client
+
+    if name is not None and remove == (model_id is not None):
+        raise click.UsageError("give NAME and MODEL_ID to move an alias, or NAME and --remove to remove it")
+    if name is None and remove:
+        raise click.UsageError("--remove needs the NAME of an alias")
+    with Client(url, prefix, token, timeout=600.0) as client:
+        if name is not None:
+            algorithm, at, short = name.rpartition("@")
+            if not at:
+                raise click.UsageError(f"{name!r} is not the name of an alias: it is ALGORITHM@ALIAS")
+            if model_id is None:
+                client.unalias(algorithm, short)
+                return
+            found = [client.alias(algorithm, short, model_id)]
+        else:
+            found = client.aliases()
+    if as_json:
+        print(msgspec.json.encode(found).decode())
+        return
+    columns = ["alias", "model", "state", "since", "before"]
+    rows = [[alias.name, alias.model_id, alias.state, _moment(alias.since), alias.previous or ""] for alias in found]
+    _print_table("aliases", columns, rows, [""] * len(rows))
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]], sentences: list[str]) -> None:

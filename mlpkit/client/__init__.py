@@ -4,12 +4,13 @@ It speaks to any service that keeps the platform's protocol; the routes beyond i
 `ready`) need mlpkit.
 """
 
-from mlpkit.client.answers import JobStatus, JobView, ModelView, Monitor, NodeInfo, Readiness, data_of
+from mlpkit.client.answers import AliasView, JobStatus, JobView, ModelView, Monitor, NodeInfo, Readiness, data_of
 from mlpkit.client.client import Client, JobHandle
 from mlpkit.client.files import LocalFiles, TrainRequest, upload
 from mlpkit.client.transport import Answer, Transport
 
 __all__ = [
+    "AliasView",
     "Answer",
     "Client",
     "JobHandle",

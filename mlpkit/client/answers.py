@@ -106,6 +106,23 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     failures: int = 0
     seconds: float = 0.0
     problem: str = ""
+    aliases: list[str] = []
+
+
+class AliasView(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an alias leads.
+
+    A prediction takes `name` as its model id. `previous` is the model that it named before, `since` the time of the
+    last move in seconds since the epoch, `state` that of the model: `loading`, `loaded`, `unloading` or `unloaded`.
+    """
+
+    name: str
+    algorithm: str = ""
+    alias: str = ""
+    model_id: str = ""
+    previous: str | None = None
+    since: float | None = None
+    state: str = "loaded"
 
 
 class Monitor(msgspec.Struct, frozen=True, kw_only=True):

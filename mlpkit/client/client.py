@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from mlpkit.client.answers import (
+    AliasView,
     JobStatus,
     JobView,
     ModelView,
@@ -165,6 +166,24 @@ class Client:
         if not isinstance(answer, dict) or "predictions" not in answer:
             raise UnexpectedAnswer(f"the answer to predict has no predictions: {answer!r}")
         return answer["predictions"]
+
+    def alias(
+        self, algorithm: str, alias: str, model_id: str, *, uuid: str | None = None, timeout: float = 600.0
+    ) -> AliasView:
+        """Lets an alias lead to a model, which is loaded first.
+
+        `predict` then takes `<algorithm>@<alias>` as the model id. No prediction fails while the alias moves.
+        """
+        answer = self._post("alias", timeout, algorithm=algorithm, alias=alias, model_id=model_id, uuid=uuid)
+        return typed(answer, AliasView)
+
+    def unalias(self, algorithm: str, alias: str, *, uuid: str | None = None, timeout: float = 600.0) -> None:
+        """Removes an alias; one that does not exist is not an error."""
+        self._post("unalias", timeout, algorithm=algorithm, alias=alias, uuid=uuid)
+
+    def aliases(self) -> list[AliasView]:
+        """The aliases, and the models that they lead to."""
+        return typed(_listed(data_of(self._request("GET", f"{self.prefix}aliases")), "aliases"), list[AliasView])
 
     def delete(self, algorithm: str, model_id: str, *, uuid: str | None = None, timeout: float = 600.0) -> None:
         """Unloads a model and removes it from the store."""

@@ -8,7 +8,6 @@ changes.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import anyio.to_thread
 from mlpkit.algorithm import Algorithm
 from mlpkit.errors import DatabaseError, JournalError, MlpkitError, ServiceStopping
 from mlpkit.log import level_of_failure, logger, with_request_id
+from mlpkit.platform.aliases import AliasFollower
 from mlpkit.platform.database import Change, Database
 from mlpkit.platform.notes import FollowedModel, Notes
 from mlpkit.platform.rows import RowProblems, checked
@@ -93,11 +93,18 @@ class Checker:
     """
 
     def __init__(
-        self, database: Database, notes: Notes, models: Models, algorithms: Mapping[str, Algorithm], period: float
+        self,
+        database: Database,
+        notes: Notes,
+        models: Models,
+        aliases: AliasFollower,
+        algorithms: Mapping[str, Algorithm],
+        period: float,
     ) -> None:
         self._database = database
         self._notes = notes
         self._models = models
+        self._aliases = aliases
         self._algorithms = list(algorithms)
         self._period = period
         self._seen: dict[str, _Seen] = {}
@@ -155,13 +162,13 @@ class Checker:
                     model.model_id, model.algorithm, model.path, since=time.time(), loaded_from=model.path or ""
                 )
 
-    async def _end_start(self, begun: list[asyncio.Event]) -> None:
+    async def _end_start(self, begun: list[anyio.Event]) -> None:
         self._starting = f"{len(begun)} models that the database wants are being loaded"
         for done in begun:
             await done.wait()
         self._starting = ""
 
-    async def _pass(self, start: Start) -> list[asyncio.Event]:
+    async def _pass(self, start: Start) -> list[anyio.Event]:
         """Reads the table once, and starts what must change.
 
         Gives an event for each model that is being changed.
@@ -170,13 +177,14 @@ class Checker:
             await self._look()
             self.looked = time.time()
             await self._write_notes()
+            await self._aliases.look()
         except DatabaseError:
             pass  # The database has logged it, and lists it in its problems.
         except JournalError as error:
             logger.error("{}: after a restart this replica may not know which models to unload", error)
         except Exception:
             logger.exception("the models could not be compared with the database")
-        return self._begin(start)
+        return [*self._begin(start), *self._aliases.begin(start)]
 
     async def _look(self) -> None:
         changes = await self._database.changes(self._algorithms)
@@ -209,7 +217,7 @@ class Checker:
             return before
         return _Seen(change, before.since, is_settled=now - before.since >= _SAME_SECOND)
 
-    def _begin(self, start: Start) -> list[asyncio.Event]:
+    def _begin(self, start: Start) -> list[anyio.Event]:
         begun = []
         for desired in list(self._desired.values()):
             if desired.busy or time.monotonic() < desired.due:
@@ -218,6 +226,7 @@ class Checker:
                 desired.wanted
                 and self._models.algorithm_of(desired.model_id) == desired.algorithm
                 and not desired.has_moved
+                and not self._models.is_wanted_by_aliases_only(desired.model_id)
             ):
                 # From now on the table decides about a model that `/load` loaded here.
                 desired.loaded_from = desired.path or ""
@@ -225,11 +234,11 @@ class Checker:
                 desired.failures = 0
             else:
                 desired.busy = True
-                begun.append(asyncio.Event())
+                begun.append(anyio.Event())
                 start(self._change, desired, begun[-1])
         return begun
 
-    async def _change(self, desired: DesiredModel, done: asyncio.Event) -> None:
+    async def _change(self, desired: DesiredModel, done: anyio.Event) -> None:
         try:
             async with self._limiter:
                 with with_request_id("checker"):
@@ -254,8 +263,11 @@ class Checker:
         path = desired.path
         wanted = desired.wanted
         here = self._models.algorithm_of(desired.model_id)
-        if not wanted or (here is not None and (here != algorithm or desired.has_moved)):
+        if not wanted:
             # Even if it is not loaded yet: a service that starts may be about to load it again.
+            await self._models.leave_to_aliases(desired.model_id)
+            desired.loaded_from = None
+        elif here is not None and (here != algorithm or desired.has_moved):
             await self._models.unload(desired.model_id)
             desired.loaded_from = None
         if wanted:

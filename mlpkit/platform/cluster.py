@@ -13,11 +13,12 @@ import anyio.to_thread
 
 from mlpkit.algorithm import Algorithm
 from mlpkit.log import logger
+from mlpkit.platform.aliases import AliasFollower
 from mlpkit.platform.checker import Checker, DesiredModel
 from mlpkit.platform.database import Database
 from mlpkit.platform.notes import Notes
 from mlpkit.platform.outbox import StatusOutbox
-from mlpkit.serving import Models
+from mlpkit.serving import Alias, Aliases, Models
 from mlpkit.settings import Settings
 from mlpkit.training import Job, TrainingQueue
 
@@ -29,7 +30,12 @@ class ReplicaSync:
     """
 
     def __init__(
-        self, settings: Settings, algorithms: Mapping[str, Algorithm], models: Models, training: TrainingQueue
+        self,
+        settings: Settings,
+        algorithms: Mapping[str, Algorithm],
+        models: Models,
+        aliases: Aliases,
+        training: TrainingQueue,
     ) -> None:
         self._settings = settings
         self._algorithms = algorithms
@@ -37,6 +43,7 @@ class ReplicaSync:
         self._training = training
         self._leads = settings.sync == "lead"
         self._database = Database(settings)
+        self._followed_aliases = AliasFollower(self._database, aliases, algorithms, settings.checker_period)
         self._checker: Checker | None = None
 
     async def open(self) -> None:
@@ -55,7 +62,12 @@ class ReplicaSync:
         await self._outbox.open(self._training.job)
         if self._settings.checker:
             self._checker = Checker(
-                self._database, self._notes, self._models, self._algorithms, self._settings.checker_period
+                self._database,
+                self._notes,
+                self._models,
+                self._followed_aliases,
+                self._algorithms,
+                self._settings.checker_period,
             )
 
     async def run(self) -> None:
@@ -95,6 +107,7 @@ class ReplicaSync:
             found.append(f"the ends of {waiting} trainings are still to be written into the database")
         if self._checker is not None:
             found += self._checker.row_problems.listed()
+            found += self._followed_aliases.problems()
             failing = [desired.model_id for desired in self._checker.desired_models() if desired.error]
             if failing:
                 found.append(
@@ -140,6 +153,22 @@ class ReplicaSync:
             await self._database.unwant(model_id)
             if self._checker is not None:
                 self._checker.disown(model_id)
+
+    async def announce_alias(self, alias: Alias) -> None:
+        """Makes all other replicas move an alias.
+
+        Raises:
+            DatabaseError: the others do not know of it.
+        """
+        await self._database.move_alias(alias.algorithm, alias.alias, alias.model_id)
+
+    async def announce_no_alias(self, alias: Alias) -> None:
+        """Makes all other replicas remove an alias.
+
+        Raises:
+            DatabaseError: the others do not know of it.
+        """
+        await self._database.remove_alias(alias.algorithm, alias.alias)
 
     @property
     def desired_models(self) -> list[DesiredModel] | None:

@@ -22,6 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from mlpkit.errors import DatabaseError
 from mlpkit.log import logger
 from mlpkit.platform.tables import Tables
+from mlpkit.serving import alias_name
 from mlpkit.settings import Settings
 
 T = TypeVar("T")
@@ -47,6 +48,20 @@ class WantedModel:
     algorithm: str | None
     model_id: str | None
     path: str | None
+
+
+@dataclass(frozen=True)
+class WantedAlias:
+    """A row that says: this alias leads to this model."""
+
+    algorithm: str
+    alias: str
+    model_id: str
+
+    @property
+    def name(self) -> str:
+        """What a prediction sends as `model_id`."""
+        return alias_name(self.algorithm, self.alias)
 
 
 def database_url(settings: Settings) -> URL:
@@ -102,7 +117,7 @@ def make_tables(settings: Settings) -> tuple[list[str], str]:
         raise DatabaseError(f"the tables cannot be made in {url}: {_described(error)[0]}") from None
     finally:
         engine.dispose()
-    return [table.name for table in (tables.model, tables.record) if table.name not in present], url
+    return [table.name for table in (tables.model, tables.record, tables.alias) if table.name not in present], url
 
 
 class Database:
@@ -121,6 +136,7 @@ class Database:
         self._timeout = settings.db_timeout
         self._limiter = anyio.CapacityLimiter(_AT_ONCE)
         self._problems: dict[str, _Problem] = {}
+        self._has_aliases = False
 
     def close(self) -> None:
         """Closes the connections, when their calls have ended."""
@@ -234,6 +250,56 @@ class Database:
                 self._note_change(connection, algorithm)
 
         await self._call("write that a model is not to be loaded", tell)
+
+    async def aliases(self, algorithms: Iterable[str]) -> list[WantedAlias] | None:
+        """The aliases of these algorithms; None without a table of aliases."""
+
+        def ask(connection: Connection) -> list[WantedAlias] | None:
+            if not self._finds_aliases(connection):
+                return None
+            rows = [WantedAlias(*row) for row in connection.execute(self._tables.aliases(algorithms))]
+            # To a database, algorithms that differ only in case may be equal.
+            return [row for row in rows if row.algorithm in algorithms]
+
+        return await self._call("read the aliases", ask)
+
+    async def move_alias(self, algorithm: str, alias: str, model_id: str) -> None:
+        """Tells all replicas to which model an alias leads."""
+
+        def tell(connection: Connection) -> None:
+            self._need_aliases(connection)
+            move = self._tables.move_alias(algorithm, alias, model_id)
+            if not connection.execute(move).rowcount:
+                try:
+                    connection.execute(self._tables.add_alias(algorithm, alias, model_id))
+                except IntegrityError:  # Another replica has just added it.
+                    connection.execute(move)
+
+        await self._call("write an alias", tell)
+
+    async def remove_alias(self, algorithm: str, alias: str) -> None:
+        """Tells all replicas that an alias is gone."""
+
+        def tell(connection: Connection) -> None:
+            self._need_aliases(connection)
+            connection.execute(self._tables.remove_alias(algorithm, alias))
+
+        await self._call("remove an alias", tell)
+
+    def _finds_aliases(self, connection: Connection) -> bool:
+        """Whether there is a table of aliases.
+
+        Databases of earlier versions have none.
+        """
+        if not self._has_aliases:
+            table = self._tables.alias
+            self._has_aliases = inspect(connection).has_table(table.name, schema=table.schema)
+        return self._has_aliases
+
+    def _need_aliases(self, connection: Connection) -> None:
+        if not self._finds_aliases(connection):
+            name = self._tables.alias.name
+            raise DatabaseError(f"the database has no table {name}: `mlpkit db init` makes it")
 
     def _rows(self, connection: Connection, model_id: str) -> list[Row[Any]]:
         """The rows of exactly this id.

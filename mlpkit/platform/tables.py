@@ -1,7 +1,8 @@
-"""The platform's two tables, and every statement that mlpkit sends to them.
+"""The platform's two tables and mlpkit's own, and every statement for them.
 
-Source: `tests/wire/PROTOCOL.md`, section 5. The platform owns the tables; `mlpkit db init` makes them for those who
-have none. Only SQL that MySQL, MariaDB, PostgreSQL, SQL Server and SQLite all know is used.
+Source: `tests/wire/PROTOCOL.md`, section 5. The platform owns `model` and `load_record`; `mlpkit db init` makes them
+for those who have none, and mlpkit's own table `model_alias`. Only SQL that MySQL, MariaDB, PostgreSQL, SQL Server and
+SQLite all know is used.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from typing import Any
 
 from sqlalchemy import (
     Column,
+    ColumnElement,
     DateTime,
     MetaData,
     Select,
     SmallInteger,
     String,
     Table,
+    delete,
     func,
     insert,
     or_,
@@ -25,7 +28,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import mysql
-from sqlalchemy.sql.dml import Insert, Update
+from sqlalchemy.sql.dml import Delete, Insert, Update
 from sqlalchemy.types import NullType
 
 from mlpkit.settings import DATABASE_NAMES, Settings
@@ -37,9 +40,9 @@ _WITH_SCHEMA = ("mssql", "postgresql")
 
 
 class Tables:
-    """The platform's tables, under their names in this database.
+    """The tables, under their names in this database.
 
-    `model` and `record` are SQLAlchemy tables.
+    `model`, `record` and `alias` are SQLAlchemy tables.
 
     Columns keep the platform's names as their keys: `tables.model.c.loaded` is right whatever this database calls it.
     """
@@ -63,6 +66,14 @@ class Tables:
             self.metadata,
             Column(names["load_record.load_time"], instant, key="load_time"),
             Column(names["load_record.algorithm"], String(64), key="algorithm"),
+        )
+        self.alias = Table(
+            names["model_alias"],
+            self.metadata,
+            Column(names["model_alias.algorithm"], String(64), primary_key=True, key="algorithm"),
+            Column(names["model_alias.alias"], String(64), primary_key=True, key="alias"),
+            Column(names["model_alias.model_id"], String(64), nullable=False, key="model_id"),
+            Column(names["model_alias.moved"], instant, key="moved"),
         )
 
     def rows_of(self, model_id: str) -> Select[Any]:
@@ -131,3 +142,23 @@ class Tables:
     def add_record(self, algorithm: str) -> Insert:
         """The same for an algorithm that has no record yet."""
         return insert(self.record).values(algorithm=algorithm, load_time=func.now())
+
+    def aliases(self, algorithms: Iterable[str]) -> Select[Any]:
+        """algorithm, alias and model_id of these algorithms' aliases."""
+        alias = self.alias.c
+        return select(alias.algorithm, alias.alias, alias.model_id).where(alias.algorithm.in_(list(algorithms)))
+
+    def add_alias(self, algorithm: str, alias: str, model_id: str) -> Insert:
+        """A row for an alias that has none."""
+        return insert(self.alias).values(algorithm=algorithm, alias=alias, model_id=model_id, moved=func.now())
+
+    def move_alias(self, algorithm: str, alias: str, model_id: str) -> Update:
+        """Lets an alias with a row lead to a model."""
+        return update(self.alias).where(*self._is(algorithm, alias)).values(model_id=model_id, moved=func.now())
+
+    def remove_alias(self, algorithm: str, alias: str) -> Delete:
+        """Removes the row of an alias."""
+        return delete(self.alias).where(*self._is(algorithm, alias))
+
+    def _is(self, algorithm: str, alias: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+        return self.alias.c.algorithm == algorithm, self.alias.c.alias == alias

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 from mlpkit import front_door
 
 if TYPE_CHECKING:
+    from mlpkit.serving.aliases import Alias, Aliases, alias_name
     from mlpkit.serving.dispatch import OnOutcome, Outcome, PendingPrediction
     from mlpkit.serving.models import Models
 
-__all__ = ["Models", "OnOutcome", "Outcome", "PendingPrediction"]
+__all__ = ["Alias", "Aliases", "Models", "OnOutcome", "Outcome", "PendingPrediction", "alias_name"]
 
 # A worker, which is `python -m mlpkit.serving`, needs none of them.
 __getattr__ = front_door(
     __name__,
     {
         "Models": "mlpkit.serving.models",
+        **dict.fromkeys(("Alias", "Aliases", "alias_name"), "mlpkit.serving.aliases"),
         **dict.fromkeys(("Outcome", "PendingPrediction", "OnOutcome"), "mlpkit.serving.dispatch"),
     },
 )

@@ -10,6 +10,8 @@ from typing import Literal
 import msgspec
 
 from mlpkit.algorithm import Algorithm
+from mlpkit.errors import ArgumentError, LoadFailed, MlpkitError, Overloaded
+from mlpkit.log import logger
 from mlpkit.serving.dispatch import Counts, Dispatcher, Replica
 
 State = Literal["loading", "loaded", "unloading"]
@@ -20,7 +22,8 @@ class LoadedModelRecord(msgspec.Struct, frozen=True):
 
     `extend` is JSON text.
 
-    `given_up` says why it is not loaded any more: it ended its worker again and again.
+    `given_up` says why it is not loaded any more: it ended its worker again and again. `by_alias`: only aliases want
+    it, so it is unloaded when none leads to it any more.
     """
 
     algorithm: str
@@ -28,6 +31,7 @@ class LoadedModelRecord(msgspec.Struct, frozen=True):
     model_path: str | None = None
     extend: str = "null"
     given_up: str = ""
+    by_alias: bool = False
 
 
 class ModelInfo(msgspec.Struct):
@@ -51,6 +55,7 @@ class ModelInfo(msgspec.Struct):
     problem: str = ""
     batches: int = 0
     memory: int | None = None
+    aliases: list[str] = []
 
 
 class MissingModel(msgspec.Struct):
@@ -122,6 +127,21 @@ class ModelState:
         self.state = "unloading"
         self.settled = _new_future()
 
+    async def ended(self) -> None:
+        """Waits for the present load or unload.
+
+        Others may wait for it too: a caller who goes away does not end it.
+        """
+        await asyncio.shield(self.settled)
+
+    async def at_rest(self, end: float) -> bool:
+        """Whether all that the model does has ended.
+
+        Waits for that until `end`, in monotonic seconds.
+        """
+        await asyncio.wait([self.settled], timeout=max(0.0, end - time.monotonic()))
+        return self.settled.done() and await self.dispatcher.idle(max(0.0, end - time.monotonic()))
+
     def info(self) -> ModelInfo:
         """The model as it is now."""
         counts = self.counts
@@ -140,6 +160,19 @@ class ModelState:
             self.problem,
             counts.batches,
         )
+
+
+def load_error(error: Exception) -> MlpkitError:
+    """What the callers of a load are told of its failure."""
+    if not isinstance(error, MlpkitError):
+        logger.error("a load failed inside mlpkit", exception=error)
+        return LoadFailed(f"internal error: {error}")
+    if isinstance(error, (LoadFailed, ArgumentError, Overloaded)):
+        return error
+    failed = LoadFailed(str(error))
+    failed.trace = error.trace
+    failed.__cause__ = error
+    return failed
 
 
 def _new_future() -> asyncio.Future[None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -20,8 +20,8 @@ from mlpkit.app import App
 from mlpkit.errors import (
     AlgorithmNotFound,
     ArgumentError,
-    LoadFailed,
     MlpkitError,
+    ModelInUse,
     ModelNotLoaded,
     Overloaded,
     ServiceStopping,
@@ -33,7 +33,7 @@ from mlpkit.log import LogOutput, logger, request_id, with_request_id
 from mlpkit.serving.dispatch import Counts, Dispatcher, OnOutcome, OnPart, PendingPrediction, Replica
 from mlpkit.serving.memory import MemoryBudget
 from mlpkit.serving.messages import Item, Json, Load, RunHook, Unload
-from mlpkit.serving.model import LoadedModelRecord, MissingModel, ModelInfo, ModelState, WorkerInfo
+from mlpkit.serving.model import LoadedModelRecord, MissingModel, ModelInfo, ModelState, WorkerInfo, load_error
 from mlpkit.serving.pool import Pool, WorkerSlot
 from mlpkit.serving.recovery import Ledger, Recovery, has_ended_worker
 from mlpkit.serving.worker import LocalWorker, ProcessWorker, Worker, ask, request_ids
@@ -83,6 +83,10 @@ class Models:
         self._settings = settings
         self._log = log
         self._models: dict[str, ModelState] = {}
+        self.named: dict[str, LoadedModelRecord] = {}
+        """The models that aliases lead to, by the alias's name; `Aliases` changes it."""
+        self._kept: dict[str, str] = {}
+        """The models that aliases are about to lead to, by the alias's name."""
         self._pool = Pool(make_worker or self._make_worker, self._worker_up, self._worker_down)
         self._ledger = Ledger(settings.home / "models.json")
         self._budget = MemoryBudget(settings.home / "memory.json")
@@ -112,7 +116,7 @@ class Models:
         """
         self._closing = True
         end = time.monotonic() + grace
-        in_time = await asyncio.gather(*(_at_rest(model, end) for model in self._models.values()))
+        in_time = await asyncio.gather(*(model.at_rest(end) for model in self._models.values()))
         for model in self._models.values():
             if model.state == "loaded":
                 model.state = "unloading"
@@ -139,47 +143,104 @@ class Models:
         extend: msgspec.Raw = NULL,
         uuid: str | None = None,
         failures: int = 0,
+        by_alias: bool = False,
     ) -> None:
         """Returns when the model is loaded.
 
         A model that is loaded already is left as it is. `failures` is how often the caller has tried in vain already.
+        `by_alias`: it is wanted only as long as an alias leads to it.
 
         Raises:
             AlgorithmNotFound: the app does not have this algorithm.
+            ArgumentError: the id is the name of an alias.
             LoadFailed: the user's `load` failed, or no worker could take the model.
             ServiceStopping: the service is being shut down.
         """
         if algorithm not in self._algorithms:
             raise AlgorithmNotFound(algorithm)
+        self._check_model_id(model_id)
         if self._closing:
             raise ServiceStopping(_STOPPING)
         while (model := self._models.get(model_id)) is not None and model.state == "unloading":
-            await _settled(model)
+            await model.ended()
         if model is None:
-            record = LoadedModelRecord(algorithm, model_id, model_path, bytes(extend).decode())
+            record = LoadedModelRecord(algorithm, model_id, model_path, bytes(extend).decode(), by_alias=by_alias)
             model = self._begin_load(record, uuid, failures)
         if model.state == "loading":
-            await _settled(model)
+            await model.ended()
+        if model.record.by_alias and not by_alias:
+            # From now on it stays without an alias too.
+            model.record = msgspec.structs.replace(model.record, by_alias=False)
+            await self._ledger.add(model.record)
 
     async def unload(self, model_id: str) -> None:
         """Returns when the model is gone and its predictions have ended.
 
         If the model is not loaded, nothing happens.
+
+        Raises:
+            ModelInUse: an alias leads to it.
+            ArgumentError: the id is the name of an alias.
         """
+        self.check_unloadable(model_id)
         self._recovery.forget(model_id)
         model = self._models.get(model_id)
         if model is not None and model.state == "loading":
             with contextlib.suppress(MlpkitError):
-                await _settled(model)
+                await model.ended()
+            self.check_unloadable(model_id)
         if model is not None and model.state == "loaded":
             model.begin_unload()
             self._tell(model, "unloading")
             self._start(self._unload, model)
         if model is not None and self._models.get(model_id) is model:
-            await _settled(model)
+            await model.ended()
         if model_id not in self._models:
             # Not loaded, or its load has failed, or it was given up meanwhile: a restart would try it again.
             await self._ledger.remove(model_id)
+
+    def check_unloadable(self, model_id: str) -> None:
+        """Checks that the model may be unloaded.
+
+        Raises:
+            ModelInUse: an alias leads to it, or is about to.
+            ArgumentError: the id is the name of an alias.
+        """
+        self._check_model_id(model_id)
+        if (alias := self._alias_of(model_id)) is not None:
+            raise ModelInUse(model_id, alias)
+
+    def release(self, model_id: str) -> None:
+        """Unloads a model in the background if only aliases wanted it.
+
+        And none leads to it any more.
+        """
+        record = self._ledger.get(model_id)
+        if record is not None and record.by_alias and self._alias_of(model_id) is None:
+            self._start(self._leave, model_id)
+
+    async def leave_to_aliases(self, model_id: str) -> None:
+        """Unloads a model as soon as no alias leads to it."""
+        if self._alias_of(model_id) is None:
+            await self.unload(model_id)
+        elif (model := self._models.get(model_id)) is not None and not model.record.by_alias:
+            model.record = msgspec.structs.replace(model.record, by_alias=True)
+            await self._ledger.add(model.record)
+            self.release(model_id)
+
+    @contextlib.contextmanager
+    def kept(self, model_id: str, alias: str) -> Iterator[None]:
+        """Keeps a model from being unloaded while an alias moves to it."""
+        self._kept[alias] = model_id
+        try:
+            yield
+        finally:
+            del self._kept[alias]
+
+    def is_wanted_by_aliases_only(self, model_id: str) -> bool:
+        """Whether a model leaves when no alias leads to it."""
+        model = self._models.get(model_id)
+        return model is not None and model.record.by_alias
 
     def predict(
         self,
@@ -199,6 +260,8 @@ class Models:
             Overloaded: too many predictions wait for this model already.
         """
         model = self._models.get(model_id)
+        if model is None and model_id in self.named:
+            model = self._models.get(self.named[model_id].model_id)
         if model is None or model.state != "loaded":
             raise ServiceStopping(_STOPPING) if self._closing else ModelNotLoaded(model_id)
         dispatcher = model.dispatcher
@@ -312,7 +375,9 @@ class Models:
             self._tasks.cancel_scope.cancel()
 
     def _info(self, model: ModelState) -> ModelInfo:
-        return msgspec.structs.replace(model.info(), memory=self._budget.known(model.model_id))
+        aliases = sorted(name for name, record in self.named.items() if record.model_id == model.model_id)
+        memory = self._budget.known(model.model_id)
+        return msgspec.structs.replace(model.info(), memory=memory, aliases=aliases)
 
     def _start(self, function: Any, *args: object) -> None:
         assert self._tasks is not None
@@ -331,9 +396,17 @@ class Models:
     async def _restore(self) -> None:
         """Loads what the last run had, and what the script preloads."""
         records = {record.model_id: record for record in self._ledger.read()}
+        for record in self.named.values():
+            records.setdefault(record.model_id, record)
         for algorithm in self._algorithms.values():
             for model_id in algorithm.load_options.preload:
-                records.setdefault(model_id, LoadedModelRecord(algorithm.name, model_id))
+                record = records.get(model_id) or LoadedModelRecord(algorithm.name, model_id)
+                records[model_id] = msgspec.structs.replace(record, by_alias=False)
+        for record in list(records.values()):
+            if record.by_alias and self._alias_of(record.model_id) is None:
+                # The last run ended after an alias had moved, and before the old model was unloaded.
+                del records[record.model_id]
+                await self._ledger.remove(record.model_id)
         isolated = [algorithm.name for algorithm in self._algorithms.values() if algorithm.load_options.isolated]
         await self._recovery.restore(records.values(), self._pool.shared, isolated, self._settings.start_timeout)
 
@@ -370,7 +443,7 @@ class Models:
                     raise WorkerLost(f"the workers that held the model ended {_LOAD_ROUNDS} times while it was loaded")
             except Exception as error:
                 await self._forget(model)
-                failure = _load_error(error)
+                failure = load_error(error)
                 self._tell(model, "failed", str(failure))
                 model.settled.set_exception(failure)
                 return
@@ -383,6 +456,8 @@ class Models:
             model.settled.set_result(None)
             for replica in list(model.replicas):
                 self._rejoin_soon(model, replica)
+            # At the start, an alias may have moved to another model meanwhile.
+            self.release(model.model_id)
 
     async def _load_replicas(self, model: ModelState) -> None:
         """Loads a model into all its workers.
@@ -398,7 +473,8 @@ class Models:
     async def _load_record(self, record: LoadedModelRecord, failures: int) -> None:
         """Loads a model of the last run."""
         extend = msgspec.Raw(record.extend.encode())
-        await self.load(record.algorithm, record.model_id, record.model_path, extend, failures=failures)
+        path = record.model_path
+        await self.load(record.algorithm, record.model_id, path, extend, failures=failures, by_alias=record.by_alias)
 
     async def _load_again(self, model: ModelState, replica: Replica) -> None:
         """Loads a model again into a worker that was replaced."""
@@ -508,6 +584,11 @@ class Models:
             await self._pool.remove(alone.slot, grace=5.0)
             logger.info("model {!r} has returned to worker {}", model.model_id, shared.slot.index)
 
+    async def _leave(self, model_id: str) -> None:
+        """Unloads a model if no alias leads to it."""
+        with contextlib.suppress(ModelInUse):
+            await self.unload(model_id)
+
     async def _unload(self, model: ModelState) -> None:
         limit = self._load_limit(model)
         dispatcher = model.dispatcher
@@ -539,6 +620,16 @@ class Models:
             with contextlib.suppress(MlpkitError):
                 await ask(worker, Unload(next(request_ids), model_id, request_id.get()), limit)
         replica.ready = False
+
+    def _alias_of(self, model_id: str) -> str | None:
+        """An alias that leads to the model, or is about to."""
+        leading = (name for name, record in self.named.items() if record.model_id == model_id)
+        coming = (name for name, kept in self._kept.items() if kept == model_id)
+        return next(leading, None) or next(coming, None)
+
+    def _check_model_id(self, model_id: str) -> None:
+        if model_id in self.named or model_id in self._kept:
+            raise ArgumentError(f"[{model_id}] is an alias, not the id of a model: /alias and /unalias change it")
 
     def _load_limit(self, model: ModelState) -> float:
         return model.algorithm.load_options.timeout or self._settings.load_timeout
@@ -590,35 +681,6 @@ def _state_of_this_thread() -> ThreadState:
     from mlpkit.serving.execution import ThreadState
 
     return ThreadState()
-
-
-async def _at_rest(model: ModelState, end: float) -> bool:
-    """Whether all that the model does has ended.
-
-    Waits for that until `end`, in monotonic seconds.
-    """
-    await asyncio.wait([model.settled], timeout=max(0.0, end - time.monotonic()))
-    return model.settled.done() and await model.dispatcher.idle(max(0.0, end - time.monotonic()))
-
-
-def _load_error(error: Exception) -> MlpkitError:
-    if not isinstance(error, MlpkitError):
-        logger.error("a load failed inside mlpkit", exception=error)
-        return LoadFailed(f"internal error: {error}")
-    if isinstance(error, (LoadFailed, ArgumentError, Overloaded)):
-        return error
-    failed = LoadFailed(str(error))
-    failed.trace = error.trace
-    failed.__cause__ = error
-    return failed
-
-
-async def _settled(model: ModelState) -> None:
-    """Waits for a load or unload.
-
-    Others may wait for it too: a caller who goes away does not end it.
-    """
-    await asyncio.shield(model.settled)
 
 
 async def _all(loads: Iterable[Any]) -> None:

@@ -70,6 +70,10 @@ class Ledger:
             self._put(record)
         return [record for record in records if not record.given_up]
 
+    def get(self, model_id: str) -> LoadedModelRecord | None:
+        """The record of a model that is loaded, or should be."""
+        return self._records.get(model_id)
+
     async def add(self, record: LoadedModelRecord) -> None:
         """Remembers a model that was loaded.
 

@@ -7,6 +7,7 @@ from mlpkit.storage.model_dir import (
     delete_model,
     discard_model,
     open_model,
+    read_manifest,
     save_model,
 )
 from mlpkit.storage.paths import (
@@ -35,6 +36,7 @@ __all__ = [
     "location",
     "open_model",
     "open_storage",
+    "read_manifest",
     "register_store",
     "save_model",
     "settings_for",

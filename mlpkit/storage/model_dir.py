@@ -192,6 +192,18 @@ def open_model(storage: Storage, settings: Settings, model_id: str, model_path: 
     raise IncompleteModel(f"{prefix} is being replaced again and again: wait until it is saved")
 
 
+def read_manifest(storage: Storage, settings: Settings, model_id: str) -> Manifest:
+    """The manifest of a model in the model bucket.
+
+    Raises:
+        ObjectNotFound: there is no such model.
+        IncompleteModel: its upload never finished, or the manifest cannot be read.
+        UnsafePath: the id cannot be used.
+    """
+    prefix = f"{settings.model_bucket}/{checked_name(model_id)}"
+    return _manifest_of(storage, settings, prefix) or _refuse(storage, prefix)
+
+
 def delete_model(storage: Storage, settings: Settings, model_id: str) -> None:
     """Removes the model's folder from the model bucket.
 

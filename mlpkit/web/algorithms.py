@@ -131,6 +131,8 @@ class AlgorithmRoutes:
         return "unknown" if self._cluster is None else await self._cluster.status(model_id)
 
     async def _unload(self, model_id: str) -> None:
+        # Before the other replicas hear of it.
+        self._models.check_unloadable(model_id)
         if self._cluster is not None:
             await self._cluster.announce_unload(model_id)
         await self._models.unload(model_id)

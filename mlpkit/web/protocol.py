@@ -78,6 +78,8 @@ LOAD = (
 UNLOAD = STATUS
 DELETE = STATUS
 CANCEL = (Field("model_id", "text", 64), UUID)
+UNALIAS = (Field("algorithm", "text", 32), Field("alias", "text", 31), UUID)
+ALIAS = (Field("algorithm", "text", 32), Field("alias", "text", 31), Field("model_id", "text", 64), UUID)
 
 
 class Arguments:

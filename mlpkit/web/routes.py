@@ -13,6 +13,7 @@ from starlette.routing import Route, Router
 
 from mlpkit.platform.node import node_info
 from mlpkit.web.algorithms import AlgorithmRoutes
+from mlpkit.web.aliases import AliasRoutes
 from mlpkit.web.body import read_body, work_on
 from mlpkit.web.events import EventRoutes
 from mlpkit.web.jobs import JobRoutes
@@ -20,12 +21,14 @@ from mlpkit.web.monitoring import HealthRoutes, MetricsRoute
 from mlpkit.web.openapi import DocumentRoutes
 from mlpkit.web.page import PageRoutes
 from mlpkit.web.protocol import (
+    ALIAS,
     CANCEL,
     DELETE,
     LOAD,
     PREDICT,
     STATUS,
     TRAIN,
+    UNALIAS,
     UNLOAD,
     Arguments,
     Field,
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
     from mlpkit.algorithm import Algorithm
     from mlpkit.log import LogOutput
     from mlpkit.platform.cluster import ReplicaSync
-    from mlpkit.serving import Models
+    from mlpkit.serving import Aliases, Models
     from mlpkit.settings import Settings
     from mlpkit.storage import Storage
     from mlpkit.training import TrainingQueue
@@ -80,6 +83,7 @@ class Dependencies:
     algorithms: Mapping[str, Algorithm]
     settings: Settings
     models: Models
+    aliases: Aliases
     training: TrainingQueue
     storage: Storage
     log: LogOutput
@@ -207,6 +211,7 @@ def _platform_routes(dependencies: Dependencies, predict: PredictEndpoint) -> li
 def _own_routes(dependencies: Dependencies) -> list[RouteSpec]:
     handlers = JobRoutes(dependencies)
     listening = EventRoutes(dependencies)
+    aliases = AliasRoutes(dependencies)
     choice = {
         "algorithm": "only the jobs of this algorithm",
         "state": "only the jobs in this state: init, training, completed or error",
@@ -235,6 +240,9 @@ def _own_routes(dependencies: Dependencies) -> list[RouteSpec]:
         RouteSpec("GET", "models", handlers.models),
         RouteSpec("GET", "workers", handlers.workers),
         RouteSpec("GET", "events", listening.events),
+        RouteSpec("POST", "alias", aliases.alias, ALIAS),
+        RouteSpec("POST", "unalias", aliases.unalias, UNALIAS),
+        RouteSpec("GET", "aliases", aliases.aliases),
     ]
 
 

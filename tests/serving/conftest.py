@@ -50,17 +50,23 @@ def lines() -> io.StringIO:
 
 @pytest.fixture
 def open_models(tmp_path: Path, lines: io.StringIO) -> OpenModels:
-    """`async with open_models(script, workers=2) as models`: the models of a script, with its folder as the home."""
+    """`async with open_models(script, workers=2) as models`: the models of a script, with its folder as the home.
+
+    `first` gets them before they are opened.
+    """
     log: LogOutput = configure(stream=lines)
 
     @asynccontextmanager
-    async def opened(script: str, **settings: Any) -> AsyncIterator[Models]:
+    async def opened(
+        script: str, *, first: Callable[[Models], object] = lambda models: None, **settings: Any
+    ) -> AsyncIterator[Models]:
         # A module is imported once in a process, so every test's script has a name of its own.
         file = tmp_path / f"{tmp_path.name}_{len(script)}.py"
         file.write_text("from mlpkit import App\n" + script, encoding="utf-8")
         target = f"{file}:app"
         chosen = Settings(home=tmp_path / "home", **{"workers": 1, **settings})
         models = Models(import_app(target), target, chosen, log)
+        first(models)
         await models.open()
         try:
             yield models
