@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from mlpkit.injection import Depends
     from mlpkit.services import Log
     from mlpkit.storage import ModelDir, Storage
-    from mlpkit.training import Progress, TrainData, TrainJob
+    from mlpkit.training import Checkpoint, Progress, TrainData, TrainJob
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Algorithm",
     "App",
+    "Checkpoint",
     "Client",
     "Depends",
     "JobHandle",
@@ -75,6 +76,7 @@ __getattr__ = front_door(
     {
         "Algorithm": "mlpkit.app",
         "App": "mlpkit.app",
+        "Checkpoint": "mlpkit.training",
         "Client": "mlpkit.client",
         "Depends": "mlpkit.injection",
         "JobHandle": "mlpkit.client",

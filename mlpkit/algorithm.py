@@ -87,7 +87,8 @@ def _ids(value: Any) -> object:
 class TrainOptions:
     """What a training job may use.
 
-    `memory` is in bytes, `timeout` in seconds; None means no limit.
+    `memory` is in bytes, `timeout` in seconds; None means no limit. `keep_checkpoint`: the checkpoint of a completed
+    job stays with the model.
     """
 
     cpus: int | None = _option(None, _whole(1))
@@ -95,6 +96,7 @@ class TrainOptions:
     memory: int | None = _option(None, _memory)
     timeout: float | None = _option(None, _seconds)
     max_attempts: int = _option(1, _whole(1))
+    keep_checkpoint: bool = _option(False, _flag)
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class TrainKeywords(TypedDict, total=False):
     memory: int | str | None
     timeout: float | None
     max_attempts: int
+    keep_checkpoint: bool
 
 
 class LoadKeywords(TypedDict, total=False):
@@ -284,7 +287,9 @@ class Algorithm:
             function: the function; or options, and the function comes with the decoration.
             options: `cpus` sets the number of threads of numerical libraries, `gpus` how many devices the job sees.
                 `memory` (bytes or "2GiB") and `timeout` (seconds) end the job when it exceeds them. `max_attempts` is
-                how many times a job is run in all if crashes of the service interrupt it.
+                how many times a job is run in all if crashes of the service interrupt it, or, if it takes a
+                `Checkpoint`, if its process is killed. `keep_checkpoint=True` keeps the checkpoint of a completed job,
+                so that `extend.resume_from` can continue it.
         """
         return self._record("train", function, TrainOptions, options)
 

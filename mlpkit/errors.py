@@ -245,7 +245,7 @@ class ModelChanged(StorageError):
 
 
 class IncompleteModel(StorageError):
-    """A model folder without its manifest, or with files missing."""
+    """A model or checkpoint without its manifest, or with files missing."""
 
 
 class DatabaseError(MlpkitError):
@@ -267,6 +267,13 @@ class UnexpectedAnswer(MlpkitError):
     """What a client received is not an answer of the platform's protocol."""
 
     http_status = 502
+
+
+class TrainingStopped(BaseException):
+    """`Checkpoint.save` raises it if the job should end and has been saved.
+
+    Let it pass: mlpkit ends the job. It is not an `Exception`, so `except Exception` does not catch it.
+    """
 
 
 class TrainFailed(MlpkitError):

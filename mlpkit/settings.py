@@ -213,6 +213,13 @@ class Settings:
     )
     train_task_num: int = _setting("MLP_TRAIN_TASK_NUM", 5, natural(1), "How many training jobs run at the same time.")
     train_queue_size: int = _setting("MLP_TRAIN_QUEUE_SIZE", 100, natural(0), "How many training jobs may wait.")
+    checkpoint_period: float = _setting(
+        "MLPKIT_CHECKPOINT_PERIOD",
+        300.0,
+        seconds,
+        "The least time between two uploads of a training's checkpoint. 0 uploads each one.",
+        shown="5m",
+    )
     engine: str = _setting(
         "MLPKIT_ENGINE", "local", str.strip, "Where training jobs run: `local` means processes on this machine."
     )

@@ -11,6 +11,7 @@ import secrets
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -44,6 +45,7 @@ _INTERRUPTED = 130
 @click.option("--parameters", default="{}", metavar="JSON", help="The request's parameter: JSON, or @FILE.")
 @click.option("--extend", default="{}", metavar="JSON", help="The request's extend: JSON, or @FILE.")
 @click.option("--model-id", metavar="ID", show_default="a new one", help="Id of the model.")
+@click.option("--resume-from", metavar="ID", help="Continue from the checkpoint of this model id: extend.resume_from.")
 def train(
     target: str,
     algorithm: str | None,
@@ -54,6 +56,7 @@ def train(
     parameters: str,
     extend: str,
     model_id: str | None,
+    resume_from: str | None,
 ) -> None:
     """Train in this process, with a progress bar.
 
@@ -68,16 +71,18 @@ def train(
       mlpkit train sentiment.py --data reviews.tsv --parameters '{"c": 2.0}'
       mlpkit train nlp:app --algorithm ner --data names.txt --parameters @hyper.json
       mlpkit train nlp:app --data names.txt --dictionary words.txt --pretrained bert-base-zh/
+
+    If train takes a Checkpoint, Ctrl-C lets it save one first. A second Ctrl-C ends it immediately.
     """
     from mlpkit.client import LocalFiles
     from mlpkit.log import configure
     from mlpkit.script import import_app
-    from mlpkit.training import Job, new_model_id
+    from mlpkit.training import Job, JobOutcome, new_model_id
 
     settings = load_settings()
     configure(level=settings.log_level, process="train")
     files = LocalFiles.of(data, dictionary, extra, pretrained, folder=start_folder)
-    values = json_value(parameters, "--parameters"), json_value(extend, "--extend")
+    values = json_value(parameters, "--parameters"), _with_source(json_value(extend, "--extend"), resume_from)
     try:
         with script_prints_to_stderr():
             app = import_app(target)
@@ -92,14 +97,29 @@ def train(
                     extend=json_extend,
                 )
                 _check(wanted, job, settings, files.data)
-                outcome = _run(app, job, settings, files.data)
+                outcome, is_saved = _run(app, job, settings, files.data)
     except KeyboardInterrupt:
+        outcome, is_saved = JobOutcome("error", stopped=True), False
+    if outcome.state == "completed":
+        print(_place(job, settings))
+        return
+    if is_saved:
+        way = f"--model-id {job.model_id} --resume-from {job.model_id}"
+        print(f"the checkpoint is kept; add this to the same command to continue: {way}", file=sys.stderr)
+    if outcome.stopped:
         print("interrupted: no model was stored", file=sys.stderr)
         sys.exit(_INTERRUPTED)
-    if outcome.state == "error":
-        print(outcome.trace, file=sys.stderr)
-        raise TrainFailed(outcome.message)
-    print(_place(job, settings))
+    print(outcome.trace, file=sys.stderr)
+    raise TrainFailed(outcome.message)
+
+
+def _with_source(extend: bytes, resume_from: str | None) -> bytes:
+    import msgspec
+
+    content = msgspec.json.decode(extend)
+    if resume_from is None or not isinstance(content, dict):
+        return extend
+    return msgspec.json.encode({**content, "resume_from": resume_from})
 
 
 def _check(algorithm: Algorithm, job: Job, settings: Settings, data: Path | None) -> None:
@@ -133,60 +153,71 @@ def _uploaded(files: LocalFiles, settings: Settings, parameters: bytes, extend: 
             request.remove(storage)
 
 
-def _run(app: App, job: Job, settings: Settings, data: Path | None) -> JobOutcome:
+def _run(app: App, job: Job, settings: Settings, data: Path | None) -> tuple[JobOutcome, bool]:
+    """How the training ended, and whether it has left a checkpoint."""
     import msgspec
 
     from mlpkit.client.bar import ProgressBar
     from mlpkit.log import configure
-    from mlpkit.training import Progress, Snapshot, run_train
+    from mlpkit.training import JobOutcome, Progress, Snapshot, run_train, takes_checkpoint
 
+    def show(snapshot: Snapshot) -> None:
+        bar.show("training", msgspec.to_builtins(snapshot))
+
+    progress = Progress(show)
     with (
         tempfile.TemporaryDirectory(prefix="mlpkit-train-") as folder,
         ProgressBar(job.algorithm) as bar,
-        _interrupts() as interrupted,
+        _interrupts(progress if takes_checkpoint(app.build()[job.algorithm]) else None) as interrupted,
     ):
         bar.show("training", None)
-
-        def show(snapshot: Snapshot) -> None:
-            bar.show("training", msgspec.to_builtins(snapshot))
-
-        progress = Progress(show)
+        out = Path(folder, "out")
+        out.mkdir()
         with _lines_above(bar, progress) as release, _terminal_for_debugger(release):
             # Again, with the streams as they are now: log lines go above the bar.
             configure(level=settings.log_level, process="train", stream=sys.stderr)
-            outcome = run_train(app, job, settings, Path(folder), progress, data_name=str(data) if data else None)
+            outcome = run_train(app, job, settings, out, progress, data_name=str(data) if data else None)
         configure(level=settings.log_level, process="train")
         progress.close()
+        last = progress.snapshot()
+        is_saved = last.checkpoint is not None and last.checkpoint.saved is not None
         if interrupted and outcome.state == "error":
             bar.erase()
-            raise KeyboardInterrupt
-        last = progress.snapshot()
+            return JobOutcome("error", stopped=True), is_saved
         bar.show(outcome.state, msgspec.to_builtins(last.completed() if outcome.state == "completed" else last))
-    return outcome
+    return outcome, is_saved
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Notes each Ctrl-C.
+def _interrupts(progress: Progress | None) -> Iterator[list[int]]:
+    """Notes each Ctrl-C that ends the training.
 
-    `run_train` turns the exception into a failed training, as it does with any other.
+    `run_train` turns the exception into a failed training, as it does with any other. With `progress`, of a training
+    that keeps a checkpoint, the first Ctrl-C and a SIGTERM only ask it to stop.
     """
     noted: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:
-        # A shell lets its background jobs ignore it.
-        yield noted
-        return
+    numbers = [signal.SIGTERM] if progress is not None else []
+    # A shell lets its background jobs ignore it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        numbers.append(signal.SIGINT)
 
     def note(number: int, frame: FrameType | None) -> None:
+        if progress is not None and progress.stop_reason is None:
+            # What returns early after a Ctrl-C is the model that its user wants; after a SIGTERM it is half of one.
+            progress.stop_reason = "cancel" if number == signal.SIGINT else "drain"
+            words = "the training may save a checkpoint first; Ctrl-C again ends it immediately"
+            # Not in the handler: the code that it has interrupted may hold a lock of the terminal.
+            threading.Thread(target=print, args=(words,), kwargs={"file": sys.stderr}).start()
+            return
         noted.append(number)
         signal.default_int_handler(number, frame)
 
-    signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield noted
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -57,14 +57,15 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a job.
 
     `status` is `init`, `training`, `completed`, `error`, `unknown`, or what the algorithm's own hook says. `message` is
-    the reason of an `error`, `progress` the job's last report, `queue_position` its place among the waiting jobs (1 is
-    next) or None.
+    the reason of an `error`, or how the job continues; `progress` is its last report, `queue_position` its place among
+    the waiting jobs (1 is next) or None, `attempt` how often it was started.
     """
 
     status: Any
     message: str | None = None
     progress: dict[str, Any] | None = None
     queue_position: int | None = None
+    attempt: int | None = None
 
     @property
     def ended(self) -> bool:

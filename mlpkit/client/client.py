@@ -126,9 +126,12 @@ class Client:
         query = urlencode({"model_id": model_id, "algorithm": algorithm})
         return typed(data_of(self._request("GET", f"{self.prefix}status?{query}")), JobStatus)
 
-    def cancel(self, algorithm: str, model_id: str) -> None:
-        """Ends a job, waiting or running; its status becomes `error`."""
-        self._post("cancel", algorithm=algorithm, model_id=model_id)
+    def cancel(self, algorithm: str, model_id: str, *, soft: bool = False) -> None:
+        """Ends a job, waiting or running; its status becomes `error`.
+
+        With `soft`, a running job is only asked to end: it may save a checkpoint, or make a model of what it has.
+        """
+        self._post("cancel", algorithm=algorithm, model_id=model_id, soft=True if soft else None)
 
     def load(
         self,
@@ -307,9 +310,9 @@ class JobHandle:
             raise TrainFailed(status.message or f"job {self.model_id} ended with error; the service gives no reason")
         return status
 
-    def cancel(self) -> None:
-        """Ends the job, waiting or running; its status becomes `error`."""
-        self._client.cancel(self.algorithm, self.model_id)
+    def cancel(self, *, soft: bool = False) -> None:
+        """Ends the job, as `Client.cancel` does it."""
+        self._client.cancel(self.algorithm, self.model_id, soft=soft)
 
     def log(self) -> str:
         """The job's own log so far."""

@@ -51,6 +51,7 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
     "Log": tuple(FIELDS),
     "Storage": tuple(FIELDS),
     "ModelDir": ("train", "load"),
+    "Checkpoint": ("train",),
     "Progress": ("train",),
     "TrainData": ("train",),
     "TrainJob": ("train",),

@@ -1,5 +1,12 @@
 """Storage: objects by `bucket/key`, a file cache, and whole models."""
 
+from mlpkit.storage.checkpoints import (
+    CheckpointManifest,
+    checkpoint_place,
+    delete_checkpoint,
+    open_checkpoint,
+    save_checkpoint,
+)
 from mlpkit.storage.model_dir import (
     Manifest,
     ModelDir,
@@ -22,6 +29,7 @@ from mlpkit.storage.storage import Storage, open_storage
 from mlpkit.storage.store import folder_of, register_store, settings_for
 
 __all__ = [
+    "CheckpointManifest",
     "Manifest",
     "ModelDir",
     "ObjectStat",
@@ -30,14 +38,18 @@ __all__ = [
     "checked_key",
     "checked_name",
     "checked_path",
+    "checkpoint_place",
+    "delete_checkpoint",
     "delete_model",
     "discard_model",
     "folder_of",
     "location",
+    "open_checkpoint",
     "open_model",
     "open_storage",
     "read_manifest",
     "register_store",
+    "save_checkpoint",
     "save_model",
     "settings_for",
     "without_outer_slashes",

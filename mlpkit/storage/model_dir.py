@@ -93,10 +93,10 @@ def begin_model(storage: Storage, destination: str) -> None:
     """
     prefix = _folder(destination)
     # Of an upload that never finished, whose files are still to be removed.
-    names = _read(storage, f"{prefix}/{INCOMPLETE}", list[str]) or []
+    names = read_json(storage, f"{prefix}/{INCOMPLETE}", list[str]) or []
     # First: without this right the marker would stay.
     storage.check_deletable(prefix)
-    with _file(msgspec.json.encode(names)) as marker:
+    with json_file(msgspec.json.encode(names)) as marker:
         storage.save(marker, f"{prefix}/{INCOMPLETE}")
 
 
@@ -118,7 +118,7 @@ def save_model(storage: Storage, directory: Path, destination: str, manifest: Ma
     names = [checked_key(name) for name in versions]
     manifest = msgspec.structs.replace(manifest, files={name: found.size for name, found in versions.items()})
     earlier = _names_of_earlier(storage, prefix)
-    with _file(msgspec.json.encode(sorted({*names, *earlier}))) as marker:
+    with json_file(msgspec.json.encode(sorted({*names, *earlier}))) as marker:
         storage.save(marker, f"{prefix}/{INCOMPLETE}")
     try:
         storage.delete(f"{prefix}/{MANIFEST}")
@@ -129,7 +129,7 @@ def save_model(storage: Storage, directory: Path, destination: str, manifest: Ma
             _check_unchanged(directory, versions)
             raise
         _check_unchanged(directory, versions)
-        with _file(msgspec.json.format(msgspec.json.encode(manifest))) as written:
+        with json_file(msgspec.json.format(msgspec.json.encode(manifest))) as written:
             storage.save(written, f"{prefix}/{MANIFEST}")
         # After the manifest: `delete_model` removes the marker before it lists what there is, so one of the two
         # notices the other, whichever is first.
@@ -158,11 +158,11 @@ def discard_model(storage: Storage, destination: str) -> None:
         StorageError: not all of it could be removed.
     """
     prefix = _folder(destination)
-    names = _read(storage, f"{prefix}/{INCOMPLETE}", list[str])
+    names = read_json(storage, f"{prefix}/{INCOMPLETE}", list[str])
     if names is None:
         return
     storage.discard_uploads(prefix)
-    manifest = _read(storage, f"{prefix}/{MANIFEST}", Manifest)
+    manifest = read_json(storage, f"{prefix}/{MANIFEST}", Manifest)
     _delete_names(storage, prefix, set(names).difference(manifest.files if manifest else ()))
     _delete_names(storage, prefix, {INCOMPLETE})
 
@@ -331,11 +331,12 @@ def _names_of_earlier(storage: Storage, prefix: str) -> set[str]:
 
     And those of an upload that never finished.
     """
-    manifest = _read(storage, f"{prefix}/{MANIFEST}", Manifest)
-    return {*(manifest.files if manifest else ()), *(_read(storage, f"{prefix}/{INCOMPLETE}", list[str]) or ())}
+    manifest = read_json(storage, f"{prefix}/{MANIFEST}", Manifest)
+    return {*(manifest.files if manifest else ()), *(read_json(storage, f"{prefix}/{INCOMPLETE}", list[str]) or ())}
 
 
-def _read(storage: Storage, path: str, wanted: type[T]) -> T | None:
+def read_json(storage: Storage, path: str, wanted: type[T]) -> T | None:
+    """The decoded object; None if it is missing or something else."""
     try:
         local = storage.fetch(path, ask=True)
     except ObjectNotFound:
@@ -354,7 +355,8 @@ def _delete_names(storage: Storage, prefix: str, names: set[str]) -> None:
 
 
 @contextlib.contextmanager
-def _file(content: bytes) -> Iterator[Path]:
+def json_file(content: bytes) -> Iterator[Path]:
+    """A local file with this content, for the block."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(content)
         file.flush()

@@ -12,6 +12,7 @@ The pytest plugin (installed with mlpkit) has the same as fixtures; `pytest --fi
 """
 
 from mlpkit.testing.fakes import (
+    FakeCheckpoint,
     FakeTrainData,
     RecordedLog,
     RecordedProgress,
@@ -22,6 +23,7 @@ from mlpkit.testing.fakes import (
 from mlpkit.testing.service import TestService
 
 __all__ = [
+    "FakeCheckpoint",
     "FakeTrainData",
     "RecordedLog",
     "RecordedProgress",

@@ -14,8 +14,8 @@ from mlpkit.errors import ArgumentError
 from mlpkit.formats import read_rows, write_rows
 from mlpkit.services import Log
 from mlpkit.settings import Settings
-from mlpkit.storage import Manifest, ModelDir, Storage, open_storage
-from mlpkit.training import Progress, Snapshot, TrainData, TrainJob
+from mlpkit.storage import CheckpointManifest, Manifest, ModelDir, Storage, open_storage
+from mlpkit.training import Checkpoint, Progress, Snapshot, TrainData, TrainJob
 
 
 def fake_storage(folder: Path, *buckets: str) -> Storage:
@@ -113,6 +113,31 @@ class FakeTrainData(TrainData):
     def pretrained(self) -> Path | None:
         """The file or folder that was given as `pretrained`, or None."""
         return self._pretrained
+
+
+class FakeCheckpoint(Checkpoint):
+    """A `Checkpoint` in a folder; `saves` counts the calls that saved.
+
+    Give the same folder to a second one, and `train` continues. Each `save` counts as one that is due.
+
+    Args:
+        folder: it is made if it does not exist.
+        stop_at: the number of the save that raises `TrainingStopped`, as when the service stops.
+        progress: the `Progress` of the same `train`, so that `progress.stopping` is true then.
+    """
+
+    def __init__(self, folder: Path, *, stop_at: int | None = None, progress: Progress | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        has_files = any(folder.iterdir())
+        manifest = CheckpointManifest(algorithm="algorithm", model_id="model", request="fake") if has_files else None
+        self.saves = 0
+        self._stop_at = stop_at
+        super().__init__(folder, manifest, upload=self._count, progress=progress or RecordedProgress(), period=0)
+
+    def _count(self, fraction: float | None) -> None:
+        self.saves += 1
+        if self.saves == self._stop_at:
+            self._progress.stop_reason = "cancel"
 
 
 class RecordedProgress(Progress):

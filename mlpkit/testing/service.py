@@ -60,7 +60,12 @@ class TestService:
 
     def __init__(self, app: App, *, workers: int = 0, **options: Any) -> None:
         self._app = app
-        self._options: Mapping[str, Any] = {"shutdown_grace": _GRACE_SECONDS, **options, "workers": workers}
+        self._options: Mapping[str, Any] = {
+            "shutdown_grace": _GRACE_SECONDS,
+            "checkpoint_period": 0.0,
+            **options,
+            "workers": workers,
+        }
         self._exits = ExitStack()
 
     def __enter__(self) -> TestService:

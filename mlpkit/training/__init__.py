@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING
 from mlpkit import front_door
 
 if TYPE_CHECKING:
+    from mlpkit.training.checkpoint import Checkpoint
     from mlpkit.training.data import TrainData, takes
     from mlpkit.training.events import Event, Listener, job_data, progress_data
     from mlpkit.training.job import LONGEST_ID, STATES, Job, JobOutcome, State, TrainJob, new_model_id
     from mlpkit.training.journal import JobFilter
     from mlpkit.training.progress import BarLines, BarState, Progress, Snapshot, read_bar
     from mlpkit.training.queue import TrainingQueue
-    from mlpkit.training.run import check_job, destination, run_train
+    from mlpkit.training.run import check_job, destination, run_train, takes_checkpoint
 
 __all__ = [
     "LONGEST_ID",
     "STATES",
     "BarLines",
     "BarState",
+    "Checkpoint",
     "Event",
     "Job",
     "JobFilter",
@@ -42,12 +44,14 @@ __all__ = [
     "read_bar",
     "run_train",
     "takes",
+    "takes_checkpoint",
 ]
 
 # A script that names `TrainData` is imported by every worker, which needs neither the queue nor its journal.
 __getattr__ = front_door(
     __name__,
     {
+        "Checkpoint": "mlpkit.training.checkpoint",
         **dict.fromkeys(("TrainData", "takes"), "mlpkit.training.data"),
         **dict.fromkeys(("Event", "Listener", "job_data", "progress_data"), "mlpkit.training.events"),
         **dict.fromkeys(
@@ -57,6 +61,6 @@ __getattr__ = front_door(
         **dict.fromkeys(("BarLines", "BarState", "Progress", "Snapshot", "read_bar"), "mlpkit.training.progress"),
         "JobFilter": "mlpkit.training.journal",
         "TrainingQueue": "mlpkit.training.queue",
-        **dict.fromkeys(("check_job", "destination", "run_train"), "mlpkit.training.run"),
+        **dict.fromkeys(("check_job", "destination", "run_train", "takes_checkpoint"), "mlpkit.training.run"),
     },
 )

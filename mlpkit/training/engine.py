@@ -9,20 +9,36 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, cast
+
+import anyio
 
 from mlpkit.algorithm import TrainOptions
 from mlpkit.errors import SettingsError, did_you_mean
 from mlpkit.settings import Settings
 from mlpkit.training.job import Job, JobOutcome
 from mlpkit.training.joblog import JobLog
-from mlpkit.training.progress import Snapshot
+from mlpkit.training.progress import Snapshot, StopReason
 
 ENGINES = {
     "local": "mlpkit.training.local:LocalEngine",
 }
 """The engines by name, as `module:class`; a class is called with the app's target and the settings."""
+
+
+@dataclass(eq=False)
+class StopRequest:
+    """Whether a job is asked to save and end, and why."""
+
+    reason: StopReason | None = None
+    made: anyio.Event = field(default_factory=anyio.Event)
+
+    def make(self, reason: StopReason) -> None:
+        """Asks the job to stop; only the first reason counts."""
+        if self.reason is None:
+            self.reason = reason
+            self.made.set()
 
 
 @dataclass(frozen=True)
@@ -33,6 +49,8 @@ class JobRun:
         log: takes the lines of the job while it runs.
         on_progress: gets each snapshot of the progress.
         on_storing: called when `train` has made a model, before it is stored.
+        stop: what the engine must tell the job's `Progress` when it is made.
+        can_continue: the job keeps a checkpoint, so its outcome is `lost` if its process was killed.
     """
 
     job: Job
@@ -40,6 +58,8 @@ class JobRun:
     log: JobLog
     on_progress: Callable[[Snapshot], None]
     on_storing: Callable[[], None]
+    stop: StopRequest = field(default_factory=StopRequest)
+    can_continue: bool = False
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def job_data(job: Job) -> bytes:
             "model_id": job.model_id,
             "algorithm": job.algorithm,
             "state": job.state,
-            "message": job.message[:_LONGEST_MESSAGE],
+            "message": job.note[:_LONGEST_MESSAGE],
             "attempt": job.attempt,
             "created": job.created,
             "started": job.started,

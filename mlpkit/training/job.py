@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,8 +34,9 @@ class Job(msgspec.Struct, frozen=True):
     """One training job.
 
     `data`, `parameters` and `extend` are JSON text; times are seconds since the epoch.
-    `uuid` is the caller's own or None, `log_uuid` what is in the log. `attempt` counts the starts of its process.
-    `message` tells people why it ended in `error`.
+    `uuid` is the caller's own or None, `log_uuid` what is in the log. `attempt` counts the starts of its process;
+    `drained` is how many of them a stop of the service has ended after a checkpoint, which `max_attempts` does not
+    count. `cancelling` means that a soft cancel was accepted. `message` tells people why it ended in `error`.
     """
 
     model_id: str
@@ -52,6 +54,8 @@ class Job(msgspec.Struct, frozen=True):
     created: float = msgspec.field(default_factory=time.time)
     started: float | None = None
     ended: float | None = None
+    drained: int = 0
+    cancelling: bool = False
 
     @property
     def has_ended(self) -> bool:
@@ -69,12 +73,53 @@ class Job(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, state=state, **changes)
 
     def waiting_again(self) -> Job:
-        """The job before its last start, which is not counted."""
-        return self.moved("init", attempt=self.attempt - 1, started=None, progress=None)
+        """The job after a stop of the service, which has interrupted it.
+
+        That start does not count for `max_attempts`, and not at all if it came to nothing.
+        """
+        job = self.put_back()
+        if self.has_checkpoint:
+            return msgspec.structs.replace(job, drained=self.drained + 1)
+        return msgspec.structs.replace(job, attempt=self.attempt - 1)
+
+    def put_back(self) -> Job:
+        """The job before its next start, with what it has saved."""
+        return self.moved("init", started=None, progress=self.progress if self.has_checkpoint else None)
+
+    @property
+    def counted_attempts(self) -> int:
+        """The starts that count for `max_attempts`."""
+        return self.attempt - self.drained
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether this start of the job has saved a checkpoint."""
+        found = self.progress.checkpoint if self.progress is not None else None
+        return found is not None and found.saved is not None
+
+    @property
+    def note(self) -> str:
+        """What people should know: `message`, or how the job continues.
+
+        Such as `attempt 2, resumed at 71 %`.
+        """
+        found = self.progress.checkpoint if self.progress is not None else None
+        if self.message or self.has_ended or found is None:
+            return self.message
+        if self.state == "init":
+            return f"attempt {self.attempt} was interrupted{_far(found.saved_at)}, the job continues from there"
+        if found.resumed_from is None:
+            return ""
+        other = "" if found.resumed_from == self.model_id else f" of model [{found.resumed_from}]"
+        return f"attempt {self.attempt}, resumed{_far(found.resumed_at)}{other}"
 
     def asks_the_same(self, other: Job) -> bool:
         """Whether both have the same content; the caller's address does not count."""
         return self._content() == other._content()
+
+    def request_digest(self) -> str:
+        """A digest of the job's content, the same in every service."""
+        return hashlib.sha256(msgspec.json.encode(self._content())).hexdigest()
 
     def _content(self) -> tuple[object, ...]:
         data, parameters, extend = (msgspec.json.decode(getattr(self, name)) for name in REQUEST_FIELDS)
@@ -100,18 +145,23 @@ class Job(msgspec.Struct, frozen=True):
         }
 
 
+def _far(fraction: float | None) -> str:
+    return "" if fraction is None else f" at {fraction * 100:.0f} %"
+
+
 @dataclass(frozen=True)
 class JobOutcome:
     """How a run of a job ended.
 
     `message` is for people; `trace` is the user's traceback, for the log only. `lost` means that its process was killed
-    for no fault of its own, so it may run again.
+    for no fault of its own, so it may run again. `stopped` means that it was asked to stop, and is to continue later.
     """
 
     state: Literal["completed", "error"]
     message: str = ""
     trace: str = ""
     lost: bool = False
+    stopped: bool = False
 
 
 LONGEST_ID = 64

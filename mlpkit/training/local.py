@@ -52,13 +52,14 @@ from mlpkit.storage import Manifest, discard_model, open_storage, settings_for
 from mlpkit.training.engine import JobRun, Place, ProcessUsage
 from mlpkit.training.job import Job, JobOutcome
 from mlpkit.training.joblog import BARS_SHARE, file_name
-from mlpkit.training.progress import BarLines, Progress, Snapshot
+from mlpkit.training.progress import BarLines, Progress, Snapshot, StopReason
 from mlpkit.training.run import (
     algorithm_of,
     destination,
     run_train,
     store_trained,
     stores_model,
+    takes_checkpoint,
 )
 from mlpkit.training.stack import answer_stack_signal, forget_stack, stack_of
 
@@ -88,6 +89,12 @@ class StartTraining(msgspec.Struct, frozen=True, array_like=True):
     folder: str
     lock: str
     log_room: int
+
+
+class StopTraining(msgspec.Struct, frozen=True, array_like=True):
+    """Asks the job to save a checkpoint and end."""
+
+    reason: StopReason
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -123,8 +130,10 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, tag=5):
     state: Literal["completed", "error"]
     message: str
     trace: str
+    stopped: bool
 
 
+_stop_decoder = msgspec.msgpack.Decoder(StopTraining)
 _start_decoder = msgspec.msgpack.Decoder(StartTraining)
 _decoder = msgspec.msgpack.Decoder(Started | Line | Dropped | Moved | Ended | Trained)
 
@@ -289,25 +298,27 @@ def _remove(folder: Path) -> None:
 class _Trained(msgspec.Struct, frozen=True):
     """What is in `trained.json`.
 
-    `job_created` tells a job from an earlier one of the same id.
+    `job_created` tells a job from an earlier one of the same id. `keep_checkpoint` is whether the checkpoint stays when
+    the model is stored.
     """
 
     job_created: float
     manifest: Manifest
+    keep_checkpoint: bool = True
 
 
-def _trained(folder: Path, job: Job) -> Manifest | None:
-    """The manifest of a model that is trained and not stored."""
+def _trained(folder: Path, job: Job) -> _Trained | None:
+    """What is known of a model that is trained and not stored."""
     try:
         found = msgspec.json.decode((folder / _TRAINED).read_bytes(), type=_Trained)
     except (OSError, msgspec.DecodeError):
         return None
-    return found.manifest if found.job_created == job.created else None
+    return found if found.job_created == job.created else None
 
 
-def _keep_trained(folder: Path, job: Job, manifest: Manifest) -> None:
+def _keep_trained(folder: Path, job: Job, manifest: Manifest, *, keep_checkpoint: bool) -> None:
     written = folder / f"{_TRAINED}.part"
-    written.write_bytes(msgspec.json.encode(_Trained(job.created, manifest)))
+    written.write_bytes(msgspec.json.encode(_Trained(job.created, manifest, keep_checkpoint)))
     written.replace(folder / _TRAINED)
 
 
@@ -346,7 +357,7 @@ class _JobProcess:
         running[self._run.job.model_id] = child
         try:
             channel.send(msgspec.msgpack.encode(self._start_message()))
-            exit = await self._wait(child)
+            exit = await self._wait(child, channel)
         finally:
             with anyio.CancelScope(shield=True):
                 if child.running:
@@ -358,10 +369,11 @@ class _JobProcess:
             self._log.say(f"train failed: {outcome.message}", "ERROR", outcome.trace)
         return outcome
 
-    async def _wait(self, child: Child) -> Exit:
+    async def _wait(self, child: Child, channel: AsyncChannel) -> Exit:
         async with anyio.create_task_group() as limits:
             for limit in (self._limit_time, self._limit_memory, self._limit_exit):
                 limits.start_soon(limit, child)
+            limits.start_soon(self._pass_on_stop, channel)
             exit = await child.wait()
             limits.cancel_scope.cancel()
         # What the process sent just before its end may still be in the socket.
@@ -371,12 +383,23 @@ class _JobProcess:
 
     def _outcome(self, exit: Exit) -> JobOutcome:
         if self._ended is not None:
-            return JobOutcome(self._ended.state, self._ended.message, self._ended.trace)
+            ended = self._ended
+            return JobOutcome(ended.state, ended.message, ended.trace, stopped=ended.stopped)
         if exit.asked:
             return JobOutcome(
                 "error", f"the training process {exit.asked}" if exit.lost else exit.asked, lost=exit.lost
             )
-        return JobOutcome("error", f"the training process {exit.words} before train returned")
+        was_killed = exit.code < 0
+        return JobOutcome(
+            "error",
+            f"the training process {exit.words} before train returned",
+            lost=was_killed and self._run.can_continue,
+        )
+
+    async def _pass_on_stop(self, channel: AsyncChannel) -> None:
+        await self._run.stop.made.wait()
+        if self._run.stop.reason is not None:
+            channel.send(msgspec.msgpack.encode(StopTraining(self._run.stop.reason)))
 
     async def _limit_time(self, child: Child) -> None:
         limit = self._settings.start_timeout
@@ -502,7 +525,7 @@ class Reporter:
         """Sends the outcome, after what is left of the log."""
         self._bars.flush()
         self._send(Dropped(self._dropped_lines, self._dropped_bytes))
-        self._send(Ended(outcome.state, outcome.message, printable(outcome.trace)))
+        self._send(Ended(outcome.state, outcome.message, printable(outcome.trace), outcome.stopped))
 
     def _drop(self, size: int) -> None:
         with self._lock:
@@ -535,6 +558,7 @@ def main() -> None:
     capture_output(report.line, process="train", level=settings.log_level, on_redrawn=report.redrawn)
     sys.argv = [start.target]
     sys.path[:] = start.sys_path
+    threading.Thread(target=_listen, args=(channel, report.progress), name="mlpkit-stop", daemon=True).start()
     with with_request_id(start.job.log_uuid):
         outcome = _run(start, settings, report)
     flush_streams()
@@ -542,9 +566,14 @@ def main() -> None:
     report.ended(outcome)
 
 
+def _listen(channel: BlockingChannel, progress: Progress) -> None:
+    while (message := channel.receive()) is not None:
+        progress.stop_reason = _stop_decoder.decode(message).reason
+
+
 def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutcome:
     def on_trained(manifest: Manifest) -> None:
-        _keep_trained(folder, start.job, manifest)
+        _keep_trained(folder, start.job, manifest, keep_checkpoint=keep_checkpoint)
         report.trained()
 
     folder = Path(start.folder)
@@ -552,18 +581,27 @@ def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutco
     try:
         with _hold(Path(start.lock)):
             answer_stack_signal(folder)
-            manifest = _trained(folder, start.job)
-            if manifest is not None:
+            trained = _trained(folder, start.job)
+            if trained is not None:
                 # An earlier run has trained the model: only storing is left, and the script is not needed.
                 report.started()
                 report.trained()
-                outcome = store_trained(start.job, settings, folder / _OUT, manifest, progress)
+                outcome = store_trained(
+                    start.job,
+                    settings,
+                    folder / _OUT,
+                    trained.manifest,
+                    progress,
+                    keep_checkpoint=trained.keep_checkpoint,
+                )
                 (folder / _BEGUN).unlink(missing_ok=True)
                 return outcome
             with ending_forked_copies():
                 app = import_app(start.target)
             report.started()
-            if stores_model(algorithm_of(app, start.job)):
+            algorithm = algorithm_of(app, start.job)
+            keep_checkpoint = algorithm.train_options.keep_checkpoint or not takes_checkpoint(algorithm)
+            if stores_model(algorithm):
                 (folder / _BEGUN).touch()
             outcome = run_train(app, start.job, settings, folder / _OUT, progress, on_trained=on_trained)
             # If the process is killed before this, the server removes what is left in the store.

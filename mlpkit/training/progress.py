@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import length_hint
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -58,11 +58,30 @@ class BarState(msgspec.Struct, frozen=True):
     remaining: float | None = None
 
 
+StopReason = Literal["drain", "cancel"]
+"""Why a job is asked to stop: the service ends, or a soft cancel."""
+
+
+class CheckpointState(msgspec.Struct, frozen=True):
+    """What a job has to do with checkpoints.
+
+    `resumed_from` is the model id of the checkpoint with which this attempt began, or None; `resumed_at` is how far
+    that was, from 0 to 1, if it is known. `saved` is when the job last saved one, in seconds since the epoch, and
+    `saved_at` how far it was.
+    """
+
+    resumed_from: str | None = None
+    resumed_at: float | None = None
+    saved: float | None = None
+    saved_at: float | None = None
+
+
 class Snapshot(msgspec.Struct, frozen=True):
     """How far a job is; None is not known.
 
     `fraction` is 0 to 1, `seconds` counts from the start, `remaining` is of the stage. `bars` are the progress bars
-    that are shown at the same time, the outermost first; it is empty if there are fewer than two.
+    that are shown at the same time, the outermost first; it is empty if there are fewer than two. `checkpoint` is None
+    if the job neither began with a checkpoint nor saved one.
     """
 
     stage: str = ""
@@ -74,11 +93,20 @@ class Snapshot(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     remaining: float | None = None
     bars: tuple[BarState, ...] = ()
+    checkpoint: CheckpointState | None = None
 
     def completed(self) -> Snapshot:
         """The snapshot of a completed job: all is done, the metrics stay."""
         done = self.done if self.done == self.total else None
-        return Snapshot(fraction=1.0, done=done, total=done, metrics=self.metrics, seconds=self.seconds, remaining=0.0)
+        return Snapshot(
+            fraction=1.0,
+            done=done,
+            total=done,
+            metrics=self.metrics,
+            seconds=self.seconds,
+            remaining=0.0,
+            checkpoint=self.checkpoint,
+        )
 
 
 @dataclass(eq=False)
@@ -123,21 +151,35 @@ class Progress:
         self._closed = threading.Event()
         self._sender: threading.Thread | None = None
         self._process = os.getpid()
+        self._checkpoint: CheckpointState | None = None
+        self.stop_reason: StopReason | None = None
+        self.stop_seen = False
 
-    def track(self, items: Iterable[T], stage: str = "", total: float | None = None) -> Iterator[T]:
+    @property
+    def stopping(self) -> bool:
+        """Whether the job should end soon, because otherwise it is killed.
+
+        The service ends (SIGTERM), or somebody has sent a soft cancel.
+        """
+        self.stop_seen = self.stop_seen or self.stop_reason is not None
+        return self.stop_reason is not None
+
+    def track(self, items: Iterable[T], stage: str = "", total: float | None = None, *, done: int = 0) -> Iterator[T]:
         """The items, one by one, counted as a stage.
 
-        Give `total` if their number cannot be seen; it is rounded up.
+        Give `total` if their number cannot be seen; it is rounded up. `done` is how many were done before, if a job
+        continues; they are not among the items, but `total` counts them.
         """
-        expected = length_hint(items) or None if total is None else _whole(total)
+        hint = length_hint(items)
+        expected = (hint + done if hint else None) if total is None else _whole(total)
         with self.stage(stage) as current:
             current.tracked = True
-            current.done = 0
+            current.done = done
             current.total = expected
             self._tell()
-            for done, item in enumerate(items, 1):
+            for count, item in enumerate(items, done + 1):
                 yield item
-                current.done = done
+                current.done = count
                 if not self._changed.is_set():
                     self._tell()
 
@@ -194,7 +236,13 @@ class Progress:
             seconds=time.monotonic() - self._started,
             remaining=current.remaining_now(),
             bars=self._shown_bars(),
+            checkpoint=self._checkpoint,
         )
+
+    def note_checkpoint(self, **changes: Any) -> None:
+        """Changes fields of the `CheckpointState`."""
+        self._checkpoint = msgspec.structs.replace(self._checkpoint or CheckpointState(), **changes)
+        self._tell()
 
     def redrawn(self, line: str) -> None:
         """Takes over what a progress bar shows; other lines change nothing.

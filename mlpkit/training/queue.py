@@ -28,20 +28,25 @@ from mlpkit.errors import (
     MlpkitError,
     Overloaded,
     ServiceStopping,
+    StorageUnavailable,
 )
 from mlpkit.log import LogOutput, logger, with_request_id
 from mlpkit.settings import Settings
-from mlpkit.training.engine import Engine, JobRun, Place, ProcessUsage, make_engine
+from mlpkit.storage import checkpoint_place, delete_checkpoint, open_storage, settings_for
+from mlpkit.training.engine import Engine, JobRun, Place, ProcessUsage, StopRequest, make_engine
 from mlpkit.training.events import Event, Events
 from mlpkit.training.job import Job, JobOutcome
 from mlpkit.training.joblog import JobLog, file_name
 from mlpkit.training.journal import JobFilter, Journal
 from mlpkit.training.progress import Curves, Snapshot
+from mlpkit.training.run import takes_checkpoint
 
 T = TypeVar("T")
 
 CANCELLED = "cancelled"
 """The message of a job that somebody cancelled."""
+CANCELLED_WITH_CHECKPOINT = "cancelled; its checkpoint is kept, and extend.resume_from continues from it"
+STOPPED_EARLY = "a soft cancel asked it to end; the model is what train had made by then"
 
 _RETRY_FIRST = 0.5
 _RETRY_LONGEST = 30.0
@@ -51,6 +56,8 @@ _LONGEST_START = 3.0
 _RECENT = 24 * 3600.0
 """Seconds after which a failed job is no longer news."""
 _MOST_RECENT = 100
+_REMOVAL_SECONDS = 5.0
+"""How long a cancel waits for the removal of a checkpoint."""
 _REMOVED_TOGETHER = 500
 _REMOVAL_PAUSE_SHORTEST = 0.1
 _REMOVAL_PAUSE_LONGEST = 3600.0
@@ -60,13 +67,15 @@ _REMOVAL_PAUSE_LONGEST = 3600.0
 class _LiveJob:
     """A job that has not ended, and its task.
 
-    `asked` is why the task was told to stop; `written` is whether the job's latest state is on disk; `reported` is
-    when its run has last sent progress or a line of its log, in seconds since the epoch.
+    `asked` is why the task was told to stop. `stop_request` is for its process, which may still save a checkpoint.
+    `written` is whether the job's latest state is on disk; `reported` is when its run has last sent progress or a line
+    of its log, in seconds since the epoch.
     """
 
     job: Job
     on_disk: bool = False
     asked: Literal["", "cancel", "close"] = ""
+    stop_request: StopRequest = field(default_factory=StopRequest)
     storing: bool = False
     written: bool = True
     reported: float | None = None
@@ -143,13 +152,15 @@ class TrainingQueue:
     async def drain(self, grace: float) -> None:
         """Takes no more jobs; running ones get `grace` seconds.
 
-        The others go back to waiting. What is known of the jobs can still be asked. A cancellation ends the grace:
-        then `close` does the rest.
+        They are asked to save a checkpoint and end. Those that have not ended go back to waiting. What is known of the
+        jobs can still be asked. A cancellation ends the grace: then `close` does the rest.
         """
         self._closing.set()
         for live in list(self._live.values()):
             if live.job.state == "init":
                 live.stop("close")
+            else:
+                live.stop_request.make("drain")
         with anyio.move_on_after(grace):
             await self._all_left()
         for live in list(self._live.values()):
@@ -217,8 +228,11 @@ class TrainingQueue:
             raise live.refusal
         return True
 
-    async def cancel(self, model_id: str) -> Job:
+    async def cancel(self, model_id: str, *, soft: bool = False) -> Job:
         """Ends the job in any state, and returns it.
+
+        With `soft`, a running job is only asked to end, and this returns immediately. It is killed if it has not ended
+        after the grace of a shutdown.
 
         A job that has ended stays as it is. The end is on disk when this returns, so the job does not run again after
         a restart.
@@ -230,6 +244,8 @@ class TrainingQueue:
         live = self._live.get(model_id)
         if live is not None:
             await live.answered.wait()
+            if soft and live.job.state == "training":
+                return await self._ask_to_stop(live)
             live.stop("cancel")
             await live.left.wait()
             if live.refusal is None and live.written and live.job.has_ended:
@@ -239,8 +255,24 @@ class TrainingQueue:
         if event is not None:
             self.events.publish(event)
             await self._engine.discard(job)
+            await self._remove_checkpoint(job)
             self._tell_end(job)
         return job
+
+    async def _ask_to_stop(self, live: _LiveJob) -> Job:
+        async def kill_later() -> None:
+            with anyio.move_on_after(self._settings.shutdown_grace):
+                await live.left.wait()
+            if not live.left.is_set() and not live.storing:
+                live.stop("close")
+
+        if not live.job.cancelling:
+            live.job = msgspec.structs.replace(live.job, cancelling=True)
+            # On disk first: the job must not run again if the service is killed now.
+            self.events.publish(await self._on_disk(lambda: self._journal.update(live.job)))
+            live.stop_request.make("cancel")
+            self._tasks.start_soon(kill_later)
+        return live.job
 
     def _cancel_on_disk(self, model_id: str) -> tuple[Job, Event | None]:
         job = self._journal.job(model_id)
@@ -365,7 +397,7 @@ class TrainingQueue:
 
     async def _resume(self, job: Job) -> _LiveJob:
         if job.state == "training" and not self._why_not_again(job):
-            job = job.moved("init", started=None, progress=None)
+            job = job.put_back()
             try:
                 self.events.publish(await self._on_disk(lambda: self._journal.update(job)))
             except JournalError as error:
@@ -375,10 +407,13 @@ class TrainingQueue:
 
     def _why_not_again(self, job: Job) -> str:
         """Why a job of an earlier service cannot continue, or ''."""
+        if job.cancelling:
+            return CANCELLED
         options = self._options(job)
-        used_up = job.state == "training" and job.attempt >= options.max_attempts
+        attempts = job.counted_attempts
+        used_up = job.state == "training" and attempts >= options.max_attempts
         if used_up and not self._engine.keeps(job):
-            return f"the service ended while it ran (attempt {job.attempt} of {options.max_attempts}, max_attempts=)"
+            return f"the service ended while it ran (attempt {attempts} of {options.max_attempts}, max_attempts=)"
         try:
             # It would wait for ever, and all jobs behind it, if there are fewer devices now.
             self._engine.check(options)
@@ -403,7 +438,8 @@ class TrainingQueue:
                         if self._closing.is_set():
                             outcome = None
                             break
-                        live.job = live.job.moved("init", started=None, progress=None)
+                        logger.warning("{}: job [{}] runs again", outcome.message, live.job.model_id)
+                        live.job = live.job.put_back()
                         await self._write(live, live.job)
                         outcome = await self._take_turn(live)
                     await self._finish(live, outcome)
@@ -434,7 +470,7 @@ class TrainingQueue:
             return None
         with anyio.CancelScope() as live.scope:
             async with self._engine.place(live.job, self._options(live.job)) as place:
-                started = live.job.moved("training", attempt=live.job.attempt + 1, started=time.time())
+                started = live.job.moved("training", attempt=live.job.attempt + 1, started=time.time(), progress=None)
                 await self._write(live, started)
                 live.job = started
                 return await self._run(live, place)
@@ -459,7 +495,16 @@ class TrainingQueue:
         try:
             with JobLog(path, self._settings.job_log_size, self._log, job.log_uuid, on_line) as log:
                 log.say(f"job [{job.model_id}] of {job.algorithm} starts, attempt {job.attempt}")
-                return await place.run(JobRun(job, self._options(job), log, on_progress, on_storing))
+                run = JobRun(
+                    job,
+                    self._options(job),
+                    log,
+                    on_progress,
+                    on_storing,
+                    stop=live.stop_request,
+                    can_continue=self._takes_checkpoint(job),
+                )
+                return await place.run(run)
         except Exception as error:
             logger.exception("job [{}] could not be run", job.model_id)
             return JobOutcome("error", f"the training process could not be run: {error}")
@@ -478,14 +523,19 @@ class TrainingQueue:
     async def _finish(self, live: _LiveJob, outcome: JobOutcome | None) -> None:
         job = live.job
         now = time.time()
-        if outcome is not None:
-            job = job.moved(outcome.state, message=outcome.message, ended=now)
+        if outcome is not None and not outcome.stopped:
+            early = STOPPED_EARLY if outcome.state == "completed" and job.cancelling else ""
+            job = job.moved(outcome.state, message=outcome.message or early, ended=now)
         elif live.asked == "cancel":
             job = job.moved("error", message=CANCELLED, ended=now)
+        elif job.cancelling:
+            job = job.moved("error", message=CANCELLED_WITH_CHECKPOINT if job.has_checkpoint else CANCELLED, ended=now)
         elif job.state == "training":
             job = job.waiting_again()
         if job.state == "error":
             await self._engine.discard(job)
+            if live.asked == "cancel":
+                await self._remove_checkpoint(job)
         elif job.state == "completed" and job.progress is not None:
             job = msgspec.structs.replace(job, progress=job.progress.completed())
         await self._write(live, job)
@@ -494,7 +544,7 @@ class TrainingQueue:
             self._tell_end(job)
 
     def _tell_end(self, job: Job) -> None:
-        failed = job.state == "error" and job.message != CANCELLED
+        failed = job.state == "error" and job.message not in (CANCELLED, CANCELLED_WITH_CHECKPOINT)
         words = f": {job.message}" if job.message else ""
         level = "WARNING" if failed else "INFO"
         logger.log(level, "job [{}] of {} ended: {}{}", job.model_id, job.algorithm, job.state, words)
@@ -546,13 +596,47 @@ class TrainingQueue:
         """Removes some hundreds of old jobs; False if none is left."""
         before = time.time() - self._settings.jobs_keep
         jobs = self._journal.oldest_ended(_REMOVED_TOGETHER)
-        old = [job.model_id for job in jobs if (job.ended or job.created) < before]
+        old = []
+        for job in jobs:
+            if (job.ended or job.created) < before:
+                if job.state == "error" and self._takes_checkpoint(job):
+                    # It is not of a model, and nobody else would ever remove it.
+                    self._delete_last_checkpoint(job.model_id)
+                old.append(job.model_id)
         for model_id in old:
             # The files first, so that none remains without its job.
             self._remove_files(model_id)
         if old:
             self._journal.remove(old)
         return bool(old)
+
+    def _takes_checkpoint(self, job: Job) -> bool:
+        algorithm = self._algorithms.get(job.algorithm)
+        return algorithm is not None and takes_checkpoint(algorithm)
+
+    async def _remove_checkpoint(self, job: Job) -> None:
+        """Removes the job's checkpoint, if the store answers soon."""
+        if not self._takes_checkpoint(job):
+            return
+        try:
+            with anyio.fail_after(_REMOVAL_SECONDS):
+                await anyio.to_thread.run_sync(self._delete_checkpoint, job, abandon_on_cancel=True)
+        except (MlpkitError, OSError, TimeoutError) as error:
+            logger.warning("the checkpoint of job [{}] may be left in the store: {}", job.model_id, error)
+
+    def _delete_last_checkpoint(self, model_id: str) -> None:
+        job = self._journal.job(model_id)
+        try:
+            if job is not None:
+                self._delete_checkpoint(job)
+        except StorageUnavailable:
+            raise  # the job is removed another time
+        except MlpkitError as error:
+            logger.warning("the checkpoint of job [{}] is left in the store: {}", model_id, error)
+
+    def _delete_checkpoint(self, job: Job) -> None:
+        with contextlib.closing(open_storage(settings_for(self._settings, job.extend))) as storage:
+            delete_checkpoint(storage, checkpoint_place(self._settings, job.model_id))
 
     async def _on_disk(self, call: Callable[[], T]) -> T:
         return await anyio.to_thread.run_sync(call, limiter=self._disk)

@@ -6,6 +6,7 @@ The process of a job does this (`local.py`), and so does the command line, in th
 from __future__ import annotations
 
 import inspect
+import shutil
 import sys
 import time
 import traceback
@@ -19,7 +20,15 @@ import msgspec
 from mlpkit import __version__
 from mlpkit.algorithm import Algorithm
 from mlpkit.app import App
-from mlpkit.errors import ArgumentError, MlpkitError, ModelChanged, NotInRequest, StorageError, UserCodeError
+from mlpkit.errors import (
+    ArgumentError,
+    MlpkitError,
+    ModelChanged,
+    NotInRequest,
+    StorageError,
+    TrainingStopped,
+    UserCodeError,
+)
 from mlpkit.formats import kind_of
 from mlpkit.injection import Plan, ProcessScope, ending_forked_copies
 from mlpkit.log import logger, printable
@@ -31,12 +40,15 @@ from mlpkit.storage import (
     Storage,
     begin_model,
     checked_path,
+    checkpoint_place,
+    delete_checkpoint,
     discard_model,
     location,
     open_storage,
     save_model,
     settings_for,
 )
+from mlpkit.training.checkpoint import Checkpoint, open_checkpoint_of_job, resumed_model
 from mlpkit.training.data import TrainData, data_path, path_beside, pretrained_path, takes
 from mlpkit.training.job import Job, JobOutcome, TrainJob, train_job
 from mlpkit.training.progress import Progress
@@ -74,6 +86,7 @@ def run_train(
         with closing(Services(algorithm, job, settings, folder, progress, data_name)) as services:
             if not stores_model(algorithm):
                 _train(app, services, progress)
+                services.end_checkpoint()
                 return
             storage: Storage = services.service(Storage)
             path = destination(job, settings)
@@ -85,21 +98,30 @@ def run_train(
                     on_trained(manifest)
                 retry = settings.store_retry if on_trained is not None else 0.0
                 _store(storage, folder, path, manifest, progress, retry)
+            services.end_checkpoint()
 
     return _outcome_of(train)
 
 
-def store_trained(job: Job, settings: Settings, folder: Path, manifest: Manifest, progress: Progress) -> JobOutcome:
+def store_trained(
+    job: Job,
+    settings: Settings,
+    folder: Path,
+    manifest: Manifest,
+    progress: Progress,
+    *,
+    keep_checkpoint: bool,
+) -> JobOutcome:
     """Stores the model that an earlier run has left; never raises."""
 
     def store() -> None:
         progress.update(**manifest.metrics)
         path = destination(job, settings)
-        with (
-            closing(open_storage(settings_for(settings, job.extend))) as storage,
-            _discarded_if_it_fails(storage, path),
-        ):
-            _store(storage, folder, path, manifest, progress, settings.store_retry)
+        with closing(open_storage(settings_for(settings, job.extend))) as storage:
+            with _discarded_if_it_fails(storage, path):
+                _store(storage, folder, path, manifest, progress, settings.store_retry)
+            if not keep_checkpoint:
+                _end_checkpoint(storage, checkpoint_place(settings, job.model_id))
 
     return _outcome_of(store)
 
@@ -107,7 +129,11 @@ def store_trained(job: Job, settings: Settings, folder: Path, manifest: Manifest
 def _outcome_of(work: Callable[[], None]) -> JobOutcome:
     try:
         work()
+    except TrainingStopped as error:
+        return JobOutcome("error", str(error), stopped=True)
     except UserCodeError as error:
+        if isinstance(error.__cause__, TrainingStopped):
+            return JobOutcome("error", str(error.__cause__), stopped=True)
         return JobOutcome("error", _sentence(error.kind, str(error)), error.trace)
     except MlpkitError as error:
         return JobOutcome("error", _cut(str(error)))
@@ -139,6 +165,13 @@ def check_job(algorithm: Algorithm, job: Job, settings: Settings) -> None:
         pretrained_path(job)
     if takes(plan, ModelDir):
         destination(job, settings)
+    if takes(plan, Checkpoint):
+        checkpoint_place(settings, job.model_id)
+        resumed_model(job)
+    elif resumed_model(job) is not None:
+        raise ArgumentError(
+            f"[extend.resume_from] algorithm {algorithm.name!r} cannot continue a training: its train has no Checkpoint"
+        )
     settings_for(settings, job.extend)
 
 
@@ -172,11 +205,13 @@ class Services:
         self.settings = settings
         self._progress = progress
         self._made: dict[type, Any] = {}
+        self._checkpoint_folder = folder.with_name(f"{folder.name}.checkpoint")
         self._makers: dict[type, Callable[[], object]] = {
             Storage: lambda: open_storage(settings_for(settings, job.extend)),
             ModelDir: lambda: ModelDir(folder, job.model_id),
             Log: lambda: Log(job.log_uuid),
             Progress: lambda: progress,
+            Checkpoint: self._open_checkpoint,
             TrainJob: lambda: train_job(job),
             TrainData: lambda: TrainData(job, algorithm.kind, self.service(Storage), settings.data_bucket, data_name),
         }
@@ -191,24 +226,40 @@ class Services:
             self._made[wanted] = self._makers[wanted]()
         return self._made[wanted]
 
+    def _open_checkpoint(self) -> Checkpoint:
+        storage = self.service(Storage)
+        with self._progress.stage("look for a checkpoint"):
+            return open_checkpoint_of_job(
+                self.job, self.settings, storage, self._checkpoint_folder, self._progress, self._data_etag()
+            )
+
+    def end_checkpoint(self) -> None:
+        """Removes the checkpoint of a completed job, unless it is kept."""
+        if takes_checkpoint(self.algorithm) and not self.algorithm.train_options.keep_checkpoint:
+            _end_checkpoint(self.service(Storage), checkpoint_place(self.settings, self.job.model_id))
+
+    def _data_etag(self) -> str | None:
+        data = self._made.get(TrainData)
+        return data.etag if data is not None else None
+
     def manifest(self, versions: dict[str, str]) -> Manifest:
         """The manifest of the model that the handler has made."""
         job = self.job
-        data = self._made.get(TrainData)
         parameters = msgspec.json.decode(job.parameters)
         return Manifest(
             algorithm=self.algorithm.name,
             kind=self.algorithm.kind,
             model_id=job.model_id,
             parameters=parameters if isinstance(parameters, dict) else {},
-            data_etag=data.etag if data is not None else None,
+            data_etag=self._data_etag(),
             created=time.time(),
             versions=versions,
             metrics=self._progress.metrics,
         )
 
     def close(self) -> None:
-        """Closes the store."""
+        """Closes the store, and removes the local copy of the checkpoint."""
+        shutil.rmtree(self._checkpoint_folder, ignore_errors=True)
         if Storage in self._made:
             self._made[Storage].close()
 
@@ -229,6 +280,21 @@ def stores_model(algorithm: Algorithm) -> bool:
     """Whether jobs of the algorithm store a model: `train` takes a `ModelDir`."""
     plan = algorithm.plan("train")
     return plan is not None and takes(plan, ModelDir)
+
+
+def takes_checkpoint(algorithm: Algorithm) -> bool:
+    """Whether jobs of the algorithm may save a checkpoint."""
+    plan = algorithm.plan("train")
+    return plan is not None and takes(plan, Checkpoint)
+
+
+def _end_checkpoint(storage: Storage, place: str) -> None:
+    try:
+        delete_checkpoint(storage, place)
+    except StorageError as error:
+        logger.warning(
+            "the checkpoint of a completed training stays in the store until its model is deleted: {}", error
+        )
 
 
 @contextmanager
@@ -263,6 +329,9 @@ def _train(app: App, services: Services, progress: Progress) -> Manifest:
             result = plan(job.fields(), services.service, scope)
     finally:
         scope.close()
+    if progress.stop_reason == "drain" and progress.stop_seen:
+        # It may have returned early because the service stops. Half of a training must not become a model.
+        raise TrainingStopped("train returned because the service stops")
     if result is False:
         raise MlpkitError("train returned False")
     return services.manifest(versions_of(plan.function))

@@ -11,12 +11,14 @@ from anyio import to_thread
 
 from mlpkit.errors import AlgorithmNotFound, DatabaseError, ObjectNotFound, TimeLimitExceeded, UserCodeError
 from mlpkit.injection import NULL
-from mlpkit.storage import delete_model
-from mlpkit.training import LONGEST_ID, Job, check_job, new_model_id
+from mlpkit.storage import checkpoint_place, delete_checkpoint, delete_model
+from mlpkit.training import LONGEST_ID, Job, check_job, new_model_id, takes_checkpoint
 from mlpkit.web.body import work_on
 from mlpkit.web.request import HttpResponse, success
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mlpkit.algorithm import Algorithm
     from mlpkit.web.routes import Dependencies, Request
 
@@ -73,7 +75,8 @@ class AlgorithmRoutes:
             word = await self._models.call(algorithm.name, "status", fields)
         data: dict[str, Any] = {"status": word}
         if job is not None:
-            data["message"] = job.message
+            data["message"] = job.note
+            data["attempt"] = job.attempt
             data["progress"] = msgspec.to_builtins(job.progress)
             data["queue_position"] = self._training.position(model_id)
         return success(data)
@@ -119,8 +122,11 @@ class AlgorithmRoutes:
         await self._unload(model_id)
         if "delete" in algorithm.hooks:
             await self._models.call(algorithm.name, "delete", {"model_id": model_id})
+            if takes_checkpoint(algorithm):
+                place = checkpoint_place(self._settings, model_id)
+                await self._in_store(model_id, delete_checkpoint, self._dependencies.storage, place)
         else:
-            await self._delete_files(model_id)
+            await self._in_store(model_id, delete_model, self._dependencies.storage, self._settings, model_id)
         return success()
 
     async def monitor(self, request: Request) -> HttpResponse:
@@ -154,19 +160,11 @@ class AlgorithmRoutes:
             )
         return model_id
 
-    async def _delete_files(self, model_id: str) -> None:
-        dependencies = self._dependencies
+    async def _in_store(self, model_id: str, delete: Callable[..., None], *arguments: object) -> None:
         limit = self._settings.hook_timeout
         try:
             with anyio.fail_after(limit):
-                await to_thread.run_sync(
-                    delete_model,
-                    dependencies.storage,
-                    dependencies.settings,
-                    model_id,
-                    limiter=self._storage_threads,
-                    abandon_on_cancel=True,
-                )
+                await to_thread.run_sync(delete, *arguments, limiter=self._storage_threads, abandon_on_cancel=True)
         except TimeoutError:
             raise TimeLimitExceeded(f"the store did not delete model [{model_id}] within {limit:g} s") from None
         except ObjectNotFound:

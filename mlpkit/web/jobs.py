@@ -93,9 +93,13 @@ class JobRoutes:
         return HttpResponse((await self._training.stack(request.path["model_id"])).encode(), content_type=_TEXT)
 
     async def cancel(self, request: Request) -> HttpResponse:
-        """Ends a job, waiting or running."""
-        job = await self._training.cancel(request.arguments.text("model_id"))
-        return success({"model_id": job.model_id, "status": job.state, "message": job.message})
+        """Ends a job, waiting or running.
+
+        With `soft`, a running job may save a checkpoint first, and the answer does not wait for its end.
+        """
+        arguments = request.arguments
+        job = await self._training.cancel(arguments.text("model_id"), soft=arguments.flag("soft"))
+        return success({"model_id": job.model_id, "status": job.state, "message": job.note})
 
     async def models(self, request: Request) -> HttpResponse:
         """The models that are loaded, or should be.
@@ -128,7 +132,7 @@ class JobRoutes:
             "model_id": job.model_id,
             "algorithm": job.algorithm,
             "state": job.state,
-            "message": job.message,
+            "message": job.note,
             "progress": msgspec.to_builtins(job.progress),
             "queue_position": self._training.position(job.model_id),
             "reported": self._training.reported(job.model_id),

@@ -235,7 +235,7 @@ def _object(fields: Sequence[Field]) -> Schema:
 
 
 def _schema(field: Field) -> Schema:
-    kind: Any = "string" if field.kind == "text" else "object"
+    kind: Any = {"text": "string", "object": "object", "flag": "boolean"}[field.kind]
     schema: Schema = {"type": kind if field.required else [kind, "null"]}
     if field.longest is not None:
         schema["maxLength"] = field.longest

@@ -46,7 +46,7 @@ class Field:
     """
 
     name: str
-    kind: Literal["text", "object"]
+    kind: Literal["text", "object", "flag"]
     longest: int | None = None
     required: bool = True
     nulls: bool = True
@@ -77,7 +77,7 @@ LOAD = (
 )
 UNLOAD = STATUS
 DELETE = STATUS
-CANCEL = (Field("model_id", "text", 64), UUID)
+CANCEL = (Field("model_id", "text", 64), Field("soft", "flag", required=False), UUID)
 UNALIAS = (Field("algorithm", "text", 32), Field("alias", "text", 31), UUID)
 ALIAS = (Field("algorithm", "text", 32), Field("alias", "text", 31), Field("model_id", "text", 64), UUID)
 
@@ -85,9 +85,15 @@ ALIAS = (Field("algorithm", "text", 32), Field("alias", "text", 31), Field("mode
 class Arguments:
     """The fields of one request, checked."""
 
-    def __init__(self, texts: Mapping[str, str | None], objects: Mapping[str, msgspec.Raw]) -> None:
+    def __init__(
+        self,
+        texts: Mapping[str, str | None],
+        objects: Mapping[str, msgspec.Raw],
+        flags: Mapping[str, bool] | None = None,
+    ) -> None:
         self._texts = texts
         self._objects = objects
+        self._flags = flags or {}
 
     def text(self, name: str) -> str:
         """A required text field."""
@@ -103,6 +109,10 @@ class Arguments:
         """An object field as JSON; `null` if it is missing."""
         return self._objects.get(name, NULL)
 
+    def flag(self, name: str) -> bool:
+        """A flag; False if it is missing."""
+        return self._flags.get(name, False)
+
 
 def check(fields: Iterable[Field], values: Mapping[str, Value]) -> Arguments:
     """The checked arguments among `values`.
@@ -114,15 +124,18 @@ def check(fields: Iterable[Field], values: Mapping[str, Value]) -> Arguments:
     """
     texts: dict[str, str | None] = {}
     objects: dict[str, msgspec.Raw] = {}
+    flags: dict[str, bool] = {}
     for field in fields:
         value = values.get(field.name)
         if field.kind == "text":
             texts[field.name] = _text(field.name, value)
+        elif field.kind == "flag":
+            flags[field.name] = not _is_null(value) and _flag(field.name, value)
         elif not _is_null(value):
             objects[field.name] = _object(field.name, value)
     for field in fields:
         _check_content(field, texts.get(field.name), objects.get(field.name))
-    return Arguments(texts, objects)
+    return Arguments(texts, objects, flags)
 
 
 def caller_uuid(values: Mapping[str, Value]) -> str | None:
@@ -297,6 +310,15 @@ def _text(name: str, value: Value | None) -> str | None:
     if _is_null(value):
         return None
     raise _wrong_type(name, str)
+
+
+def _flag(name: str, value: Value | None) -> bool:
+    # As text too: platforms and their users do that.
+    text = value if isinstance(value, str) else bytes(value or b"").decode().strip('"')
+    text = text.strip().lower()
+    if text not in ("true", "false"):
+        raise ArgumentError(f"[{name}] must be true or false")
+    return text == "true"
 
 
 def _object(name: str, value: Value | None) -> msgspec.Raw:

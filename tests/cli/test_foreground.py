@@ -72,6 +72,48 @@ def test_ctrl_c_ends_a_training_with_one_line_and_130(project: Path) -> None:
     assert stored == [], "neither a model nor the uploaded data may stay"
 
 
+CHECKPOINT = """
+import os, signal, time
+from pathlib import Path
+from mlpkit import App, Checkpoint, ModelDir, Progress
+
+app = App("count")
+
+@app.train
+def train(checkpoint: Checkpoint, out: ModelDir, progress: Progress):
+    file = checkpoint / "count"
+    count = int(file.read_text()) if checkpoint.resumed else 0
+    print("begins with", count)
+    for number in progress.track(range(count, 10), "count", total=10, done=count):
+        while number == 6 and Path("wait").exists() and not progress.stopping:
+            print("waits")
+            time.sleep(0.05)
+        file.write_text(str(number + 1))
+        checkpoint.save()
+    (out / "count").write_text(file.read_text())
+"""
+
+
+@pytest.mark.parametrize("by", ["Ctrl-C", "SIGTERM"])
+def test_an_interrupted_training_saves_its_checkpoint_and_continues_later(tmp_path: Path, by: str) -> None:
+    (tmp_path / "count.py").write_text(
+        CHECKPOINT if by == "Ctrl-C" else CHECKPOINT.replace('print("waits")', "os.kill(os.getpid(), signal.SIGTERM)")
+    )
+    (tmp_path / "wait").touch()
+    command = [sys.executable, "-m", "mlpkit", "train", "count.py", "--model-id", "m"]
+    shown = in_terminal(command, tmp_path, environment(tmp_path), interrupt_at=lambda output: "waits" in output)
+    assert shown.code == 130, shown.output
+    lines = without_escapes(shown.output).replace("\r", "").split("\n")
+    assert "add this to the same command to continue: --model-id m --resume-from m" in shown.output, lines
+    assert lines[-2] == "interrupted: no model was stored"
+
+    shown = in_terminal([*command, "--resume-from", "m"], tmp_path, environment(tmp_path))
+    assert shown.code == 0, shown.output
+    assert "begins with 7" in shown.output
+    left = [file.name for file in (tmp_path / "home" / "storage").rglob("*") if file.is_file()]
+    assert sorted(left) == ["count", "mlpkit.json"]
+
+
 def test_the_screen_of_the_tests_is_that_of_a_terminal() -> None:
     assert screen_of("one\r\ntwo\r\n\x1b[1A\x1b[2Kthree\r\n") == ["one", "three"]
     assert screen_of("10%\r90%\r\ndone") == ["90%", "done"]

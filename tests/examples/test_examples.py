@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from examples import clusters, custom_hooks, entities, iris, sentiment, two_in_one
+from examples import checkpoint, clusters, custom_hooks, entities, iris, sentiment, two_in_one
 from mlpkit import App
 from mlpkit.errors import ArgumentError, MlpkitError, ModelNotLoaded
 from mlpkit.formats import read_rows
@@ -87,6 +87,16 @@ def test_entities_says_so_where_nothing_is_marked(served: Serve, tmp_path: Path)
     data.write_text("今天天气很好。\n", encoding="utf-8")
     with pytest.raises(MlpkitError, match=r"plain\.tsv|no marked entity"):
         service.trained("entities", data=data)
+
+
+def test_checkpoint_learns_in_epochs_and_leaves_only_the_model(served: Serve) -> None:
+    service = served(checkpoint.app)
+    model_id = loaded(service, "epochs", DATA / "sentiment.tsv", {"epochs": 5})
+    rows: list[Any] = list(read_rows(DATA / "sentiment-test.tsv", "text_classification"))
+    found = answers(service, model_id, [row.sentence for row in rows])
+    assert sum(labels[0]["label"] == row.label for labels, row in zip(found, rows, strict=True)) / len(rows) >= 0.8
+    stored = [found.key.partition("/")[2] for found in service.storage.list(f"ml-platform-model/{model_id}")]
+    assert stored == ["mlpkit.json", "model.joblib"]
 
 
 def test_clusters_groups_what_a_prediction_brings(served: Serve) -> None:

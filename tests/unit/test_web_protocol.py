@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlpkit.errors import ArgumentError, MalformedBody, ModelNotLoaded, Overloaded, UserCodeError
 from mlpkit.settings import Settings
-from mlpkit.web.protocol import LOAD, PREDICT, STATUS, TRAIN, Field, check, check_no_null, is_json, json_values
+from mlpkit.web.protocol import CANCEL, LOAD, PREDICT, STATUS, TRAIN, Field, check, check_no_null, is_json, json_values
 from mlpkit.web.request import failure, success
 
 ANYTHING = st.recursive(
@@ -31,6 +31,17 @@ def mistake(fields: tuple[Field, ...], **values: Any) -> str:
     with pytest.raises(ArgumentError) as caught:
         checked(fields, **values)
     return str(caught.value)
+
+
+def test_a_flag_is_true_or_false_in_json_and_in_a_query() -> None:
+    assert [checked(CANCEL, model_id="m", soft=value).flag("soft") for value in (True, False, None, "True")] == [
+        *(True, False, False, True)
+    ]
+    assert not checked(CANCEL, model_id="m").flag("soft")
+    assert check(CANCEL, {"model_id": "m", "soft": "true"}).flag("soft")
+    wrongs: list[Any] = [1, "yes", {}, [1]]
+    for wrong in wrongs:
+        assert mistake(CANCEL, model_id="m", soft=wrong) == "[soft] must be true or false"
 
 
 def test_an_id_may_be_a_number_and_keeps_all_its_digits() -> None:
