@@ -31,6 +31,7 @@ import uvicorn
 from mlpkit.app import App
 from mlpkit.errors import SettingsError
 from mlpkit.log import LogOutput, configure, logger
+from mlpkit.processes import log_prints
 from mlpkit.script import absolute_search_path, know_by_other_names, target_of
 from mlpkit.serving import Aliases, Models
 from mlpkit.settings import Settings, environment_remarks, load_settings
@@ -266,6 +267,8 @@ def serve(
     _check_address(host, port)
     chosen = (settings or load_settings()).with_options(workers=workers)
     log = configure(level=chosen.log_level, format=chosen.log_format, waits=False)
+    if chosen.workers == 0:
+        log_prints(log.write, "server")
     _log_environment()
     _run(_serve(app, chosen, log, host, port))
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from mlpkit.cli.options import FILE, as_json, check_kind
+from mlpkit.cli.foreground import script_prints_to_stderr
+from mlpkit.cli.options import FILE, algorithm_name, as_json, check_kind
+from mlpkit.errors import ArgumentError
 from mlpkit.formats import KINDS
 
 if TYPE_CHECKING:
@@ -30,9 +32,11 @@ def data() -> None:
 
 @data.command("check")
 @click.argument("file", metavar="FILE", type=FILE)
-@click.option("--kind", "-k", required=True, metavar="KIND", help=f"Kind of the algorithm: {', '.join(KINDS)}.")
+@click.option("--kind", "-k", metavar="KIND", help=f"Kind of the algorithm: {', '.join(KINDS)}.")
+@click.option("--app", metavar="TARGET", help="Your app: its algorithm has a kind, or it registers one of your own.")
+@algorithm_name
 @as_json
-def check_data(file: Path, kind: str, as_json: bool) -> None:
+def check_data(file: Path, kind: str | None, app: str | None, algorithm: str | None, as_json: bool) -> None:
     """Find what is wrong with training data.
 
     FILE has a row a line. The command looks for broken rows, files in another format or encoding, contradictions and
@@ -41,18 +45,32 @@ def check_data(file: Path, kind: str, as_json: bool) -> None:
     Exit code 0: you can train on it (there may be warnings), 1: you cannot.
 
     \b
-    Example:
+    Examples:
       mlpkit data check reviews.tsv --kind text_classification
+      mlpkit data check reviews.tsv --app sentiment.py
     """
     from mlpkit.formats import check_rows
 
-    check_kind(kind)
-    report = check_rows(file, kind)
+    report = check_rows(file, _kind(kind, app, algorithm))
     if as_json:
         print(msgspec.json.encode(report).decode())
     else:
         _show(report)
     sys.exit(1 if report.fatal else 0)
+
+
+def _kind(kind: str | None, app: str | None, algorithm: str | None) -> str:
+    """The kind that was named, or that of the app's algorithm."""
+    if app is not None:
+        from mlpkit.script import choose_algorithm, import_app
+
+        with script_prints_to_stderr():
+            imported = import_app(app)
+        kind = kind or choose_algorithm(imported, algorithm).kind
+    if kind is None:
+        raise ArgumentError("the kind is needed: give --kind KIND, or --app TARGET")
+    check_kind(kind)
+    return kind
 
 
 @data.command("convert")

@@ -221,6 +221,26 @@ def _interrupts(progress: Progress | None) -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
+def _interrupt_afterwards() -> Iterator[None]:
+    """Holds back a Ctrl-C until the block ends.
+
+    rich would print a line again if Ctrl-C meets it while it is printed.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        before(*held[0])
+
+
+@contextlib.contextmanager
 def _lines_above(bar: ProgressBar, progress: Progress) -> Iterator[Callable[[], None]]:
     """Puts printed lines above the bar, and tqdm's bars into it.
 
@@ -237,7 +257,8 @@ def _lines_above(bar: ProgressBar, progress: Progress) -> Iterator[Callable[[], 
         # Before this line nested bars have moved the cursor up.
         printed = text.rpartition(_CURSOR_UP)[2]
         if printed:
-            bar.print(printed)
+            with _interrupt_afterwards():
+                bar.print(printed)
 
     stdout = sys.stdout
     stderr = sys.stderr

@@ -34,6 +34,7 @@ _ENDINGS = (".py", ".toml", ".json", ".yaml", ".yml")
     metavar="N",
     help="Worker processes that hold models; 0 keeps them in the server, for debugging.",
 )
+@click.option("--engine", metavar="NAME", show_default="MLPKIT_ENGINE, or local", help="Where training jobs run.")
 @click.option("--reload", is_flag=True, help="Start again whenever a file in the script's folder changes.")
 @click.option(
     "--log-level",
@@ -41,7 +42,9 @@ _ENDINGS = (".py", ".toml", ".json", ".yaml", ".yml")
     show_default="MLPKIT_LOG_LEVEL, or info",
     help="trace, debug, info, warning or error.",
 )
-def run(target: str, host: str, port: int, workers: int | None, reload: bool, log_level: str | None) -> None:
+def run(
+    target: str, host: str, port: int, workers: int | None, engine: str | None, reload: bool, log_level: str | None
+) -> None:
     """Serve an app until Ctrl-C or SIGTERM.
 
     TARGET is the app: module:app, file.py:app, or file.py if it has one app.
@@ -60,7 +63,8 @@ def run(target: str, host: str, port: int, workers: int | None, reload: bool, lo
 
     if workers != 0:
         prepare()
-    settings = load_settings({**os.environ, "MLPKIT_LOG_LEVEL": log_level} if log_level else None)
+    chosen = {"MLPKIT_LOG_LEVEL": log_level, "MLPKIT_ENGINE": engine}
+    settings = load_settings({**os.environ, **{name: value for name, value in chosen.items() if value}})
     app = import_app(target)
     app.build()
 

@@ -37,7 +37,10 @@ _DRAIN_SECONDS = 2.0
 """How long to read the output after a child's end if another process still has its pipe open."""
 _WORK_SECONDS = 0.004
 _SHORT_WORK_SECONDS = 0.001
-_LINES_AT_ONCE = 50
+_PIECE = 1024
+"""Bytes that become lines together: the server does nothing else meanwhile, and they may be 500 lines."""
+_DROP_PAUSE = 0.002
+"""Seconds to rest after output that nobody keeps, so that `yes` does not fill the server's time."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Child:
         self._process = process
         self._output = output
         self._asked = ""
+        self._drain = _DRAIN_SECONDS
         self.channel = channel
         self.pid = process.pid
         self._life = asyncio.get_running_loop().create_task(self._attend())
@@ -94,13 +98,14 @@ class Child:
         """
         return memory_of(self.pid)
 
-    def kill(self, why: str = "") -> None:
+    def kill(self, why: str = "", drain: float = _DRAIN_SECONDS) -> None:
         """Kills the child and its descendants.
 
-        `why` becomes the text of its exit.
+        `why` becomes the text of its exit. What it wrote last is read for at most `drain` seconds.
         """
         if self._life.done():
             return
+        self._drain = drain
         if self.running:
             self._asked = self._asked or why
         _kill_group(self.pid)
@@ -136,7 +141,7 @@ class Child:
             if isinstance(self._process, ForkedChild):
                 self._process.close()
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._output.ended.wait(), _DRAIN_SECONDS)
+            await asyncio.wait_for(self._output.ended.wait(), self._drain)
         self._output.close()
         lost = isinstance(self._process, ForkedChild) and self._process.lost and not self._asked
         return Exit(code, _LOST if lost else self._asked, lost)
@@ -148,6 +153,7 @@ async def start_child(
     on_lines: Callable[[list[LogLine]], None],
     process: str = "child",
     environment: Mapping[str, str] | None = None,
+    drop: Callable[[int, int], bool] | None = None,
 ) -> Child:
     """Runs `python -m module` with a channel to it.
 
@@ -155,10 +161,11 @@ async def start_child(
     `on_lines` gets what is written to the child's file descriptors 1 and 2 (very long lines in pieces, without blank
     lines and what a carriage return has overwritten) as lines of the log of `process`. A crash in C code leaves its
     Python stack there. Reading is slowed down so that endless output takes at most half of the server's time.
+    `drop` is asked with a number of lines and bytes before they are looked at: if it is True, nobody gets them.
     """
     ours, theirs = socket.socketpair()
     read_end, write_end = os.pipe()
-    output = _Output(on_lines, process)
+    output = _Output(on_lines, process, drop)
     try:
         await output.connect(read_end)
         started = await _started(module, {**os.environ, **(environment or {})}, theirs, write_end)
@@ -291,12 +298,15 @@ class _Output(asyncio.Protocol):
     After some milliseconds of work it stops reading for the same time: when the pipe is full, the child waits.
     """
 
-    def __init__(self, on_lines: Callable[[list[LogLine]], None], process: str) -> None:
+    def __init__(
+        self, on_lines: Callable[[list[LogLine]], None], process: str, drop: Callable[[int, int], bool] | None
+    ) -> None:
         self.ended = asyncio.Event()
         self._on_lines = on_lines
         self._process = process
+        self._drop = drop
         self._lines = LineSplitter()
-        self._waiting: collections.deque[str] = collections.deque()
+        self._unread: collections.deque[bytes] = collections.deque()
         self._resting: asyncio.TimerHandle | None = None
         self._at_end = False
         self._paused = False
@@ -311,13 +321,11 @@ class _Output(asyncio.Protocol):
             raise
 
     def data_received(self, data: bytes) -> None:
-        started = time.monotonic()
-        self._waiting += (text for text, redrawn in self._lines.feed(data) if not redrawn)
+        self._unread.append(data)
         if self._resting is None:
-            self._hand_on(started)
+            self._hand_on(time.monotonic())
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._waiting += (text for text, redrawn in self._lines.close() if not redrawn)
         self._at_end = True
         if self._resting is None:
             self._hand_on(time.monotonic())
@@ -331,17 +339,31 @@ class _Output(asyncio.Protocol):
 
     def _hand_on(self, started: float) -> None:
         self._resting = None
-        while self._waiting and time.monotonic() - started < _WORK_SECONDS:
-            count = min(_LINES_AT_ONCE, len(self._waiting))
-            self._on_lines([line_of_pipe(self._waiting.popleft(), self._process) for _ in range(count)])
+        pause = 0.0
+        while self._unread and time.monotonic() - started < _WORK_SECONDS:
+            data = self._unread.popleft()
+            if self._drop is not None and self._drop(data.count(b"\n"), len(data)):
+                pause = _DROP_PAUSE
+                continue
+            if len(data) > _PIECE:
+                self._unread.appendleft(data[_PIECE:])
+            self._say(self._lines.feed(data[:_PIECE]))
         worked = time.monotonic() - started
-        if self._waiting or worked > _SHORT_WORK_SECONDS:
-            self._resting = asyncio.get_running_loop().call_later(0 if self._at_end else worked, self._go_on)
+        if worked > _SHORT_WORK_SECONDS:
+            pause = max(pause, worked)
+        if self._unread or (pause and not self._at_end):
+            self._resting = asyncio.get_running_loop().call_later(0 if self._at_end else pause, self._go_on)
             self._pause(True)
         elif self._at_end:
+            self._say(self._lines.close())
             self.ended.set()
         else:
             self._pause(False)
+
+    def _say(self, lines: list[tuple[str, bool]]) -> None:
+        texts = [text for text, redrawn in lines if not redrawn]
+        if texts:
+            self._on_lines([line_of_pipe(text, self._process) for text in texts])
 
     def _pause(self, paused: bool) -> None:
         if self._transport is None or self._at_end or self._transport.is_closing() or paused == self._paused:

@@ -163,6 +163,24 @@ def capture_output(
     atexit.register(flush_streams)
 
 
+def log_prints(write: Callable[[LogLine], None], process: str) -> None:
+    """Turns what this process prints into lines of the log, with the request's id.
+
+    It is for models in the server process. A terminal is left alone: a debugger may need it.
+    """
+    for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+        if stream is None or stream.isatty():
+            continue
+
+        def on_line(text: str, redrawn: bool, uuid: str, source: str = f"{name}:0") -> None:
+            if not redrawn:
+                write(LogLine(time.time(), "INFO", printable(text), uuid, process, source))
+
+        lines = _LineBuffer(stream.fileno, f"<{name}>", on_line)
+        setattr(sys, name, io.TextIOWrapper(lines, encoding="utf-8", errors="backslashreplace", write_through=True))
+        atexit.register(lines.end_lines)
+
+
 def flush_streams() -> None:
     """Hands on all that was printed; call it before the process ends.
 

@@ -75,7 +75,7 @@ class JobLog:
             return
         line = format_text(record).encode("utf-8", "replace")
         self._size += len(line)
-        self._output.write(record)
+        self._output.write_soon(record)
         self._try(lambda: self._file.write(line))
 
     def write_output(self, lines: list[LogLine]) -> None:
@@ -84,6 +84,14 @@ class JobLog:
             if not self._bars.take(line.message):
                 self.write(line if line.uuid != "-" else msgspec.structs.replace(line, uuid=self._uuid))
         self.flush()
+
+    def drop_output(self, lines: int, size: int) -> bool:
+        """Counts further output if the log is full; whether it is."""
+        if self.room:
+            return False
+        self._dropped_lines += lines
+        self._dropped_bytes += size
+        return True
 
     def say(self, text: str, level: str = "INFO", trace: str = "") -> None:
         """Writes what mlpkit itself has to say about the job; never dropped."""
@@ -96,13 +104,15 @@ class JobLog:
         self._child_bytes = size
 
     def flush(self) -> None:
-        """Makes the lines visible to readers of the file."""
+        """Makes the lines visible to readers, in the service's log too."""
+        self._output.flush()
         if not self._file.closed and self._try(self._file.flush):
             self._broken = False
 
     def close(self) -> None:
         """Says how much was dropped, if anything was, and closes the file."""
         self._bars.flush()
+        self._output.flush()
         lines = self._dropped_lines + self._child_lines
         size = self._dropped_bytes + self._child_bytes
         if lines:

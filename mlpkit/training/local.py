@@ -68,6 +68,8 @@ _MEMORY_INTERVAL = 0.5
 _EXIT_GRACE = 10.0
 _LOCK_WAIT = 3.0
 _LAST_WORDS = 5.0
+_DRAIN_OF_CANCELLED = 0.2
+"""How long a cancel waits for lines that the job has written last."""
 _DISCARD_SECONDS = 5.0
 """How long a cancel waits for the removal of a model that was stored in part."""
 _STREAMS = ("stdout:0", "stderr:0")
@@ -351,7 +353,11 @@ class _JobProcess:
         """
         with anyio.CancelScope(shield=True):
             child = await start_child(
-                _MODULE, on_lines=self._log.write_output, process="train", environment=self._environment()
+                _MODULE,
+                on_lines=self._log.write_output,
+                process="train",
+                environment=self._environment(),
+                drop=self._log.drop_output,
             )
             channel = await AsyncChannel.connect(child.channel, self._on_messages, self._closed.set)
         running[self._run.job.model_id] = child
@@ -361,7 +367,7 @@ class _JobProcess:
         finally:
             with anyio.CancelScope(shield=True):
                 if child.running:
-                    child.kill("was cancelled")
+                    child.kill("was cancelled", drain=_DRAIN_OF_CANCELLED)
                     await child.wait()
             channel.close()
         outcome = self._outcome(exit)

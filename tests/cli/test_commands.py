@@ -310,6 +310,26 @@ def test_data_check_shows_every_broken_row(mlpkit: Run, folder: Path) -> None:
     assert (wrong.returncode, "did you mean 'text_classification'" in wrong.stderr) == (2, True)
 
 
+def test_data_check_takes_the_kind_from_the_app(mlpkit: Run, folder: Path) -> None:
+    (folder / "talk.py").write_text(TALKATIVE, encoding="utf-8")
+    (folder / "good.tsv").write_text(GOOD, encoding="utf-8")
+
+    assert "2 rows" in mlpkit("data", "check", "good.tsv", "--app", "talk.py").stdout
+    assert "2 rows" in mlpkit("data", "check", "good.tsv", "--app", "talk:app", "--kind", "text_custom").stdout
+    wrong = mlpkit("data", "check", "good.tsv")
+    assert (wrong.returncode, "--kind KIND, or --app TARGET" in wrong.stderr) == (2, True)
+
+
+def test_engine_that_does_not_exist_is_one_line(mlpkit: Run, folder: Path) -> None:
+    (folder / "talk.py").write_text(TALKATIVE, encoding="utf-8")
+
+    wrong = mlpkit("run", "talk.py", "--engine", "locale", "--port", "0")
+
+    assert wrong.returncode == 2
+    assert "unknown engine 'locale', did you mean 'local'?: one of local" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
 def test_data_check_names_another_format_and_data_convert_reads_it(mlpkit: Run, folder: Path) -> None:
     (folder / "train.bio").write_text("李 B-PER\n华 I-PER\n住 O\n\n杭 I-LOC\n州 I-LOC\n", encoding="utf-8")
     checked = mlpkit("data", "check", "train.bio", "--kind", "text_sequence_labeling", "--json")

@@ -64,3 +64,31 @@ def test_hooks_that_never_return_do_not_keep_models_from_being_loaded(
     assert {type(each.exception(LONG)) for each in asked} <= {TimeLimitExceeded, WorkerLost}
     client.load("odd", "after", timeout=LONG)
     assert client.predict("after", {"say": "yes"}) == "yes"
+
+
+@pytest.mark.parametrize("workers", ["1", "0"])
+def test_what_a_prediction_prints_has_its_uuid(tmp_path: Path, workers: str) -> None:
+    script = tmp_path / "printing.py"
+    script.write_text(
+        "from mlpkit import App\n"
+        "app = App('printing')\n"
+        "@app.load\n"
+        "def load(): return None\n"
+        "@app.predict\n"
+        "def predict(model, features: dict):\n"
+        "    print('whole')\n"
+        "    print('without an end', end='')\n"
+        "    return 1\n"
+    )
+    service = RunningService(f"{script}:app", tmp_path / "home", {"MLP_CLIENT_WORKER": workers})
+    try:
+        service.wait_ready()
+        service.client.load("printing", "m")
+        for uuid in ("first", "second"):
+            service.client.predict("m", {}, uuid=uuid)
+    finally:
+        service.stop()
+    for uuid in ("first", "second"):
+        lines = [line for line in service.log.splitlines() if f"[{uuid}]" in line]
+        assert sum(line.endswith("| whole") for line in lines) == 1, lines
+        assert sum(line.endswith("| without an end") for line in lines) == 1, lines

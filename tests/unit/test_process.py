@@ -52,13 +52,14 @@ class Modules:
         self.folder, self.loop = folder, loop
         self.lines: list[str] = []
 
-    async def start(self, text: str) -> Child:
+    async def start(self, text: str, drop: Callable[[int, int], bool] | None = None) -> Child:
         name = f"child_{len(list(self.folder.iterdir()))}"
         (self.folder / f"{name}.py").write_text(textwrap.dedent(text))
         return await start_child(
             name,
             on_lines=into(self.lines),
             environment={"PYTHONPATH": str(self.folder)},
+            drop=drop,
         )
 
     def run(self, main: Callable[[], Awaitable[None]]) -> None:
@@ -104,6 +105,23 @@ def alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_output_that_nobody_keeps_is_counted_and_not_looked_at(modules: Modules) -> None:
+    dropped: list[int] = []
+
+    def drop(lines: int, size: int) -> bool:
+        if len(modules.lines) < 10:
+            return False
+        dropped.append(lines)
+        return True
+
+    async def main() -> None:
+        await (await modules.start("import os\nfor _ in range(200): os.write(1, b'y\\n' * 1000)", drop)).wait()
+
+    modules.run(main)
+    assert len(modules.lines) + sum(dropped) == 200_000
+    assert len(modules.lines) < 1000
 
 
 def zombies() -> list[psutil.Process]:
