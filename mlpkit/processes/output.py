@@ -164,7 +164,9 @@ def capture_output(
 
 
 def log_prints(write: Callable[[LogLine], None], process: str) -> None:
-    """Turns what this process prints into lines of the log, with the request's id.
+    """Turns what this process prints into lines of the log.
+
+    They have the id of the request.
 
     It is for models in the server process. A terminal is left alone: a debugger may need it.
     """

@@ -20,7 +20,9 @@ from mlpkit.storage import Storage, location
 from mlpkit.training.job import Job
 
 _SHOWN_WARNINGS = 20
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_PATHS = ("location", "dict_location", "extra_location", "pretrain_model")
+_fields = msgspec.json.Decoder(msgspec.defstruct("Paths", [(name, msgspec.Raw, None) for name in _PATHS])).decode
+"""Reads only these fields: others can be millions."""
 
 
 @service("train")
@@ -135,9 +137,8 @@ def takes(plan: Plan, wanted: type, *, required: bool = False) -> bool:
 
 
 def _text(json: str, name: str) -> str | None:
-    # Only this one value is decoded: the others can be many megabytes.
-    found = _fields(json) if json.startswith("{") else {}
-    value = msgspec.json.decode(found[name]) if name in found else None
+    found = getattr(_fields(json), name) if json.startswith("{") else None
+    value = None if found is None else msgspec.json.decode(found)
     if value is None or value == "":
         return None
     if not isinstance(value, str):

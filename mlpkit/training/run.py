@@ -54,6 +54,8 @@ from mlpkit.training.job import Job, JobOutcome, TrainJob, train_job
 from mlpkit.training.progress import Progress
 
 _LONGEST_MESSAGE = 2000
+_LONG = 1 << 20
+_MOST_VALUES = 200_000
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 """Seconds between two tries to store a model."""
@@ -145,7 +147,8 @@ def _outcome_of(work: Callable[[], None]) -> JobOutcome:
 def check_job(algorithm: Algorithm, job: Job, settings: Settings) -> None:
     """Refuses a job that could only fail.
 
-    `train`, the data or a place for the model is missing, or a field does not fit.
+    `train`, the data or a place for the model is missing, or a field does not fit. If the fields have very many values,
+    only the job itself decodes them: here that would hold up all requests.
 
     Raises:
         ArgumentError: names the field and the place in it.
@@ -153,7 +156,8 @@ def check_job(algorithm: Algorithm, job: Job, settings: Settings) -> None:
     plan = algorithm.plan("train")
     if plan is None:
         raise ArgumentError(f"algorithm [{algorithm.name}] cannot be trained: its script has no @app.train")
-    _decode_all(plan, job)
+    if not _is_long(job):
+        _decode_all(plan, job)
     if takes(plan, TrainData):
         bucket = settings.data_bucket
         if data_path(job, bucket) is None and takes(plan, TrainData, required=True):
@@ -358,6 +362,11 @@ def _store(storage: Storage, folder: Path, path: str, manifest: Manifest, progre
                 progress.update(message=f"the model could not be stored, the next try is in {pause:.0f} s: {error}")
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _is_long(job: Job) -> bool:
+    fields = (job.data, job.parameters, job.extend)
+    return sum(map(len, fields)) > _LONG and sum(text.count(",") for text in fields) > _MOST_VALUES
 
 
 def _decode_all(plan: Plan, job: Job) -> None:

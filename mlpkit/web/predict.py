@@ -117,7 +117,7 @@ class PredictEndpoint:
             raise body_too_large(self.limit)
         envelope = None if context.query_string or not is_json(context.content_type) else _plain(body)
         if envelope is None:
-            values = read_values(context, body)
+            values = read_values(context, body, PREDICT)
             context.adopt(caller_uuid(values))
             arguments = check(PREDICT, values)
             return Envelope(arguments.text("model_id"), arguments.object("features"), arguments.object("params"))

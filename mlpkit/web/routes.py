@@ -152,7 +152,7 @@ class Endpoint:
         body = await read_body(receive, self.limit) if spec.fields else b""
         arguments = Arguments({}, {})
         if spec.fields and not spec.reads_body:
-            values = await work_on(body, lambda: read_values(context, body))
+            values = await work_on(body, lambda: read_values(context, body, spec.fields))
             context.adopt(caller_uuid(values))
             context.bind()
             arguments = await work_on(body, lambda: check(spec.fields, values))

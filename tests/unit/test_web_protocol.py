@@ -24,7 +24,7 @@ FIELDS = st.sampled_from([TRAIN, STATUS, PREDICT, LOAD])
 
 
 def checked(fields: tuple[Field, ...], **values: Any) -> Any:
-    return check(fields, json_values(json.dumps(values).encode()))
+    return check(fields, json_values(json.dumps(values).encode(), fields))
 
 
 def mistake(fields: tuple[Field, ...], **values: Any) -> str:
@@ -95,6 +95,20 @@ def test_a_null_in_features_is_refused_by_its_nearest_key(features: dict[str, An
     assert str(caught.value) == f"unexpect type for key [{key}] in [features]"
 
 
+def test_fields_of_others_are_passed_over() -> None:
+    values = json_values(b'{"x": [1], "model_id": "m", "\\u006dodel_id": "n"}', STATUS)
+    assert {name: bytes(value) for name, value in values.items()} == {"model_id": b'"n"'}  # type: ignore[arg-type]
+
+
+def test_a_null_in_very_long_features_is_refused_without_its_key() -> None:
+    text = b'"not null, \\" null",'
+    check_no_null("features", b'{"a": [%b 1]}' % (text * 10_000))
+    with pytest.raises(ArgumentError, match=r"key \[a\] in \[features\]"):
+        check_no_null("features", b'{"a": [%b null]}' % (text * 10_000))
+    with pytest.raises(ArgumentError, match=r"in \[features\]: a value in it is null"):
+        check_no_null("features", b'{"a": [%b null]}' % (b"1," * 200_000))
+
+
 def test_the_word_null_in_a_text_is_no_null() -> None:
     check_no_null("features", b'{"null": "null", "a": ["not null"]}')
 
@@ -106,12 +120,13 @@ def test_a_byte_order_mark_and_utf_16_are_read_as_json() -> None:
 
 
 def checked_text(body: bytes) -> str:
-    return check((Field("model_id", "text"),), json_values(body)).text("model_id")
+    fields = (Field("model_id", "text"),)
+    return check(fields, json_values(body, fields)).text("model_id")
 
 
 @pytest.mark.parametrize("body", [b"", b"  ", b"null", b" null\n", b"{}"])
 def test_a_body_without_fields_has_none(body: bytes) -> None:
-    assert json_values(body) == {}
+    assert json_values(body, TRAIN) == {}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +134,7 @@ def test_a_body_without_fields_has_none(body: bytes) -> None:
 )
 def test_a_body_that_is_no_json_object_is_malformed(body: bytes) -> None:
     with pytest.raises(MalformedBody):
-        json_values(body)
+        json_values(body, TRAIN)
 
 
 @given(FIELDS, st.dictionaries(st.sampled_from([f.name for f in TRAIN + LOAD + PREDICT]), ANYTHING))
@@ -131,7 +146,7 @@ def test_any_values_are_taken_or_refused_in_words(fields: tuple[Field, ...], val
 @given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
 def test_any_body_is_read_or_refused_in_words(body: bytes) -> None:
     with contextlib.suppress(MalformedBody):
-        json_values(body)
+        json_values(body, TRAIN)
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,16 @@ async def test_train_with_a_large_request_leaves_the_loop_to_others(service: Ser
     assert await turns < LONGEST
 
 
+async def test_request_with_millions_of_values_is_decoded_by_its_job_only(service: Service) -> None:
+    parameters = b",".join(b'"k%d":1' % number for number in range(300_000))
+    body = b'{"algorithm":"it","model_path":"","data":{},"extend":{},"parameter":{%b,"k1":2}}' % parameters
+    answer = await asked(service, "POST", "/train", body)
+    assert answer["status"] == "success", answer
+    job = service.training.job(answer["data"]["model_id"])
+    assert job is not None
+    assert len(job.parameters) > len(parameters)
+
+
 async def test_answer_that_is_too_large_is_refused_with_its_size(service: Service) -> None:
     await asked(service, "POST", "/load", b'{"algorithm": "it", "model_id": "m"}')
 
