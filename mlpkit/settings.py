@@ -387,6 +387,12 @@ class Settings:
         boolean,
         "Hand predictions from the connection directly to the model. With `off` they take the way of all other routes.",
     )
+    server_timing: bool = _setting(
+        "MLPKIT_SERVER_TIMING",
+        False,
+        boolean,
+        "Tell in the header `Server-Timing` of a prediction its times: `wait`, `ipc` (the way) and `predict`.",
+    )
     cors_origins: tuple[str, ...] = _setting(
         "MLPKIT_CORS_ORIGINS",
         (),

@@ -20,9 +20,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
 
@@ -31,6 +32,7 @@ import msgspec
 from mlpkit.algorithm import Algorithm
 from mlpkit.errors import AnswerError, MlpkitError, PredictFailed, TimeLimitExceeded, UserCodeError
 from mlpkit.log import logger
+from mlpkit.metrics import MOMENTS, SIZES, Histogram
 from mlpkit.serving.messages import Failure, Item, Predict, Reply
 from mlpkit.serving.pool import WorkerSlot
 from mlpkit.serving.worker import Worker, request_ids
@@ -63,7 +65,8 @@ class PendingPrediction(msgspec.Struct, eq=False):
 
     It is finished once, or given up.
 
-    `since` is in seconds of `time.monotonic`. `over`: nobody waits for it any more.
+    `since` is in seconds of `time.monotonic`. `over`: nobody waits for it any more. `timing` is when it was sent to a
+    worker, and the seconds in the user's code.
     """
 
     item: Item
@@ -71,6 +74,7 @@ class PendingPrediction(msgspec.Struct, eq=False):
     on_part: OnPart | None
     since: float
     over: bool = False
+    timing: tuple[float, float] | None = None
 
     def finish(self, outcome: Outcome) -> None:
         """Tells the outcome, unless it is over already; never raises."""
@@ -119,13 +123,19 @@ class Replica:
 class Counts:
     """What a model has done since it was loaded.
 
-    `seconds` is the time spent in the user's code.
+    `seconds` is the time spent in the user's code. The histograms are of the seconds until a prediction is sent to a
+    worker, of a message on its way there and back with the wait in the worker, of a call of `predict`, and of the items
+    of a batch.
     """
 
     predictions: int = 0
     failures: int = 0
     seconds: float = 0.0
     batches: int = 0
+    wait: Histogram = field(default_factory=partial(Histogram, MOMENTS))
+    transfer: Histogram = field(default_factory=partial(Histogram, MOMENTS))
+    call: Histogram = field(default_factory=partial(Histogram, MOMENTS))
+    sizes: Histogram = field(default_factory=partial(Histogram, SIZES))
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -133,6 +143,10 @@ class Counts:
             self.failures + other.failures,
             self.seconds + other.seconds,
             self.batches + other.batches,
+            self.wait + other.wait,
+            self.transfer + other.transfer,
+            self.call + other.call,
+            self.sizes + other.sizes,
         )
 
 
@@ -290,9 +304,18 @@ class Dispatcher:
         replica.busy += 1 if self._batches else len(sent)
         self._expected = len(sent)
         request = Predict(next(request_ids), self._model_id, [prediction.item for prediction in sent])
-        worker.put(request, self._limit, partial(self._on_reply, replica, sent), self._parallel)
+        now = time.monotonic()
+        # Here and in `_on_reply` the histograms are counted in place: calls would cost as much as the counting.
+        wait = self.counts.wait
+        for prediction in sent:
+            waited = now - prediction.since
+            wait.counts[bisect_left(MOMENTS, waited)] += 1
+            wait.sum += waited
+        worker.put(request, self._limit, partial(self._on_reply, replica, sent, now), self._parallel)
 
-    def _on_reply(self, replica: Replica, sent: list[PendingPrediction], reply: Reply | MlpkitError) -> None:
+    def _on_reply(
+        self, replica: Replica, sent: list[PendingPrediction], sent_at: float, reply: Reply | MlpkitError
+    ) -> None:
         if isinstance(reply, Reply) and not reply.final:
             for prediction, part in zip(sent, reply.results, strict=True):
                 if isinstance(part, bytes):
@@ -307,7 +330,17 @@ class Dispatcher:
             self._usual = 0.8 * self._usual + 0.2 * seconds if self._usual else seconds
             counts.seconds += reply.seconds
             counts.batches += calls
+            counts.call.counts[bisect_left(MOMENTS, seconds)] += calls
+            counts.call.sum += reply.seconds
+            transfer = time.monotonic() - sent_at - reply.seconds
+            counts.transfer.counts[bisect_left(MOMENTS, transfer)] += 1
+            counts.transfer.sum += transfer
+            if self._batches:
+                counts.sizes.counts[bisect_left(SIZES, len(sent))] += 1
+                counts.sizes.sum += len(sent)
+            timing = (sent_at, reply.seconds)
             for prediction, result in zip(sent, reply.results, strict=True):
+                prediction.timing = timing
                 if isinstance(result, Failure):
                     counts.failures += 1
                     prediction.finish(_predict_error(result))

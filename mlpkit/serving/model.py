@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import msgspec
@@ -12,9 +13,18 @@ import msgspec
 from mlpkit.algorithm import Algorithm
 from mlpkit.errors import ArgumentError, LoadFailed, MlpkitError, Overloaded
 from mlpkit.log import logger
+from mlpkit.metrics import HOURS, Histogram
 from mlpkit.serving.dispatch import Counts, Dispatcher, Replica
 
 State = Literal["loading", "loaded", "unloading"]
+
+
+@dataclass
+class Loads:
+    """The loads of an algorithm's models: seconds, and failures."""
+
+    seconds: Histogram = field(default_factory=partial(Histogram, HOURS))
+    failures: int = 0
 
 
 class LoadedModelRecord(msgspec.Struct, frozen=True):

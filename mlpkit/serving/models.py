@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -25,7 +25,6 @@ from mlpkit.errors import (
     ModelNotLoaded,
     Overloaded,
     ServiceStopping,
-    UserCodeError,
     WorkerLost,
 )
 from mlpkit.injection import NULL
@@ -33,10 +32,10 @@ from mlpkit.log import LogOutput, logger, request_id, with_request_id
 from mlpkit.serving.dispatch import Counts, Dispatcher, OnOutcome, OnPart, PendingPrediction, Replica
 from mlpkit.serving.memory import MemoryBudget
 from mlpkit.serving.messages import Item, Json, Load, RunHook, Unload
-from mlpkit.serving.model import LoadedModelRecord, MissingModel, ModelInfo, ModelState, WorkerInfo, load_error
+from mlpkit.serving.model import LoadedModelRecord, Loads, MissingModel, ModelInfo, ModelState, WorkerInfo, load_error
 from mlpkit.serving.pool import Pool, WorkerSlot
 from mlpkit.serving.recovery import Ledger, Recovery, has_ended_worker
-from mlpkit.serving.worker import LocalWorker, ProcessWorker, Worker, ask, request_ids
+from mlpkit.serving.worker import LocalWorker, ProcessWorker, Worker, all_of, ask, request_ids
 from mlpkit.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,6 +43,8 @@ if TYPE_CHECKING:
 
 _WATCH = 0.1
 """Seconds between two looks at the time limits."""
+_SATURATION_SECONDS = 15.0
+"""Over how long `saturation` is averaged: as long as Prometheus usually waits between two looks."""
 _LAST_SECOND = 1.0
 """How long workers get to end by themselves when what they do has outlived the grace."""
 _LOAD_ROUNDS = 3
@@ -99,6 +100,9 @@ class Models:
         self.on_change: Callable[[str, dict[str, object]], None] | None = None
         self._past = {name: Counts() for name in self._algorithms}
         """What models that are gone have done, by algorithm."""
+        self.loads = {name: Loads() for name in self._algorithms}
+        self.saturation = 0.0
+        """The share of the workers that were busy, 0 to 1, in the last seconds."""
 
     async def open(self) -> None:
         """Starts the workers, and begins to load models.
@@ -392,6 +396,13 @@ class Models:
                     slot.worker.watch(now)
             for model in list(self._models.values()):
                 model.dispatcher.expire(now)
+            self._note_busy()
+
+    def _note_busy(self) -> None:
+        """Takes a sample of which workers are busy: this costs predictions nothing."""
+        busy = {replica.slot.index for model in self._models.values() for replica in model.replicas if replica.busy}
+        share = len(busy) / max(1, len(self._pool.slots))
+        self.saturation += (share - self.saturation) * _WATCH / _SATURATION_SECONDS
 
     async def _restore(self) -> None:
         """Loads what the last run had, and what the script preloads."""
@@ -444,6 +455,7 @@ class Models:
             except Exception as error:
                 await self._forget(model)
                 failure = load_error(error)
+                self.loads[model.algorithm.name].failures += 1
                 self._tell(model, "failed", str(failure))
                 model.settled.set_exception(failure)
                 return
@@ -451,6 +463,7 @@ class Models:
             model.since = time.time()
             workers = ", ".join(str(replica.slot.index) for replica in model.replicas)
             taken = time.monotonic() - started
+            self.loads[model.algorithm.name].seconds.add(taken)
             logger.info("model {!r} is loaded in worker {} after {:.2f} s", model.model_id, workers, taken)
             self._tell(model, "loaded")
             model.settled.set_result(None)
@@ -468,7 +481,7 @@ class Models:
             lost = [replica for replica in model.replicas if not replica.ready]
             if not lost:
                 return
-            await _all(self._load_replica(model, replica) for replica in lost)
+            await all_of(self._load_replica(model, replica) for replica in lost)
 
     async def _load_record(self, record: LoadedModelRecord, failures: int) -> None:
         """Loads a model of the last run."""
@@ -681,13 +694,3 @@ def _state_of_this_thread() -> ThreadState:
     from mlpkit.serving.execution import ThreadState
 
     return ThreadState()
-
-
-async def _all(loads: Iterable[Any]) -> None:
-    """Waits for all, and then raises the first failure."""
-    results = await asyncio.gather(*loads, return_exceptions=True)
-    for result in results:
-        if isinstance(result, MlpkitError):
-            raise result
-        if isinstance(result, BaseException):
-            raise UserCodeError(f"internal error: {result!r}")

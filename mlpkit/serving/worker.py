@@ -13,12 +13,12 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from mlpkit.app import App
-from mlpkit.errors import ArgumentError, MlpkitError, TimeLimitExceeded, WorkerLost, WorkerNotReady
+from mlpkit.errors import ArgumentError, MlpkitError, TimeLimitExceeded, UserCodeError, WorkerLost, WorkerNotReady
 from mlpkit.log import LogOutput
 from mlpkit.processes import LONG, AsyncChannel, Child, Message, start_child, thread_settings
 from mlpkit.script import absolute_search_path
@@ -395,3 +395,13 @@ async def ask(worker: Worker, work: Work, limit: float) -> bytes:
     worker.put(work, limit, on_reply)
     worker.flush()
     return await future
+
+
+async def all_of(loads: Iterable[Any]) -> None:
+    """Waits for all, and then raises the first failure."""
+    results = await asyncio.gather(*loads, return_exceptions=True)
+    for result in results:
+        if isinstance(result, MlpkitError):
+            raise result
+        if isinstance(result, BaseException):
+            raise UserCodeError(f"internal error: {result!r}")

@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -31,6 +32,7 @@ from mlpkit.errors import (
     StorageUnavailable,
 )
 from mlpkit.log import LogOutput, logger, with_request_id
+from mlpkit.metrics import HOURS, Histogram
 from mlpkit.settings import Settings
 from mlpkit.storage import checkpoint_place, delete_checkpoint, open_storage, settings_for
 from mlpkit.training.engine import Engine, JobRun, Place, ProcessUsage, StopRequest, make_engine
@@ -92,6 +94,18 @@ class _LiveJob:
         self.scope.cancel()
 
 
+@dataclass
+class EndedJobs:
+    """How the jobs of an algorithm ended, with their seconds.
+
+    An outcome is `completed`, `error` or `cancelled`.
+    """
+
+    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("completed", "error", "cancelled"), 0))
+    running: Histogram = field(default_factory=partial(Histogram, HOURS))
+    waiting: Histogram = field(default_factory=partial(Histogram, HOURS))
+
+
 class TrainingQueue:
     """Training jobs, first come, first served.
 
@@ -103,6 +117,7 @@ class TrainingQueue:
     Attributes:
         on_end: called with each job that has ended, after that is on disk.
         events: tells what happens to jobs, and to models if it is told.
+        ended: how the jobs of each algorithm have ended, and how long they took.
     """
 
     def __init__(
@@ -122,6 +137,7 @@ class TrainingQueue:
         self._capacity = settings.train_task_num + settings.train_queue_size
         self.on_end: Callable[[Job], None] | None = None
         self.events = Events()
+        self.ended = {name: EndedJobs() for name in algorithms}
 
     async def open(self) -> None:
         """Opens the journal, and continues with its jobs.
@@ -473,6 +489,9 @@ class TrainingQueue:
                 started = live.job.moved("training", attempt=live.job.attempt + 1, started=time.time(), progress=None)
                 await self._write(live, started)
                 live.job = started
+                if started.attempt == 1 and started.started is not None:
+                    counts = self.ended.setdefault(started.algorithm, EndedJobs())
+                    counts.waiting.add(started.started - started.created)
                 return await self._run(live, place)
         return None
 
@@ -544,7 +563,13 @@ class TrainingQueue:
             self._tell_end(job)
 
     def _tell_end(self, job: Job) -> None:
-        failed = job.state == "error" and job.message not in (CANCELLED, CANCELLED_WITH_CHECKPOINT)
+        cancelled = job.message in (CANCELLED, CANCELLED_WITH_CHECKPOINT)
+        failed = job.state == "error" and not cancelled
+        counts = self.ended.setdefault(job.algorithm, EndedJobs())
+        outcome = "cancelled" if cancelled else job.state
+        counts.outcomes[outcome] = counts.outcomes.get(outcome, 0) + 1
+        if job.started is not None and job.ended is not None:
+            counts.running.add(job.ended - job.started)
         words = f": {job.message}" if job.message else ""
         level = "WARNING" if failed else "INFO"
         logger.log(level, "job [{}] of {} ended: {}{}", job.model_id, job.algorithm, job.state, words)

@@ -5,16 +5,34 @@ Requests are counted in plain numbers (`RequestCounts`); a scrape puts them into
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import platform
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from anyio import CapacityLimiter, to_thread
+
+from mlpkit import __version__
 from mlpkit.web.request import DURATION_LIMITS, HttpResponse, success, to_json
 
 if TYPE_CHECKING:
+    from mlpkit.metrics import Histogram
+    from mlpkit.serving import Counts
     from mlpkit.web.request import RequestCounts
     from mlpkit.web.routes import Dependencies, Request, ServiceState
 
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+_MOST_MODELS = 100
+"""Models that have a line of their own, those that take most memory: a label must not have thousands of values."""
+_HISTOGRAMS: Mapping[str, tuple[str, Callable[[Counts], Histogram]]] = {
+    "mlpkit_prediction_wait_seconds": ("Time until a prediction is sent to a worker.", lambda counts: counts.wait),
+    "mlpkit_prediction_transfer_seconds": (
+        "Time of a message to a worker and back, with its wait there, without predict.",
+        lambda counts: counts.transfer,
+    ),
+    "mlpkit_predict_call_seconds": ("Time of one call of the users' predict.", lambda counts: counts.call),
+    "mlpkit_batch_size": ("Predictions in one call of a predict with batches.", lambda counts: counts.sizes),
+}
+"""The histograms of predictions, by algorithm."""
 
 
 class HealthRoutes:
@@ -45,20 +63,46 @@ class MetricsRoute:
     def __init__(self, dependencies: Dependencies, counts: RequestCounts) -> None:
         self._dependencies = dependencies
         self._counts = counts
+        self._threads = CapacityLimiter(1)
 
     async def metrics(self, request: Request) -> HttpResponse:
         """The metrics in Prometheus' text format."""
         from prometheus_client import CollectorRegistry, generate_latest
 
+        pids = {worker.index: worker.pid for worker in self._dependencies.models.workers() if worker.pid is not None}
+        memory = await to_thread.run_sync(_memory_of, pids, limiter=self._threads)
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(self)
+        registry.register(_Collector(self._dependencies, self._counts, memory))
         return HttpResponse(generate_latest(registry), content_type=_TEXT)
+
+
+class _Collector:
+    """The numbers of one moment; `memory` is bytes by worker."""
+
+    def __init__(self, dependencies: Dependencies, counts: RequestCounts, memory: Mapping[int, int]) -> None:
+        self._dependencies = dependencies
+        self._counts = counts
+        self._memory = memory
 
     def collect(self) -> Iterator[Any]:
         """The metric families, as prometheus_client collects them."""
+        yield from self._of_service()
         yield from self._of_requests()
         yield from self._of_models()
+        yield from self._of_predictions()
+        yield from self._of_loads()
+        yield from self._of_workers()
         yield from self._of_jobs()
+
+    def _of_service(self) -> Iterator[Any]:
+        from prometheus_client.core import GaugeMetricFamily
+
+        build = GaugeMetricFamily("mlpkit_build_info", "The versions, always 1.", labels=("version", "python"))
+        build.add_metric((__version__, platform.python_version()), 1)
+        yield build
+        state = self._dependencies.state
+        yield _gauge("mlpkit_ready", "Whether the service should get requests, 1 or 0.", int(not state.problems()))
+        yield _gauge("mlpkit_warnings", "Warnings of /health/ready.", len(state.warnings()))
 
     def _of_requests(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
@@ -78,35 +122,127 @@ class MetricsRoute:
         yield durations
 
     def _of_models(self) -> Iterator[Any]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+        from prometheus_client.core import GaugeMetricFamily
 
         loaded = GaugeMetricFamily("mlpkit_models_loaded", "Models that are loaded.", labels=("algorithm",))
+        wanted = GaugeMetricFamily("mlpkit_models_wanted", "Models that should be loaded.", labels=("algorithm",))
         waiting = GaugeMetricFamily("mlpkit_predictions_waiting", "Predictions that wait.", labels=("algorithm",))
         flying = GaugeMetricFamily("mlpkit_predictions_in_flight", "Requests that workers hold.", labels=("algorithm",))
-        done = CounterMetricFamily("mlpkit_predictions", "Predictions made.", labels=("algorithm", "outcome"))
-        seconds = CounterMetricFamily("mlpkit_predict_seconds", "Time in the users' predict.", labels=("algorithm",))
-        batches = CounterMetricFamily("mlpkit_batches", "Calls of the users' predict.", labels=("algorithm",))
-        models = self._dependencies.models
-        views = models.listed()
+        memory = GaugeMetricFamily(
+            "mlpkit_model_memory_bytes",
+            f"Memory that the last load of a model took, of the largest {_MOST_MODELS}.",
+            labels=("algorithm", "model_id"),
+        )
+        views = self._dependencies.models.listed()
+        desired = self._desired()
         for name in self._dependencies.algorithms:
             present = [view for view in views if view.algorithm == name]
             loaded.add_metric((name,), sum(view.state == "loaded" for view in present))
+            wanted.add_metric((name,), desired[name])
             waiting.add_metric((name,), sum(view.waiting for view in present))
             flying.add_metric((name,), sum(view.in_flight for view in present))
-            counts = models.counts(name)
+        for view in sorted(views, key=lambda view: view.memory or 0, reverse=True)[:_MOST_MODELS]:
+            if view.memory is not None:
+                memory.add_metric((view.algorithm, view.model_id), view.memory)
+        yield from (loaded, wanted, waiting, flying, memory)
+
+    def _desired(self) -> Mapping[str, int]:
+        """How many models of each algorithm should be loaded."""
+        models = self._dependencies.models
+        ids = {name: set[str]() for name in self._dependencies.algorithms}
+        for view in models.listed():
+            if view.state != "unloading":
+                ids[view.algorithm].add(view.model_id)
+        for missing in models.missing():
+            ids.setdefault(missing.algorithm, set()).add(missing.model_id)
+        cluster = self._dependencies.cluster
+        for desired in (cluster.desired_models if cluster is not None else None) or ():
+            if desired.wanted:
+                ids.setdefault(desired.algorithm, set()).add(desired.model_id)
+        return {name: len(found) for name, found in ids.items()}
+
+    def _of_predictions(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
+        done = CounterMetricFamily("mlpkit_predictions", "Predictions made.", labels=("algorithm", "outcome"))
+        seconds = CounterMetricFamily("mlpkit_predict_seconds", "Time in the users' predict.", labels=("algorithm",))
+        batches = CounterMetricFamily("mlpkit_batches", "Calls of the users' predict.", labels=("algorithm",))
+        histograms = {
+            name: HistogramMetricFamily(name, text, labels=("algorithm",)) for name, (text, _) in _HISTOGRAMS.items()
+        }
+        for name in self._dependencies.algorithms:
+            counts = self._dependencies.models.counts(name)
             done.add_metric((name, "success"), counts.predictions - counts.failures)
             done.add_metric((name, "fail"), counts.failures)
             seconds.add_metric((name,), counts.seconds)
             batches.add_metric((name,), counts.batches)
-        yield from (loaded, waiting, flying, done, seconds, batches)
+            for family, (_, histogram) in _HISTOGRAMS.items():
+                _add(histograms[family], name, histogram(counts))
+        yield from (done, seconds, batches, *histograms.values())
+
+    def _of_loads(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
+        seconds = HistogramMetricFamily("mlpkit_load_seconds", "Time of loads that succeeded.", labels=("algorithm",))
+        failures = CounterMetricFamily("mlpkit_load_failures", "Loads that failed.", labels=("algorithm",))
+        for name, loads in self._dependencies.models.loads.items():
+            _add(seconds, name, loads.seconds)
+            failures.add_metric((name,), loads.failures)
+        yield from (seconds, failures)
+
+    def _of_workers(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        models = self._dependencies.models
         restarts = CounterMetricFamily("mlpkit_worker_restarts", "Workers that ended and were replaced.")
         restarts.add_metric((), models.restarts)
         yield restarts
+        workers = models.workers()
+        yield _gauge("mlpkit_workers_ready", "Workers that take requests.", sum(worker.ready for worker in workers))
+        memory = GaugeMetricFamily("mlpkit_worker_memory_bytes", "Resident memory of a worker.", labels=("worker",))
+        for index, size in self._memory.items():
+            memory.add_metric((str(index),), size)
+        yield memory
+        yield _gauge("mlpkit_saturation", "Share of the workers that are busy, 0 to 1.", models.saturation)
 
     def _of_jobs(self) -> Iterator[Any]:
-        from prometheus_client.core import GaugeMetricFamily
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
+        training = self._dependencies.training
         jobs = GaugeMetricFamily("mlpkit_jobs", "Training jobs that wait or run.", labels=("state",))
-        for state, count in self._dependencies.training.counts().items():
+        for state, count in training.counts().items():
             jobs.add_metric((state,), count)
         yield jobs
+        ended = CounterMetricFamily("mlpkit_jobs_ended", "Training jobs that ended.", labels=("algorithm", "outcome"))
+        running = HistogramMetricFamily("mlpkit_job_seconds", "Time from start to end.", labels=("algorithm",))
+        waiting = HistogramMetricFamily("mlpkit_job_wait_seconds", "Time until the start.", labels=("algorithm",))
+        for name in self._dependencies.algorithms:
+            counts = training.ended[name]
+            for outcome, count in counts.outcomes.items():
+                ended.add_metric((name, outcome), count)
+            _add(running, name, counts.running)
+            _add(waiting, name, counts.waiting)
+        yield from (ended, running, waiting)
+
+
+def _gauge(name: str, text: str, value: float) -> Any:
+    from prometheus_client.core import GaugeMetricFamily
+
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _add(family: Any, algorithm: str, histogram: Histogram) -> None:
+    family.add_metric((algorithm,), histogram.lines(), histogram.sum)
+
+
+def _memory_of(pids: Mapping[int, int]) -> dict[int, int]:
+    """The resident bytes of each worker that is still there."""
+    import psutil
+
+    found = {}
+    for index, pid in pids.items():
+        try:
+            found[index] = psutil.Process(pid).memory_info().rss
+        except psutil.Error:
+            continue
+    return found

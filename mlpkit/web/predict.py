@@ -6,6 +6,7 @@ The server decodes only the envelope. `features`, `params` and the answer stay J
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive
 
     from mlpkit.serving import Outcome, PendingPrediction
-    from mlpkit.web.request import RequestContext
+    from mlpkit.web.request import Header, RequestContext
     from mlpkit.web.routes import Dependencies, Request
 
 Respond = Callable[[HttpResponse], None]
@@ -67,9 +68,12 @@ class PredictEndpoint:
         `respond` always gets a response, even if the prediction fails. None if it has it already.
         """
 
+        pending: PendingPrediction | None = None
+
         def on_outcome(outcome: Outcome) -> None:
             if isinstance(outcome, bytes):
-                respond(HttpResponse(b"".join((_HEAD, outcome, _TAIL))))
+                headers = _timing(pending) if self._settings.server_timing else ()
+                respond(HttpResponse(b"".join((_HEAD, outcome, _TAIL)), headers=headers))
             else:
                 respond(failed(context, outcome, self._settings))
 
@@ -78,7 +82,7 @@ class PredictEndpoint:
             features = memoryview(envelope.features)
             bound = request_id.set(context.request_id)
             try:
-                return self._models.predict(
+                pending = self._models.predict(
                     envelope.model_id,
                     # A view of long features saves a copy; a view of short ones would keep the whole body in memory.
                     features if len(features) > LONG else bytes(features),
@@ -88,6 +92,7 @@ class PredictEndpoint:
                 )
             finally:
                 request_id.reset(bound)
+            return pending
         except Exception as error:
             respond(failed(context, error, self._settings))
             return None
@@ -148,6 +153,19 @@ def _plain(body: bytes) -> Envelope | None:
         and (params == NULL or memoryview(params)[0] == _OBJECT)
     )
     return envelope if fits else None
+
+
+def _timing(pending: PendingPrediction | None) -> tuple[Header, ...]:
+    """Where the time of a prediction went, in milliseconds.
+
+    Format: W3C, "Server Timing".
+    """
+    if pending is None or pending.timing is None:
+        return ()
+    sent_at, predict = pending.timing
+    parts = {"wait": sent_at - pending.since, "ipc": time.monotonic() - sent_at - predict, "predict": predict}
+    value = ", ".join(f"{name};dur={seconds * 1e3:.2f}" for name, seconds in parts.items())
+    return ((b"server-timing", value.encode()),)
 
 
 def _has_null(body: bytes) -> bool:
