@@ -30,8 +30,8 @@ from mlpkit.processes.forkserver import ForkedChild, ForkServer, ForkServerGone,
 from mlpkit.processes.guard import guard
 from mlpkit.processes.output import LineSplitter, line_of_pipe
 
-_FRAMEWORK = ("mlpkit.serving.runtime", "mlpkit.training.local", "mlpkit.script", "uvloop")
-"""What the fork server imports: all that a worker or a job needs before it imports the script."""
+_FRAMEWORK = ("mlpkit.serving.runtime", "mlpkit.training.local", "mlpkit.script")
+"""What the fork server imports: all that every worker or job needs before it imports the script."""
 _LOST = "was killed: the process that had started it has ended"
 _DRAIN_SECONDS = 2.0
 """How long to read the output after a child's end if another process still has its pipe open."""

@@ -148,7 +148,7 @@ def capture_output(
     _take_what_logging_leaves(StdlibHandler(output.write, process))
     logging.getLogger().setLevel(LEVELS[level])
     calm_libraries()
-    warnings.showwarning = _WarningOutput(output.write, process)
+    warnings.showwarning = _warning_writer(output.write, process)
     if "loguru" in sys.modules:
         # Somebody imported it before us: its first handler writes to the old stream.
         from loguru import logger as authors
@@ -396,15 +396,10 @@ def _is_repeated(record: Record) -> bool:
     return False
 
 
-class _WarningOutput:
+def _warning_writer(write: Callable[[LogLine], None], process: str) -> Callable[..., None]:
     """Replaces `warnings.showwarning`: a warning is one line of the level WARNING."""
 
-    def __init__(self, write: Callable[[LogLine], None], process: str) -> None:
-        self._write = write
-        self._process = process
-
-    def __call__(
-        self,
+    def show(
         message: Warning | str,
         category: type[Warning],
         filename: str,
@@ -416,11 +411,9 @@ class _WarningOutput:
         if file is not None:
             file.write(text)
         else:
-            self._write(
-                LogLine(
-                    time.time(), "WARNING", printable(text.rstrip()), request_id.get(), self._process, "py.warnings"
-                )
-            )
+            write(LogLine(time.time(), "WARNING", printable(text.rstrip()), request_id.get(), process, "py.warnings"))
+
+    return show
 
 
 def _take_what_logging_leaves(handler: logging.Handler) -> None:

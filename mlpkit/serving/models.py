@@ -169,7 +169,7 @@ class Models:
             await model.ended()
         if model is None:
             record = LoadedModelRecord(algorithm, model_id, model_path, bytes(extend).decode(), by_alias=by_alias)
-            model = self._begin_load(record, uuid, failures)
+            model = self._new_model(record, uuid, failures)
         if model.state == "loading":
             await model.ended()
         if model.record.by_alias and not by_alias:
@@ -196,7 +196,7 @@ class Models:
         if model is not None and model.state == "loaded":
             model.begin_unload()
             self._tell(model, "unloading")
-            self._start(self._unload, model)
+            self._start(self._unload_model, model)
         if model is not None and self._models.get(model_id) is model:
             await model.ended()
         if model_id not in self._models:
@@ -421,7 +421,8 @@ class Models:
         isolated = [algorithm.name for algorithm in self._algorithms.values() if algorithm.load_options.isolated]
         await self._recovery.restore(records.values(), self._pool.shared, isolated, self._settings.start_timeout)
 
-    def _begin_load(self, record: LoadedModelRecord, uuid: str | None, failures: int) -> ModelState:
+    def _new_model(self, record: LoadedModelRecord, uuid: str | None, failures: int) -> ModelState:
+        """A model whose load has begun."""
         if self._closing:
             raise ServiceStopping(_STOPPING)
         algorithm = self._algorithms[record.algorithm]
@@ -431,10 +432,10 @@ class Models:
         model = ModelState(algorithm, record, uuid, dispatcher, failures=failures)
         self._models[record.model_id] = model
         self._tell(model, "loading")
-        self._start(self._load, model, request_id.get())
+        self._start(self._load_model, model, request_id.get())
         return model
 
-    async def _load(self, model: ModelState, log_uuid: str) -> None:
+    async def _load_model(self, model: ModelState, log_uuid: str) -> None:
         with with_request_id(log_uuid):
             started = time.monotonic()
             options = model.algorithm.load_options
@@ -506,10 +507,10 @@ class Models:
         if not replica.slot.isolated and not suspects.deaths(model.model_id):
             # If the worker dies and held nothing else, this load has ended it.
             with contextlib.suppress(_LostWithOthers):
-                await self._load_into(model, replica)
+                await self._send_load(model, replica)
                 return
         if replica.slot.isolated:
-            await self._load_into(model, replica)
+            await self._send_load(model, replica)
             return
         async with suspects.alone():
             if self._closing:
@@ -523,9 +524,10 @@ class Models:
                 "model {!r} is loaded alone in worker {}: a worker died while loading it",
                 *(model.model_id, replica.slot.index),
             )
-            await self._load_into(model, replica)
+            await self._send_load(model, replica)
 
-    async def _load_into(self, model: ModelState, replica: Replica) -> None:
+    async def _send_load(self, model: ModelState, replica: Replica) -> None:
+        """Asks a replica's worker to load the model, once it is ready."""
         limit = self._load_limit(model)
         record = model.record
         request = Load(
@@ -557,7 +559,7 @@ class Models:
         if not slot.isolated or model.algorithm.load_options.isolated:
             self._recovery.suspects.clear(model.model_id)
         if self._models.get(model.model_id) is not model:
-            await self._unload_from(replica, model.model_id, limit)
+            await self._send_unload(replica, model.model_id, limit)
         elif growth is not None:
             await self._budget.remember(model.model_id, growth)
 
@@ -581,7 +583,7 @@ class Models:
         with with_request_id("rejoin"):
             try:
                 async with self._budget.taken(model, 1, limit):
-                    await self._load_into(model, shared)
+                    await self._send_load(model, shared)
             except MlpkitError as error:
                 logger.warning("model {!r} stays alone in worker {}: {}", model.model_id, alone.slot.index, error)
                 shared.slot.models -= 1
@@ -602,7 +604,7 @@ class Models:
         with contextlib.suppress(ModelInUse):
             await self.unload(model_id)
 
-    async def _unload(self, model: ModelState) -> None:
+    async def _unload_model(self, model: ModelState) -> None:
         limit = self._load_limit(model)
         dispatcher = model.dispatcher
         # If no worker has it at the moment, nobody would ever answer what waits: it is not loaded again.
@@ -620,14 +622,15 @@ class Models:
         for replica in list(model.replicas):
             replica.slot.models -= 1
             if replica.ready:
-                await self._unload_from(replica, model.model_id, limit)
+                await self._send_unload(replica, model.model_id, limit)
             if replica.slot.isolated:
                 await self._pool.remove(replica.slot, grace=5.0)
         model.dispatcher.fail_waiting(ModelNotLoaded(model.model_id))
         self._past[model.algorithm.name] += model.counts
         self._models.pop(model.model_id, None)
 
-    async def _unload_from(self, replica: Replica, model_id: str, limit: float) -> None:
+    async def _send_unload(self, replica: Replica, model_id: str, limit: float) -> None:
+        """Asks the worker of a replica to drop the model."""
         worker = replica.slot.worker
         if worker is not None:
             with contextlib.suppress(MlpkitError):

@@ -9,7 +9,6 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -31,15 +30,6 @@ _MOST_UUIDS = 8
 """How many uuids of a batch are in a line of the log."""
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """What a process offers to handlers."""
-
-    settings: Settings
-    services: Services
-    scope: ProcessScope
-
-
 class PredictRunner:
     """Runs the predictions of one model.
 
@@ -51,18 +41,21 @@ class PredictRunner:
         algorithm: Algorithm,
         model_id: str,
         model: object,
-        surroundings: Surroundings,
+        settings: Settings,
+        services: Services,
+        scope: ProcessScope,
         send: Callable[[Reply], None],
     ) -> None:
         self.algorithm = algorithm
         self.model_id = model_id
         self.model = model
-        self._around = surroundings
+        self._services = services
+        self._scope = scope
         self._send = send
         self._plan = algorithm.plan("predict")
         self._kind = formats.kind_of(algorithm.kind)
-        self._max_answer = surroundings.settings.max_answer
-        self._checks = surroundings.settings.check_answers and self._kind.answer is not None
+        self._max_answer = settings.max_answer
+        self._checks = settings.check_answers and self._kind.answer is not None
         self._tasks: set[asyncio.Task[None]] = set()
         self.seconds = math.inf
         """How long the last request took in `run`."""
@@ -111,7 +104,7 @@ class PredictRunner:
                 except BaseException as error:  # as `user_code`, without a call for each prediction
                     raise user_error(error) from error
             else:
-                with plan.complete(arguments, fields, self._around.services, self._around.scope) as call:
+                with plan.complete(arguments, fields, self._services, self._scope) as call:
                     answer = user_code(plan.function, **call.arguments)
             return self._written(plan, item, answer)
         except Exception as error:
@@ -148,7 +141,7 @@ class PredictRunner:
         with with_request_id(item.log_uuid):
             try:
                 fields = self._fields(item)
-                with plan.complete(plan.decode(fields), fields, self._around.services, self._around.scope) as call:
+                with plan.complete(plan.decode(fields), fields, self._services, self._scope) as call:
                     answer = await async_user_code(plan.function, **call.arguments)
                 return self._written(plan, item, answer)
             except (Exception, asyncio.CancelledError) as error:
@@ -186,7 +179,7 @@ class PredictRunner:
 
     def _completed(self, plan: Plan, good: list[Decoded]) -> Any:
         fields = {"model": self.model, "model_id": self.model_id}
-        return plan.complete(_merged(plan, good), fields, self._around.services, self._around.scope)
+        return plan.complete(_merged(plan, good), fields, self._services, self._scope)
 
     def _write_all(
         self,

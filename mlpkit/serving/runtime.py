@@ -56,7 +56,7 @@ from mlpkit.serving.messages import (
     decode_server_message,
     encode,
 )
-from mlpkit.serving.runner import PredictRunner, Surroundings, error_text
+from mlpkit.serving.runner import PredictRunner, error_text
 from mlpkit.serving.stores import Stores
 from mlpkit.settings import Settings, decode_settings
 from mlpkit.storage import ModelDir, Storage, open_model, without_outer_slashes
@@ -113,8 +113,7 @@ class WorkerRuntime:
         self._hooks: WorkerThreads | None = None
         self._async = EventLoopThread()
         self._stores = Stores(settings)
-        scope = ProcessScope(self._service, app.overrides())
-        self._around = Surroundings(settings, self._service, scope)
+        self._scope = ProcessScope(self._service, app.overrides())
 
     def start(self) -> None:
         """Runs the `on_start` hooks in this thread.
@@ -142,7 +141,7 @@ class WorkerRuntime:
                 self._call(hook.plan, {})
             except MlpkitError as error:
                 logger.error("on_stop failed: {}", error_text(error))
-        _clean_up(self._around.scope.close)
+        _clean_up(self._scope.close)
         if self._hooks is not None:
             self._hooks.close()
         self._async.close()
@@ -252,7 +251,9 @@ class WorkerRuntime:
 
         try:
             model, closers = self._open(plan, fields, service)
-            runner = PredictRunner(algorithm, request.model_id, model, self._around, self._send)
+            runner = PredictRunner(
+                algorithm, request.model_id, model, self._settings, self._service, self._scope, self._send
+            )
             loaded = self._with_threads(runner, thread, closers, files)
         except BaseException as error:
             self._release(files)
@@ -286,7 +287,7 @@ class WorkerRuntime:
         self, plan: Plan, fields: Mapping[str, object], service: Callable[[type], object]
     ) -> tuple[object, list[Close]]:
         """What `load` returns or yields, and what cleans up after it."""
-        call = plan.complete(plan.decode(fields), fields, service, self._around.scope)
+        call = plan.complete(plan.decode(fields), fields, service, self._scope)
         if not plan.is_generator:
             with call:
                 return self._run(plan, call), []
@@ -387,7 +388,7 @@ class WorkerRuntime:
 
         The clean-up of its dependencies sees what it raised.
         """
-        with plan.complete(plan.decode(fields), fields, self._service, self._around.scope) as call:
+        with plan.complete(plan.decode(fields), fields, self._service, self._scope) as call:
             return self._run(plan, call)
 
     def _run(self, plan: Plan, call: Call) -> Any:

@@ -27,7 +27,7 @@ _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class AlgorithmRoutes:
-    """The handlers of the platform's routes, except `predict`."""
+    """The functions of the platform's routes, except `predict`."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies

@@ -23,7 +23,7 @@ _ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,30}")
 
 
 class AliasRoutes:
-    """The handlers of aliases."""
+    """The functions of aliases."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies

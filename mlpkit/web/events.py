@@ -30,7 +30,7 @@ _LONGEST_NUMBER = 15
 
 
 class EventRoutes:
-    """The handlers of the streams."""
+    """The functions of the streams."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._training = dependencies.training
@@ -75,7 +75,7 @@ class EventRoutes:
             oldest, newest = await self._events.known()
             job = self._training.summary(model_id)
             if job is None:
-                # It was removed between the look of the handler and this one.
+                # It was removed between the look of the route and this one.
                 return
             log = _LogReader(self._training.log_path(model_id), self._threads)
             number, place = _place(last)

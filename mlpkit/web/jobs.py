@@ -27,7 +27,7 @@ _TEXT = b"text/plain; charset=utf-8"
 
 
 class JobRoutes:
-    """The handlers of mlpkit's own routes."""
+    """The functions of mlpkit's own routes."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._models = dependencies.models

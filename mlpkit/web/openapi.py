@@ -54,7 +54,7 @@ _TYPED = (*[("train", name) for name in _TRAIN_FIELDS.values()], *[("predict", n
 
 
 class DocumentRoutes:
-    """The handlers of the description.
+    """The functions of the description.
 
     It is made when it is first asked for.
     """
@@ -166,8 +166,8 @@ def _is_finite(value: Any) -> bool:
 
 
 def _described(spec: RouteSpec, body: Schema) -> Schema:
-    summary = (inspect.getdoc(spec.handler) or "").partition("\n")[0]
-    name = getattr(spec.handler, "__name__", spec.path).strip("_")
+    summary = (inspect.getdoc(spec.function) or "").partition("\n")[0]
+    name = getattr(spec.function, "__name__", spec.path).strip("_")
     parameters = [_parameter(field.name, "query", _schema(field), field.required) for field in spec.fields]
     asked = [_parameter(key, "query", {"type": "string"}, False, text) for key, text in spec.query.items()]
     if "{model_id" in spec.path:

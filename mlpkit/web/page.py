@@ -31,7 +31,7 @@ _SERIES = ("requests", "failures", "predictions", "p50", "p99", "waiting", "in_f
 
 
 class PageRoutes:
-    """The handlers of what shows the service at a glance."""
+    """The functions of what shows the service at a glance."""
 
     def __init__(self, dependencies: Dependencies, counts: RequestCounts) -> None:
         self._dependencies = dependencies

@@ -219,7 +219,7 @@ def failure(error: BaseException, settings: Settings) -> HttpResponse:
     """The response that reports an error.
 
     One that is not mlpkit's own tells only that it happened. Failures are HTTP 200 unless `MLPKIT_HTTP_ERRORS` is
-    `http`; a request that reached no handler has its true code.
+    `http`; a request that reached no route has its true code.
     """
     known = isinstance(error, MlpkitError)
     word = error.status if isinstance(error, MlpkitError) else "fail"

@@ -1,4 +1,4 @@
-"""The table of routes: which path is answered by which handler.
+"""The table of routes: which path is answered by which function.
 
 The platform's routes are below the prefix; mlpkit's own are there and at the root.
 """
@@ -93,12 +93,12 @@ class Dependencies:
 
 @dataclass(frozen=True)
 class Request:
-    """What a handler gets.
+    """What the function of a route gets.
 
     `path` and `query` are decoded; `body` is empty if the route has no fields.
 
-    `arguments` are the checked fields, empty if the handler reads them itself. `receive` is the connection's, for
-    handlers that must know if the caller goes away.
+    `arguments` are the checked fields, empty if the function reads them itself. `receive` is the connection's, for
+    functions that must know if the caller goes away.
     """
 
     context: RequestContext
@@ -109,7 +109,7 @@ class Request:
     receive: Receive
 
 
-Handler = Callable[[Request], Awaitable[HttpResponse | StreamedResponse]]
+RouteFunction = Callable[[Request], Awaitable[HttpResponse | StreamedResponse]]
 """Answers a request. The first line of its docstring is the summary in `/openapi.json`, its name the operation's id."""
 
 
@@ -117,13 +117,13 @@ Handler = Callable[[Request], Awaitable[HttpResponse | StreamedResponse]]
 class RouteSpec:
     """One line of the table of routes.
 
-    `fields` are the protocol's, `query` says what others in the query mean. `reads_body` is whether the handler reads
+    `fields` are the protocol's, `query` says what others in the query mean. `reads_body` is whether the function reads
     the fields from the body itself.
     """
 
     method: Literal["GET", "POST"]
     path: str
-    handler: Handler
+    function: RouteFunction
     fields: tuple[Field, ...] = ()
     query: Mapping[str, str] = field(default_factory=dict)
     reads_body: bool = False
@@ -141,7 +141,7 @@ class Endpoint:
         context.route = self.spec.path
         response: HttpResponse | StreamedResponse | None = other_method(context.method, self.spec.method)
         if response is None:
-            response = await self.spec.handler(await self._request(context, scope, receive))
+            response = await self.spec.function(await self._request(context, scope, receive))
         if isinstance(response, StreamedResponse):
             await context.send_parts(response, scope, receive, send)
         else:
@@ -196,20 +196,20 @@ def build_router(
 
 
 def _platform_routes(dependencies: Dependencies, predict: PredictEndpoint) -> list[RouteSpec]:
-    handlers = AlgorithmRoutes(dependencies)
+    algorithms = AlgorithmRoutes(dependencies)
     return [
         RouteSpec("POST", "predict", predict.predict, PREDICT, reads_body=True),
-        RouteSpec("POST", "train", handlers.train, TRAIN),
-        RouteSpec("GET", "status", handlers.status, STATUS),
-        RouteSpec("POST", "load", handlers.load, LOAD),
-        RouteSpec("POST", "unload", handlers.unload, UNLOAD),
-        RouteSpec("POST", "delete", handlers.delete, DELETE),
-        RouteSpec("GET", "monitor", handlers.monitor),
+        RouteSpec("POST", "train", algorithms.train, TRAIN),
+        RouteSpec("GET", "status", algorithms.status, STATUS),
+        RouteSpec("POST", "load", algorithms.load, LOAD),
+        RouteSpec("POST", "unload", algorithms.unload, UNLOAD),
+        RouteSpec("POST", "delete", algorithms.delete, DELETE),
+        RouteSpec("GET", "monitor", algorithms.monitor),
     ]
 
 
 def _own_routes(dependencies: Dependencies) -> list[RouteSpec]:
-    handlers = JobRoutes(dependencies)
+    jobs = JobRoutes(dependencies)
     listening = EventRoutes(dependencies)
     aliases = AliasRoutes(dependencies)
     choice = {
@@ -226,19 +226,19 @@ def _own_routes(dependencies: Dependencies) -> list[RouteSpec]:
         "from": "only what follows this number of bytes; the header X-Log-End of the last answer has it",
     }
     return [
-        RouteSpec("GET", "jobs", handlers.jobs, query=choice),
-        RouteSpec("GET", "jobs/{model_id:path}/log", handlers.log, query=part),
-        RouteSpec("GET", "jobs/{model_id:path}/stack", handlers.stack),
+        RouteSpec("GET", "jobs", jobs.jobs, query=choice),
+        RouteSpec("GET", "jobs/{model_id:path}/log", jobs.log, query=part),
+        RouteSpec("GET", "jobs/{model_id:path}/stack", jobs.stack),
         RouteSpec(
             "GET",
             "jobs/{model_id:path}/events",
             listening.job_events,
             query={"tail": "only this number of lines of the log that is there already"},
         ),
-        RouteSpec("GET", "jobs/{model_id:path}", handlers.job),
-        RouteSpec("POST", "cancel", handlers.cancel, CANCEL),
-        RouteSpec("GET", "models", handlers.models),
-        RouteSpec("GET", "workers", handlers.workers),
+        RouteSpec("GET", "jobs/{model_id:path}", jobs.job),
+        RouteSpec("POST", "cancel", jobs.cancel, CANCEL),
+        RouteSpec("GET", "models", jobs.models),
+        RouteSpec("GET", "workers", jobs.workers),
         RouteSpec("GET", "events", listening.events),
         RouteSpec("POST", "alias", aliases.alias, ALIAS),
         RouteSpec("POST", "unalias", aliases.unalias, UNALIAS),
