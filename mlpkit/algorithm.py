@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, get_args, get_origin, overload
 
 from mlpkit.errors import DeclarationError, did_you_mean
-from mlpkit.formats import kind_names
+from mlpkit.formats import kind_names, kind_of
 from mlpkit.injection import (
     FIELDS,
     OBJECTS,
@@ -69,6 +69,18 @@ def _memory(value: Any) -> object:
     return amount
 
 
+def _share(value: Any) -> object:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        raise ValueError("a share above 0 and below 1, such as 0.1")
+    return value
+
+
+def _figure(value: Any) -> object:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise ValueError("a number above 0 and at most 1, such as 0.8")
+    return value
+
+
 def _flag(value: Any) -> object:
     if not isinstance(value, bool):
         raise ValueError("True or False")
@@ -88,7 +100,8 @@ class TrainOptions:
     """What a training job may use.
 
     `memory` is in bytes, `timeout` in seconds; None means no limit. `keep_checkpoint`: the checkpoint of a completed
-    job stays with the model.
+    job stays with the model. `test` is the share of the rows that the model is tested with, `min_f1` the F1 that it
+    must reach then.
     """
 
     cpus: int | None = _option(None, _whole(1))
@@ -97,6 +110,9 @@ class TrainOptions:
     timeout: float | None = _option(None, _seconds)
     max_attempts: int = _option(1, _whole(1))
     keep_checkpoint: bool = _option(False, _flag)
+    test: float | None = _option(None, _share)
+    test_seed: int = _option(0, _whole(0))
+    min_f1: float | None = _option(None, _figure)
 
 
 @dataclass(frozen=True)
@@ -139,6 +155,9 @@ class TrainKeywords(TypedDict, total=False):
     timeout: float | None
     max_attempts: int
     keep_checkpoint: bool
+    test: float | None
+    test_seed: int
+    min_f1: float | None
 
 
 class LoadKeywords(TypedDict, total=False):
@@ -208,6 +227,8 @@ class Hook:
             return [str(error)]
         if plan.is_generator and self.name != "load":
             return [f"{where(self.function)}: only load and the factories of dependencies may yield, not {self.name}"]
+        if plan.is_async and self.name in ("features", "evaluate"):
+            return [f"{where(self.function)}: {self.name} must be a plain function, not async"]
         return [self._misfit(parameter) for parameter in plan.all_fields() if not _fits(parameter)]
 
     def _misfit(self, parameter: FieldParameter) -> str:
@@ -289,7 +310,9 @@ class Algorithm:
                 `memory` (bytes or "2GiB") and `timeout` (seconds) end the job when it exceeds them. `max_attempts` is
                 how many times a job is run in all if crashes of the service interrupt it, or, if it takes a
                 `Checkpoint`, if its process is killed. `keep_checkpoint=True` keeps the checkpoint of a completed job,
-                so that `extend.resume_from` can continue it.
+                so that `extend.resume_from` can continue it. `test` (0.1) is the share of the rows that `data.rows()`
+                leaves out and that the model is tested with; another `test_seed` chooses others. A job whose model has
+                a lower F1 than `min_f1` (0.8) is an error.
         """
         return self._record("train", function, TrainOptions, options)
 
@@ -345,13 +368,27 @@ class Algorithm:
         """
         return self._add("model_id", function)
 
+    def features(self, function: F) -> F:
+        """Records what makes the `features` of a test `row`.
+
+        Without it they are those of the kind: `{"sentence": row.sentence}`.
+        """
+        return self._add("features", function)
+
+    def evaluate(self, function: F) -> F:
+        """Records what measures a model; returns names and numbers.
+
+        It gets `pairs`, an iterator of test rows and the answers of `predict`. The answer is None if there is none.
+        """
+        return self._add("evaluate", function)
+
     def mistakes(self) -> list[str]:
         """All mistakes of the declaration, one message for each."""
         found = list(self._mistakes)
         for hook in self.hooks.values():
             found += hook.mistakes()
         if not found:
-            found += self._nothing_to_load()
+            found += self._nothing_to_load() + self._nothing_to_evaluate()
         if "predict" in self.hooks and "load" not in self.hooks:
             found.append(
                 f"{where(self.hooks['predict'].function)}: algorithm {self.name!r} has a predict but no load: "
@@ -373,6 +410,38 @@ class Algorithm:
             f"{where(load.function)}: load asks for ModelDir, but {where(train.function)} stores no model: add a "
             "parameter such as `out: ModelDir` to train and write the model into it"
         ]
+
+    def _nothing_to_evaluate(self) -> list[str]:
+        """Mistakes if `test` or `min_f1` ask for an impossible evaluation."""
+        options = self.train_options
+        if options.test is None and options.min_f1 is None:
+            return []
+        asked = f"test={options.test}" if options.test is not None else f"min_f1={options.min_f1}"
+        place = f"{where(self.hooks['train'].function)}: @app.train({asked})"
+        missing = [name for name in ("load", "predict") if name not in self.hooks]
+        if missing:
+            return [f"{place} evaluates the model: add a function with @app.{missing[0]}"]
+        services = {service.type.__name__ for service in self.hooks["train"].plan.all_services()}
+        if "ModelDir" not in services:
+            return [f"{place} evaluates the files that train writes: add a parameter such as `out: ModelDir` to train"]
+        if options.test is not None and "TrainData" not in services:
+            return [f"{place} leaves out rows of `data.rows()`: add a parameter such as `data: TrainData` to train"]
+        if options.min_f1 is not None and not self.has_f1:
+            return [f"{place}: kind {self.kind!r} has no F1: add a function with @app.evaluate that returns 'f1'"]
+        if not self.is_measured:
+            return [f"{place}: kind {self.kind!r} does not say which answers are right: add @app.evaluate"]
+        return []
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether answers can be compared with test rows."""
+        return "evaluate" in self.hooks or kind_of(self.kind).measure is not None
+
+    @property
+    def has_f1(self) -> bool:
+        """Whether an evaluation has an F1."""
+        measure = kind_of(self.kind).measure
+        return "evaluate" in self.hooks or (measure is not None and "f1" in measure().figures())
 
     def _record(
         self, name: str, function: F | None, kind: type[Options], given: Mapping[str, object]

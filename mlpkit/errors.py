@@ -115,6 +115,14 @@ class LoadFailed(MlpkitError):
         super().__init__(f"load fail {text}")
 
 
+class EvaluationFailed(MlpkitError):
+    """A model could not be evaluated, so there are no figures."""
+
+
+class BelowGate(MlpkitError):
+    """A model does not reach its `min_f1`; the message has the figure."""
+
+
 class PredictFailed(MlpkitError):
     """The user's `predict` failed, or answered what cannot be sent."""
 

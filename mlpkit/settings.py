@@ -269,6 +269,14 @@ class Settings:
         shown="1h",
     )
 
+    evaluate_timeout: float = _setting(
+        "MLPKIT_EVALUATE_TIMEOUT",
+        600.0,
+        time_limit,
+        "How long a training may evaluate its model. After that the model is stored without figures.",
+        shown="10m",
+    )
+
     checker: bool = _setting(
         "CHECKER_START", True, boolean, "In cluster mode: load and unload models on this replica as the database says."
     )

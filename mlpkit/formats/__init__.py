@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from mlpkit.formats.json import plain, to_json
     from mlpkit.formats.kind import BrokenRow, Doubt, Facts, Kind, Row
     from mlpkit.formats.relation import Argument, Mention, Predicate, Relation, RelationRow
-    from mlpkit.formats.report import DataReport, Finding, LabelCount, Report, check_rows
-    from mlpkit.formats.rows import read_rows, write_rows
+    from mlpkit.formats.report import DataReport, Finding, LabelCount, Report, check_rows, check_test_rows
+    from mlpkit.formats.rows import read_numbered_rows, read_rows, write_rows
     from mlpkit.formats.score import from_probabilities, from_probability
     from mlpkit.formats.sequence_labeling import Entities, Entity, SequenceRow, Span, from_markup, to_markup
+    from mlpkit.formats.share import held_out
     from mlpkit.formats.tags import from_bio, from_bmes, to_bio, to_bmes
 
 _NAMES = {
@@ -36,11 +37,12 @@ _NAMES = {
     "custom": ("CustomRow",),
     "evaluation": ("Durations", "EvaluationReport", "FailedRows", "Gate", "Measure"),
     "generation": ("Generated", "GenerationRow"),
+    "share": ("held_out",),
     "json": ("plain", "to_json"),
     "kind": ("BrokenRow", "Doubt", "Facts", "Kind", "Row"),
     "relation": ("Argument", "Mention", "Predicate", "Relation", "RelationRow"),
-    "report": ("DataReport", "Finding", "LabelCount", "Report", "check_rows"),
-    "rows": ("read_rows", "write_rows"),
+    "report": ("DataReport", "Finding", "LabelCount", "Report", "check_rows", "check_test_rows"),
+    "rows": ("read_numbered_rows", "read_rows", "write_rows"),
     "score": ("from_probabilities", "from_probability"),
     "sequence_labeling": ("Entities", "Entity", "SequenceRow", "Span", "from_markup", "to_markup"),
     "tags": ("from_bio", "from_bmes", "to_bio", "to_bmes"),
@@ -82,16 +84,19 @@ __all__ = [
     "Span",
     "check_answer",
     "check_rows",
+    "check_test_rows",
     "convert_file",
     "from_bio",
     "from_bmes",
     "from_markup",
     "from_probabilities",
     "from_probability",
+    "held_out",
     "kind_names",
     "kind_of",
     "limited",
     "plain",
+    "read_numbered_rows",
     "read_rows",
     "register_kind",
     "to_bio",

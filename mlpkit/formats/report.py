@@ -20,7 +20,7 @@ import msgspec
 from mlpkit.errors import DataError
 from mlpkit.formats.kind import BrokenRow, Facts, Kind, is_blank, shown
 from mlpkit.formats.kinds import kind_of
-from mlpkit.formats.rows import first_lines, read_lines
+from mlpkit.formats.rows import first_lines, read_lines, read_numbered_rows
 
 MOST_FINDINGS = 1000
 """Findings with one code that a report keeps; the rest is only counted."""
@@ -69,6 +69,7 @@ class DataReport(msgspec.Struct, frozen=True):
     `lines` are all lines, `rows` those that can be read, `blank` those without text. `findings` holds, by line, the
     first `MOST_FINDINGS` of each code; `codes` counts all of them. `labels` is the class balance: rows for
     classification, entities or relations for the others. `fatal`: a training must not start with this file.
+    `unknown_labels` counts the examples of labels that the training data does not have, if this is a file of test rows.
     """
 
     name: str
@@ -82,6 +83,7 @@ class DataReport(msgspec.Struct, frozen=True):
     labels: dict[str, LabelCount]
     findings: list[Finding]
     fatal: bool
+    unknown_labels: dict[str, int] | None = None
 
     def summary(self) -> str:
         """One sentence: the first error, or the numbers of rows and warnings."""
@@ -140,11 +142,47 @@ def check_rows(path: Path, kind: str, *, name: str | None = None) -> DataReport:
     return check.report(name or str(path), kind)
 
 
+def check_test_rows(path: Path, kind: str, training: Path, *, name: str | None = None) -> DataReport:
+    """All findings in test rows, compared with the training data.
+
+    It finds sentences that are in both, and labels that no training row has. Test rows may have one label only. Both
+    files are read once as a stream.
+
+    Raises:
+        DataError: a file cannot be opened or read, or a row of the training data is broken.
+        ValueError: no kind has this name.
+    """
+    known = kind_of(kind)
+    check = _Check(known, are_test_rows=True)
+    foreign = known.other_format(first_lines(path)) if known.other_format is not None else ""
+    if foreign:
+        check.find(1, 1, "error", "other-format", foreign)
+        return check.report(name or str(path), kind)
+    for number, line in read_lines(path):
+        check.add(number, line)
+    unknown = {label: count.positive for label, count in check.labels.items() if count.positive}
+    for number, row in read_numbered_rows(training, kind):
+        facts = known.facts(row)
+        for label in facts.labels if facts.positive else ():
+            unknown.pop(label, None)
+        # Each sentence is told once.
+        here = check.sentences.pop(hash(facts.sentence), None)
+        if here is not None:
+            check.warn(here, 1, "in-both", f"the sentence is in the training data too (line {number})")
+    for label, examples in unknown.items():
+        message = f"the label {shown(label)} of {examples} test rows is in no training row"
+        check.warn(check.labels[label].line, None, "unknown-label", message)
+    check.finish()
+    return msgspec.structs.replace(check.report(name or str(path), kind), unknown_labels=unknown)
+
+
 class _Check:
     """What has been found so far."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: Kind, *, are_test_rows: bool = False) -> None:
         self.kind = kind
+        self.are_test_rows = are_test_rows
+        self.sentences: dict[int, int] = {}
         self.lines = 0
         self.rows = 0
         self.blank = 0
@@ -182,6 +220,8 @@ class _Check:
             return
         self.rows += 1
         facts = self.kind.facts(row)
+        if self.are_test_rows and len(self.sentences) < MOST_SENTENCES:
+            self.sentences.setdefault(hash(facts.sentence), number)
         if self.kind.headers:
             self.check_quotes(number, line)
         self.count(number, facts)
@@ -286,13 +326,17 @@ class _Check:
             self.find(None, None, "error", "no-rows", f"no row can be read; the columns are {self.kind.columns}")
         elif self.rows and self.kind.labelled and not examples:
             self.find(None, None, "error", "no-examples", "no row is an example of any label")
+        elif self.kind.classes and len(examples) == 1 and self.are_test_rows:
+            message = f"all test rows have the one label {shown(examples[0])}: the figures say nothing about others"
+            self.warn(None, None, "one-class", message)
         elif self.kind.classes and len(examples) == 1 and not self.counts["error"] and not self.has_negatives():
             message = f"all rows have the one label {shown(examples[0])}: a classification needs two classes"
             self.find(None, None, "error", "one-class", message)
         self.find_quotes()
         self.find_unknown_header()
         self.find_alike()
-        self.find_unbalanced()
+        if not self.are_test_rows:
+            self.find_unbalanced()
         self.findings.sort(key=lambda finding: (finding.line is None, finding.line or 0))
 
     def has_negatives(self) -> bool:

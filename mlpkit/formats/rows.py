@@ -52,17 +52,22 @@ def read_rows(path: Path, kind: str, *, name: str | None = None) -> Iterator[Row
         DataError: the file cannot be read, or a row is broken: names the file, the line and the column.
         ValueError: no kind has this name.
     """
+    return (row for _, row in _read(path, kind_of(kind), name or str(path)))
+
+
+def read_numbered_rows(path: Path, kind: str, *, name: str | None = None) -> Iterator[tuple[int, Row]]:
+    """What `read_rows` gives, with the lines, from 1."""
     return _read(path, kind_of(kind), name or str(path))
 
 
-def _read(path: Path, kind: Kind, name: str) -> Iterator[Row]:
+def _read(path: Path, kind: Kind, name: str) -> Iterator[tuple[int, Row]]:
     for number, line in read_lines(path):
         if isinstance(line, str) and is_blank(line):
             continue
         try:
             if isinstance(line, BrokenRow):
                 raise line
-            yield kind.read(line)
+            yield number, kind.read(line)
         except BrokenRow as error:
             raise DataError(f"{name}, line {number}, column {error.column}: {error}") from error
 

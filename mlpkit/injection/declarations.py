@@ -22,6 +22,8 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "delete": ("model_id",),
     "status": ("model_id", "default"),
     "model_id": ("extend",),
+    "features": ("row",),
+    "evaluate": ("pairs", "model", "model_id"),
     "on_start": (),
     "on_stop": (),
 }
@@ -42,7 +44,7 @@ OBJECTS = ("data", "parameters", "extend", "features", "params")
 NUMBERS_AS_TEXT = ("parameters", "params")
 """The fields in which numbers and bools may be sent as text: platforms and their users do that."""
 
-AS_THEY_ARE = ("model",)
+AS_THEY_ARE = ("model", "row", "pairs")
 """The fields that are objects of this process: their annotation is for the reader only."""
 
 NULL = msgspec.Raw(b"null")

@@ -12,16 +12,17 @@ from typing import Any, Literal
 
 import msgspec
 
+from mlpkit.algorithm import TrainOptions
 from mlpkit.errors import ArgumentError, NotInRequest
-from mlpkit.formats import check_rows, read_rows
+from mlpkit.formats import DataReport, check_rows, check_test_rows, held_out, kind_of, read_numbered_rows, read_rows
 from mlpkit.injection import Plan, service
 from mlpkit.log import logger
 from mlpkit.storage import Storage, location
 from mlpkit.training.job import Job
 
 _SHOWN_WARNINGS = 20
-_PATHS = ("location", "dict_location", "extra_location", "pretrain_model")
-_fields = msgspec.json.Decoder(msgspec.defstruct("Paths", [(name, msgspec.Raw, None) for name in _PATHS])).decode
+_READ = ("location", "test_location", "min_f1", "dict_location", "extra_location", "pretrain_model")
+_fields = msgspec.json.Decoder(msgspec.defstruct("FieldsRead", [(name, msgspec.Raw, None) for name in _READ])).decode
 """Reads only these fields: others can be millions."""
 
 
@@ -36,7 +37,15 @@ class TrainData:
         NotInRequest: the request has no `data.location`.
     """
 
-    def __init__(self, job: Job, kind: str, storage: Storage, data_bucket: str, name: str | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        kind: str,
+        storage: Storage,
+        data_bucket: str,
+        name: str | None = None,
+        options: TrainOptions | None = None,
+    ) -> None:
         path = data_path(job, data_bucket)
         if path is None:
             raise NotInRequest("[data] has no location: this algorithm trains on a file of the data bucket")
@@ -47,6 +56,10 @@ class TrainData:
         self._storage = storage
         self._bucket = data_bucket
         self._name = name or self.location
+        self._options = options or TrainOptions()
+        self._test_path = location_of_test_rows(job, data_bucket)
+        self.test_report: DataReport | None = None
+        """What the check found in the file of the test rows; None without a check or such a file."""
 
     @cached_property
     def path(self) -> Path:
@@ -65,10 +78,61 @@ class TrainData:
     def rows(self) -> Iterator[Any]:
         """The rows, typed as the algorithm's kind has them.
 
+        Those that `@app.train(test=...)` holds out for the evaluation are left out.
+
         Raises:
             DataError: a broken row, with its line and column.
         """
-        return iter(read_rows(self.path, self.kind, name=self._name))
+        if not self._held_out:
+            return iter(read_rows(self.path, self.kind, name=self._name))
+        return (row for _, row in self._rows_of_file(self.path, self._name, are_held_out=False))
+
+    def test_rows(self) -> Iterator[Any]:
+        """The rows that the model is tested with after the training.
+
+        They are those of `data.test_location`, or else the share of `@app.train(test=...)`. There are none without
+        both.
+
+        Raises:
+            DataError: a broken row, with its line and column.
+        """
+        return (row for _, row in self.numbered_test_rows())
+
+    def numbered_test_rows(self) -> Iterator[tuple[int, Any]]:
+        """The test rows with their lines, from 1."""
+        if self._test_path is not None:
+            return read_numbered_rows(self._storage.fetch(self._test_path), self.kind, name=self._test_name)
+        if not self._held_out:
+            return iter(())
+        return self._rows_of_file(self.path, self._name, are_held_out=True)
+
+    @property
+    def test_source(self) -> str:
+        """Where the test rows come from, in words; empty without test rows."""
+        if self._test_path is not None:
+            return f"data.test_location: {self._test_name}"
+        return "" if self._options.test is None else f"test={self._options.test:g}"
+
+    @property
+    def test_seed(self) -> int | None:
+        """The seed of the share that is held out; None without one."""
+        return self._options.test_seed if self._test_path is None and self._options.test is not None else None
+
+    @property
+    def _test_name(self) -> str:
+        return (self._test_path or "").removeprefix(f"{self._bucket}/")
+
+    @cached_property
+    def _held_out(self) -> frozenset[int]:
+        if self._test_path is not None or self._options.test is None:
+            return frozenset()
+        return held_out(self.path, self.kind, self._options.test, self._options.test_seed, name=self._name)
+
+    def _rows_of_file(self, path: Path, name: str, *, are_held_out: bool) -> Iterator[tuple[int, Any]]:
+        facts_of = kind_of(self.kind).facts
+        for line, row in read_numbered_rows(path, self.kind, name=name):
+            if (hash(facts_of(row).sentence) in self._held_out) is are_held_out:
+                yield line, row
 
     def dictionary(self) -> Path | None:
         """The file that `extend.dict_location` names, or None without it."""
@@ -91,28 +155,58 @@ class TrainData:
         Raises:
             DataError: the file cannot be trained on; says where and why.
         """
-        report = check_rows(self.path, self.kind, name=self._name)
-        warnings = [finding for finding in report.findings if finding.severity == "warning"]
-        for finding in warnings[:_SHOWN_WARNINGS]:
-            place = "" if finding.line is None else f", line {finding.line}"
-            logger.warning("{}{}: {}", self._name, place, finding.message)
-        if report.warnings > _SHOWN_WARNINGS:
-            logger.warning("{}: {:,} more warnings", self._name, report.warnings - _SHOWN_WARNINGS)
-        report.raise_if_fatal()
+        _tell(check_rows(self.path, self.kind, name=self._name))
+        if self._test_path is not None:
+            file = self._storage.fetch(self._test_path)
+            self.test_report = check_test_rows(file, self.kind, self.path, name=self._test_name)
+            _tell(self.test_report)
 
     def _beside(self, name: Literal["dict_location", "extra_location"]) -> Path | None:
         path = path_beside(self._job, name, self._bucket)
         return None if path is None else self._storage.fetch(path)
 
 
+def _tell(report: DataReport) -> None:
+    """Logs the first warnings; raises DataError if there are errors."""
+    warnings = [finding for finding in report.findings if finding.severity == "warning"]
+    for finding in warnings[:_SHOWN_WARNINGS]:
+        place = "" if finding.line is None else f", line {finding.line}"
+        logger.warning("{}{}: {}", report.name, place, finding.message)
+    if report.warnings > _SHOWN_WARNINGS:
+        logger.warning("{}: {:,} more warnings", report.name, report.warnings - _SHOWN_WARNINGS)
+    report.raise_if_fatal()
+
+
 def data_path(job: Job, bucket: str) -> str | None:
     """The `bucket/key` of the job's `data.location`, or None if it has none.
 
     Raises:
-        ArgumentError: it cannot be a path; so do the next two.
+        ArgumentError: it cannot be a path; so do the other functions here.
     """
     text = _text(job.data, "location")
     return None if text is None else location(text, "data.location", bucket=bucket)
+
+
+def location_of_test_rows(job: Job, bucket: str) -> str | None:
+    """The `bucket/key` of the job's `data.test_location`, or None if it has none."""
+    text = _text(job.data, "test_location")
+    return None if text is None else location(text, "data.test_location", bucket=bucket)
+
+
+def min_f1(job: Job, options: TrainOptions) -> float | None:
+    """The F1 that the job's model must reach, or None.
+
+    It is `extend.min_f1`, or else the decorator's.
+
+    Raises:
+        ArgumentError: it is not a number above 0 and at most 1.
+    """
+    value = _value(job.extend, "min_f1")
+    if value is None:
+        return options.min_f1
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise ArgumentError(f"[extend] min_f1 must be a number above 0 and at most 1, not {value!r:.80}")
+    return float(value)
 
 
 def path_beside(job: Job, name: Literal["dict_location", "extra_location"], bucket: str) -> str | None:
@@ -136,9 +230,13 @@ def takes(plan: Plan, wanted: type, *, required: bool = False) -> bool:
     return own or any(takes(dependency.plan, wanted, required=required) for dependency in plan.dependencies)
 
 
-def _text(json: str, name: str) -> str | None:
+def _value(json: str, name: str) -> Any:
     found = getattr(_fields(json), name) if json.startswith("{") else None
-    value = None if found is None else msgspec.json.decode(found)
+    return None if found is None else msgspec.json.decode(found)
+
+
+def _text(json: str, name: str) -> str | None:
+    value = _value(json, name)
     if value is None or value == "":
         return None
     if not isinstance(value, str):

@@ -6,7 +6,8 @@ with all that the job needs, then messages up (lines of the log, progress, the o
 itself; the server kills it at a limit and when the job is cancelled, and the guard kills it if the server dies.
 
 The files of a job are in `work/<job>` of the home: `out` is what `train` writes, `begun` says that the store may hold
-part of the model, and `trained.json` is the manifest of a model that has been trained and not been stored yet.
+part of the model, and `trained.json` is the manifest of a model that has been trained and not been stored yet. If a
+process ends while it evaluates the model, the next one evaluates it again, and then stores it in any case.
 Such a model survives a restart of the service.
 """
 
@@ -76,6 +77,8 @@ _STREAMS = ("stdout:0", "stderr:0")
 _OUT = "out"
 _BEGUN = "begun"
 _TRAINED = "trained.json"
+_MOST_EVALUATIONS = 2
+"""After how many processes that ended in it the evaluation is given up."""
 
 
 class StartTraining(msgspec.Struct, frozen=True, array_like=True):
@@ -301,12 +304,14 @@ class _Trained(msgspec.Struct, frozen=True):
     """What is in `trained.json`.
 
     `job_created` tells a job from an earlier one of the same id. `keep_checkpoint` is whether the checkpoint stays when
-    the model is stored.
+    the model is stored. `evaluations` counts the processes that have begun to evaluate the model; it is 0 if nothing is
+    to be evaluated.
     """
 
     job_created: float
     manifest: Manifest
     keep_checkpoint: bool = True
+    evaluations: int = 0
 
 
 def _trained(folder: Path, job: Job) -> _Trained | None:
@@ -318,9 +323,9 @@ def _trained(folder: Path, job: Job) -> _Trained | None:
     return found if found.job_created == job.created else None
 
 
-def _keep_trained(folder: Path, job: Job, manifest: Manifest, *, keep_checkpoint: bool) -> None:
+def _keep_trained(folder: Path, note: _Trained) -> None:
     written = folder / f"{_TRAINED}.part"
-    written.write_bytes(msgspec.json.encode(_Trained(job.created, manifest, keep_checkpoint)))
+    written.write_bytes(msgspec.json.encode(note))
     written.replace(folder / _TRAINED)
 
 
@@ -391,15 +396,18 @@ class _JobProcess:
         if self._ended is not None:
             ended = self._ended
             return JobOutcome(ended.state, ended.message, ended.trace, stopped=ended.stopped)
+        note = _trained(self._folder, self._run.job)
+        # The model is trained: another process evaluates it, or only stores it.
+        was_evaluating = note is not None and note.evaluations > 0
+        lost = exit.lost or was_evaluating
         if exit.asked:
-            return JobOutcome(
-                "error", f"the training process {exit.asked}" if exit.lost else exit.asked, lost=exit.lost
-            )
+            return JobOutcome("error", f"the training process {exit.asked}" if exit.lost else exit.asked, lost=lost)
         was_killed = exit.code < 0
+        when = "while it evaluated the model" if was_evaluating else "before train returned"
         return JobOutcome(
             "error",
-            f"the training process {exit.words} before train returned",
-            lost=was_killed and self._run.can_continue,
+            f"the training process {exit.words} {when}",
+            lost=lost or (was_killed and self._run.can_continue),
         )
 
     async def _pass_on_stop(self, channel: AsyncChannel) -> None:
@@ -578,8 +586,9 @@ def _listen(channel: BlockingChannel, progress: Progress) -> None:
 
 
 def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutcome:
-    def on_trained(manifest: Manifest) -> None:
-        _keep_trained(folder, start.job, manifest, keep_checkpoint=keep_checkpoint)
+    def on_trained(manifest: Manifest, is_to_evaluate: bool) -> None:
+        evaluations = 1 + (note.evaluations if note is not None else 0) if is_to_evaluate else 0
+        _keep_trained(folder, _Trained(start.job.created, manifest, keep_checkpoint, evaluations))
         report.trained()
 
     folder = Path(start.folder)
@@ -587,8 +596,8 @@ def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutco
     try:
         with _hold(Path(start.lock)):
             answer_stack_signal(folder)
-            trained = _trained(folder, start.job)
-            if trained is not None:
+            note = _trained(folder, start.job)
+            if note is not None and not note.evaluations:
                 # An earlier run has trained the model: only storing is left, and the script is not needed.
                 report.started()
                 report.trained()
@@ -596,9 +605,9 @@ def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutco
                     start.job,
                     settings,
                     folder / _OUT,
-                    trained.manifest,
+                    note.manifest,
                     progress,
-                    keep_checkpoint=trained.keep_checkpoint,
+                    keep_checkpoint=note.keep_checkpoint,
                 )
                 (folder / _BEGUN).unlink(missing_ok=True)
                 return outcome
@@ -609,7 +618,19 @@ def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutco
             keep_checkpoint = algorithm.train_options.keep_checkpoint or not takes_checkpoint(algorithm)
             if stores_model(algorithm):
                 (folder / _BEGUN).touch()
-            outcome = run_train(app, start.job, settings, folder / _OUT, progress, on_trained=on_trained)
+            problem = ""
+            if note is not None and note.evaluations >= _MOST_EVALUATIONS:
+                problem = "the process ended each time while it evaluated the model"
+            outcome = run_train(
+                app,
+                start.job,
+                settings,
+                folder / _OUT,
+                progress,
+                on_trained=on_trained,
+                trained=note.manifest if note is not None else None,
+                evaluation_problem=problem,
+            )
             # If the process is killed before this, the server removes what is left in the store.
             (folder / _BEGUN).unlink(missing_ok=True)
             return outcome

@@ -1,4 +1,4 @@
-"""One training in this process: check, call `train`, store the model.
+"""One training in this process: check, call `train`, evaluate, store the model.
 
 The process of a job does this (`local.py`), and so does the command line, in the foreground.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from mlpkit.algorithm import Algorithm
 from mlpkit.app import App
 from mlpkit.errors import (
     ArgumentError,
+    BelowGate,
+    EvaluationFailed,
     MlpkitError,
     ModelChanged,
     NotInRequest,
@@ -29,7 +32,7 @@ from mlpkit.errors import (
     TrainingStopped,
     UserCodeError,
 )
-from mlpkit.formats import kind_of
+from mlpkit.formats import EvaluationReport, Gate, kind_of
 from mlpkit.injection import Plan, ProcessScope, ending_forked_copies
 from mlpkit.log import logger, printable
 from mlpkit.services import Log
@@ -49,7 +52,16 @@ from mlpkit.storage import (
     settings_for,
 )
 from mlpkit.training.checkpoint import Checkpoint, open_checkpoint_of_job, resumed_model
-from mlpkit.training.data import TrainData, data_path, path_beside, pretrained_path, takes
+from mlpkit.training.data import (
+    TrainData,
+    data_path,
+    location_of_test_rows,
+    min_f1,
+    path_beside,
+    pretrained_path,
+    takes,
+)
+from mlpkit.training.evaluation import REPORT, Evaluation, ModelUnderTest, with_time_limit
 from mlpkit.training.job import Job, JobOutcome, TrainJob, train_job
 from mlpkit.training.progress import Progress
 
@@ -72,15 +84,19 @@ def run_train(
     progress: Progress,
     data_name: str | None = None,
     *,
-    on_trained: Callable[[Manifest], None] | None = None,
+    on_trained: Callable[[Manifest, bool], None] | None = None,
+    trained: Manifest | None = None,
+    evaluation_problem: str = "",
 ) -> JobOutcome:
     """Runs the job here and now; never raises.
 
     Args:
         folder: must be empty; it is the handler's `out`.
         data_name: what messages call the data file, if that is not its location.
-        on_trained: called when the handler has made a model, before it is stored. If it is given, storing is tried
-            again for `MLPKIT_STORE_RETRY`.
+        on_trained: called when the handler has made a model, and again when that is evaluated: with its manifest, and
+            whether it is still to be evaluated. If it is given, storing is tried again for `MLPKIT_STORE_RETRY`.
+        trained: the manifest of the model that an earlier run has left in `folder`; `train` is not called then.
+        evaluation_problem: why that model cannot be evaluated.
     """
 
     def train() -> None:
@@ -92,15 +108,22 @@ def run_train(
                 return
             storage: Storage = services.service(Storage)
             path = destination(job, settings)
-            with progress.stage("check store"):
-                begin_model(storage, path)
+            if trained is None:
+                with progress.stage("check store"):
+                    begin_model(storage, path)
             with _discarded_if_it_fails(storage, path):
-                manifest = _train(app, services, progress)
+                manifest = trained or _train(app, services, progress)
+                is_tested = has_test_rows(algorithm, job, settings)
                 if on_trained is not None:
-                    on_trained(manifest)
+                    on_trained(manifest, is_tested)
+                if is_tested:
+                    manifest = _evaluated(app, services, folder, manifest, progress, evaluation_problem)
+                    if on_trained is not None:
+                        on_trained(manifest, False)
                 retry = settings.store_retry if on_trained is not None else 0.0
                 _store(storage, folder, path, manifest, progress, retry)
             services.end_checkpoint()
+            _check_gate(manifest)
 
     return _outcome_of(train)
 
@@ -117,13 +140,15 @@ def store_trained(
     """Stores the model that an earlier run has left; never raises."""
 
     def store() -> None:
-        progress.update(**manifest.metrics)
+        evaluation = {"evaluation": manifest.evaluation} if manifest.evaluation else {}
+        progress.update(**{**manifest.metrics, **evaluation})
         path = destination(job, settings)
         with closing(open_storage(settings_for(settings, job.extend))) as storage:
             with _discarded_if_it_fails(storage, path):
                 _store(storage, folder, path, manifest, progress, settings.store_retry)
             if not keep_checkpoint:
                 _end_checkpoint(storage, checkpoint_place(settings, job.model_id))
+        _check_gate(manifest)
 
     return _outcome_of(store)
 
@@ -167,6 +192,15 @@ def check_job(algorithm: Algorithm, job: Job, settings: Settings) -> None:
         path_beside(job, "dict_location", bucket)
         path_beside(job, "extra_location", bucket)
         pretrained_path(job)
+    needed = min_f1(job, algorithm.train_options)
+    if needed is not None:
+        if not algorithm.has_f1:
+            raise ArgumentError(f"[extend] min_f1 needs an F1, which kind {algorithm.kind!r} does not have")
+        if not has_test_rows(algorithm, job, settings):
+            raise ArgumentError(
+                f"min_f1={needed:g} needs test rows: name them in data.test_location, or use @app.train(test=0.1)"
+            )
+    location_of_test_rows(job, settings.data_bucket)
     if takes(plan, ModelDir):
         destination(job, settings)
     if takes(plan, Checkpoint):
@@ -217,7 +251,14 @@ class Services:
             Progress: lambda: progress,
             Checkpoint: self._open_checkpoint,
             TrainJob: lambda: train_job(job),
-            TrainData: lambda: TrainData(job, algorithm.kind, self.service(Storage), settings.data_bucket, data_name),
+            TrainData: lambda: TrainData(
+                job,
+                algorithm.kind,
+                self.service(Storage),
+                settings.data_bucket,
+                data_name,
+                algorithm.train_options,
+            ),
         }
 
     def service(self, wanted: type) -> Any:
@@ -339,6 +380,100 @@ def _train(app: App, services: Services, progress: Progress) -> Manifest:
     if result is False:
         raise MlpkitError("train returned False")
     return services.manifest(versions_of(plan.function))
+
+
+def has_test_rows(algorithm: Algorithm, job: Job, settings: Settings) -> bool:
+    """Whether the job's model is evaluated."""
+    if not stores_model(algorithm) or data_path(job, settings.data_bucket) is None:
+        return False
+    return algorithm.train_options.test is not None or location_of_test_rows(job, settings.data_bucket) is not None
+
+
+def _evaluated(
+    app: App, services: Services, folder: Path, manifest: Manifest, progress: Progress, problem: str
+) -> Manifest:
+    """The manifest with the evaluation, whose report is in the folder.
+
+    If the evaluation fails, the report says why.
+    """
+    data: TrainData = services.service(TrainData)
+    check = data.test_report
+    known: dict[str, Any] = {
+        "model_id": manifest.model_id,
+        "algorithm": manifest.algorithm,
+        "kind": manifest.kind,
+        "created": time.time(),
+        "source": data.test_source,
+        "seed": data.test_seed,
+        "unknown_labels": None if check is None else check.unknown_labels,
+        "in_both": 0 if data.test_seed is not None else None if check is None else check.codes.get("in-both", 0),
+    }
+
+    def evaluate(over: threading.Event) -> EvaluationReport:
+        if problem:
+            raise EvaluationFailed(problem)
+        if not services.algorithm.is_measured:
+            raise EvaluationFailed(f"kind {manifest.kind!r} does not say which answers are right: add @app.evaluate")
+        fields = {**services.job.fields(), "model_path": services.job.model_path or None}
+        files = ModelDir(folder, manifest.model_id, manifest)
+
+        def service(wanted: type) -> Any:
+            return files if wanted is ModelDir else services.service(wanted)
+
+        def rows() -> Iterator[tuple[int, Any]]:
+            total = None if check is None else check.rows
+            for numbered in progress.track(data.numbered_test_rows(), total=total):
+                if over.is_set():
+                    raise EvaluationFailed("the evaluation is not needed any more")
+                yield numbered
+
+        with ending_forked_copies(), ModelUnderTest(app, services.algorithm, service, fields) as model:
+            evaluation = Evaluation(model)
+            metrics = evaluation.run(rows())
+            return evaluation.report(**known, metrics=metrics)
+
+    with progress.stage("evaluate"):
+        try:
+            report = with_time_limit(evaluate, services.settings.evaluate_timeout)
+        except MlpkitError as error:
+            report = EvaluationReport(**known, error=_cut(str(error)))
+            logger.warning("the model is not evaluated: {}", f"{error}\n{getattr(error, 'trace', '')}".rstrip())
+        except Exception as error:
+            report = EvaluationReport(**known, error=f"internal error: {error!r}")
+            logger.exception("the model is not evaluated")
+    needed = min_f1(services.job, services.algorithm.train_options)
+    below_gate = ""
+    if needed is not None:
+        f1 = report.f1 if report.f1 is not None else report.metrics.get("f1")
+        report = msgspec.structs.replace(report, gate=Gate(needed, f1, f1 is not None and f1 >= needed))
+        if f1 is None:
+            below_gate = f"there is no F1, and min_f1={needed:g} is needed: {report.error or 'evaluate returned no f1'}"
+        elif f1 < needed:
+            average = f"{report.average} " if report.average else ""
+            below_gate = f"the model has {average}F1 {f1:.4f} on {report.rows:,} test rows, below min_f1={needed:g}"
+    _write_report(folder, report)
+    progress.update(evaluation=report.summary())
+    return msgspec.structs.replace(
+        manifest, created=time.time(), evaluation=report.summary(), below_gate=_cut(below_gate)
+    )
+
+
+def _write_report(folder: Path, report: EvaluationReport) -> None:
+    file = folder / REPORT
+    try:
+        is_ours = not file.exists() or b'"model_id"' in file.read_bytes()[:100]
+        if is_ours:
+            file.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+        else:
+            logger.warning("the report of the evaluation is not stored: train has written its own {}", REPORT)
+    except OSError as error:
+        logger.warning("the report of the evaluation cannot be written: {}", error)
+
+
+def _check_gate(manifest: Manifest) -> None:
+    """Raises BelowGate if the stored model does not reach its F1."""
+    if manifest.below_gate:
+        raise BelowGate(f"{manifest.below_gate}; the model and its {REPORT} are kept")
 
 
 def _store(storage: Storage, folder: Path, path: str, manifest: Manifest, progress: Progress, retry: float) -> None:

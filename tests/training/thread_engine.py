@@ -81,7 +81,7 @@ class _Thread:
                 self._settings,
                 Path(folder),
                 progress,
-                on_trained=lambda manifest: in_loop(run.on_storing),
+                on_trained=lambda manifest, is_to_evaluate: in_loop(run.on_storing),
             )
         progress.close()
         for call in sent:

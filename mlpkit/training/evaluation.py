@@ -1,0 +1,398 @@
+"""How good a model is: it answers every test row.
+
+`load` and `predict` of the script run as in the service. A job does this after `train` and before the model is stored,
+and so do `mlpkit evaluate` and `mlpkit compare`. The rows are read as a stream, and the measures keep counts, so that
+memory does not grow with the number of rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import itertools
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from mlpkit.algorithm import Algorithm
+from mlpkit.app import App
+from mlpkit.errors import AnswerError, ArgumentError, EvaluationFailed, MlpkitError, TimeLimitExceeded, UserCodeError
+from mlpkit.formats import Durations, EvaluationReport, FailedRows, check_answer, kind_of, to_json
+from mlpkit.injection import NULL, Fields, Plan, ProcessScope, Services, async_user_code, user_code
+from mlpkit.log import logger
+
+T = TypeVar("T")
+NumberedRow = tuple[int, Any]
+"""The line of a row in its file, from 1, and the row."""
+
+REPORT = "evaluation.json"
+"""The name of the report's file in the model's folder."""
+_BATCH = 32
+"""Rows that are read together if `predict` takes one at a time."""
+_COMPARED = 8
+"""Rows of the first batch that are asked twice, to find out whether the order of the answers is right."""
+_END = object()
+
+
+@dataclass(frozen=True)
+class RowAnswer:
+    """What a model answered to a test row.
+
+    `answer` is the author's own object, `plain` the same as decoded JSON; both are None if there is an `error`.
+    """
+
+    line: int
+    row: Any
+    answer: Any = None
+    plain: Any = None
+    error: MlpkitError | None = None
+
+
+class ModelUnderTest:
+    """A loaded model that answers test rows.
+
+    Use it as a context manager, in one thread, in which no event loop runs.
+
+    Args:
+        services: what `load` gets.
+        fields: the fields that `load` can name.
+    """
+
+    def __init__(self, app: App, algorithm: Algorithm, services: Services, fields: Fields) -> None:
+        self.algorithm = algorithm
+        self.durations = Durations()
+        self.seconds = {"load": 0.0, "predict": 0.0}
+        self._app = app
+        self._services = services
+        self._fields = fields
+        self._scope = ProcessScope(services, app.overrides())
+        self._exits = contextlib.ExitStack()
+        self._loop: Any = None
+        self._model: Any = None
+        self._order_is_known = False
+
+    def __enter__(self) -> ModelUnderTest:
+        load = self._plan("load")
+        started = time.perf_counter()
+        try:
+            self._exits.callback(self._scope.close)
+            for hook in self._app.lifecycle("on_start"):
+                self._call(hook.plan, {})
+            for hook in reversed(self._app.lifecycle("on_stop")):
+                self._exits.callback(self._call, hook.plan, {})
+            self._model = self._open(load)
+            unload = self.algorithm.plan("unload")
+            if unload is not None:
+                self._exits.callback(self._call, unload, {**self._own_fields()})
+        except BaseException:
+            self._exits.close()
+            raise
+        self.seconds["load"] = time.perf_counter() - started
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._exits.close()
+        except MlpkitError as failure:
+            logger.warning("the clean-up after the evaluation failed: {}", failure)
+        finally:
+            if self._loop is not None:
+                self._loop.close()
+
+    def answers(self, rows: Iterable[NumberedRow]) -> Iterator[RowAnswer]:
+        """The answers to the rows, in their order.
+
+        Raises:
+            EvaluationFailed: `predict` does not answer each item of a batch, or mixes them up.
+        """
+        plan = self._plan("predict")
+        size = self.algorithm.predict_options.max_batch_size
+        remaining = iter(rows)
+        while batch := list(itertools.islice(remaining, size if size > 1 else _BATCH)):
+            yield from self._batch(plan, batch)
+
+    def _batch(self, plan: Plan, batch: Sequence[NumberedRow]) -> list[RowAnswer]:
+        features: list[bytes] = []
+        errors: dict[int, MlpkitError] = {}
+        arguments: list[dict[str, object]] = []
+        for index, (_, row) in enumerate(batch):
+            try:
+                features.append(self._features(row))
+                arguments.append(self._decoded(plan, features[-1]))
+            except MlpkitError as error:
+                errors[index] = error
+        started = time.perf_counter()
+        found = self._predicted(plan, arguments)
+        took = time.perf_counter() - started
+        self.seconds["predict"] += took
+        self.durations.add(took, len(batch))
+        if plan.batch and not self._order_is_known and len(arguments) > 1:
+            self._check_order(plan, arguments[:_COMPARED], found)
+        given = iter(found)
+        return [self._tested(*batch[index], errors.get(index) or next(given)) for index in range(len(batch))]
+
+    def _tested(self, line: int, row: Any, found: Any) -> RowAnswer:
+        if isinstance(found, MlpkitError):
+            return RowAnswer(line, row, error=found)
+        try:
+            check_answer(self.algorithm.kind, found)
+            return RowAnswer(line, row, found, msgspec.json.decode(_json(found)))
+        except MlpkitError as error:
+            return RowAnswer(line, row, error=error)
+
+    def _features(self, row: Any) -> bytes:
+        plan = self.algorithm.plan("features")
+        if plan is None:
+            return msgspec.json.encode(kind_of(self.algorithm.kind).features(row))
+        made = _json(self._call(plan, {"row": row}))
+        if not made.startswith(b"{"):
+            raise ArgumentError(f"features returned {made[:80].decode(errors='replace')}: it must be a JSON object")
+        return made
+
+    def _decoded(self, plan: Plan, features: bytes) -> dict[str, object]:
+        return plan.decode({**self._own_fields(), "features": msgspec.Raw(features), "params": NULL, "uuid": None})
+
+    def _predicted(self, plan: Plan, arguments: list[dict[str, object]]) -> list[Any]:
+        """The answers, or in their place why there is none."""
+        if not plan.batch:
+            return [self._single(plan, argument) for argument in arguments]
+        if not arguments:
+            return []
+        try:
+            answers = self._run_predict(plan, _merged(plan, arguments))
+        except UserCodeError as error:
+            # As in the service: a bad item fails alone.
+            return [error] if len(arguments) == 1 else [self._predicted(plan, [item])[0] for item in arguments]
+        if isinstance(answers, (str, bytes, dict)) or not isinstance(answers, Iterable):
+            raise EvaluationFailed(f"predict takes batches, so it must answer a list, not {type(answers).__name__}")
+        listed: list[Any] = user_code(list, answers)
+        if len(listed) != len(arguments):
+            raise EvaluationFailed(
+                f"predict answered {len(listed)} items to a batch of {len(arguments)}: one answer per item is needed"
+            )
+        return listed
+
+    def _single(self, plan: Plan, arguments: dict[str, object]) -> Any:
+        try:
+            return self._run_predict(plan, arguments)
+        except MlpkitError as error:
+            return error
+
+    def _run_predict(self, plan: Plan, arguments: dict[str, object]) -> Any:
+        if plan.is_simple:
+            return self._run(plan, arguments)
+        with plan.complete(dict(arguments), self._own_fields(), self._services, self._scope) as call:
+            return self._run(plan, call.arguments)
+
+    def _check_order(self, plan: Plan, arguments: list[dict[str, object]], found: list[Any]) -> None:
+        """Asks for the first rows again, in another order.
+
+        Raises:
+            EvaluationFailed: the answers are the same, but not in the order of the rows.
+        """
+        self._order_is_known = True
+        if kind_of(self.algorithm.kind).may_differ:
+            return
+        again = self._predicted(plan, arguments[1:] + arguments[:1])
+        first = self._predicted(plan, arguments) if len(found) != len(arguments) else found
+        try:
+            wanted = [_json(answer) for answer in first[1:] + first[:1]]
+            got = [_json(answer) for answer in again]
+        except MlpkitError:
+            return
+        if got != wanted and Counter(got) == Counter(wanted):
+            raise EvaluationFailed(
+                "predict does not answer in the order of its features: answer i of a batch must belong to features[i]"
+            )
+
+    def _open(self, plan: Plan) -> Any:
+        """What `load` returns or yields."""
+        call = self._exits.enter_context(
+            plan.complete(plan.decode(self._fields), self._fields, self._services, self._scope)
+        )
+        if not plan.is_generator:
+            return self._run(plan, call.arguments)
+        generator = plan.function(**call.arguments)
+        step = self._step_async if plan.is_async else self._step
+        model = step(generator)
+        if model is _END:
+            raise UserCodeError("load is a generator that yielded no model")
+        self._exits.callback(step, generator)
+        return model
+
+    def _step(self, generator: Any) -> Any:
+        return user_code(next, generator, _END)
+
+    def _step_async(self, generator: Any) -> Any:
+        return self._in_loop(_advance, {"generator": generator})
+
+    def _call(self, plan: Plan, fields: Fields) -> Any:
+        with plan.complete(plan.decode(fields), fields, self._services, self._scope) as call:
+            return self._run(plan, call.arguments)
+
+    def _run(self, plan: Plan, arguments: dict[str, object]) -> Any:
+        if plan.is_async:
+            return self._in_loop(plan.function, arguments)
+        return user_code(plan.function, **arguments)
+
+    def _in_loop(self, function: Callable[..., Any], arguments: dict[str, object]) -> Any:
+        import asyncio
+
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        return self._loop.run_until_complete(async_user_code(function, **arguments))
+
+    def _own_fields(self) -> dict[str, object]:
+        return {"model": self._model, "model_id": self._fields["model_id"]}
+
+    def _plan(self, name: str) -> Plan:
+        plan = self.algorithm.plan(name)
+        if plan is None:
+            raise EvaluationFailed(f"algorithm {self.algorithm.name!r} has no {name} function")
+        return plan
+
+
+@dataclass
+class Evaluation:
+    """The measures of one model while it answers."""
+
+    model: ModelUnderTest
+    _failed: FailedRows = field(default_factory=FailedRows)
+    _rows: int = 0
+
+    def __post_init__(self) -> None:
+        make = kind_of(self.model.algorithm.kind).measure
+        self._measure = make() if make is not None else None
+
+    def add(self, tested: RowAnswer) -> bool | None:
+        """Counts an answer, and says whether it is right.
+
+        None if that is not known.
+        """
+        self._rows += 1
+        if tested.error is not None:
+            if not self._failed.rows:
+                self._failed = FailedRows(0, tested.line, str(tested.error))
+                logger.warning("predict failed for the test row of line {}: {}", tested.line, tested.error)
+            self._failed = msgspec.structs.replace(self._failed, rows=self._failed.rows + 1)
+        return None if self._measure is None else self._measure.add(tested.line, tested.row, tested.plain)
+
+    def run(self, rows: Iterable[NumberedRow]) -> dict[str, Any]:
+        """Measures all rows; the figures of `@app.evaluate`, if the script has it.
+
+        Raises:
+            EvaluationFailed: what `predict` answers cannot be measured.
+            UserCodeError: the author's `evaluate` failed.
+        """
+
+        def pairs() -> Iterator[tuple[Any, Any]]:
+            for tested in self.model.answers(rows):
+                self.add(tested)
+                yield tested.row, tested.answer
+
+        remaining = pairs()
+        plan = self.model.algorithm.plan("evaluate")
+        metrics: dict[str, Any] = {}
+        if plan is not None:
+            metrics = _checked_metrics(self.model._call(plan, {**self.model._own_fields(), "pairs": remaining}))
+        for _ in remaining:
+            pass  # what the author's function has left
+        return metrics
+
+    def report(self, **known: Any) -> EvaluationReport:
+        """The report; `known` are further fields of it."""
+        if self._rows and self._failed.rows == self._rows:
+            first = f"line {self._failed.line}: {self._failed.message}"
+            message = f"predict failed for all {self._rows:,} test rows; {first}"
+            return EvaluationReport(**{**known, "error": message, "failed": self._failed})
+        figures: dict[str, Any] = {"rows": self._rows} if self._measure is None else self._measure.figures()
+        if not figures["rows"] and not figures.get("error"):
+            figures["error"] = "there is no test row"
+        return EvaluationReport(
+            **{
+                **known,
+                **figures,
+                "failed": self._failed,
+                "milliseconds": self.model.durations.milliseconds(),
+                "seconds": {name: float(f"{seconds:.4g}") for name, seconds in self.model.seconds.items()},
+            }
+        )
+
+
+def with_time_limit(function: Callable[[threading.Event], T], limit: float) -> T:
+    """What the function returns; it runs in a thread of its own.
+
+    The event is set when the limit is over. A function that does not end then is left behind: the process ends anyway
+    when its work is done.
+
+    Raises:
+        TimeLimitExceeded: it did not end within `limit` seconds.
+    """
+    over = threading.Event()
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(function(over))
+        except BaseException as error:
+            errors.append(error)
+
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name="mlpkit-evaluate", daemon=True)
+    thread.start()
+    try:
+        thread.join(limit)
+    finally:
+        over.set()
+    if thread.is_alive() and not results and not errors:
+        # It may be between two batches.
+        thread.join(1)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeLimitExceeded(f"the evaluation took longer than {limit:g} s (MLPKIT_EVALUATE_TIMEOUT)")
+    return results[0]
+
+
+def _merged(plan: Plan, items: list[dict[str, object]]) -> dict[str, object]:
+    """The arguments of a batch: lists of what items have."""
+    return {
+        field.name: [item[field.name] for item in items] if field.batched else items[0][field.name]
+        for field in plan.fields
+        if field.batched or field.name in items[0]
+    }
+
+
+def _checked_metrics(returned: Any) -> dict[str, Any]:
+    if not isinstance(returned, dict) or not all(isinstance(name, str) for name in returned):
+        raise EvaluationFailed(f"evaluate returned {returned!r:.80}: it must be a dict of names and numbers")
+    metrics: dict[str, Any] = {}
+    for name, value in returned.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise EvaluationFailed(f"evaluate returned {value!r:.80} as {name}: it must be a number") from None
+        if not math.isfinite(number):
+            raise EvaluationFailed(f"evaluate returned {number} as {name}: it must be a finite number")
+        metrics[name] = number
+    return metrics
+
+
+def _json(answer: Any) -> bytes:
+    if isinstance(answer, MlpkitError):
+        raise answer
+    try:
+        return to_json(answer)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise AnswerError(str(error)) from error
+
+
+async def _advance(generator: Any) -> Any:
+    return await anext(generator, _END)
