@@ -32,6 +32,7 @@ from mlpkit.processes import (
     BlockingChannel,
     capture_output,
     channel_of_child,
+    flush_streams,
     leave_signals_to_the_server,
     name_requests_in_loguru,
 )
@@ -475,8 +476,14 @@ def _keep_freed_memory() -> None:
 
 def _sender(channel: BlockingChannel) -> Callable[[Reply], None]:
     """What writes replies to the channel, from any thread."""
+    worker = os.getpid()
 
     def send(reply: Reply) -> None:
+        if os.getpid() != worker:
+            # A process that the author's code has forked, and that came back from the handler: its parent may wait for
+            # its end, and answers.
+            flush_streams()
+            os._exit(any(isinstance(result, Failure) for result in reply.results))
         try:
             channel.send(encode(reply))
         except Exception as error:

@@ -92,3 +92,32 @@ def test_what_a_prediction_prints_has_its_uuid(tmp_path: Path, workers: str) -> 
         lines = [line for line in service.log.splitlines() if f"[{uuid}]" in line]
         assert sum(line.endswith("| whole") for line in lines) == 1, lines
         assert sum(line.endswith("| without an end") for line in lines) == 1, lines
+
+
+def test_forked_process_that_comes_back_from_a_handler_ends(tmp_path: Path) -> None:
+    script = tmp_path / "forking.py"
+    script.write_text(
+        "import os\n"
+        "from mlpkit import App\n"
+        "app = App('forking')\n"
+        "def forked(fails):\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        print('in the child', end='')\n"
+        "        if fails: raise ValueError('child')\n"
+        "        return 'child'\n"
+        "    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n"
+        "@app.load\n"
+        "def load(): return forked(False)\n"
+        "@app.predict\n"
+        "def predict(model, features: dict): return [model, forked(features['fails'])]\n"
+    )
+    service = RunningService(f"{script}:app", tmp_path / "home", {"MLP_CLIENT_WORKER": "1"})
+    try:
+        service.wait_ready()
+        service.client.load("forking", "m")
+        assert service.client.predict("m", {"fails": False}) == [0, 0]
+        assert service.client.predict("m", {"fails": True}) == [0, 1]
+    finally:
+        service.stop()
+    assert service.log.count("| in the child") == 3
