@@ -47,7 +47,7 @@ async def _nothing(scope: object, receive: object, send: object) -> None:
 async def connected(begin: Any, limit: int = 100) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection that is closed after one idle second, and whose predictions are begun so."""
     application: Any = SimpleNamespace(
-        predict=SimpleNamespace(begin=begin, limit=limit),
+        predict=SimpleNamespace(answer=begin, limit=limit),
         predict_path="/predict",
         settings=SimpleNamespace(predict_shortcut=True),
         admit=lambda context: None,
