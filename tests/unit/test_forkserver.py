@@ -36,11 +36,14 @@ class Home:
     def __init__(self, folder: Path, fork_server: ForkServer) -> None:
         self.folder, self.fork_server = folder, fork_server
         self.lines: list[str] = []
+        self.children: list[Child] = []
 
     async def start(self, text: str) -> Child:
         name = f"module_{len(list(self.folder.iterdir()))}"
         (self.folder / f"{name}.py").write_text(textwrap.dedent(text))
-        return await start_child(name, on_lines=into(self.lines))
+        child = await start_child(name, on_lines=into(self.lines))
+        self.children.append(child)
+        return child
 
     def pids(self) -> list[int]:
         """The numbers of the lines `pid N`."""
@@ -56,7 +59,6 @@ class Home:
         self.lines.clear()
         child = await self.start(text)
         assert (await child.wait()).code == 0, self.lines
-        child.channel.close()
         return self.lines
 
 
@@ -65,8 +67,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     fork_server = ForkServer("mlpkit.processes.channel", "random")
     monkeypatch.setattr("mlpkit.processes.child._fork_server", fork_server)
     monkeypatch.syspath_prepend(tmp_path)
-    yield Home(tmp_path, fork_server)
+    home = Home(tmp_path, fork_server)
+    yield home
     fork_server.kill()
+    for child in home.children:
+        child.channel.close()
 
 
 def test_a_child_has_nothing_of_the_fork_server_but_what_it_imported(home: Home) -> None:

@@ -51,16 +51,19 @@ class Modules:
     def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop) -> None:
         self.folder, self.loop = folder, loop
         self.lines: list[str] = []
+        self.children: list[Child] = []
 
     async def start(self, text: str, drop: Callable[[int, int], bool] | None = None) -> Child:
         name = f"child_{len(list(self.folder.iterdir()))}"
         (self.folder / f"{name}.py").write_text(textwrap.dedent(text))
-        return await start_child(
+        child = await start_child(
             name,
             on_lines=into(self.lines),
             environment={"PYTHONPATH": str(self.folder)},
             drop=drop,
         )
+        self.children.append(child)
+        return child
 
     def run(self, main: Callable[[], Awaitable[None]]) -> None:
         self.loop.run_until_complete(asyncio.wait_for(main(), LONG))
@@ -87,8 +90,11 @@ def modules(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.syspath_prepend(tmp_path)
     loop = LOOPS[name]()
     asyncio.set_event_loop(loop)
-    yield Modules(tmp_path, loop)
+    modules = Modules(tmp_path, loop)
+    yield modules
     loop.close()
+    for child in modules.children:
+        child.channel.close()
     asyncio.set_event_loop(None)
 
 
@@ -222,7 +228,9 @@ def test_a_child_does_not_outlive_the_event_loop(tmp_path: Path, monkeypatch: py
     (tmp_path / "sleeper.py").write_text("import time\ntime.sleep(120)")
 
     async def main() -> int:
-        return (await start_child("sleeper", on_lines=print)).pid
+        child = await start_child("sleeper", on_lines=print)
+        child.channel.close()
+        return child.pid
 
     pid = asyncio.run(main())
 
