@@ -168,7 +168,7 @@ async def start_child(
     output = _Output(on_lines, process, drop)
     try:
         await output.connect(read_end)
-        started = await _started(module, {**os.environ, **(environment or {})}, theirs, write_end)
+        started = await _start_process(module, {**os.environ, **(environment or {})}, theirs, write_end)
     except BaseException:
         ours.close()
         output.close()
@@ -198,7 +198,7 @@ def prepare() -> None:
         guard.watch(_fork_server.pid)
 
 
-async def _started(
+async def _start_process(
     module: str, environment: Mapping[str, str], channel: socket.socket, output: int
 ) -> asyncio.subprocess.Process | ForkedChild:
     prepare()

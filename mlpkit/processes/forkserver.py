@@ -75,15 +75,25 @@ class ForkServerGone(Exception):
 # --- The server's end ------------------------------------------------------------------------------------------------
 
 
-class ForkedChild:
-    """A child that the fork server has forked.
+class ForkedChild(asyncio.Protocol):
+    """A child of the fork server, as the server sees it.
 
-    Use it on one event loop, and close it there.
+    Use it on one event loop, and close it there. `born` has its pid, as soon as it runs.
     """
 
-    def __init__(self, line: _ChildLine, pid: int) -> None:
-        self._line = line
-        self.pid = pid
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.born: asyncio.Future[int] = loop.create_future()
+        self.lost = False
+        """Whether its keeper ended before it."""
+        self._dead: asyncio.Future[int] = loop.create_future()
+        self._transport: asyncio.BaseTransport | None = None
+        self._news = b""
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self.born.result()
 
     @property
     def returncode(self) -> int | None:
@@ -91,19 +101,14 @@ class ForkedChild:
 
         As in subprocess, it is -N if signal N killed the child.
         """
-        return self._line.dead.result() if self._line.dead.done() else None
+        return self._dead.result() if self._dead.done() else None
 
     async def wait(self) -> int:
         """Returns the exit code when the child has ended or is `lost`.
 
         A lost child must be killed.
         """
-        return await asyncio.shield(self._line.dead)
-
-    @property
-    def lost(self) -> bool:
-        """Whether its keeper ended before it."""
-        return self._line.lost
+        return await asyncio.shield(self._dead)
 
     def terminate(self) -> None:
         """Sends SIGTERM."""
@@ -114,7 +119,30 @@ class ForkedChild:
 
         From now on another process may get the child's pid.
         """
-        self._line.close()
+        if self._transport is not None:
+            # The loop may have ended before its children: then the socket goes with it.
+            with contextlib.suppress(RuntimeError):
+                self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._news += data
+        while len(self._news) >= _NEWS.size:
+            what, number = _NEWS.unpack_from(self._news)
+            self._news = self._news[_NEWS.size :]
+            future = self.born if what == _BORN else self._dead
+            if not future.done():
+                future.set_result(number)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.born.done():
+            self.born.set_exception(ForkServerGone())
+            self.born.exception()
+        if not self._dead.done():
+            self.lost = True
+            self._dead.set_result(-signal.SIGKILL)
 
 
 class ForkServer:
@@ -184,25 +212,25 @@ class ForkServer:
         """
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        _, line = await asyncio.get_running_loop().create_connection(_ChildLine, sock=ours)
+        _, child = await asyncio.get_running_loop().create_connection(ForkedChild, sock=ours)
         try:
             with theirs:
                 request = msgspec.msgpack.encode(_child_spec(module, environment))
                 await asyncio.wait_for(self._send(request, theirs.fileno(), channel.fileno(), output), _FORK_SECONDS)
-            pid = await asyncio.wait_for(asyncio.shield(line.born), _FORK_SECONDS)
+            await asyncio.wait_for(asyncio.shield(child.born), _FORK_SECONDS)
         except asyncio.TimeoutError:
-            line.close()
+            child.close()
             # It must not fork later: the channel would have two owners.
             self.kill()
             raise OSError(f"the fork server did not fork within {_FORK_SECONDS:g} s") from None
         except OSError as error:
-            line.close()
+            child.close()
             raise ForkServerGone from error
         except BaseException:
-            line.close()
+            child.close()
             raise
         self._proven = True
-        return ForkedChild(line, pid)
+        return child
 
     def close(self) -> None:
         """Ends the process and waits a moment for its end.
@@ -239,44 +267,6 @@ def _child_spec(module: str, environment: Mapping[str, str]) -> ChildSpec:
         [os.fsencode(folder) for folder in sys.path],
         {os.fsencode(name): os.fsencode(value) for name, value in environment.items()},
     )
-
-
-class _ChildLine(asyncio.Protocol):
-    """The server's side of a line: receives pid and exit code."""
-
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.born: asyncio.Future[int] = loop.create_future()
-        self.dead: asyncio.Future[int] = loop.create_future()
-        self.lost = False
-        self._transport: asyncio.BaseTransport | None = None
-        self._news = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._news += data
-        while len(self._news) >= _NEWS.size:
-            what, number = _NEWS.unpack_from(self._news)
-            self._news = self._news[_NEWS.size :]
-            future = self.born if what == _BORN else self.dead
-            if not future.done():
-                future.set_result(number)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.born.done():
-            self.born.set_exception(ForkServerGone())
-            self.born.exception()
-        if not self.dead.done():
-            self.lost = True
-            self.dead.set_result(-signal.SIGKILL)
-
-    def close(self) -> None:
-        if self._transport is not None:
-            # The loop may have ended before its children: then the socket goes with it.
-            with contextlib.suppress(RuntimeError):
-                self._transport.close()
 
 
 # --- The fork server's process ---------------------------------------------------------------------------------------
