@@ -43,6 +43,11 @@ def _facts(row: GenerationRow) -> Facts:
     return Facts(row.source, row.target)
 
 
+def _joined(parts: list[object]) -> object:
+    """Pieces of text as the one text that they are."""
+    return ["".join(parts)] if all(isinstance(part, str) for part in parts) else parts  # type: ignore[arg-type]
+
+
 KIND = Kind(
     name="text_generation",
     row=GenerationRow,
@@ -55,4 +60,5 @@ KIND = Kind(
     features=lambda row: {"sentence": row.source},
     may_differ=True,
     measure=TextMeasure,
+    joined=_joined,
 )

@@ -106,6 +106,7 @@ class Kind:
         headers: words that name a column in the header that the file must not have, in lower case.
         doubts: what is doubtful in a line that can be read.
         measure: makes what compares answers with test rows; None if the kind does not say what is right.
+        joined: makes one answer of the parts that a `predict` with `yield` has given.
         other_format: gets the first lines of a file; a sentence if it is in a well-known other format, or "".
     """
 
@@ -128,6 +129,7 @@ class Kind:
     headers: frozenset[str] = frozenset()
     doubts: Callable[[str], Iterable[Doubt]] = _no_doubts
     measure: Callable[[], Measure] | None = None
+    joined: Callable[[list[Any]], object] = list
     other_format: Callable[[Sequence[str]], str] | None = None
 
 

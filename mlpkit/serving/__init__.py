@@ -8,10 +8,10 @@ from mlpkit import front_door
 
 if TYPE_CHECKING:
     from mlpkit.serving.aliases import Alias, Aliases, alias_name
-    from mlpkit.serving.dispatch import Counts, OnOutcome, Outcome, PendingPrediction
+    from mlpkit.serving.dispatch import Counts, OnOutcome, OnPart, Outcome, PendingPrediction
     from mlpkit.serving.models import Models
 
-__all__ = ["Alias", "Aliases", "Counts", "Models", "OnOutcome", "Outcome", "PendingPrediction", "alias_name"]
+__all__ = ["Alias", "Aliases", "Counts", "Models", "OnOutcome", "OnPart", "Outcome", "PendingPrediction", "alias_name"]
 
 # A worker, which is `python -m mlpkit.serving`, needs none of them.
 __getattr__ = front_door(
@@ -19,6 +19,6 @@ __getattr__ = front_door(
     {
         "Models": "mlpkit.serving.models",
         **dict.fromkeys(("Alias", "Aliases", "alias_name"), "mlpkit.serving.aliases"),
-        **dict.fromkeys(("Counts", "Outcome", "PendingPrediction", "OnOutcome"), "mlpkit.serving.dispatch"),
+        **dict.fromkeys(("Counts", "Outcome", "PendingPrediction", "OnOutcome", "OnPart"), "mlpkit.serving.dispatch"),
     },
 )

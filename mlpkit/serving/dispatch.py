@@ -75,6 +75,7 @@ class PendingPrediction(msgspec.Struct, eq=False):
     since: float
     over: bool = False
     timing: tuple[float, float] | None = None
+    on_given_up: Callable[[], None] | None = None
 
     def finish(self, outcome: Outcome) -> None:
         """Tells the outcome, unless it is over already; never raises."""
@@ -103,6 +104,8 @@ class PendingPrediction(msgspec.Struct, eq=False):
         """
         waited = not self.over
         self.over = True
+        if waited and self.on_given_up is not None:
+            self.on_given_up()
         return waited
 
 
@@ -167,6 +170,7 @@ class Dispatcher:
         self._longest_wait = longest_wait
         self._loop = asyncio.get_running_loop()
         self._batches = plan is not None and plan.batch
+        self._has_parts = plan is not None and plan.is_generator
         self._largest = options.max_batch_size
         self._longest_wait_for_more = options.max_wait_ms / 1000
         self._parallel = max(options.threads, _PARALLEL) if plan is not None and plan.is_async else options.threads
@@ -278,7 +282,7 @@ class Dispatcher:
         if self._batches:
             most = self._largest
             largest = _LARGEST_BATCH
-        elif self._parallel == 1 and self._usual > 0.0:
+        elif self._parallel == 1 and self._usual > 0.0 and not self._has_parts:
             most = max(1, min(room, _MOST_IN_GROUP, int(_GROUP_SECONDS / self._usual)))
             largest = _LARGEST_GROUP
         else:
@@ -304,6 +308,9 @@ class Dispatcher:
         replica.busy += 1 if self._batches else len(sent)
         self._expected = len(sent)
         request = Predict(next(request_ids), self._model_id, [prediction.item for prediction in sent])
+        if self._has_parts:
+            # A generator is closed when its caller goes away.
+            sent[0].on_given_up = partial(worker.cancel, request.id, self._model_id)
         now = time.monotonic()
         # Here and in `_on_reply` the histograms are counted in place: calls would cost as much as the counting.
         wait = self.counts.wait

@@ -66,11 +66,15 @@ else:
 
 
 class Item(msgspec.Struct, array_like=True, kw_only=True):
-    """One request of a batch; `features` and `params` are JSON."""
+    """One request of a batch; `features` and `params` are JSON.
+
+    `parts`: the caller wants the parts of the answer as they come.
+    """
 
     params: bytes
     uuid: str | None
     log_uuid: str
+    parts: bool = False
     features: Json
 
 
@@ -83,6 +87,13 @@ class Predict(msgspec.Struct, array_like=True, tag=3):
     id: int
     model_id: str
     items: list[Item]
+
+
+class Cancel(msgspec.Struct, array_like=True, tag=6):
+    """Nobody waits any more for the parts of this `Predict`."""
+
+    id: int
+    model_id: str
 
 
 class RunHook(msgspec.Struct, array_like=True, tag=4):
@@ -101,7 +112,7 @@ class Stop(msgspec.Struct, array_like=True, tag=5):
 
 Work = Load | Unload | Predict | RunHook
 """What the server asks of a worker. A `Reply` answers it."""
-ServerMessage = StartWorker | Work | Stop
+ServerMessage = StartWorker | Work | Cancel | Stop
 
 
 class Failure(msgspec.Struct, array_like=True):
@@ -181,7 +192,7 @@ def parts_of(request: Predict) -> tuple[bytes | memoryview, ...]:
     if len(request.items) > 1:
         return (encode(request),)
     (item,) = request.items
-    empty = Item(params=item.params, uuid=item.uuid, log_uuid=item.log_uuid, features=b"")
+    empty = Item(params=item.params, uuid=item.uuid, log_uuid=item.log_uuid, parts=item.parts, features=b"")
     head = encode(Predict(request.id, request.model_id, [empty]))
     # The last two bytes of it are those of the empty `features`.
     return (head[:-2] + _BIN32 + len(item.features).to_bytes(4, "big"), item.features)

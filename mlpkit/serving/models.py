@@ -276,7 +276,7 @@ class Models:
             waiting = len(dispatcher.waiting)
             if waiting >= most:
                 raise Overloaded(f"{waiting} predictions wait for model [{model_id}] already: try again later")
-        item = Item(params=params, uuid=uuid, log_uuid=request_id.get(), features=features)
+        item = Item(params=params, uuid=uuid, log_uuid=request_id.get(), parts=on_part is not None, features=features)
         prediction = PendingPrediction(item, on_outcome, on_part, time.monotonic())
         dispatcher.add(prediction)
         return prediction

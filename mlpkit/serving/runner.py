@@ -26,6 +26,8 @@ Decoded = tuple[int, Arguments]
 """An item's place in its batch, and its arguments."""
 
 _NULL = b"null"
+_END = object()
+_MOST_CANCELLED = 1000
 _MOST_UUIDS = 8
 """How many uuids of a batch are in a line of the log."""
 
@@ -54,9 +56,10 @@ class PredictRunner:
         self._send = send
         self._plan = algorithm.plan("predict")
         self._kind = formats.kind_of(algorithm.kind)
-        self._max_answer = settings.max_answer
+        self.max_answer = settings.max_answer
         self._checks = settings.check_answers and self._kind.answer is not None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._cancelled: set[int] = set()
         self.seconds = math.inf
         """How long the last request took in `run`."""
 
@@ -68,6 +71,22 @@ class PredictRunner:
         """
         return self._plan is not None and self._plan.is_async
 
+    @property
+    def is_generator(self) -> bool:
+        """Whether `predict` yields its answer in parts."""
+        return self._plan is not None and self._plan.is_generator
+
+    def is_cancelled(self, id: int) -> bool:
+        """Whether nobody waits for this request any more."""
+        return id in self._cancelled
+
+    def cancel(self, id: int) -> None:
+        """Lets a generator be closed after its present part; from any thread."""
+        # One that has ended meanwhile is never asked about again.
+        if len(self._cancelled) >= _MOST_CANCELLED:
+            self._cancelled.clear()
+        self._cancelled.add(id)
+
     def run(self, request: Predict) -> None:
         """Answers a request here and now; never raises."""
         started = time.perf_counter()
@@ -77,6 +96,8 @@ class PredictRunner:
             results: list[Result] = [Failure.of(missing)] * len(request.items)
         elif plan.batch:
             results = self._batch(plan, request.items)
+        elif plan.is_generator:
+            results = [self._generated(plan, request.id, item) for item in request.items]
         else:
             results = [self._single(plan, item) for item in request.items]
         self.seconds = time.perf_counter() - started
@@ -113,6 +134,44 @@ class PredictRunner:
             flush_author_streams()
             request_id.reset(token)
 
+    def _generated(self, plan: Plan, id: int, item: Item) -> Result:
+        """`_single` for a `predict` that yields its answer in parts."""
+        with with_request_id(item.log_uuid):
+            try:
+                fields = self._fields(item)
+                with plan.complete(plan.decode(fields), fields, self._services, self._scope) as call:
+                    generator = user_code(plan.function, **call.arguments)
+                    parts = _AnswerParts(self, id, item)
+                    try:
+                        while not parts.cancelled and (part := user_code(next, generator, _END)) is not _END:
+                            parts.add(part)
+                    finally:
+                        user_code(generator.close)
+                return _NULL if parts.cancelled else self._written(plan, item, self._kind.joined(parts.found))
+            except Exception as error:
+                return self._failed(error)
+            finally:
+                self._cancelled.discard(id)
+
+    async def _generated_async(self, plan: Plan, id: int, item: Item) -> Result:
+        """`_generated` for an `async` generator."""
+        with with_request_id(item.log_uuid):
+            try:
+                fields = self._fields(item)
+                with plan.complete(plan.decode(fields), fields, self._services, self._scope) as call:
+                    generator = user_code(plan.function, **call.arguments)
+                    parts = _AnswerParts(self, id, item)
+                    try:
+                        while not parts.cancelled and (part := await async_user_code(advance, generator)) is not _END:
+                            parts.add(part)
+                    finally:
+                        await async_user_code(generator.aclose)
+                return _NULL if parts.cancelled else self._written(plan, item, self._kind.joined(parts.found))
+            except (Exception, asyncio.CancelledError) as error:
+                return self._failed(error)
+            finally:
+                self._cancelled.discard(id)
+
     def _batch(self, plan: Plan, items: list[Item]) -> list[Result]:
         """The results of a batch."""
         results, good = self._decoded(plan, items)
@@ -132,6 +191,8 @@ class PredictRunner:
         started = time.perf_counter()
         if plan.batch:
             results = await self._batch_async(plan, request.items)
+        elif plan.is_generator:
+            results = [await self._generated_async(plan, request.id, item) for item in request.items]
         else:
             results = [await self._single_async(plan, item) for item in request.items]
         self._send(Reply(request.id, results, time.perf_counter() - started))
@@ -223,6 +284,13 @@ class PredictRunner:
             answer = self._kind.limit(answer, msgspec.json.decode(item.params))
         if self._checks:
             formats.check_answer(self._kind.name, answer)
+        encoded = self.encoded(answer)
+        if len(encoded) > self.max_answer:
+            raise self.too_long(len(encoded))
+        return encoded
+
+    def encoded(self, answer: object) -> bytes:
+        """An answer, or a part of one, as JSON."""
         try:
             encoded = formats.to_json(answer)
         except (TypeError, ValueError, RecursionError) as error:
@@ -230,11 +298,16 @@ class PredictRunner:
         except Exception as error:
             # An answer may be of the author's own classes, which say themselves what they are in JSON.
             raise user_error(error) from error
-        if len(encoded) > self._max_answer:
-            raise AnswerError(
-                f"the answer has {len(encoded):,} bytes of JSON, {self._max_answer:,} are allowed (MLPKIT_MAX_ANSWER)"
-            )
         return encoded
+
+    def too_long(self, size: int) -> AnswerError:
+        """The refusal of an answer of this many bytes."""
+        allowed = f"{self.max_answer:,} are allowed (MLPKIT_MAX_ANSWER)"
+        return AnswerError(f"the answer has {size:,} bytes of JSON, {allowed}")
+
+    def send_part(self, id: int, part: bytes) -> None:
+        """Sends a part of an answer."""
+        self._send(Reply(id, [part], final=False))
 
     def _failed(self, error: BaseException) -> Failure:
         """The failure of an item; it is logged too."""
@@ -246,6 +319,41 @@ class PredictRunner:
             return Failure.of(MlpkitError(f"internal error: {error}"))
         logger.error("predict of model {!r} failed: {}", self.model_id, error_text(error))
         return Failure.of(error)
+
+
+class _AnswerParts:
+    """The parts of one answer, sent as they come if wanted."""
+
+    def __init__(self, runner: PredictRunner, id: int, item: Item) -> None:
+        self.found: list[object] = []
+        self._runner = runner
+        self._id = id
+        self._sends = item.parts
+        self._size = 0
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the caller has gone."""
+        return self._runner.is_cancelled(self._id)
+
+    def add(self, part: object) -> None:
+        """Takes a part.
+
+        Raises:
+            AnswerError: it is not JSON, or the parts are too long together.
+        """
+        encoded = self._runner.encoded(part)
+        self._size += len(encoded)
+        if self._size > self._runner.max_answer:
+            raise self._runner.too_long(self._size)
+        self.found.append(part)
+        if self._sends:
+            self._runner.send_part(self._id, encoded)
+
+
+async def advance(generator: Any) -> Any:
+    """The next value of an `async` generator, or `_END`."""
+    return await anext(generator, _END)
 
 
 def error_text(error: MlpkitError) -> str:

@@ -42,6 +42,7 @@ from mlpkit.serving.memory import Growth
 from mlpkit.serving.messages import (
     PARALLEL_LOADS,
     Broken,
+    Cancel,
     Failure,
     Load,
     Logged,
@@ -169,6 +170,12 @@ class WorkerRuntime:
             failure = MlpkitError(f"the system allows no more threads in this process: {error}")
             self._send(Reply(request.id, [Failure.of(failure)]))
 
+    def cancel(self, request: Cancel) -> None:
+        """Lets a generator be closed whose caller has gone."""
+        model = self._models.get(request.model_id)
+        if model is not None:
+            model.runner.cancel(request.id)
+
     def reader(self) -> LoadedModel | None:
         """The model whose thread may read the channel, or None.
 
@@ -177,12 +184,16 @@ class WorkerRuntime:
         if self._single or len(self._models) != 1:
             return None
         (model,) = self._models.values()
-        is_plain = model.predict_threads is None and not model.runner.is_async
+        # While a generator runs, this thread must see that its caller goes away.
+        is_plain = model.predict_threads is None and not (model.runner.is_async or model.runner.is_generator)
         return model if is_plain and model.runner.seconds < _QUICK else None
 
     def _begin_load(self, request: Load) -> None:
         name = _thread_name("model", request.model_id)
-        thread: Thread = CallingThread() if self._single else WorkerThreads(name, self._start_state())
+        plan = self._algorithms[request.algorithm].plan("predict")
+        # A generator runs while this thread reads the channel, to see that its caller goes away.
+        in_this_thread = self._single and not (plan is not None and plan.is_generator)
+        thread: Thread = CallingThread() if in_this_thread else WorkerThreads(name, self._start_state())
 
         def load(request: Load) -> bytes:
             try:
@@ -516,6 +527,9 @@ def _work(channel: BlockingChannel, runtime: WorkerRuntime) -> None:
                 continue
         if request is None or type(request) is Stop:
             return
+        if type(request) is Cancel:
+            runtime.cancel(request)
+            continue
         runtime.take(request)  # type: ignore[arg-type]
         # A waiting thread must not keep a long request.
         message = request = None

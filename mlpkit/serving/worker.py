@@ -24,6 +24,7 @@ from mlpkit.processes import LONG, AsyncChannel, Child, Message, start_child, th
 from mlpkit.script import absolute_search_path
 from mlpkit.serving.messages import (
     Broken,
+    Cancel,
     Failure,
     Logged,
     Predict,
@@ -79,6 +80,9 @@ class Worker(Protocol):
 
         `limit` is in seconds. It does not count while the worker is busy with `parallel` predictions of the same model.
         """
+
+    def cancel(self, id: int, model_id: str) -> None:
+        """Says that nobody waits for the parts of a prediction."""
 
     def flush(self) -> None:
         """Sends what was put."""
@@ -196,6 +200,10 @@ class ProcessWorker:
         except ValueError as error:
             del self._held[work.id]
             on_reply(ArgumentError(f"the request is too large for a worker: {error}"))
+
+    def cancel(self, id: int, model_id: str) -> None:
+        if self._channel is not None and id in self._held:
+            self._channel.send(encode(Cancel(id, model_id)))
 
     def flush(self) -> None:
         if self._channel is not None:
@@ -315,6 +323,9 @@ class LocalWorker:
             return
         self._held[work.id] = InFlight(work, limit, on_reply, parallel)
         self._runtime.take(work)
+
+    def cancel(self, id: int, model_id: str) -> None:
+        self._runtime.cancel(Cancel(id, model_id))
 
     def flush(self) -> None:
         pass

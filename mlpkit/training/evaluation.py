@@ -185,10 +185,20 @@ class ModelUnderTest:
             return error
 
     def _run_predict(self, plan: Plan, arguments: dict[str, object]) -> Any:
+        run = self._collected if plan.is_generator else self._run
         if plan.is_simple:
-            return self._run(plan, arguments)
+            return run(plan, arguments)
         with plan.complete(dict(arguments), self._own_fields(), self._services, self._scope) as call:
-            return self._run(plan, call.arguments)
+            return run(plan, call.arguments)
+
+    def _collected(self, plan: Plan, arguments: dict[str, object]) -> Any:
+        """The one answer that the parts of a `predict` that yields are."""
+        generator = user_code(plan.function, **arguments)
+        step = self._step_async if plan.is_async else self._step
+        parts = []
+        while (part := step(generator)) is not _END:
+            parts.append(part)
+        return kind_of(self.algorithm.kind).joined(parts)
 
     def _check_order(self, plan: Plan, arguments: list[dict[str, object]], found: list[Any]) -> None:
         """Asks for the first rows again, in another order.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from mlpkit.web.routes import Dependencies
 
-_READ = frozenset((b"content-type", b"content-encoding", b"x-request-id", b"authorization", b"origin"))
+_READ = frozenset((b"content-type", b"content-encoding", b"x-request-id", b"authorization", b"origin", b"accept"))
 _PROBES = ("health/live", "health/ready")
 _OPEN_PATHS = ("/health/live", "/health/ready", "/docs")
 """Paths that need no token: none of them shows or changes anything of a model or a job."""
@@ -88,6 +88,7 @@ class Application:
         """
         headers = {name: value for name, value in context.headers if name in _READ}
         context.content_type = headers.get(b"content-type", b"").decode("latin-1")
+        context.wants_parts = b"text/event-stream" in headers.get(b"accept", b"")
         if b"x-request-id" in headers:
             context.adopt(headers[b"x-request-id"].decode("latin-1").strip() or None)
         if not context.request_id:

@@ -157,8 +157,9 @@ class Connection(HttpToolsProtocol):
             except MlpkitError:
                 pass  # uvicorn refuses it.
             else:
-                self.cycle = self._held = _HeldRequest(context, self.parser.should_keep_alive())
-                return
+                if not context.wants_parts:
+                    self.cycle = self._held = _HeldRequest(context, self.parser.should_keep_alive())
+                    return
         self.scope["extensions"] = {ABORT: {"now": self.transport.abort}}
         super().on_headers_complete()
 

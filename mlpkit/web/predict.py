@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -17,20 +17,22 @@ from mlpkit.log import request_id
 from mlpkit.processes import LONG
 from mlpkit.web.body import body_too_large
 from mlpkit.web.protocol import PREDICT, caller_uuid, check, check_no_null, is_json, read_values
-from mlpkit.web.request import ClientGone, HttpResponse, failed, until_gone
+from mlpkit.web.request import ClientGone, HttpResponse, StreamedResponse, failed, until_gone
 
 if TYPE_CHECKING:
     from starlette.types import Receive
 
-    from mlpkit.serving import Outcome, PendingPrediction
+    from mlpkit.serving import OnPart, Outcome, PendingPrediction
     from mlpkit.web.request import Header, RequestContext
     from mlpkit.web.routes import Dependencies, Request
 
+T = TypeVar("T")
 Respond = Callable[[HttpResponse], None]
 """Takes the response to a request; called once, on the event loop."""
 
 _HEAD = b'{"status": "success", "data": {"predictions": '
 _TAIL = b"}}"
+_SUCCESS = b'{"status": "success"}'
 _OBJECT = ord("{")
 _LONGEST_ID = 64
 _UNWATCHED_SECONDS = 0.25
@@ -62,10 +64,13 @@ class PredictEndpoint:
         self._settings = dependencies.settings
         self.limit = dependencies.settings.max_body
 
-    def answer(self, context: RequestContext, body: bytes, respond: Respond) -> PendingPrediction | None:
+    def answer(
+        self, context: RequestContext, body: bytes, respond: Respond, on_part: OnPart | None = None
+    ) -> PendingPrediction | None:
         """Answers a request that was admitted; never raises.
 
-        `respond` always gets a response, even if the prediction fails. None if it has it already.
+        `respond` always gets a response, even if the prediction fails. None if it has it already. `on_part` is told the
+        parts of the answer before.
         """
 
         pending: PendingPrediction | None = None
@@ -89,6 +94,7 @@ class PredictEndpoint:
                     bytes(envelope.params),
                     context.caller_uuid,
                     on_outcome,
+                    on_part,
                 )
             finally:
                 request_id.reset(bound)
@@ -97,8 +103,13 @@ class PredictEndpoint:
             respond(failed(context, error, self._settings))
             return None
 
-    async def predict(self, request: Request) -> HttpResponse:
-        """Asks a loaded model for its predictions."""
+    async def predict(self, request: Request) -> HttpResponse | StreamedResponse:
+        """Asks a loaded model for its predictions.
+
+        If the caller accepts server-sent events, it gets the parts of the answer as they come.
+        """
+        if request.context.wants_parts:
+            return await self._first_part(request)
         answered: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
 
         def respond(response: HttpResponse) -> None:
@@ -111,6 +122,38 @@ class PredictEndpoint:
         finally:
             if pending is not None:
                 pending.give_up()
+
+    async def _first_part(self, request: Request) -> HttpResponse | StreamedResponse:
+        """The response, once its first part or a failure is there."""
+        begun: asyncio.Future[HttpResponse | None] = asyncio.get_running_loop().create_future()
+        waiting: asyncio.Queue[bytes | HttpResponse] = asyncio.Queue()
+
+        def on_part(part: bytes) -> None:
+            waiting.put_nowait(part)
+            if not begun.done():
+                begun.set_result(None)
+
+        def respond(response: HttpResponse) -> None:
+            waiting.put_nowait(response)
+            if not begun.done():
+                begun.set_result(response)
+
+        pending = self.answer(request.context, request.body, respond, on_part)
+        try:
+            response = await _unless_gone(begun, request.receive)
+        except BaseException:
+            if pending is not None:
+                pending.give_up()
+            raise
+        if response is not None:
+            if response.word != "success":
+                return response
+            # A predict that does not yield: its whole answer is one part.
+            part = response.body.removeprefix(_HEAD).removesuffix(_TAIL)
+            waiting = asyncio.Queue()
+            waiting.put_nowait(part)
+            waiting.put_nowait(response)
+        return StreamedResponse(_parts(request.context, waiting, pending))
 
     def _read(self, context: RequestContext, body: bytes) -> Envelope:
         """The fields of a request, checked.
@@ -181,7 +224,21 @@ def _has_null(body: bytes) -> bool:
     return body.find(b"null", place) >= 0
 
 
-async def _unless_gone(answered: asyncio.Future[HttpResponse], receive: Receive) -> HttpResponse:
+async def _parts(
+    context: RequestContext, waiting: asyncio.Queue[bytes | HttpResponse], pending: PendingPrediction | None
+) -> AsyncGenerator[bytes, None]:
+    """The parts of an answer as events, then `end`."""
+    try:
+        while isinstance(content := await waiting.get(), bytes):
+            yield b"event: part\ndata: %b\n\n" % content
+        context.word = content.word
+        yield b"event: end\ndata: %b\n\n" % (_SUCCESS if content.word == "success" else content.body)
+    finally:
+        if pending is not None:
+            pending.give_up()
+
+
+async def _unless_gone(answered: asyncio.Future[T], receive: Receive) -> T:
     """The response, when it is ready.
 
     Raises:

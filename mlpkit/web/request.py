@@ -84,6 +84,7 @@ class RequestContext:
     `path` is decoded, without the root path that a server or a mount puts before it; `raw_path` is as it was sent.
     `caller_uuid` is the uuid that the caller sent, or None; `request_id` is in the log and in the response.
     `started` is in seconds of `perf_counter`, `sent` in bytes; `status` is 0 until something was sent.
+    `wants_parts`: the caller accepts server-sent events.
     """
 
     __slots__ = (
@@ -102,6 +103,7 @@ class RequestContext:
         "sent",
         "started",
         "status",
+        "wants_parts",
         "word",
     )
 
@@ -113,6 +115,7 @@ class RequestContext:
         self.headers = headers
         self.query_string = b""
         self.content_type = ""
+        self.wants_parts = False
         self.peer = ""
         self.root_path = ""
         self.route = "other"

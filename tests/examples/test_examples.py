@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from examples import checkpoint, clusters, custom_hooks, entities, iris, sentiment, two_in_one
+from examples import checkpoint, clusters, custom_hooks, entities, iris, sentiment, stream, two_in_one
 from mlpkit import App
 from mlpkit.errors import ArgumentError, MlpkitError, ModelNotLoaded
 from mlpkit.formats import read_rows
@@ -151,6 +151,16 @@ def test_custom_hooks_know_the_models_of_other_services(served: Serve, tmp_path:
     terms.write_text('{"gpu": "graphics processor"}')
     service.storage.save(terms, "ml-platform-model/search-other/terms.json")
     assert service.client.status("glossary", "search-other").status == "completed"
+
+
+def test_stream_continues_a_text_with_words_that_it_has_seen(served: Serve, tmp_path: Path) -> None:
+    data = tmp_path / "texts.tsv"
+    data.write_text("the sea\tis wide and the sky is high\n", encoding="utf-8")
+    service = served(stream.app)
+    model_id = loaded(service, "stream", data)
+    (text,) = service.client.predict(model_id, {"sentence": "look at the"}, {"words": 3})
+    assert text.startswith("look at the s")
+    assert len(text.split()) == 6
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

@@ -50,6 +50,9 @@ class LetterWorker:
     def put(self, work: Work, limit: float, on_reply: OnReply, parallel: int = 1) -> None:
         self._put.append((work, on_reply))
 
+    def cancel(self, id: int, model_id: str) -> None:
+        pass
+
     def flush(self) -> None:
         put, self._put = self._put, []
         for work, on_reply in put:

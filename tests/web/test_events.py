@@ -55,10 +55,18 @@ class Sent:
 class Stream:
     """The events of a path, one after the other."""
 
-    def __init__(self, service: Service, path: str, last: str | None = None, **headers: str) -> None:
+    def __init__(
+        self,
+        service: Service,
+        path: str,
+        last: str | None = None,
+        method: str = "GET",
+        body: str | None = None,
+        **headers: str,
+    ) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=LONG)
         more: Mapping[str, str] = {} if last is None else {"Last-Event-ID": last}
-        self._connection.request("GET", path, headers={**more, **headers})
+        self._connection.request(method, path, body, headers={**more, **headers})
         self.response = self._connection.getresponse()
 
     def __enter__(self) -> Stream:
