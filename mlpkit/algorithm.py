@@ -120,7 +120,8 @@ class LoadOptions:
     """Where models live.
 
     `isolated`: each alone in a process. `replicas`: in how many workers. `preload`: which from the start.
-    `memory` is what one copy needs, in bytes; None means what it needed when it was last loaded.
+    `memory` is what one copy needs, in bytes; None means what it needed when it was last loaded. `warm_up`: predict the
+    examples before the model counts as loaded.
     """
 
     isolated: bool = _option(False, _flag)
@@ -128,6 +129,7 @@ class LoadOptions:
     preload: tuple[str, ...] = _option((), _ids)
     memory: int | None = _option(None, _memory)
     timeout: float | None = _option(None, _seconds)
+    warm_up: bool = _option(True, _flag)
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ class LoadKeywords(TypedDict, total=False):
     preload: list[str] | tuple[str, ...]
     memory: int | str | None
     timeout: float | None
+    warm_up: bool
 
 
 class PredictKeywords(TypedDict, total=False):
@@ -331,7 +334,8 @@ class Algorithm:
             function: the function; or options, and the function comes with the decoration.
             options: `isolated`: every model gets a process of its own, which ends with it. `replicas`: in how many
                 processes a model is loaded. `preload`: the ids of the models that are loaded when the service starts.
-                `memory`: what a model needs (bytes or "2GiB"). `timeout`: the time limit in seconds.
+                `memory`: what a model needs (bytes or "2GiB"). `timeout`: the time limit in seconds. `warm_up=False`:
+                do not predict the examples of the algorithm before the model counts as loaded.
         """
         return self._record("load", function, LoadOptions, options)
 

@@ -417,7 +417,7 @@ def _predicted(
 
     replies: SimpleQueue[Reply] = SimpleQueue()
     isolated = app.build()[algorithm].load_options.isolated
-    runtime = WorkerRuntime(app, settings, replies.put, single=isolated)
+    runtime = WorkerRuntime(app, settings, replies.put, single=isolated, warm_up=False)
 
     def result(request: Load | Predict) -> bytes:
         runtime.take(request)

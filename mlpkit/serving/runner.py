@@ -53,7 +53,7 @@ class PredictRunner:
         self.model = model
         self._services = services
         self._scope = scope
-        self._send = send
+        self.send = send
         self._plan = algorithm.plan("predict")
         self._kind = formats.kind_of(algorithm.kind)
         self.max_answer = settings.max_answer
@@ -101,7 +101,7 @@ class PredictRunner:
         else:
             results = [self._single(plan, item) for item in request.items]
         self.seconds = time.perf_counter() - started
-        self._send(Reply(request.id, results, self.seconds))
+        self.send(Reply(request.id, results, self.seconds))
 
     def start(self, request: Predict) -> None:
         """Begins to answer a request of an `async` handler.
@@ -195,7 +195,7 @@ class PredictRunner:
             results = [await self._generated_async(plan, request.id, item) for item in request.items]
         else:
             results = [await self._single_async(plan, item) for item in request.items]
-        self._send(Reply(request.id, results, time.perf_counter() - started))
+        self.send(Reply(request.id, results, time.perf_counter() - started))
 
     async def _single_async(self, plan: Plan, item: Item) -> Result:
         """`_single` for an `async` handler."""
@@ -307,7 +307,7 @@ class PredictRunner:
 
     def send_part(self, id: int, part: bytes) -> None:
         """Sends a part of an answer."""
-        self._send(Reply(id, [part], final=False))
+        self.send(Reply(id, [part], final=False))
 
     def _failed(self, error: BaseException) -> Failure:
         """The failure of an item; it is logged too."""

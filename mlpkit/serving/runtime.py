@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import msgspec
@@ -27,7 +27,7 @@ from mlpkit import formats
 from mlpkit.app import App
 from mlpkit.errors import MlpkitError, ModelNotLoaded, UserCodeError
 from mlpkit.injection import Call, Plan, ProcessScope, user_code
-from mlpkit.log import logger, with_request_id
+from mlpkit.log import logger, request_id, with_request_id
 from mlpkit.processes import (
     BlockingChannel,
     capture_output,
@@ -44,6 +44,7 @@ from mlpkit.serving.messages import (
     Broken,
     Cancel,
     Failure,
+    Item,
     Load,
     Logged,
     Predict,
@@ -99,14 +100,24 @@ class WorkerRuntime:
 
     Args:
         single: the process has one model, whose handlers run in the thread that calls `take`.
+        warm_up: predict the examples of an algorithm after each load.
     """
 
-    def __init__(self, app: App, settings: Settings, send: Callable[[Reply], None], *, single: bool = False) -> None:
+    def __init__(
+        self,
+        app: App,
+        settings: Settings,
+        send: Callable[[Reply], None],
+        *,
+        single: bool = False,
+        warm_up: bool = True,
+    ) -> None:
         self._app = app
         self._algorithms = app.build()
         self._settings = settings
         self._send = send
         self._single = single
+        self._warms_up = warm_up
         self._models: dict[str, LoadedModel] = {}
         self._unloading = 0
         self._lock = threading.Lock()
@@ -267,6 +278,7 @@ class WorkerRuntime:
                 algorithm, request.model_id, model, self._settings, self._service, self._scope, self._send
             )
             loaded = self._with_threads(runner, thread, closers, files)
+            self._warm_up(loaded)
         except BaseException as error:
             self._release(files)
             if isinstance(error, MlpkitError):
@@ -294,6 +306,37 @@ class WorkerRuntime:
             return LoadedModel(runner, partial(thread.put, runner.run), thread, None, closers, files)
         threads = WorkerThreads(_thread_name("predict", runner.model_id), ThreadState(), count)
         return LoadedModel(runner, partial(threads.put, runner.run), thread, threads, closers, files)
+
+    def _warm_up(self, loaded: LoadedModel) -> None:
+        """Predicts the examples of the algorithm, on the way of all predictions.
+
+        What is only done once, such as allocations and imports, is then not left to the first caller. An example that
+        fails is logged: the model is loaded even so, because only the author's example may be wrong.
+        """
+        runner = loaded.runner
+        algorithm = runner.algorithm
+        if not (self._warms_up and algorithm.load_options.warm_up and algorithm.plan("predict")):
+            return
+        replies: SimpleQueue[Reply] = SimpleQueue()
+        runner.send = replies.put
+        # The thread of `load` also predicts, unless there are several or a loop.
+        predict = runner.run if loaded.predict_threads is None and not runner.is_async else loaded.predict
+        for number, example in enumerate(algorithm.examples, 1):
+            try:
+                item = Item(params=b"null", uuid=None, log_uuid=request_id.get(), features=formats.to_json(example))
+                predict(Predict(0, runner.model_id, [item]))
+                result = replies.get(timeout=self._settings.load_timeout).results[0]
+                problem = result.text if isinstance(result, Failure) else ""
+            except Empty:
+                problem = f"there was no answer within {self._settings.load_timeout:g} s"
+            except (TypeError, ValueError) as error:
+                problem = str(error)
+            if problem:
+                logger.warning(
+                    "model {!r} is loaded, but example {} of {!r} cannot be predicted: {}",
+                    *(runner.model_id, number, algorithm.name, problem),
+                )
+        runner.send = self._send
 
     def _open(
         self, plan: Plan, fields: Mapping[str, object], service: Callable[[type], object]
