@@ -35,7 +35,7 @@ from mlpkit.processes import log_prints
 from mlpkit.script import absolute_search_path, know_by_other_names, target_of
 from mlpkit.serving import Aliases, Models
 from mlpkit.settings import Settings, environment_remarks, load_settings
-from mlpkit.storage import Storage, open_storage
+from mlpkit.storage import Storage, StoredModels, open_storage
 from mlpkit.training import TrainingQueue
 from mlpkit.web import HISTORY_STEP, Application, Dependencies, ServiceState, connections
 
@@ -75,6 +75,7 @@ class Service:
         self.target = target or target_of(app)
         self.state = ServiceState()
         self.storage: Storage = open_storage(settings)
+        self.stored_models = StoredModels(self.storage, settings)
         self.training = TrainingQueue(app.build(), self.target, settings, log)
         self.models = Models(app, self.target, settings, log)
         self.models.on_change = self.training.events.note_model
@@ -88,6 +89,7 @@ class Service:
                 aliases=self.aliases,
                 training=self.training,
                 storage=self.storage,
+                stored_models=self.stored_models,
                 log=log,
                 state=self.state,
                 cluster=self.cluster,
@@ -104,6 +106,7 @@ class Service:
         async with AsyncExitStack() as exits:
             exits.callback(self.log.flush)
             exits.callback(self.storage.close)
+            exits.callback(self.stored_models.close)
             await self.training.open()
             exits.push_async_callback(self.training.close)
             self.aliases.open()

@@ -11,7 +11,12 @@ import msgspec
 from mlpkit.cli.options import as_json, prefix, token, url
 
 if TYPE_CHECKING:
-    from mlpkit.client import JobView
+    from collections.abc import Mapping
+
+    from mlpkit.client import Client, JobView
+
+_PAGE = 500
+"""Models of one request, at most as many as the service gives."""
 
 
 @click.command()
@@ -41,20 +46,29 @@ def jobs(url: str, prefix: str, token: str | None, as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--stored", is_flag=True, help="List the models in the store, newest first.")
+@click.option("--algorithm", "-a", metavar="NAME", help="With --stored: only the models of this algorithm.")
+@click.option("--limit", type=click.IntRange(1), default=50, metavar="N", help="With --stored: how many at most.")
 @url
 @prefix
 @token
 @as_json
-def models(url: str, prefix: str, token: str | None, as_json: bool) -> None:
+def models(
+    stored: bool, algorithm: str | None, limit: int, url: str, prefix: str, token: str | None, as_json: bool
+) -> None:
     """List the models of a running service, and their workers.
 
     \b
     Example:
       mlpkit models --url http://127.0.0.1:8000
+      mlpkit models --stored --algorithm sentiment --limit 20
     """
     from mlpkit.client import Client
 
     with Client(url, prefix, token) as client:
+        if stored:
+            _print_stored(client, algorithm, limit, as_json)
+            return
         found = client.models()
     if as_json:
         print(msgspec.json.encode(found).decode())
@@ -72,6 +86,51 @@ def models(url: str, prefix: str, token: str | None, as_json: bool) -> None:
         for model in found
     ]
     _print_table("models", columns, rows, [model.problem for model in found])
+
+
+def _print_stored(client: Client, algorithm: str | None, limit: int, as_json: bool) -> None:
+    """Prints the newest models in the store."""
+    page = client.stored_models(algorithm, limit=min(limit, _PAGE))
+    found = list(page.models)
+    while page.next is not None and len(found) < limit:
+        page = client.stored_models(algorithm, limit=min(limit - len(found), _PAGE), after=page.next)
+        found += page.models
+    if as_json:
+        print(msgspec.json.encode(found).decode())
+        return
+    columns = ["model", "algorithm", "created", "size", "state", "aliases", "evaluation"]
+    rows = [
+        [
+            model.model_id,
+            model.algorithm,
+            _moment(model.created),
+            _size(model.size),
+            "" if model.state == "unloaded" else model.state,
+            ", ".join(model.aliases),
+            _evaluated(model.evaluation),
+        ]
+        for model in found
+    ]
+    gates = [f"is below its gate: {model.below_gate}" if model.below_gate else "" for model in found]
+    _print_table("stored models", columns, rows, gates)
+    if page.total > len(found):
+        print(f"\n{len(found)} of {page.total} models: --limit shows more")
+    if page.unread:
+        print(f"\n{page.unread} more folders are still being read: ask again")
+
+
+def _evaluated(evaluation: Mapping[str, object]) -> str:
+    """The two most important figures of an evaluation, which come first."""
+    figures = [f"{name} {value:.4g}" for name, value in evaluation.items() if isinstance(value, float)]
+    return ", ".join(figures[:2])
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}" if unit != "B" else f"{size} B"
+        size /= 1024
+    return f"{size:.3g} GiB"
 
 
 @click.command()

@@ -4,7 +4,18 @@ It speaks to any service that keeps the platform's protocol; the routes beyond i
 `ready`) need mlpkit.
 """
 
-from mlpkit.client.answers import AliasView, JobStatus, JobView, ModelView, Monitor, NodeInfo, Readiness, data_of
+from mlpkit.client.answers import (
+    AliasView,
+    JobStatus,
+    JobView,
+    ModelView,
+    Monitor,
+    NodeInfo,
+    Readiness,
+    StoredModelsView,
+    StoredModelView,
+    data_of,
+)
 from mlpkit.client.client import Client, JobHandle
 from mlpkit.client.files import LocalFiles, TrainRequest, upload
 from mlpkit.client.transport import Answer, Transport
@@ -21,6 +32,8 @@ __all__ = [
     "Monitor",
     "NodeInfo",
     "Readiness",
+    "StoredModelView",
+    "StoredModelsView",
     "TrainRequest",
     "Transport",
     "data_of",

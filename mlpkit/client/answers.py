@@ -110,6 +110,37 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     aliases: list[str] = []
 
 
+class StoredModelView(msgspec.Struct, frozen=True, kw_only=True):
+    """One model in the store.
+
+    `created` is in seconds since the epoch, `size` in bytes. `evaluation` is the summary of its evaluation,
+    `below_gate` says why it is below its gate. `state` is `loading`, `loaded`, `unloading` or `unloaded`.
+    """
+
+    model_id: str
+    algorithm: str = ""
+    kind: str = ""
+    created: float | None = None
+    size: int = 0
+    evaluation: dict[str, Any] = {}
+    below_gate: str = ""
+    state: str = "unloaded"
+    aliases: list[str] = []
+
+
+class StoredModelsView(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the models in the store, newest first.
+
+    `total` counts the models of all pages; `next` gives the page after it, None at the end. `unread` folders were not
+    looked at yet: ask again later.
+    """
+
+    models: list[StoredModelView]
+    total: int = 0
+    next: str | None = None
+    unread: int = 0
+
+
 class AliasView(msgspec.Struct, frozen=True, kw_only=True):
     """Where an alias leads.
 

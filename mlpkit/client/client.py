@@ -20,6 +20,7 @@ from mlpkit.client.answers import (
     Monitor,
     NodeInfo,
     Readiness,
+    StoredModelsView,
     data_of,
     typed,
 )
@@ -230,6 +231,17 @@ class Client:
     def models(self) -> list[ModelView]:
         """The models that are loaded, or should be."""
         return typed(_listed(data_of(self._request("GET", f"{self.prefix}models")), "models"), list[ModelView])
+
+    def stored_models(
+        self, algorithm: str | None = None, *, limit: int = 100, after: str | None = None
+    ) -> StoredModelsView:
+        """A page of the models in the store, newest first.
+
+        `after` is the `next` of the page before it. A page has at most 500 models.
+        """
+        choice = {"stored": 1, "limit": limit, "algorithm": algorithm, "after": after}
+        query = urlencode({name: value for name, value in choice.items() if value is not None})
+        return typed(data_of(self._request("GET", f"{self.prefix}models?{query}")), StoredModelsView)
 
     def live(self) -> bool:
         """Whether the service's process answers at all."""

@@ -27,6 +27,7 @@ from mlpkit.storage.paths import (
 )
 from mlpkit.storage.storage import Storage, open_storage
 from mlpkit.storage.store import folder_of, register_store, settings_for
+from mlpkit.storage.stored import StoredModels
 
 __all__ = [
     "CheckpointManifest",
@@ -34,6 +35,7 @@ __all__ = [
     "ModelDir",
     "ObjectStat",
     "Storage",
+    "StoredModels",
     "begin_model",
     "checked_key",
     "checked_name",

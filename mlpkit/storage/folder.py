@@ -88,6 +88,11 @@ class FolderStore:
             with contextlib.suppress(ObjectNotFound):
                 yield self.stat(bucket, key)
 
+    def folders(self, bucket: str) -> Iterator[str]:
+        with self._translated(bucket, ""), os.scandir(self._root / bucket) as found:
+            names = [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
+        yield from sorted(names, key=str.encode)
+
     def delete(self, bucket: str, keys: Sequence[str]) -> None:
         for key in keys:
             with self._translated(bucket, key):

@@ -173,6 +173,12 @@ class S3Store:
             for found in self._client.list_objects(bucket_name=bucket, prefix=prefix, recursive=True):
                 yield _described(found)
 
+    def folders(self, bucket: str) -> Iterator[str]:
+        with translated(self._place, bucket, "", "s3:ListBucket"):
+            for found in self._client.list_objects(bucket_name=bucket, recursive=False):
+                if found.is_dir:
+                    yield found.object_name.removesuffix("/")
+
     def delete(self, bucket: str, keys: Sequence[str]) -> None:
         with translated(self._place, bucket, keys[0] if len(keys) == 1 else "", "s3:DeleteObject"):
             if len(keys) == 1:

@@ -9,6 +9,7 @@ import builtins
 import contextlib
 import itertools
 import os
+import tempfile
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -158,6 +159,22 @@ class Storage:
         """
         bucket, start = checked_prefix(prefix)
         return list(itertools.islice(objects_below(self._parts().store, bucket, start), limit))
+
+    def folders(self, bucket: str) -> builtins.list[str]:
+        """The names before the first slash of the bucket's keys, in order."""
+        return list(self._parts().store.folders(checked_prefix(bucket)[0]))
+
+    def read(self, stat: ObjectStat) -> bytes:
+        """The content of a small object, which does not enter the cache.
+
+        Raises:
+            StorageError: the object has changed since its `stat`, or the store cannot be used.
+        """
+        parts = self._parts()
+        with tempfile.TemporaryDirectory(prefix="mlpkit-read-") as folder:
+            target = Path(folder, "content")
+            parts.store.download(stat, target, parts.threads)
+            return target.read_bytes()
 
     def delete(self, path: str, recursive: bool = False) -> int:
         """Removes the object, and with `recursive` everything below it.

@@ -117,6 +117,12 @@ class Store(Protocol):
         A bucket that does not exist has none, or raises ObjectNotFound.
         """
 
+    def folders(self, bucket: str) -> Iterator[str]:
+        """What keys have before their first slash, in order.
+
+        It must not take longer if there is much below them. A bucket that does not exist is as in `list`.
+        """
+
     def delete(self, bucket: str, keys: Sequence[str]) -> None:
         """Removes the objects; one that does not exist is not an error."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, fail_after, to_thread
 
-from mlpkit.errors import ArgumentError, JobNotFound, did_you_mean
+from mlpkit.errors import ArgumentError, JobNotFound, TimeLimitExceeded, did_you_mean
 from mlpkit.processes import memory_of_each
 from mlpkit.training import STATES, JobFilter
 from mlpkit.web.request import HttpResponse, success
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from mlpkit.web.routes import Dependencies, Request
 
 _MOST_JOBS = 1000
+_STORED = 100
+_MOST_STORED = 500
 _LARGEST_LOG = 16 << 20
 _TEXT = b"text/plain; charset=utf-8"
 
@@ -33,7 +36,11 @@ class JobRoutes:
         self._models = dependencies.models
         self._training = dependencies.training
         self._cluster = dependencies.cluster
+        self._aliases = dependencies.aliases
+        self._stored_models = dependencies.stored_models
+        self._timeout = dependencies.settings.hook_timeout
         self._threads = CapacityLimiter(4)
+        self._store_threads = CapacityLimiter(4)
 
     async def jobs(self, request: Request) -> HttpResponse:
         """The newest jobs, filtered, and how many there are in `total`.
@@ -102,10 +109,12 @@ class JobRoutes:
         return success({"model_id": job.model_id, "status": job.state, "message": job.note})
 
     async def models(self, request: Request) -> HttpResponse:
-        """The models that are loaded, or should be.
+        """The models that are loaded, or, with `stored=1`, in the store.
 
         `missing` are those that should be loaded and are not. In cluster mode it also says what the database wants.
         """
+        if request.query.get("stored", "0") not in ("0", ""):
+            return await self._stored(request)
         listed = msgspec.to_builtins(self._models.listed(), str_keys=True)
         desired_models = self._cluster.desired_models if self._cluster is not None else None
         if self._cluster is None or desired_models is None:
@@ -120,6 +129,29 @@ class JobRoutes:
         memory = await to_thread.run_sync(memory_of_each, pids, limiter=self._threads)
         listed = [{**msgspec.to_builtins(worker), "memory": memory.get(worker.pid or 0)} for worker in workers]
         return success({"workers": listed, "restarts": self._models.restarts})
+
+    async def _stored(self, request: Request) -> HttpResponse:
+        """A page of the models in the store, newest first."""
+        limit = min(number_of(request, "limit", None) or _STORED, _MOST_STORED)
+        call = partial(self._stored_models.page, request.query.get("algorithm"), limit, request.query.get("after"))
+        try:
+            with fail_after(self._timeout):
+                page = await to_thread.run_sync(call, limiter=self._store_threads, abandon_on_cancel=True)
+        except TimeoutError:
+            raise TimeLimitExceeded(f"the store did not list its models within {self._timeout:g} s") from None
+        states = {model.model_id: model.state for model in self._models.listed()}
+        aliases: dict[str, list[str]] = {}
+        for alias in self._aliases.listed():
+            aliases.setdefault(alias.model_id, []).append(alias.name)
+        models = [
+            {
+                **msgspec.to_builtins(model),
+                "state": states.get(model.model_id, "unloaded"),
+                "aliases": aliases.get(model.model_id, []),
+            }
+            for model in page.models
+        ]
+        return success({"models": models, "total": page.total, "next": page.next, "unread": page.unread})
 
     def _job(self, model_id: str) -> Job:
         job = self._training.summary(model_id)

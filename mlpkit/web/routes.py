@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from mlpkit.platform.cluster import ReplicaSync
     from mlpkit.serving import Aliases, Models
     from mlpkit.settings import Settings
-    from mlpkit.storage import Storage
+    from mlpkit.storage import Storage, StoredModels
     from mlpkit.training import TrainingQueue
     from mlpkit.web.predict import PredictEndpoint
     from mlpkit.web.request import RequestContext, RequestCounts
@@ -86,6 +86,7 @@ class Dependencies:
     aliases: Aliases
     training: TrainingQueue
     storage: Storage
+    stored_models: StoredModels
     log: LogOutput
     state: ServiceState
     cluster: ReplicaSync | None = None
@@ -225,6 +226,12 @@ def _own_routes(dependencies: Dependencies) -> list[RouteSpec]:
         "tail": "only this number of lines from the end",
         "from": "only what follows this number of bytes; the header X-Log-End of the last answer has it",
     }
+    stored = {
+        "stored": "1 lists the models in the store, newest first",
+        "algorithm": "with stored=1: only the models of this algorithm",
+        "limit": "with stored=1: how many models a page has: 100, up to 500",
+        "after": "with stored=1: the `next` of the page before",
+    }
     return [
         RouteSpec("GET", "jobs", jobs.jobs, query=choice),
         RouteSpec("GET", "jobs/{model_id:path}/log", jobs.log, query=part),
@@ -237,7 +244,7 @@ def _own_routes(dependencies: Dependencies) -> list[RouteSpec]:
         ),
         RouteSpec("GET", "jobs/{model_id:path}", jobs.job),
         RouteSpec("POST", "cancel", jobs.cancel, CANCEL),
-        RouteSpec("GET", "models", jobs.models),
+        RouteSpec("GET", "models", jobs.models, query=stored),
         RouteSpec("GET", "workers", jobs.workers),
         RouteSpec("GET", "events", listening.events),
         RouteSpec("POST", "alias", aliases.alias, ALIAS),

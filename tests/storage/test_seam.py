@@ -42,6 +42,9 @@ class MemoryStore:
     def list(self, bucket: str, prefix: str) -> Iterator[ObjectStat]:
         return (self.stat(bucket, key) for key in sorted(self._objects.get(bucket, ())) if key.startswith(prefix))
 
+    def folders(self, bucket: str) -> Iterator[str]:
+        yield from sorted({key.partition("/")[0] for key in self._objects.get(bucket, ()) if "/" in key})
+
     def delete(self, bucket: str, keys: Sequence[str]) -> None:
         for key in keys:
             self._objects.get(bucket, {}).pop(key, None)

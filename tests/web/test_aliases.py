@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.servers import wait_until
+from tests.servers import LONG, wait_until
 from tests.wire.replayer import Service
 
 
@@ -102,3 +105,30 @@ def test_a_model_that_an_alias_leads_to_is_neither_unloaded_nor_deleted(service:
     assert predicted(service, "word@kept")["data"]["predictions"] == "word of a"
     post(service, "/unalias", algorithm="word", alias="kept")
     assert post(service, "/unload", algorithm="word", model_id="a")["status"] == "success"
+
+
+def test_stored_models_are_listed_in_pages_with_what_is_known_of_them(service: Service) -> None:
+    move(service, "a", "listed")
+    wait_until(lambda: service.get("/models?stored=1").json["data"]["unread"] == 0, "all manifests are read")
+    page = service.get("/models?stored=1&algorithm=word&limit=2").json["data"]
+    rest = service.get(f"/models?stored=1&algorithm=word&limit=100&after={page['next']}").json["data"]
+    found = {model["model_id"]: model for model in [*page["models"], *rest["models"]]}
+    assert (set(found), page["total"], rest["next"]) == ({"a", "b", "bad", "word@taken"}, 4, None)
+    assert found["a"].items() >= {"state": "loaded", "aliases": ["word@listed"], "size": len("word of a")}.items()
+    assert found["bad"].items() >= {"state": "unloaded", "below_gate": "f1 is 0.5 and must be 0.8"}.items()
+    assert service.get("/models?stored=1&after=x").json["status"] == "arg_error"
+    post(service, "/unalias", algorithm="word", alias="listed")
+
+
+def test_the_command_line_shows_aliases_and_stored_models(service: Service) -> None:
+    def mlpkit(*arguments: str) -> str:
+        command = [sys.executable, "-m", "mlpkit", *arguments, "--url", f"http://127.0.0.1:{service.port}"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=True).stdout
+
+    assert re.search(r"^word@shell +b +loaded", mlpkit("alias", "word@shell", "b"), re.MULTILINE)
+    assert "word@shell" in mlpkit("alias")
+    shown = mlpkit("models", "--stored", "-a", "word", "--limit", "3")
+    assert "3 of 4 models" in shown
+    assert re.search(r"^b +word .* 9 B +loaded +word@shell$", mlpkit("models", "--stored"), re.MULTILINE)
+    assert mlpkit("alias", "word@shell", "--remove") == ""
+    assert mlpkit("alias") == "no aliases\n"

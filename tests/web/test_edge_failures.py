@@ -39,7 +39,9 @@ def asked(failing: Any, path: str = "/anything") -> tuple[Connection, str]:
     log, connection = io.StringIO(), Connection()
     output = LogOutput(log)
     nothing: Any = None
-    dependencies = Dependencies({}, Settings(), nothing, nothing, nothing, nothing, output, ServiceState("ready"))
+    dependencies = Dependencies(
+        {}, Settings(), nothing, nothing, nothing, nothing, nothing, output, ServiceState("ready")
+    )
     application = Application(dependencies)
     application.router = failing
     scope: Scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
@@ -87,6 +89,8 @@ def test_a_websocket_is_closed() -> None:
     connection = Connection()
     nothing = cast(Any, None)
     state = ServiceState("ready")
-    dependencies = Dependencies({}, Settings(), nothing, nothing, nothing, nothing, LogOutput(io.StringIO()), state)
+    dependencies = Dependencies(
+        {}, Settings(), nothing, nothing, nothing, nothing, nothing, LogOutput(io.StringIO()), state
+    )
     asyncio.run(Application(dependencies)({"type": "websocket"}, connection.receive, connection.send))
     assert connection.sent[0]["type"] == "websocket.close"
