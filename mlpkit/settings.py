@@ -213,6 +213,12 @@ class Settings:
     )
     train_task_num: int = _setting("MLP_TRAIN_TASK_NUM", 5, natural(1), "How many training jobs run at the same time.")
     train_queue_size: int = _setting("MLP_TRAIN_QUEUE_SIZE", 100, natural(0), "How many training jobs may wait.")
+    train_fair: str = _setting(
+        "MLP_TRAIN_FAIR",
+        "off",
+        choice("off", "app_id"),
+        "With `app_id`, the next training belongs to the `extend.app_id` that has waited longest.",
+    )
     checkpoint_period: float = _setting(
         "MLPKIT_CHECKPOINT_PERIOD",
         300.0,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlpkit.training.events import Event, Listener, job_data, progress_data
     from mlpkit.training.job import LONGEST_ID, STATES, Job, JobOutcome, State, TrainJob, new_model_id
     from mlpkit.training.journal import JobFilter
+    from mlpkit.training.order import with_order
     from mlpkit.training.progress import BarLines, BarState, Progress, Snapshot, read_bar
     from mlpkit.training.queue import TrainingQueue
     from mlpkit.training.run import check_job, destination, run_train, takes_checkpoint
@@ -45,6 +46,7 @@ __all__ = [
     "run_train",
     "takes",
     "takes_checkpoint",
+    "with_order",
 ]
 
 # A script that names `TrainData` is imported by every worker, which needs neither the queue nor its journal.
@@ -61,6 +63,7 @@ __getattr__ = front_door(
         **dict.fromkeys(("BarLines", "BarState", "Progress", "Snapshot", "read_bar"), "mlpkit.training.progress"),
         "JobFilter": "mlpkit.training.journal",
         "TrainingQueue": "mlpkit.training.queue",
+        "with_order": "mlpkit.training.order",
         **dict.fromkeys(("check_job", "destination", "run_train", "takes_checkpoint"), "mlpkit.training.run"),
     },
 )

@@ -114,8 +114,15 @@ class Engine(Protocol):
         """
         ...
 
-    def place(self, job: Job, options: TrainOptions) -> AbstractAsyncContextManager[Place]:
-        """Waits for a place with these resources, first come, first served."""
+    def place(self, options: TrainOptions) -> AbstractAsyncContextManager[Place]:
+        """Waits for a place with these resources, first come, first served.
+
+        The queue decides which job runs in it: not always the one for which it has asked.
+        """
+        ...
+
+    def fits(self, asked: TrainOptions, wanted: TrainOptions) -> bool:
+        """Whether a place for `asked` also serves `wanted`."""
         ...
 
     def keeps(self, job: Job) -> bool:

@@ -36,7 +36,8 @@ class Job(msgspec.Struct, frozen=True):
     `data`, `parameters` and `extend` are JSON text; times are seconds since the epoch.
     `uuid` is the caller's own or None, `log_uuid` what is in the log. `attempt` counts the starts of its process;
     `drained` is how many of them a stop of the service has ended after a checkpoint, which `max_attempts` does not
-    count. `cancelling` means that a soft cancel was accepted. `message` tells people why it ended in `error`.
+    count. `cancelling` means that a soft cancel was accepted. `priority` and `app_id` are those of `extend`. `message`
+    tells people why it ended in `error`.
     """
 
     model_id: str
@@ -56,6 +57,8 @@ class Job(msgspec.Struct, frozen=True):
     ended: float | None = None
     drained: int = 0
     cancelling: bool = False
+    priority: int = 0
+    app_id: str = ""
 
     @property
     def has_ended(self) -> bool:

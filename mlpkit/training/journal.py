@@ -186,6 +186,15 @@ class Journal:
         # Without the index on the state, which would sort all of them.
         return self._select("WHERE +state NOT IN ('init', 'training') ORDER BY number LIMIT ?", (limit,))
 
+    def last_starts(self) -> dict[str, float]:
+        """When a job of each app was last started, by `app_id`."""
+        rows = self._rows(
+            "SELECT coalesce(json_extract(record, '$.app_id'), ''), max(json_extract(record, '$.started')) FROM job "
+            "WHERE json_extract(record, '$.started') IS NOT NULL GROUP BY 1",
+            (),
+        )
+        return dict(rows)
+
     def remove(self, model_ids: Iterable[str]) -> None:
         """Removes jobs that have ended."""
         with self._transaction() as writer:

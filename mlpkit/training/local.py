@@ -207,9 +207,12 @@ class LocalEngine:
         self._devices.check(options.gpus)
 
     @asynccontextmanager
-    async def place(self, job: Job, options: TrainOptions) -> AsyncIterator[Place]:
+    async def place(self, options: TrainOptions) -> AsyncIterator[Place]:
         async with self._devices.held(options.gpus) as devices, self._slots:
-            yield _LocalPlace(self._target, self._settings, self._folder(job), devices, self._running)
+            yield _LocalPlace(self._target, self._settings, self._work, devices, self._running)
+
+    def fits(self, asked: TrainOptions, wanted: TrainOptions) -> bool:
+        return asked.gpus == wanted.gpus
 
     def keeps(self, job: Job) -> bool:
         return _trained(self._folder(job), job) is not None
@@ -243,7 +246,7 @@ class LocalEngine:
             logger.warning("parts of the model of job [{}] may be left in the store: {}", job.model_id, error)
 
     def _folder(self, job: Job) -> Path:
-        return self._work.absolute() / f"train-{file_name(job.model_id)}"
+        return _folder_of(self._work, job)
 
     def _remove_others(self, jobs: Sequence[Job]) -> None:
         """Removes the folders of all jobs but these."""
@@ -257,34 +260,39 @@ class LocalEngine:
 class _LocalPlace:
     """Runs one job in a process, which sees these GPUs.
 
-    `running` holds the process meanwhile, by the job's model id.
+    `work` is the folder in which each job has its own. `running` holds the process meanwhile, by the job's model id.
     """
 
     def __init__(
         self,
         target: str,
         settings: Settings,
-        folder: Path,
+        work: Path,
         devices: tuple[str, ...],
         running: dict[str, Child],
     ) -> None:
         self._target = target
         self._settings = settings
-        self._folder = folder
+        self._work = work
         self._devices = devices
         self._running = running
 
     async def run(self, run: JobRun) -> JobOutcome:
-        await anyio.to_thread.run_sync(_prepare_folder, self._folder, run.job)
-        process = _JobProcess(self._target, self._settings, self._folder, self._devices, run)
+        folder = _folder_of(self._work, run.job)
+        await anyio.to_thread.run_sync(_prepare_folder, folder, run.job)
+        process = _JobProcess(self._target, self._settings, folder, self._devices, run)
         try:
             outcome = await process.run(self._running)
         finally:
             self._running.pop(run.job.model_id, None)
         if outcome.state == "completed":
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(_remove, self._folder)
+                await anyio.to_thread.run_sync(_remove, folder)
         return outcome
+
+
+def _folder_of(work: Path, job: Job) -> Path:
+    return work.absolute() / f"train-{file_name(job.model_id)}"
 
 
 def _prepare_folder(folder: Path, job: Job) -> None:

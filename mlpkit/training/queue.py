@@ -40,6 +40,7 @@ from mlpkit.training.events import Event, Events
 from mlpkit.training.job import Job, JobOutcome
 from mlpkit.training.joblog import JobLog, file_name
 from mlpkit.training.journal import JobFilter, Journal
+from mlpkit.training.order import Turns
 from mlpkit.training.progress import Curves, Snapshot
 from mlpkit.training.run import takes_checkpoint
 
@@ -48,6 +49,7 @@ T = TypeVar("T")
 CANCELLED = "cancelled"
 """The message of a job that somebody cancelled."""
 CANCELLED_WITH_CHECKPOINT = "cancelled; its checkpoint is kept, and extend.resume_from continues from it"
+_CANCELS = (CANCELLED, CANCELLED_WITH_CHECKPOINT)
 STOPPED_EARLY = "a soft cancel asked it to end; the model is what train had made by then"
 
 _RETRY_FIRST = 0.5
@@ -107,7 +109,7 @@ class EndedJobs:
 
 
 class TrainingQueue:
-    """Training jobs, first come, first served.
+    """Training jobs by priority, then first come, first served.
 
     All methods belong to one event loop. At most `MLP_TRAIN_TASK_NUM` jobs run and `MLP_TRAIN_QUEUE_SIZE` wait.
 
@@ -134,6 +136,8 @@ class TrainingQueue:
         self._log = log
         self._engine = engine or make_engine(settings.engine, target, settings)
         self._live: dict[str, _LiveJob] = {}
+        self._turns = Turns(self._engine, fair=settings.train_fair == "app_id")
+        self._positions: dict[str, int] | None = None
         self._capacity = settings.train_task_num + settings.train_queue_size
         self.on_end: Callable[[Job], None] | None = None
         self.events = Events()
@@ -153,6 +157,8 @@ class TrainingQueue:
         self._journal = await self._on_disk(lambda: Journal(self._settings.home))
         self.events.open(self._journal)
         unfinished = await self._on_disk(self._journal.unfinished)
+        if self._settings.train_fair == "app_id":
+            self._turns.last_starts = await self._on_disk(self._journal.last_starts)
         await self._engine.open(unfinished)
         self._host = asyncio.create_task(self._run_tasks(opened))
         await opened.wait()
@@ -285,10 +291,19 @@ class TrainingQueue:
         if not live.job.cancelling:
             live.job = msgspec.structs.replace(live.job, cancelling=True)
             # On disk first: the job must not run again if the service is killed now.
-            self.events.publish(await self._on_disk(lambda: self._journal.update(live.job)))
+            event = await self._on_disk(lambda: self._note_cancelling(live.job.model_id))
+            if event is not None:
+                self.events.publish(event)
             live.stop_request.make("cancel")
             self._tasks.start_soon(kill_later)
         return live.job
+
+    def _note_cancelling(self, model_id: str) -> Event | None:
+        # What is on disk, not what is known here: the job may just have ended.
+        job = self._journal.summary(model_id)
+        if job is None or job.has_ended:
+            return None
+        return self._journal.update(msgspec.structs.replace(job, cancelling=True))
 
     def _cancel_on_disk(self, model_id: str) -> tuple[Job, Event | None]:
         job = self._journal.job(model_id)
@@ -339,7 +354,7 @@ class TrainingQueue:
         """
         since = time.time() - _RECENT
         failed = self._journal.jobs(_MOST_RECENT, 0, JobFilter(state="error"))
-        recent = [job for job in failed if job.message != CANCELLED and (job.ended or 0.0) >= since]
+        recent = [job for job in failed if job.message not in _CANCELS and (job.ended or 0.0) >= since]
         return sorted(recent, key=lambda job: job.ended or 0.0, reverse=True)
 
     def reported(self, model_id: str) -> float | None:
@@ -387,8 +402,10 @@ class TrainingQueue:
 
     def position(self, model_id: str) -> int | None:
         """The job's position among the waiting ones; 1 is next."""
-        waiting = [live.job.model_id for live in self._live.values() if live.job.state == "init"]
-        return waiting.index(model_id) + 1 if model_id in waiting else None
+        if self._positions is None:
+            ordered = self._turns.in_order([live.job for live in self._live.values() if live.job.state == "init"])
+            self._positions = {job.model_id: number for number, job in enumerate(ordered, 1)}
+        return self._positions.get(model_id)
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in `init` and `training`."""
@@ -407,7 +424,7 @@ class TrainingQueue:
         self._curves_path(model_id).unlink(missing_ok=True)
 
     async def _run_tasks(self, opened: anyio.Event) -> None:
-        async with anyio.create_task_group() as self._tasks:
+        async with anyio.create_task_group() as self._tasks, self._turns.opened():
             opened.set()
             await self._closed.wait()
 
@@ -439,6 +456,7 @@ class TrainingQueue:
 
     def _enter(self, job: Job, *, on_disk: bool = False) -> _LiveJob:
         live = self._live[job.model_id] = _LiveJob(job, on_disk)
+        self._positions = None
         self._tasks.start_soon(self._attend, live)
         return live
 
@@ -456,11 +474,13 @@ class TrainingQueue:
                             break
                         logger.warning("{}: job [{}] runs again", outcome.message, live.job.model_id)
                         live.job = live.job.put_back()
+                        self._positions = None
                         await self._write(live, live.job)
                         outcome = await self._take_turn(live)
                     await self._finish(live, outcome)
         finally:
             del self._live[live.job.model_id]
+            self._positions = None
             live.answered.set()
             live.left.set()
 
@@ -485,10 +505,11 @@ class TrainingQueue:
         if live.asked:
             return None
         with anyio.CancelScope() as live.scope:
-            async with self._engine.place(live.job, self._options(live.job)) as place:
+            async with self._turns.place(live.job, self._options(live.job)) as place:
                 started = live.job.moved("training", attempt=live.job.attempt + 1, started=time.time(), progress=None)
                 await self._write(live, started)
                 live.job = started
+                self._positions = None
                 if started.attempt == 1 and started.started is not None:
                     counts = self.ended.setdefault(started.algorithm, EndedJobs())
                     counts.waiting.add(started.started - started.created)
@@ -563,7 +584,7 @@ class TrainingQueue:
             self._tell_end(job)
 
     def _tell_end(self, job: Job) -> None:
-        cancelled = job.message in (CANCELLED, CANCELLED_WITH_CHECKPOINT)
+        cancelled = job.message in _CANCELS
         failed = job.state == "error" and not cancelled
         counts = self.ended.setdefault(job.algorithm, EndedJobs())
         outcome = "cancelled" if cancelled else job.state

@@ -13,7 +13,7 @@ from mlpkit.errors import AlgorithmNotFound, DatabaseError, ObjectNotFound, Time
 from mlpkit.injection import NULL
 from mlpkit.processes import LONG
 from mlpkit.storage import checkpoint_place, delete_checkpoint, delete_model
-from mlpkit.training import LONGEST_ID, Job, check_job, new_model_id, takes_checkpoint
+from mlpkit.training import LONGEST_ID, Job, check_job, new_model_id, takes_checkpoint, with_order
 from mlpkit.web.body import work_on
 from mlpkit.web.request import HttpResponse, success
 
@@ -57,7 +57,7 @@ class AlgorithmRoutes:
                 log_uuid=context.request_id,
             )
             check_job(algorithm, job, self._settings)
-            return job
+            return with_order(job)
 
         job = await work_on(request.body, checked_job)
         if not await self._training.has_accepted(job):

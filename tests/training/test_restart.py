@@ -173,6 +173,7 @@ async def test_job_does_not_run_while_an_older_process_still_runs_it(open_queue:
     async with open_queue(SCRIPT, train_task_num=1) as queue:
         await queue.submit(job("first", folder=str(tmp_path)))
         await queue.submit(job("m", folder=str(tmp_path)))
+        await until(queue.log_path("first").exists)
         with queue.log_path("m").open("w") as held_elsewhere:
             fcntl.flock(held_elsewhere, fcntl.LOCK_EX)
             (tmp_path / "go").touch()

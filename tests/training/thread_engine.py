@@ -42,9 +42,12 @@ class ThreadEngine:
             raise ArgumentError("threads have no GPUs")
 
     @asynccontextmanager
-    async def place(self, job: Job, options: TrainOptions) -> AsyncIterator[Place]:
+    async def place(self, options: TrainOptions) -> AsyncIterator[Place]:
         async with self._slots:
             yield _Thread(self._target, self._settings)
+
+    def fits(self, asked: TrainOptions, wanted: TrainOptions) -> bool:
+        return True
 
     def keeps(self, job: Job) -> bool:
         return False
