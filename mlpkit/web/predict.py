@@ -76,8 +76,12 @@ class PredictEndpoint:
         pending: PendingPrediction | None = None
 
         def on_outcome(outcome: Outcome) -> None:
+            nonlocal pending
+            answered = pending
+            # The prediction holds this function, and the body: held by it in turn, it would stay in memory.
+            pending = None
             if isinstance(outcome, bytes):
-                headers = _timing(pending) if self._settings.server_timing else ()
+                headers = _timing(answered) if self._settings.server_timing else ()
                 respond(HttpResponse(b"".join((_HEAD, outcome, _TAIL)), headers=headers))
             else:
                 respond(failed(context, outcome, self._settings))
