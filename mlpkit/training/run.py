@@ -377,7 +377,7 @@ def _train(app: App, services: Services, progress: Progress) -> Manifest:
     if progress.stop_reason == "drain" and progress.stop_seen:
         # It may have returned early because the service stops. Half of a training must not become a model.
         raise TrainingStopped("train returned because the service stops")
-    if result is False:
+    if _is_false(result):
         raise MlpkitError("train returned False")
     return services.manifest(versions_of(plan.function))
 
@@ -497,6 +497,12 @@ def _store(storage: Storage, folder: Path, path: str, manifest: Manifest, progre
                 progress.update(message=f"the model could not be stored, the next try is in {pause:.0f} s: {error}")
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _is_false(result: object) -> bool:
+    """Whether it is False, or numpy's: `return accuracy > 0.5` gives that."""
+    numpys = type(result).__module__ == "numpy" and type(result).__name__ in ("bool", "bool_")
+    return result is False or (numpys and not result)
 
 
 def _is_long(job: Job) -> bool:

@@ -34,6 +34,9 @@ def train(parameters: dict):
         raise KeyError
     if mode == "false":
         return False
+    if mode == "numpy's false":
+        import numpy
+        return numpy.float32(0.4) > 0.5
     if mode == "exit":
         sys.exit(3)
     if mode == "os exit":
@@ -101,6 +104,7 @@ pytestmark = pytest.mark.anyio
         ("raise", "ValueError: boom in train"),
         ("raise without text", "KeyError"),
         ("false", "train returned False"),
+        ("numpy's false", "train returned False"),
         ("exit", "SystemExit: 3"),
         ("os exit", "the training process exited with code 7 before train returned"),
         ("memory", "MemoryError: the process could not get more memory"),
