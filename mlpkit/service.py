@@ -151,7 +151,7 @@ class Service:
         try:
             from mlpkit.platform.cluster import ReplicaSync
 
-            return ReplicaSync(self.settings, self.app.build(), self.models, self.aliases, self.training)
+            return ReplicaSync(self.settings, self.app.build(), self.models, self.aliases, self.training, self.storage)
         except ModuleNotFoundError as error:
             raise SettingsError(
                 f"MLP_CLIENT_MODE=cluster needs the package {error.name}: pip install 'mlpkit[sql]'"

@@ -12,6 +12,7 @@ import click
 
 from mlpkit.cli.check import check
 from mlpkit.cli.data import data
+from mlpkit.cli.evaluate import compare, evaluate
 from mlpkit.cli.foreground import predict, train
 from mlpkit.cli.new import new
 from mlpkit.cli.remote import alias, jobs, models
@@ -81,7 +82,7 @@ commands = _InOrder(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
 )
-for command in (run, new, train, predict, check, jobs, models, alias, version, data, db):
+for command in (run, new, train, predict, evaluate, compare, check, jobs, models, alias, version, data, db):
     commands.add_command(command)
 
 

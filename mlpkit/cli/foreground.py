@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mlpkit import start_folder
-from mlpkit.cli.options import algorithm_name, json_value, target, training_files
+from mlpkit.cli.options import FILE, algorithm_name, json_value, target, training_files
+from mlpkit.cli.show import show_report
 from mlpkit.errors import ArgumentError, ObjectNotFound, StorageError, TrainFailed
 from mlpkit.script import choose_algorithm
 from mlpkit.settings import Settings, load_settings
@@ -42,6 +43,7 @@ _INTERRUPTED = 130
 @target
 @algorithm_name
 @training_files
+@click.option("--test", type=FILE, metavar="FILE", help="Test rows: data.test_location. Uploaded to the data bucket.")
 @click.option("--parameters", default="{}", metavar="JSON", help="The request's parameter: JSON, or @FILE.")
 @click.option("--extend", default="{}", metavar="JSON", help="The request's extend: JSON, or @FILE.")
 @click.option("--model-id", metavar="ID", show_default="a new one", help="Id of the model.")
@@ -53,6 +55,7 @@ def train(
     dictionary: Path | None,
     extra: Path | None,
     pretrained: Path | None,
+    test: Path | None,
     parameters: str,
     extend: str,
     model_id: str | None,
@@ -60,9 +63,9 @@ def train(
 ) -> None:
     """Train in this process, with a progress bar.
 
-    The model is stored as the service would store it. You need no service. breakpoint() works, and so does python -m
-    pdb -m mlpkit train. The place of the model is printed to stdout; what the script prints goes to stderr if stdout is
-    not a terminal.
+    The model is stored as the service would store it. If there are test rows, a table shows how good it is. You need no
+    service. breakpoint() works, and so does python -m pdb -m mlpkit train. The place of the model is printed to stdout;
+    what the script prints goes to stderr if stdout is not a terminal.
 
     TARGET is the app: module:app, file.py:app, or file.py if it has one app.
 
@@ -81,7 +84,7 @@ def train(
 
     settings = load_settings()
     configure(level=settings.log_level, process="train")
-    files = LocalFiles.of(data, dictionary, extra, pretrained, folder=start_folder)
+    files = LocalFiles.of(data, dictionary, extra, pretrained, test, folder=start_folder)
     values = json_value(parameters, "--parameters"), _with_source(json_value(extend, "--extend"), resume_from)
     try:
         with script_prints_to_stderr():
@@ -158,6 +161,7 @@ def _run(app: App, job: Job, settings: Settings, data: Path | None) -> tuple[Job
     import msgspec
 
     from mlpkit.client.bar import ProgressBar
+    from mlpkit.formats import EvaluationReport
     from mlpkit.log import configure
     from mlpkit.training import JobOutcome, Progress, Snapshot, run_train, takes_checkpoint
 
@@ -185,6 +189,10 @@ def _run(app: App, job: Job, settings: Settings, data: Path | None) -> tuple[Job
             bar.erase()
             return JobOutcome("error", stopped=True), is_saved
         bar.show(outcome.state, msgspec.to_builtins(last.completed() if outcome.state == "completed" else last))
+        file = out / "evaluation.json"
+        report = msgspec.json.decode(file.read_bytes(), type=EvaluationReport) if file.exists() else None
+    if report is not None:
+        show_report(report, to_stderr=True)
     return outcome, is_saved
 
 
@@ -344,14 +352,14 @@ def predict(target: str, model: str, features: str, params: str, algorithm: str 
     with script_prints_to_stderr():
         app = import_app(target)
         chosen = choose_algorithm(app, algorithm)
-        with _placed(model, settings) as (model_id, model_path):
+        with placed_model(model, settings) as (model_id, model_path):
             _check_model(chosen, settings, model_id, model_path)
             answer = _predicted(app, settings, chosen.name, model_id, model_path, *asked)
     print(answer.decode())
 
 
 @contextlib.contextmanager
-def _placed(model: str, settings: Settings) -> Iterator[tuple[str, str | None]]:
+def placed_model(model: str, settings: Settings) -> Iterator[tuple[str, str | None]]:
     """The id and the path of a model in the store.
 
     A folder from another place is put into the store until the block ends.

@@ -27,6 +27,7 @@ class LocalFiles:
     dictionary: Path | None = None
     extra: Path | None = None
     pretrained: Path | None = None
+    test: Path | None = None
 
     @classmethod
     def of(cls, *paths: str | Path | None, folder: str | Path = "") -> LocalFiles:
@@ -39,7 +40,12 @@ class LocalFiles:
         Raises:
             ArgumentError: a file does not exist; the message names the first.
         """
-        for role, file in (("data", self.data), ("dictionary", self.dictionary), ("extra", self.extra)):
+        for role, file in (
+            ("data", self.data),
+            ("dictionary", self.dictionary),
+            ("extra", self.extra),
+            ("test", self.test),
+        ):
             if file is not None and not file.is_file():
                 if file.is_dir():
                     raise ArgumentError(f"{role}: {file} is a folder; it must be a file")
@@ -90,6 +96,9 @@ def upload(
     if files.data is not None:
         data["location"] = f"{folder}/{files.data.name}"
         uploads.append((files.data, data["location"]))
+    if files.test is not None:
+        data["test_location"] = f"{folder}/test/{files.test.name}"
+        uploads.append((files.test, data["test_location"]))
     if files.dictionary is not None:
         location = f"{folder}/dictionary/{files.dictionary.name}"
         extend = _with_field(extend, "extend", "dict_location", location)

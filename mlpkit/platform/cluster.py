@@ -20,6 +20,7 @@ from mlpkit.platform.notes import Notes
 from mlpkit.platform.outbox import StatusOutbox
 from mlpkit.serving import Alias, Aliases, Models
 from mlpkit.settings import Settings
+from mlpkit.storage import Storage
 from mlpkit.training import Job, TrainingQueue
 
 
@@ -36,11 +37,13 @@ class ReplicaSync:
         models: Models,
         aliases: Aliases,
         training: TrainingQueue,
+        storage: Storage,
     ) -> None:
         self._settings = settings
         self._algorithms = algorithms
         self._models = models
         self._training = training
+        self._storage = storage
         self._leads = settings.sync == "lead"
         self._database = Database(settings)
         self._followed_aliases = AliasFollower(self._database, aliases, algorithms, settings.checker_period)
@@ -67,7 +70,8 @@ class ReplicaSync:
                 self._models,
                 self._followed_aliases,
                 self._algorithms,
-                self._settings.checker_period,
+                self._storage,
+                self._settings,
             )
 
     async def run(self) -> None:

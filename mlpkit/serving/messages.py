@@ -7,7 +7,7 @@ Every request has an `id` that its `Reply` repeats; several are in flight at the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -158,6 +158,16 @@ class Reply(msgspec.Struct, array_like=True, tag=0):
     results: list[Result]
     seconds: float = 0.0
     final: bool = True
+
+
+class LoadResult(msgspec.Struct, frozen=True):
+    """What a worker knows of a loaded model, as JSON.
+
+    `growth` is by how many bytes it grew, None if not known; `evaluation` is the summary in the model's manifest.
+    """
+
+    growth: int | None = None
+    evaluation: dict[str, Any] = {}
 
 
 class Ready(msgspec.Struct, array_like=True, tag=1):

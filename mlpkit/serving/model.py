@@ -6,7 +6,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -48,7 +48,8 @@ class ModelInfo(msgspec.Struct):
     """A model at one moment.
 
     `since` is in seconds since the epoch, `seconds` is the time in the user's code. `memory` is by how many bytes the
-    worker grew when the model was last loaded; None if that is not known, or little.
+    worker grew when the model was last loaded; None if that is not known, or little. `evaluation` is the summary in
+    the model's manifest, empty if there is none.
     """
 
     model_id: str
@@ -66,6 +67,7 @@ class ModelInfo(msgspec.Struct):
     batches: int = 0
     memory: int | None = None
     aliases: list[str] = []
+    evaluation: dict[str, Any] = {}
 
 
 class MissingModel(msgspec.Struct):
@@ -111,6 +113,7 @@ class ModelState:
     problem: str = ""
     returning: bool = False
     failures: int = 0
+    evaluation: dict[str, Any] = field(default_factory=dict)
     settled: asyncio.Future[None] = field(default_factory=lambda: _new_future())
     """Done when the present load or unload has ended."""
 
@@ -169,6 +172,7 @@ class ModelState:
             counts.seconds,
             self.problem,
             counts.batches,
+            evaluation=self.evaluation,
         )
 
 

@@ -31,7 +31,7 @@ from mlpkit.injection import NULL
 from mlpkit.log import LogOutput, logger, request_id, with_request_id
 from mlpkit.serving.dispatch import Counts, Dispatcher, OnOutcome, OnPart, PendingPrediction, Replica
 from mlpkit.serving.memory import MemoryBudget
-from mlpkit.serving.messages import Item, Json, Load, RunHook, Unload
+from mlpkit.serving.messages import Item, Json, Load, LoadResult, RunHook, Unload
 from mlpkit.serving.model import LoadedModelRecord, Loads, MissingModel, ModelInfo, ModelState, WorkerInfo, load_error
 from mlpkit.serving.pool import Pool, WorkerSlot
 from mlpkit.serving.recovery import Ledger, Recovery, has_ended_worker
@@ -546,7 +546,8 @@ class Models:
         try:
             async with slot.loads:
                 worker = await slot.wait_ready(min(limit, self._settings.start_timeout))
-                growth = msgspec.json.decode(await ask(worker, request, limit), type=int | None)
+                result = msgspec.json.decode(await ask(worker, request, limit), type=LoadResult | None) or LoadResult()
+                model.evaluation = result.evaluation
                 replica.ready = True
         except MlpkitError as error:
             if has_ended_worker(error):
@@ -560,8 +561,8 @@ class Models:
             self._recovery.suspects.clear(model.model_id)
         if self._models.get(model.model_id) is not model:
             await self._send_unload(replica, model.model_id, limit)
-        elif growth is not None:
-            await self._budget.remember(model.model_id, growth)
+        elif result.growth is not None:
+            await self._budget.remember(model.model_id, result.growth)
 
     def _rejoin_soon(self, model: ModelState, replica: Replica) -> None:
         """Lets a suspect that was loaded alone return to shared workers."""

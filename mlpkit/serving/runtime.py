@@ -46,6 +46,7 @@ from mlpkit.serving.messages import (
     Failure,
     Item,
     Load,
+    LoadResult,
     Logged,
     Predict,
     Ready,
@@ -209,8 +210,8 @@ class WorkerRuntime:
         def load(request: Load) -> bytes:
             try:
                 with self._growth.measured(whole=self._single) as growth:
-                    self._load(request, thread)
-                    return msgspec.json.encode(growth())
+                    evaluation = self._load(request, thread)
+                    return msgspec.json.encode(LoadResult(growth(), evaluation))
             except BaseException:
                 thread.close()
                 raise
@@ -245,8 +246,11 @@ class WorkerRuntime:
                 result = Failure.of(MlpkitError(f"internal error: {error}"))
         self._send(Reply(request.id, [result], time.perf_counter() - started))
 
-    def _load(self, request: Load, thread: Thread) -> None:
-        """Calls `load` in this thread, which is the model's from now on."""
+    def _load(self, request: Load, thread: Thread) -> dict[str, Any]:
+        """Calls `load` in this thread, which is the model's from now on.
+
+        Gives the summary of the model's evaluation.
+        """
         algorithm = self._algorithms[request.algorithm]
         plan = algorithm.plan("load")
         if plan is None:
@@ -286,9 +290,12 @@ class WorkerRuntime:
                 logger.log(level, "load of model {!r} failed: {}", request.model_id, error_text(error))
             raise
         self._models[request.model_id] = loaded
+        opened = (found for _, found in files if found is not None and found.manifest is not None)
+        evaluation = next((found.manifest.evaluation for found in opened if found.manifest is not None), {})
         # What a model holds lives long: outside the collector's generations it makes no collection slower.
         gc.collect()
         gc.freeze()
+        return evaluation
 
     def _with_threads(
         self, runner: PredictRunner, thread: Thread, closers: list[Close], files: list[_Files]

@@ -22,7 +22,7 @@ from mlpkit.errors import IncompleteModel, ModelChanged, ObjectNotFound, Storage
 from mlpkit.injection import service
 from mlpkit.log import logger
 from mlpkit.settings import Settings
-from mlpkit.storage.paths import checked_key, checked_name, checked_prefix
+from mlpkit.storage.paths import checked_key, checked_name, checked_prefix, without_outer_slashes
 from mlpkit.storage.storage import Storage, local_files
 
 T = TypeVar("T")
@@ -202,6 +202,20 @@ def read_manifest(storage: Storage, settings: Settings, model_id: str) -> Manife
     """
     prefix = f"{settings.model_bucket}/{checked_name(model_id)}"
     return _manifest_of(storage, settings, prefix) or _refuse(storage, prefix)
+
+
+def gate_problem(storage: Storage, settings: Settings, model_id: str, model_path: str | None) -> str:
+    """Why a stored model is below its gate; otherwise empty.
+
+    It is also empty if mlpkit did not make the model. `model_path` is as in `open_model`.
+
+    Raises:
+        StorageError: the store could not be asked.
+        UnsafePath: the id or the path cannot be used.
+    """
+    prefix = without_outer_slashes(model_path or "") or f"{settings.model_bucket}/{checked_name(model_id)}"
+    manifest = _manifest_of(storage, settings, prefix)
+    return "" if manifest is None else manifest.below_gate
 
 
 def delete_model(storage: Storage, settings: Settings, model_id: str) -> None:

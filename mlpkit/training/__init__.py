@@ -12,13 +12,14 @@ from mlpkit import front_door
 if TYPE_CHECKING:
     from mlpkit.training.checkpoint import Checkpoint
     from mlpkit.training.data import TrainData, takes
+    from mlpkit.training.evaluation import Evaluation, ModelUnderTest
     from mlpkit.training.events import Event, Listener, job_data, progress_data
     from mlpkit.training.job import LONGEST_ID, STATES, Job, JobOutcome, State, TrainJob, new_model_id
     from mlpkit.training.journal import JobFilter
     from mlpkit.training.order import with_order
     from mlpkit.training.progress import BarLines, BarState, Progress, Snapshot, read_bar
     from mlpkit.training.queue import TrainingQueue
-    from mlpkit.training.run import check_job, destination, run_train, takes_checkpoint
+    from mlpkit.training.run import check_job, destination, read_evaluation, run_train, takes_checkpoint
 
 __all__ = [
     "LONGEST_ID",
@@ -26,11 +27,13 @@ __all__ = [
     "BarLines",
     "BarState",
     "Checkpoint",
+    "Evaluation",
     "Event",
     "Job",
     "JobFilter",
     "JobOutcome",
     "Listener",
+    "ModelUnderTest",
     "Progress",
     "Snapshot",
     "State",
@@ -43,6 +46,7 @@ __all__ = [
     "new_model_id",
     "progress_data",
     "read_bar",
+    "read_evaluation",
     "run_train",
     "takes",
     "takes_checkpoint",
@@ -64,6 +68,9 @@ __getattr__ = front_door(
         "JobFilter": "mlpkit.training.journal",
         "TrainingQueue": "mlpkit.training.queue",
         "with_order": "mlpkit.training.order",
-        **dict.fromkeys(("check_job", "destination", "run_train", "takes_checkpoint"), "mlpkit.training.run"),
+        **dict.fromkeys(("Evaluation", "ModelUnderTest"), "mlpkit.training.evaluation"),
+        **dict.fromkeys(
+            ("check_job", "destination", "read_evaluation", "run_train", "takes_checkpoint"), "mlpkit.training.run"
+        ),
     },
 )

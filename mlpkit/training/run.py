@@ -458,6 +458,21 @@ def _evaluated(
     )
 
 
+def read_evaluation(job: Job, settings: Settings) -> bytes:
+    """The stored report of a job's evaluation, as JSON.
+
+    Raises:
+        ObjectNotFound: the model was deleted.
+        StorageError: the store cannot be used.
+    """
+    with closing(open_storage(settings_for(settings, job.extend))) as storage:
+        file = storage.fetch(f"{destination(job, settings)}/{REPORT}")
+        try:
+            return file.read_bytes()
+        finally:
+            storage.release(file)
+
+
 def _write_report(folder: Path, report: EvaluationReport) -> None:
     file = folder / REPORT
     try:

@@ -79,6 +79,7 @@ class AlgorithmRoutes:
             data["message"] = job.note
             data["attempt"] = job.attempt
             data["progress"] = msgspec.to_builtins(job.progress)
+            data["metrics"] = job.progress.metrics if job.progress is not None else {}
             data["queue_position"] = self._training.position(model_id)
         return success(data)
 

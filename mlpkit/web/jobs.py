@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from anyio import CapacityLimiter, fail_after, to_thread
 
-from mlpkit.errors import ArgumentError, JobNotFound, TimeLimitExceeded, did_you_mean
+from mlpkit.errors import ArgumentError, JobNotFound, ObjectNotFound, TimeLimitExceeded, did_you_mean
 from mlpkit.processes import memory_of_each
-from mlpkit.training import STATES, JobFilter
+from mlpkit.training import STATES, JobFilter, read_evaluation
 from mlpkit.web.request import HttpResponse, success
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class JobRoutes:
     """The functions of mlpkit's own routes."""
 
     def __init__(self, dependencies: Dependencies) -> None:
+        self._settings = dependencies.settings
         self._models = dependencies.models
         self._training = dependencies.training
         self._cluster = dependencies.cluster
@@ -94,6 +95,24 @@ class JobRoutes:
         path = self._training.log_path(job.model_id)
         text, end = await to_thread.run_sync(_read_end, path, lines, start, limiter=self._threads)
         return HttpResponse(text, headers=((b"x-log-end", b"%d" % end),), content_type=_TEXT)
+
+    async def evaluation(self, request: Request) -> HttpResponse:
+        """The whole report of a job's evaluation, `evaluation.json`."""
+        model_id = request.path["model_id"]
+        job = await to_thread.run_sync(self._training.job, model_id, limiter=self._threads)
+        if job is None:
+            raise JobNotFound(model_id)
+        if _evaluation_of(job) is None:
+            raise ObjectNotFound(f"job [{model_id}] has no evaluation: its training had no test rows, or has not ended")
+        limit = self._settings.hook_timeout
+        try:
+            with fail_after(limit):
+                report = await to_thread.run_sync(
+                    read_evaluation, job, self._settings, limiter=self._threads, abandon_on_cancel=True
+                )
+        except TimeoutError:
+            raise TimeLimitExceeded(f"the store did not answer within {limit:g} s about [{model_id}]") from None
+        return HttpResponse(success().body.removesuffix(b"}") + b', "data": ' + report + b"}")
 
     async def stack(self, request: Request) -> HttpResponse:
         """Where each thread of a running job is now, as text."""
@@ -166,6 +185,7 @@ class JobRoutes:
             "state": job.state,
             "message": job.note,
             "progress": msgspec.to_builtins(job.progress),
+            "evaluation": _evaluation_of(job),
             "queue_position": self._training.position(job.model_id),
             "reported": self._training.reported(job.model_id),
             "attempt": job.attempt,
@@ -174,6 +194,11 @@ class JobRoutes:
             "ended": job.ended,
             "uuid": job.log_uuid,
         }
+
+
+def _evaluation_of(job: Job) -> object:
+    """The summary of the job's evaluation, or None."""
+    return None if job.progress is None else job.progress.metrics.get("evaluation")
 
 
 def _compared(listed: list[dict[str, Any]], desired_models: list[DesiredModel]) -> list[dict[str, Any]]:

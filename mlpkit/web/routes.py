@@ -236,6 +236,7 @@ def _own_routes(dependencies: Dependencies) -> list[RouteSpec]:
         RouteSpec("GET", "jobs", jobs.jobs, query=choice),
         RouteSpec("GET", "jobs/{model_id:path}/log", jobs.log, query=part),
         RouteSpec("GET", "jobs/{model_id:path}/stack", jobs.stack),
+        RouteSpec("GET", "jobs/{model_id:path}/evaluation", jobs.evaluation),
         RouteSpec(
             "GET",
             "jobs/{model_id:path}/events",

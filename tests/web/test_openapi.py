@@ -116,6 +116,7 @@ def test_a_running_service_describes_all_its_routes(plain: Service) -> None:
         "jobs/{model_id}",
         "jobs/{model_id}/log",
         "jobs/{model_id}/stack",
+        "jobs/{model_id}/evaluation",
         "jobs/{model_id}/events",
         "workers",
     }
