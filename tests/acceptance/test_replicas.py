@@ -199,7 +199,7 @@ def test_many_models_become_the_same_everywhere(world: World, count: int, report
     assert taken < 2 * PERIOD + count * 0.05
 
 
-def test_a_replica_asks_one_query_a_period_when_nothing_changes(world: World, report: Report) -> None:
+def test_a_replica_asks_two_queries_a_period_when_nothing_changes(world: World, report: Report) -> None:
     fleet = world.fleet
 
     def queries() -> int:
@@ -212,4 +212,4 @@ def test_a_replica_asks_one_query_a_period_when_nothing_changes(world: World, re
 
     per_period = rate * PERIOD / len(NAMES)
     report(f"{per_period:.2f} queries a replica and period for two algorithms: {per_period * 12:.0f} a minute at 5 s")
-    assert per_period < 1.5
+    assert per_period < 2.5
