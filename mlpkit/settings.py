@@ -417,8 +417,11 @@ class Settings:
         "MLPKIT_TOKEN",
         "",
         str.strip,
-        "Bearer token that every request must carry, except `/health/live` and `/health/ready`.",
+        "Bearer token that every request must carry. The probes are open, and the pages `/` and `/docs`, without data.",
         secret=True,
+    )
+    page: bool = _setting(
+        "MLPKIT_PAGE", True, boolean, "Show a page about the service at `/`: its jobs, models and workers."
     )
     debug: bool = _setting("MLPKIT_DEBUG", False, boolean, "Add tracebacks to answers.")
     log_level: str = _setting(

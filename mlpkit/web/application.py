@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from mlpkit.errors import MalformedBody, Overloaded, ServiceStopping, Unauthorized
 from mlpkit.log import LogLine, logger, request_id
-from mlpkit.web.page import PageRoutes
+from mlpkit.web.page import PAGE_FILES, PageRoutes
 from mlpkit.web.predict import PredictEndpoint
 from mlpkit.web.request import CLIENT_CLOSED, CLOSE, ClientGone, RequestContext, RequestCounts, failed, printable_path
 from mlpkit.web.routes import build_router
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _READ = frozenset((b"content-type", b"content-encoding", b"x-request-id", b"authorization", b"origin", b"accept"))
 _PROBES = ("health/live", "health/ready")
-_OPEN_PATHS = ("/health/live", "/health/ready", "/docs")
+_OPEN_PATHS = frozenset(("/health/live", "/health/ready", "/docs", *(f"/{path}" for path in PAGE_FILES)))
 """Paths that need no token: none of them shows or changes anything of a model or a job."""
 _PREFLIGHT = (
     (b"access-control-allow-methods", b"*"),

@@ -1,11 +1,17 @@
-"""What shows a service at a glance: summary, algorithms, the last hour."""
+"""The page at `/`, and what shows a service at a glance.
+
+The page is plain files of the folder `page`: they hold no data, so they need no token. The browser asks the other
+routes for everything that is shown.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import shutil
 import time
 from array import array
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from anyio import CapacityLimiter, to_thread
@@ -21,9 +27,29 @@ if TYPE_CHECKING:
 
     from mlpkit.algorithm import Algorithm
     from mlpkit.training import Job
-    from mlpkit.web.request import RequestCounts
+    from mlpkit.web.request import Header, RequestCounts
     from mlpkit.web.routes import Dependencies, Request
 
+PAGE_FILES = {
+    "": ("index.html", b"text/html; charset=utf-8"),
+    "page/app.js": ("app.js", b"text/javascript; charset=utf-8"),
+    "page/style.css": ("style.css", b"text/css; charset=utf-8"),
+    "page/icon.svg": ("icon.svg", b"image/svg+xml"),
+}
+"""The files of the page by their paths, with their types."""
+_POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types"
+)
+"""Nothing from other hosts, no script or style inside the page, and no text that becomes HTML."""
+_HEADERS: tuple[Header, ...] = (
+    (b"content-security-policy", _POLICY),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    # The browser keeps the files and asks each time if they have changed.
+    (b"cache-control", b"no-cache"),
+)
 STEP = 10.0
 """Seconds between two samples."""
 _SAMPLES = 360
@@ -37,9 +63,22 @@ class PageRoutes:
         self._dependencies = dependencies
         self._counts = counts
         self._started = time.time()
+        self._files: dict[str, tuple[bytes, bytes]] = {}
         self._described: dict[str, Any] | None = None
         self._threads = CapacityLimiter(1)
         self.history = History(dependencies, counts)
+
+    async def page(self, request: Request) -> HttpResponse:
+        """A page about the service, with its jobs, models and workers."""
+        name, content_type = PAGE_FILES[request.context.path.lstrip("/")]
+        if name not in self._files:
+            content = (files("mlpkit.web") / "page" / name).read_bytes()
+            self._files[name] = (content, b'"%b"' % hashlib.sha256(content).hexdigest()[:24].encode())
+        content, etag = self._files[name]
+        headers = (*_HEADERS, (b"etag", etag))
+        if any(key == b"if-none-match" and etag in value for key, value in request.context.headers):
+            return HttpResponse(b"", 304, headers, content_type)
+        return HttpResponse(content, 200, headers, content_type)
 
     async def summary(self, request: Request) -> HttpResponse:
         """The service at a glance: phase, problems, jobs, models, resources."""

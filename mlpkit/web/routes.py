@@ -19,7 +19,7 @@ from mlpkit.web.events import EventRoutes
 from mlpkit.web.jobs import JobRoutes
 from mlpkit.web.monitoring import HealthRoutes, MetricsRoute
 from mlpkit.web.openapi import DocumentRoutes
-from mlpkit.web.page import PageRoutes
+from mlpkit.web.page import PAGE_FILES, PageRoutes
 from mlpkit.web.protocol import (
     ALIAS,
     CANCEL,
@@ -188,9 +188,10 @@ def build_router(
         RouteSpec("GET", "docs", documents.docs),
     ]
     described.append(("/", document_routes))
+    page_routes = [RouteSpec("GET", path, page.page) for path in PAGE_FILES] if settings.page else []
     routes = [
         Route(place + spec.path, Endpoint(spec, settings.max_body))
-        for place, table in [*described, ("/", own)]
+        for place, table in [*described, ("/", own), ("/", page_routes)]
         for spec in table
     ]
     return Router(routes, redirect_slashes=False, default=unknown)

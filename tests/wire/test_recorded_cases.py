@@ -65,7 +65,8 @@ def test_a_defect_of_the_original_is_answered_better(case: Case, service_for: Se
 def test_an_accident_of_the_original_still_gets_a_clear_answer(case: Case, service_for: ServiceFor) -> None:
     answer, _ = service_for(case).replay(case)
 
-    if case.request["method"] == "HEAD":
+    if case.request["method"] == "HEAD" or case.id == "http-root":
+        # mlpkit has a page at `/`.
         assert answer.status == 200
     elif case.request["method"] in ("GET", "POST"):
         assert answer.status in (200, 400)

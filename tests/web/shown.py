@@ -1,0 +1,69 @@
+"""Algorithms to look at on the page: typed ones of several kinds, and a training that writes hostile text."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from mlpkit import App, Progress
+from mlpkit.formats import Entities, Label, Span
+
+HOSTILE = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1> \x1b[31mred\x1b[0m \u202egnp.exe"
+
+app = App("labels", kind="text_classification", examples=[{"sentence": "味道很好"}])
+names = App("names", kind="text_sequence_labeling", examples=[{"sentence": "😀李华住在杭州。"}])
+
+
+class Hyper(msgspec.Struct):
+    """How to train."""
+
+    steps: Annotated[int, msgspec.Meta(ge=1, le=500, description="How many steps.")] = 3
+    mode: Literal["fine", "stuck", "hostile"] = "fine"
+
+
+class Sentence(msgspec.Struct):
+    sentence: Annotated[str, msgspec.Meta(min_length=1)]
+    count: Annotated[int, msgspec.Meta(ge=1, le=9)] = 1
+
+
+def waits_for_ever() -> None:
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+@app.train
+def train(parameters: Hyper, progress: Progress) -> None:
+    for step in progress.track(range(parameters.steps), "fit"):
+        progress.update(loss=1 / (step + 1), val_loss=1.2 / (step + 1))
+        time.sleep(0.12)
+    if parameters.mode == "stuck":
+        print("it waits now", flush=True)
+        waits_for_ever()
+    if parameters.mode == "hostile":
+        progress.update(message=HOSTILE, **{HOSTILE: 1.0})
+        print(HOSTILE)
+        print("x" * 1_000_000)
+        raise ValueError(HOSTILE)
+
+
+@app.load
+@names.load
+def load() -> str:
+    return "a model"
+
+
+@app.predict
+def predict(features: Sentence) -> list[Label]:
+    return [Label("好评", 65.0), Label(HOSTILE, 35.0)]
+
+
+@names.predict
+def predict_names(features: dict[str, Any]) -> Entities:
+    return Entities.of(features["sentence"], [Span(1, 3, "PER"), Span(5, 7, "LOC")])
+
+
+both = App("both").include(app, names)

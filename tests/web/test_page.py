@@ -1,0 +1,49 @@
+"""The files of the page at `/`: small, open, without data, in two languages."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mlpkit.web.page import PAGE_FILES
+from tests.wire.replayer import Service
+
+FILES = Path(__file__).parent.parent.parent / "mlpkit" / "web" / "page"
+LARGEST = 100_000
+
+
+def test_the_page_is_small_and_holds_no_data(strict: Service) -> None:
+    assert sum(file.stat().st_size for file in FILES.iterdir()) < LARGEST
+    assert {file.name for file in FILES.iterdir()} == {name for name, _ in PAGE_FILES.values()}
+    for path in PAGE_FILES:
+        answer = strict.get(f"/{path}")
+        assert answer.status == 200
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", answer.text), "nothing comes from other hosts"
+        assert strict.get(f"/{path}", **{"If-None-Match": answer.headers["etag"]}).status == 304
+    for path in ("summary", "algorithms", "charts", "workers"):
+        assert strict.get(f"/{path}").status == 401
+
+
+def test_every_text_is_there_in_both_languages() -> None:
+    script = (FILES / "app.js").read_text(encoding="utf-8")
+    table = script.partition("const TEXT = Object.fromEntries(`\n")[2].partition("\n`")[0].splitlines()
+    texts = [line.split("|") for line in table]
+    assert all(len(text) == 3 and all(text) for text in texts)
+    keys = [key for key, _, _ in texts]
+    assert len(keys) == len(set(keys)) > 200
+    for key, english, chinese in texts:
+        assert set(re.findall(r"\{\w+\}", english)) == set(re.findall(r"\{\w+\}", chinese)), key
+    assert set(re.findall(r"\bt\(\"(\w+)\"", script)) <= set(keys)
+
+
+def test_the_page_can_be_switched_off() -> None:
+    service = Service("default", MLP_CLIENT_WORKER="1", MLPKIT_PAGE="off")
+    try:
+        assert service.get("/").json["message"].startswith("404 Not Found")
+        assert service.get("/page/app.js").json["status"] == "fail"
+        assert service.get("/summary").json["status"] == "success"
+    finally:
+        service.stop()

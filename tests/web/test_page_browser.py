@@ -1,0 +1,242 @@
+"""The page at `/` in a real browser: what operators and users see, with a token, 500 jobs and 300 models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from mlpkit.serving.model import LoadedModelRecord
+from mlpkit.training import Job, Snapshot
+from mlpkit.training.journal import Journal
+from tests.secret import MARK
+from tests.servers import LONG
+from tests.web.browser import Browser, opened
+from tests.web.shown import HOSTILE
+from tests.wire.replayer import Service
+
+TOKEN = f"{MARK}-of-the-page"
+AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
+COMMAND = ("-m", "mlpkit", "run", str(Path(__file__).parent / "shown.py") + ":both")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with a token that has 500 jobs and 300 models from its last run."""
+    home = tmp_path_factory.mktemp("page") / "home"
+    journal = Journal(home)
+    now = time.time()
+    for number in range(500):
+        failed = number % 10 == 0
+        journal.add(
+            Job(
+                model_id=f"job-{number:03}",
+                algorithm="labels",
+                state="error" if failed else "completed",
+                message="row 381 has no label" if failed else "",
+                progress=Snapshot(fraction=1.0, metrics={"accuracy": 0.9}),
+                created=now - 500 + number,
+                started=now - 400 + number,
+                ended=now - 3600 if failed else now - 5000,
+            )
+        )
+    journal.close()
+    loaded = [LoadedModelRecord("labels", f"model-{number:03}") for number in range(299)]
+    (home / "models.json").write_bytes(msgspec.json.encode([*loaded, LoadedModelRecord("names", "names-1")]))
+    running = Service(
+        "default",
+        command=COMMAND,
+        MLP_CLIENT_WORKER="1",
+        MLPKIT_TOKEN=TOKEN,
+        MLPKIT_HOME=str(home),
+    )
+    end = time.monotonic() + LONG
+    while running.get("/summary", **AUTHORIZED).json["data"]["models"]["loaded"] < 300:
+        assert time.monotonic() < end, running.log()
+        time.sleep(0.1)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def signed_out(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with opened(f"http://127.0.0.1:{service.port}", tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(signed_out: Browser) -> Browser:
+    """The browser with the token, in English and light colours."""
+    signed_out.open("docs")
+    signed_out.driver.execute_script(
+        "localStorage.clear(); localStorage.setItem('mlpkit-theme', 'light');"
+        "sessionStorage.setItem('mlpkit-token', arguments[0])",
+        TOKEN,
+    )
+    return signed_out
+
+
+def test_token_is_asked_once_and_kept_in_the_tab(signed_out: Browser) -> None:
+    signed_out.open()
+    signed_out.wait_for("This service needs a token")
+    signed_out.press("wrong", Keys.ENTER)
+    signed_out.wait_for("The service refused this token")
+    signed_out.press(TOKEN, Keys.ENTER)
+    signed_out.wait_for("models are loaded in")
+    signed_out.driver.refresh()
+    signed_out.wait_for("models are loaded in")
+    assert signed_out.run("localStorage.length") == 0
+    assert TOKEN not in signed_out.run("location.href + document.documentElement.outerHTML")
+
+
+def test_first_line_says_what_an_operator_needs(browser: Browser) -> None:
+    browser.open()
+    browser.wait_for("50 failed in the last 24 hours, the latest 1 hour ago: row 381 has no label.")
+    browser.wait_for("300 models are loaded in 1 worker.")
+    browser.click("button", "Dark")
+    assert browser.run("document.documentElement.dataset.theme") == "dark"
+    browser.click("button", "切换到中文")
+    browser.wait_for("过去 24 小时有 50 个失败")
+    assert browser.run("document.documentElement.lang") == "zh-CN"
+
+
+def test_jobs_are_filtered_and_shown_in_pages(browser: Browser) -> None:
+    browser.open("#/jobs")
+    browser.wait_for("job-499")
+    browser.wait_until("document.querySelectorAll('tbody tr').length === 25")
+    browser.click("button", "Older")
+    browser.wait_for("job-474")
+    browser.choose("state", "error")
+    browser.wait_for("–25 of")
+    browser.wait_for("row 381 has no label")
+    browser.fill("find", "JOB-49")
+    browser.wait_until("document.querySelectorAll('tbody tr').length === 1")
+    browser.wait_for("job-490")
+    browser.fill("find", "nobody")
+    browser.wait_for("No job fits the filters")
+    browser.click("button", "Clear the filters")
+    browser.wait_for("job-499")
+
+
+def test_a_job_is_trained_watched_and_cancelled_with_the_keyboard(browser: Browser) -> None:
+    browser.open("#/jobs")
+    browser.wait_for("job-499")
+    browser.tab_to("Train")
+    browser.press(Keys.ENTER)
+    browser.wait_for("How many steps.")
+    browser.fill("steps", "0")
+    browser.wait_for("At least 1.")
+    browser.fill("steps", "4")
+    browser.choose("mode", '"stuck"')
+    browser.tab_to("Start training")
+    browser.press(Keys.ENTER)
+    browser.wait_for("it waits now")
+    browser.wait_until("document.querySelectorAll('.chart path').length >= 2")
+    browser.tab_to("Show stack")
+    browser.press(Keys.ENTER)
+    browser.wait_for("in waits_for_ever")
+    browser.press(Keys.ESCAPE)
+    browser.wait_until("!document.querySelector('dialog')")
+    browser.tab_to("Cancel")
+    browser.press(Keys.ENTER)
+    browser.wait_for("Its process is ended now")
+    browser.press(Keys.TAB, Keys.ENTER)
+    browser.wait_for("cancelled")
+    browser.tab_to("Train again")
+    browser.press(Keys.ENTER)
+    browser.wait_for("How many steps.")
+    assert browser.find("[name='steps']").get_attribute("value") == "4"
+
+
+def test_models_are_found_unloaded_and_loaded(browser: Browser) -> None:
+    browser.open("#/models")
+    browser.wait_for("1–25 of 300")
+    browser.find("input[type=search]").send_keys("model-077")
+    browser.wait_until("document.querySelectorAll('tbody tr').length === 1")
+    browser.click("button", "Unload: model-077")
+    browser.click("dialog button.danger")
+    browser.wait_for("The model is unloaded")
+    browser.wait_for("No model fits")
+    browser.click("button", "Load a model")
+    browser.fill("model_id", "model-077")
+    browser.press(Keys.ENTER)
+    browser.wait_for("The model is loaded")
+    browser.open("#/workers")
+    browser.wait_for("300 models")
+    browser.wait_for("pid ")
+
+
+def test_a_model_is_tried_with_the_form_of_its_types(browser: Browser) -> None:
+    browser.open("#/tryit?model=model-001")
+    browser.wait_until("document.querySelector('[name=sentence]')?.value === '味道很好'")
+    browser.fill("count", "ten")
+    browser.wait_for("Not a number.")
+    browser.fill("count", "2")
+    browser.fill("threshold", "30")
+    browser.wait_for('"params":{"threshold":30}')
+    browser.click("button", "Predict")
+    browser.wait_for("好评")
+    browser.wait_for("65")
+    assert len(browser.driver.find_elements("css selector", ".labels .track")) == 2
+    browser.open("#/tryit?model=names-1")
+    browser.click("button", "Predict")
+    browser.wait_until("document.querySelectorAll('mark').length === 2")
+    assert browser.run("[...document.querySelectorAll('mark')].map(each => each.firstChild.data).join()") == "李华,杭州"
+
+
+def test_hostile_text_is_only_text(browser: Browser, service: Service) -> None:
+    rest = '"model_path": "", "data": {"<b>": "<i>"}, "extend": {}'
+    body = f'{{"algorithm": "labels", "parameter": {{"mode": "hostile"}}, {rest}}}'
+    model_id = service.post("/train", body, **AUTHORIZED).json["data"]["model_id"]
+    browser.open(f"#/jobs/{model_id}")
+    browser.wait_for("failed")
+    browser.wait_until("document.querySelector('.log').innerText.includes('xxxx')")
+    browser.wait_for("<script>window.hacked=1</script>")
+    browser.wait_for("\\u202e")
+    for place in ("#/jobs", "#/", "#/tryit?model=model-001"):
+        browser.open(place)
+        browser.wait_until("document.querySelector('main h1')")
+    browser.click("button", "Predict")
+    browser.wait_for("window.hacked=1")
+    assert browser.run("window.hacked === undefined")
+    assert "\u202e" not in browser.text()
+    assert "\x1b" not in browser.text()
+    assert browser.run("document.querySelectorAll('main script, main img, main b > *').length") == 0
+    assert HOSTILE.startswith("<script>")
+
+
+def test_a_service_that_is_gone_is_said_and_comes_back(browser: Browser) -> None:
+    browser.open("#/workers")
+    browser.wait_for("pid ")
+    offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+    browser.driver.execute_cdp_cmd("Network.enable", {})
+    browser.driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+    browser.wait_for("The service does not answer.")
+    assert "pid " in browser.text()
+    online = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    browser.driver.execute_cdp_cmd("Network.emulateNetworkConditions", online)
+    browser.wait_until("!document.body.innerText.includes('does not answer')")
+
+
+@pytest.mark.parametrize(
+    ("theme", "width", "places"),
+    [
+        ("light", 1280, ("#/", "#/jobs", "#/tryit?model=model-001")),
+        ("dark", 390, ("#/jobs/job-490", "#/train", "#/models", "#/workers")),
+    ],
+)
+def test_every_view_is_accessible_and_fits(browser: Browser, theme: str, width: int, places: tuple[str, ...]) -> None:
+    browser.driver.execute_script("localStorage.setItem('mlpkit-theme', arguments[0])", theme)
+    found = {}
+    for place in places:
+        browser.open(place, width)
+        browser.wait_until("document.querySelector('main h1') && !document.querySelector('[aria-busy]')")
+        assert not browser.is_too_wide(), place
+        if problems := browser.problems():
+            found[place] = problems
+    assert found == {}
