@@ -2,7 +2,7 @@
 
 Each epoch ends with `checkpoint.save()`. If the service is stopped, or the process is killed, the next attempt begins
 with the last epoch that was saved, also on another machine with the same store. An epoch shuffles with a seed of its
-own, so an interrupted training makes exactly the model of an undisturbed one.
+own, so an interrupted training ends with exactly the numbers of an undisturbed one.
 """
 
 from typing import Annotated
