@@ -183,6 +183,15 @@ class BlockingChannel:
         except OSError:
             return None
 
+    def receive_now(self) -> Message | None:
+        """The next message if one has begun to arrive, otherwise None."""
+        try:
+            if self._end == self._start:
+                self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except OSError:
+            return None
+        return self.receive()
+
     def close(self) -> None:
         """Closes the socket. The other end still reads what was sent."""
         self._socket.close()

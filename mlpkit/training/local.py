@@ -512,7 +512,11 @@ class Reporter:
         self._told = 0.0
         self._process = os.getpid()
         self._bars = BarLines(self._bar_line, room // BARS_SHARE)
-        self.progress = Progress(lambda snapshot: self._send(Moved(snapshot)))
+        self.progress = Progress(lambda snapshot: self._send(Moved(snapshot)), self._asked_to_stop)
+
+    def _asked_to_stop(self) -> StopReason | None:
+        message = self._channel.receive_now()
+        return _stop_decoder.decode(message).reason if message is not None else None
 
     def line(self, record: LogLine) -> None:
         """Sends a line of the log."""
@@ -580,17 +584,11 @@ def main() -> None:
     capture_output(report.line, process="train", level=settings.log_level, on_redrawn=report.redrawn)
     sys.argv = [start.target]
     sys.path[:] = start.sys_path
-    threading.Thread(target=_listen, args=(channel, report.progress), name="mlpkit-stop", daemon=True).start()
     with with_request_id(start.job.log_uuid):
         outcome = _run(start, settings, report)
     flush_streams()
     report.progress.close()
     report.ended(outcome)
-
-
-def _listen(channel: BlockingChannel, progress: Progress) -> None:
-    while (message := channel.receive()) is not None:
-        progress.stop_reason = _stop_decoder.decode(message).reason
 
 
 def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutcome:

@@ -137,10 +137,15 @@ class Progress:
 
     Args:
         send: gets a snapshot after a change, at most ten a second; the last one always. It is called in a thread.
+        asked_to_stop: looks whether the job is asked to stop, and returns immediately. It is called if somebody wants
+            to know, and not in a thread of its own: `train` may fork, and a process with one thread does it safely.
     """
 
-    def __init__(self, send: Callable[[Snapshot], None]) -> None:
+    def __init__(
+        self, send: Callable[[Snapshot], None], asked_to_stop: Callable[[], StopReason | None] = lambda: None
+    ) -> None:
         self._send = send
+        self._asked_to_stop = asked_to_stop
         self._started = time.monotonic()
         self._stages = [_Stage()]
         self._bars: dict[int, BarState] = {}
@@ -152,7 +157,8 @@ class Progress:
         self._sender: threading.Thread | None = None
         self._process = os.getpid()
         self._checkpoint: CheckpointState | None = None
-        self.stop_reason: StopReason | None = None
+        self._stop_reason: StopReason | None = None
+        self._stop_lock = threading.Lock()
         self.stop_seen = False
 
     @property
@@ -161,8 +167,20 @@ class Progress:
 
         The service ends (SIGTERM), or somebody has sent a soft cancel.
         """
-        self.stop_seen = self.stop_seen or self.stop_reason is not None
-        return self.stop_reason is not None
+        self.stop_seen = self.stop_reason is not None
+        return self.stop_seen
+
+    @property
+    def stop_reason(self) -> StopReason | None:
+        """Why the job was asked to stop; None if it was not."""
+        if self._stop_reason is None:
+            with self._stop_lock:
+                self._stop_reason = self._stop_reason or self._asked_to_stop()
+        return self._stop_reason
+
+    @stop_reason.setter
+    def stop_reason(self, reason: StopReason) -> None:
+        self._stop_reason = reason
 
     def track(self, items: Iterable[T], stage: str = "", total: float | None = None, *, done: int = 0) -> Iterator[T]:
         """The items, one by one, counted as a stage.
