@@ -41,6 +41,8 @@ def train(parameters: dict):
         sys.exit(3)
     if mode == "os exit":
         os._exit(7)
+    if mode == "close descriptors":
+        os.closerange(3, 1000)
     if mode == "memory":
         raise MemoryError
     if mode == "kill":
@@ -107,6 +109,7 @@ pytestmark = pytest.mark.anyio
         ("numpy's false", "train returned False"),
         ("exit", "SystemExit: 3"),
         ("os exit", "the training process exited with code 7 before train returned"),
+        ("close descriptors", "the training process exited with code 1 before train returned"),
         ("memory", "MemoryError: the process could not get more memory"),
         (
             "kill",
