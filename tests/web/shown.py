@@ -62,8 +62,8 @@ def predict(features: Sentence) -> list[Label]:
 
 
 @names.predict
-def predict_names(features: dict[str, Any]) -> Entities:
-    return Entities.of(features["sentence"], [Span(1, 3, "PER"), Span(5, 7, "LOC")])
+def predict_names(features: dict[str, Any]) -> list[Entities]:
+    return [Entities.of(features["sentence"], [Span(1, 3, "PER"), Span(5, 7, "LOC")])]
 
 
 both = App("both").include(app, names)
