@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mlpkit.algorithm import TrainOptions
 from mlpkit.client import LocalFiles
 from mlpkit.errors import ArgumentError
-from mlpkit.formats import read_rows, write_rows
+from mlpkit.formats import read_numbered_rows, read_rows, write_rows
 from mlpkit.services import Log
 from mlpkit.settings import Settings
 from mlpkit.storage import CheckpointManifest, Manifest, ModelDir, Storage, open_storage
@@ -57,6 +58,7 @@ class FakeTrainData(TrainData):
         rows: what `rows()` gives, such as `[ClassificationRow("a fine day", "good")]`; or the path of a file.
         kind: the kind of the algorithm: of the file's rows, or of the file that `path` writes the rows to.
         folder: where `path` may write; only needed by handlers that use `path`.
+        test_rows: what `test_rows()` gives: rows, or the path of a file.
         dictionary: the file that `dictionary()` gives.
         extra: the file that `extra()` gives.
         pretrained: the file or folder that `pretrained()` gives.
@@ -68,16 +70,25 @@ class FakeTrainData(TrainData):
         *,
         kind: str = "text_classification",
         folder: Path | None = None,
+        test_rows: Iterable[Any] | Path = (),
         dictionary: Path | None = None,
         extra: Path | None = None,
         pretrained: Path | None = None,
     ) -> None:
-        LocalFiles(None, dictionary, extra, pretrained).check()
+        test_file = test_rows if isinstance(test_rows, Path) else None
+        LocalFiles(None, dictionary, extra, pretrained, test_file).check()
         self.kind = kind
         self.location = "data.tsv"
         self._folder = folder
         self._file = rows if isinstance(rows, Path) else None
         self._rows: Sequence[Any] = [] if isinstance(rows, Path) else list(rows)
+        self._test_file = test_file
+        self._test_rows: Sequence[Any] = [] if isinstance(test_rows, Path) else list(test_rows)
+        # What the properties of TrainData read.
+        self._bucket = ""
+        self._options = TrainOptions()
+        self._test_path = "test.tsv" if test_file is not None or self._test_rows else None
+        self.test_report = None
         self._dictionary = dictionary
         self._extra = extra
         self._pretrained = pretrained
@@ -101,6 +112,12 @@ class FakeTrainData(TrainData):
     def rows(self) -> Iterator[Any]:
         """The rows."""
         return iter(self._rows) if self._file is None else read_rows(self._file, self.kind)
+
+    def numbered_test_rows(self) -> Iterator[tuple[int, Any]]:
+        """The test rows with their lines, from 1; `test_rows()` gives them without."""
+        if self._test_file is None:
+            return iter(enumerate(self._test_rows, 1))
+        return read_numbered_rows(self._test_file, self.kind)
 
     def dictionary(self) -> Path | None:
         """The file that was given as `dictionary`, or None."""

@@ -39,6 +39,27 @@ def test_train_data_is_made_from_rows(tmp_path: Path) -> None:
     assert (data.dictionary(), data.extra(), data.pretrained()) == (None, None, None)
 
 
+def test_train_data_has_the_test_rows_that_it_is_given(tmp_path: Path) -> None:
+    rows = [ClassificationRow("a good day", "good"), ClassificationRow("rain", "bad")]
+    data = FakeTrainData(rows[:1], test_rows=rows)
+    for _ in range(2):
+        assert list(data.test_rows()) == rows
+    assert list(data.numbered_test_rows()) == [(1, rows[0]), (2, rows[1])]
+    assert (data.test_source, data.test_seed, data.test_report) == ("data.test_location: test.tsv", None, None)
+    from_file = FakeTrainData([], test_rows=FakeTrainData(rows, folder=tmp_path).path)
+    assert list(from_file.test_rows()) == rows
+    assert from_file.test_source == data.test_source
+    assert list(from_file.rows()) == []
+    with pytest.raises(ArgumentError, match="test: there is no file"):
+        FakeTrainData([], test_rows=tmp_path / "missing.tsv")
+
+
+def test_train_data_without_test_rows_has_none() -> None:
+    data = FakeTrainData([ClassificationRow("a good day", "good")])
+    assert list(data.test_rows()) == []
+    assert (data.test_source, data.test_seed) == ("", None)
+
+
 def test_train_data_says_what_it_needs_and_what_is_broken(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="folder="):
         _ = FakeTrainData([]).path
