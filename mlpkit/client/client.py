@@ -96,15 +96,19 @@ class Client:
         parameters: object = None,
         extend: Mapping[str, Any] | None = None,
         *,
+        test: str | None = None,
         model_path: str = "",
         uuid: str | None = None,
     ) -> JobHandle:
         """Submits a training job.
 
         The job is on the service's disk when this returns. `data` is the request's object, or the location of
-        the training data in the data bucket. `parameters` is anything that JSON can express, a Struct or dataclass too.
+        the training data in the data bucket; `test` is the location of test rows, with which the model is evaluated.
+        `parameters` is anything that JSON can express, a Struct or dataclass too.
         """
         location = {"location": data} if isinstance(data, str) else data
+        if test is not None:
+            location = {**(location or {}), "test_location": test}
         answer = self._post(
             "train",
             algorithm=algorithm,
@@ -227,6 +231,15 @@ class Client:
         if answer.status != 200:
             raise UnexpectedAnswer(f"HTTP {answer.status} for the log of {model_id}")
         return answer.body.decode("utf-8", "replace")
+
+    def evaluation(self, model_id: str) -> dict[str, Any]:
+        """The whole report of a job's evaluation, as `evaluation.json` has it.
+
+        Raises:
+            JobNotFound: the service has no such job.
+            ObjectNotFound: the job has no evaluation, or its model was deleted.
+        """
+        return typed(data_of(self._request("GET", f"{self.prefix}jobs/{quote(model_id, safe='')}/evaluation")), dict)
 
     def models(self) -> list[ModelView]:
         """The models that are loaded, or should be."""

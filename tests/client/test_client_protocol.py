@@ -59,6 +59,13 @@ def test_train_sends_every_field_that_the_protocol_requires(client: Client) -> N
     assert (sent["extend"], sent["model_path"], sent["uuid"]) == ({}, "", "u-1")
 
 
+def test_the_location_of_test_rows_is_sent_in_data(client: Client) -> None:
+    for data in ("train.tsv", {"location": "train.tsv"}):
+        client.train("echo", data, test="test.tsv")
+        sent = json.loads(client.request("GET", "/seen").body)[-1]
+        assert sent["data"] == {"location": "train.tsv", "test_location": "test.tsv"}
+
+
 def test_the_token_is_sent_as_a_bearer_and_not_shown(foreign: str) -> None:
     with Client(foreign, "mlp/", token="not-to-be-seen") as client:
         assert "not-to-be-seen" not in repr(client)

@@ -20,6 +20,7 @@ from mlpkit.errors import (
     JobNotFound,
     LoadFailed,
     ModelNotLoaded,
+    ObjectNotFound,
     Overloaded,
     PredictFailed,
     TimeLimitExceeded,
@@ -37,6 +38,10 @@ TOKEN = new_secret()
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A service with one slot for training and one waiting place, a token and a prefix."""
     home = tmp_path_factory.mktemp("home")
+    data = home / "storage" / "ml-platform-data"
+    data.mkdir(parents=True)
+    (data / "train.tsv").write_text("a fine day\tgood\nrain\tbad\n", encoding="utf-8")
+    (data / "test.tsv").write_text("sun\tgood\nno sun\tbad\n", encoding="utf-8")
     port = free_port()
     environment = {
         **os.environ,
@@ -89,6 +94,23 @@ def test_the_whole_life_of_a_model(client: Client) -> None:
     client.delete("mood", job.model_id)
     with pytest.raises(LoadFailed):
         client.load("mood", job.model_id)
+
+
+def test_a_model_is_evaluated_with_the_test_rows_that_train_names(client: Client) -> None:
+    job = client.train("mood", "train.tsv", test="test.tsv")
+    job.wait(LONG)
+    report = client.evaluation(job.model_id)
+    assert (report["model_id"], report["rows"], report["accuracy"]) == (job.model_id, 2, 0.5)
+    assert report["confusions"] == [{"wanted": "bad", "got": "good", "count": 1}]
+
+
+def test_without_test_rows_there_is_no_evaluation(client: Client) -> None:
+    job = client.train("mood", "train.tsv")
+    job.wait(LONG)
+    with pytest.raises(ObjectNotFound, match="had no test rows"):
+        client.evaluation(job.model_id)
+    with pytest.raises(JobNotFound):
+        client.evaluation("nobody/knows me")
 
 
 def test_the_service_tells_of_itself(client: Client) -> None:
