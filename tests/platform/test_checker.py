@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 
 from mlpkit.errors import MlpkitError
 from mlpkit.platform.checker import DesiredModel
 from mlpkit.service import Service
+from mlpkit.storage import Manifest
 from tests.platform.conftest import OpenPlatform, OpenReplica, Platform, predicted, until, until_ready
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -203,6 +205,27 @@ async def test_a_failed_load_is_tried_again_told_once_and_shown(
         assert warnings(replica) == ""
 
 
+async def test_a_model_below_its_gate_is_not_loaded_until_a_better_one_is_stored(
+    open_replica: OpenReplica, small_platform: Platform, tmp_path: Path
+) -> None:
+    store_model(tmp_path / "one", "ml-platform-model/bad", below_gate="the model has macro F1 0.5")
+    store_model(tmp_path / "one", "elsewhere/moved", below_gate="the model has macro F1 0.6")
+    store_model(tmp_path / "one", "ml-platform-model/good")
+    for model_id, path in (("bad", None), ("path", "elsewhere/moved"), ("good", None), ("foreign", None)):
+        small_platform.put_model(model_id, path=path)
+    small_platform.note_change("2021-01-01 00:00:00")
+    async with open_replica(small_platform, "one") as replica:
+        await until_ready(replica)
+        assert loaded(replica) == {"good", "foreign"}
+        assert desired(replica, "bad").error == "it is below its gate: the model has macro F1 0.5"
+        assert desired(replica, "path").error == "it is below its gate: the model has macro F1 0.6"
+        assert "[bad]" in warnings(replica)
+
+        store_model(tmp_path / "one", "ml-platform-model/bad")
+        await until(lambda: loaded(replica) == {"good", "foreign", "bad"})
+        await until(lambda: desired(replica, "bad").error == "")
+
+
 async def test_a_model_whose_load_kills_its_worker_neither_starves_nor_stalls_the_others(
     open_replica: OpenReplica, small_platform: Platform, tmp_path: Path, log_lines: Callable[[], str]
 ) -> None:
@@ -371,6 +394,14 @@ async def test_a_service_that_stops_loads_nothing_more(open_replica: OpenReplica
         with pytest.raises(MlpkitError):
             await replica.models.load("it", "b")
         assert loaded(replica) == set()
+
+
+def store_model(home: Path, place: str, *, below_gate: str = "") -> None:
+    """Puts the manifest of a model into the store of a replica."""
+    folder = home / "storage" / place
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = Manifest(algorithm="it", kind="text_custom", model_id=folder.name, below_gate=below_gate)
+    (folder / "mlpkit.json").write_bytes(msgspec.json.encode(manifest))
 
 
 def break_file(platform: Platform) -> None:
