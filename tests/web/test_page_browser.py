@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from selenium.webdriver.common.keys import Keys
 
+from mlpkit.formats.evaluation import EvaluationReport, Figures, WrongAnswer
 from mlpkit.serving.model import LoadedModelRecord
 from mlpkit.training import Job, Snapshot
 from mlpkit.training.journal import Journal
@@ -45,7 +46,31 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
                 ended=now - 3600 if failed else now - 5000,
             )
         )
+    report = EvaluationReport(
+        rows=1000,
+        source="reviews.tsv",
+        average="macro",
+        f1=0.75,
+        created=now,
+        labels={"praise": Figures(0.8, 0.7, 0.74666, 500)},
+        errors=[WrongAnswer(1796, "tasty", "blame", "praise", 97.5)],
+    )
+    summary = Snapshot(fraction=1.0, metrics={"accuracy": 0.9, "evaluation": report.summary()})
+    journal.add(
+        Job(
+            model_id="evaluated",
+            algorithm="labels",
+            state="completed",
+            progress=summary,
+            created=now,
+            started=now - 9000,
+            ended=now - 5000,
+        )
+    )
     journal.close()
+    place = home / "storage" / "ml-platform-model" / "evaluated" / "evaluation.json"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(msgspec.json.encode(report))
     loaded = [LoadedModelRecord("labels", f"model-{number:03}") for number in range(299)]
     (home / "models.json").write_bytes(msgspec.json.encode([*loaded, LoadedModelRecord("names", "names-1")]))
     running = Service(
@@ -153,11 +178,38 @@ def test_a_job_is_trained_watched_and_cancelled_with_the_keyboard(browser: Brows
     assert browser.find("[name='steps']").get_attribute("value") == "4"
 
 
+def test_evaluation_is_shown_as_figures_and_errors(browser: Browser) -> None:
+    browser.open("#/jobs/evaluated")
+    browser.wait_for("Macro F1")
+    browser.wait_for("0.747")
+    browser.wait_for("often wrong labels")
+    assert "1796" in browser.text()
+    assert browser.run("[...document.querySelectorAll('h2')].map(title => title.innerText).join()") == (
+        "Facts,Metrics,Evaluation,Log,What it was asked"
+    )
+    assert "{" not in browser.run("document.querySelector('main .facts:last-of-type').innerText")
+    assert browser.run("getComputedStyle(document.querySelector('main')).outlineStyle") == "none"
+
+
+def test_alias_is_set_in_a_form_that_shows_refusals(browser: Browser) -> None:
+    browser.open("#/models")
+    browser.click("button", "Set an alias")
+    browser.fill("alias", "Not a name")
+    browser.fill("model_id", "model-002")
+    browser.press(Keys.ENTER)
+    browser.wait_for("The alias was not moved: ")
+    browser.fill("alias", "current")
+    browser.press(Keys.ENTER)
+    browser.wait_for("labels@current")
+    browser.click("button", "Move: labels@current")
+    browser.wait_until("document.querySelector('dialog [name=alias]').value === 'current'")
+
+
 def test_models_are_found_unloaded_and_loaded(browser: Browser) -> None:
     browser.open("#/models")
     browser.wait_for("1–25 of 300")
     browser.find("input[type=search]").send_keys("model-077")
-    browser.wait_until("document.querySelectorAll('tbody tr').length === 1")
+    browser.wait_until("document.querySelectorAll('[aria-label=Models] tbody tr').length === 1")
     browser.click("button", "Unload: model-077")
     browser.click("dialog button.danger")
     browser.wait_for("The model is unloaded")
