@@ -70,7 +70,7 @@ def train(parameters: Terms, out: ModelDir) -> None:
     (out / "terms.json").write_bytes(msgspec.json.encode(folded))
 
 
-@app.load
+@app.load(warm_up=False)  # The examples must not count as questions.
 def load(files: ModelDir) -> dict[str, str]:
     return msgspec.json.decode((files / "terms.json").read_bytes(), type=dict[str, str])
 

@@ -231,7 +231,9 @@ class Hook:
         if plan.is_generator and plan.batch:
             return [f"{where(self.function)}: a predict that yields cannot have batches: leave out max_batch_size"]
         if plan.is_generator and self.name not in ("load", "predict"):
-            return [f"{where(self.function)}: only load, predict and factories of dependencies yield, not {self.name}"]
+            return [
+                f"{where(self.function)}: only load, predict and factories of dependencies may yield, not {self.name}"
+            ]
         if plan.is_async and self.name in ("features", "evaluate"):
             return [f"{where(self.function)}: {self.name} must be a plain function, not async"]
         return [self._misfit(parameter) for parameter in plan.all_fields() if not _fits(parameter)]

@@ -34,7 +34,6 @@ class EventRoutes:
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._training = dependencies.training
-        self._events = dependencies.training.events
         self._threads = CapacityLimiter(4)
 
     async def events(self, request: Request) -> StreamedResponse:
@@ -52,8 +51,8 @@ class EventRoutes:
         return StreamedResponse(self._of_job(model_id, _last_id(request), number_of(request, "tail", None)))
 
     async def _all(self, last: str | None) -> AsyncGenerator[bytes, None]:
-        with self._events.listen() as listener:
-            oldest, newest = await self._events.known()
+        with self._training.events.listen() as listener:
+            oldest, newest = await self._training.events.known()
             number = _whole(last) if last is not None else None
             reason = _why_reset(last, number, oldest, newest)
             if reason or number is None:
@@ -71,8 +70,8 @@ class EventRoutes:
                     yield _HEARTBEAT
 
     async def _of_job(self, model_id: str, last: str | None, tail: int | None) -> AsyncGenerator[bytes, None]:
-        with self._events.listen(model_id) as listener:
-            oldest, newest = await self._events.known()
+        with self._training.events.listen(model_id) as listener:
+            oldest, newest = await self._training.events.known()
             job = self._training.summary(model_id)
             if job is None:
                 # It was removed between the look of the route and this one.
@@ -116,7 +115,7 @@ class EventRoutes:
     ) -> AsyncIterator[bytes]:
         """The events of the journal after a number, up to the newest."""
         while number < newest:
-            events = await self._events.after(number, model_id)
+            events = await self._training.events.after(number, model_id)
             if not events:
                 return
             yield b"".join(

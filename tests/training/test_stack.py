@@ -6,11 +6,13 @@ import os
 import signal
 import time
 
+import anyio
 import pytest
 
 from mlpkit.errors import JobConflict, JobNotFound, TimeLimitExceeded
 from mlpkit.training import TrainingQueue
 from mlpkit.training.progress import Curves, Snapshot
+from tests.servers import LONG
 from tests.training.conftest import OpenQueue, end_of, job, reached, train, until
 
 pytestmark = pytest.mark.anyio
@@ -52,6 +54,10 @@ async def test_stack_of_a_stuck_job_names_the_function_again_and_again(
     async with open_queue(SCRIPT) as queue:
         await queue.submit(job("m", stuck=stuck))
         await until(lambda: "it begins" in _log(queue, "m"))
+        # The line is on its way before the function is called.
+        with anyio.fail_after(LONG):
+            while f"in {function}\n" not in await queue.stack("m"):  # noqa: ASYNC110 - there is no event to wait for
+                await anyio.sleep(0.05)
         for _ in range(3):
             stack = await queue.stack("m")
             assert f"in {function}\n" in stack
