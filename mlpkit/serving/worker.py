@@ -231,13 +231,14 @@ class ProcessWorker:
         for message in messages:
             received = decode_worker_message(message)
             if type(received) is Reply:
-                held = self._held.pop(received.id, None)
+                held = self._held.get(received.id)
                 if held is None:
                     # A hook that has outlived its limit has ended.
                     self._overdue -= received.final
                     continue
-                if not received.final:
-                    self._held[received.id] = held
+                if received.final:
+                    # After a part it keeps its place: `running` counts from the first.
+                    del self._held[received.id]
                 held.on_reply(received)
             elif isinstance(received, Logged):
                 self._log.write(received.line)
