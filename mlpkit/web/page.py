@@ -6,6 +6,7 @@ routes for everything that is shown.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
 import shutil
@@ -14,10 +15,11 @@ from array import array
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from anyio import CapacityLimiter, to_thread
 
 from mlpkit import __version__
-from mlpkit.formats import kind_of
+from mlpkit.formats import kind_of, to_json
 from mlpkit.training import TrainData, takes
 from mlpkit.web.openapi import AuthorTypes
 from mlpkit.web.request import DURATION_LIMITS, HttpResponse, success
@@ -247,7 +249,7 @@ def describe_algorithms(algorithms: Sequence[Algorithm]) -> dict[str, Any]:
                 "name": algorithm.name,
                 "kind": algorithm.kind,
                 "hooks": sorted(algorithm.hooks),
-                "examples": [dict(example) for example in algorithm.examples] or [dict(known.example)],
+                "examples": _as_json(algorithm.examples) or [dict(known.example)],
                 "columns": known.columns,
                 "max_batch_size": algorithm.predict_options.max_batch_size,
                 "features": types.of(algorithm.name, "predict", "features"),
@@ -257,6 +259,15 @@ def describe_algorithms(algorithms: Sequence[Algorithm]) -> dict[str, Any]:
             }
         )
     return {"algorithms": described, "schemas": types.components}
+
+
+def _as_json(examples: Sequence[object]) -> list[Any]:
+    """The examples as JSON has them, without those that JSON cannot hold."""
+    found = []
+    for example in examples:
+        with contextlib.suppress(TypeError, ValueError):
+            found.append(msgspec.json.decode(to_json(example)))
+    return found
 
 
 def _takes_data(algorithm: Algorithm) -> bool:

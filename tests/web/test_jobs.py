@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from typing import Any
 from urllib.parse import quote
@@ -9,8 +10,17 @@ from urllib.parse import quote
 import psutil
 import pytest
 
+from mlpkit import App
+from mlpkit.web.page import describe_algorithms
 from tests.servers import LONG
 from tests.wire.replayer import Service
+
+dated = App("dated", examples=[{"when": datetime.date(2026, 11, 30)}, {"never": object()}])
+
+
+@dated.predict
+def predict(features: dict[str, object]) -> str:
+    return ""
 
 
 def train(service: Service, algorithm: str = "echo", parameter: str = "{}") -> str:
@@ -167,3 +177,8 @@ def test_algorithms_tell_what_a_form_needs(plain: Service) -> None:
     echo = next(each for each in described["algorithms"] if each["name"] == "echo")
     assert echo["hooks"] == sorted(echo["hooks"])
     assert {"features", "params", "parameters", "examples", "kind", "takes_data"} <= set(echo)
+
+
+def test_examples_of_an_algorithm_are_what_json_makes_of_them() -> None:
+    (described,) = describe_algorithms(dated.algorithms())["algorithms"]
+    assert described["examples"] == [{"when": "2026-11-30"}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,13 @@ app = App("words", kind="text_generation")
 slow = app.algorithm("slow")
 plain = app.algorithm("plain")
 apart = app.algorithm("apart")
+turns = app.algorithm("turns")
 HERE = Path({folder!r})
 
 @app.load
 @slow.load
 @plain.load
+@turns.load
 @apart.load(isolated=True)
 def load(model_id: str) -> str:
     return model_id
@@ -57,6 +60,12 @@ def endless_apart(features: dict):
             time.sleep(0.01)
     finally:
         (HERE / features["file"]).write_text("closed")
+
+@turns.predict(timeout=6)
+def one_after_the_other(features: dict):
+    yield "begun"
+    time.sleep(features["seconds"])
+    yield "done"
 
 @plain.predict
 def whole(features: dict) -> list:
@@ -87,7 +96,7 @@ def service(folder: Path) -> Iterator[Service]:
     script = folder / "words.py"
     script.write_text(SCRIPT.format(folder=str(folder)))
     service = Service("default", command=("-m", "mlpkit", "run", f"{script}:app"), MLP_CLIENT_WORKER="1")
-    for name in ("words", "slow", "plain", "apart"):
+    for name in ("words", "slow", "plain", "apart", "turns"):
         assert service.post("/load", f'{{"algorithm": "{name}", "model_id": "{name}"}}').json["status"] == "success"
     yield service
     service.stop()
@@ -98,7 +107,7 @@ def test_a_predict_that_yields_cannot_have_batches() -> None:
         batches.build()
 
 
-def body(model_id: str, **features: str) -> str:
+def body(model_id: str, **features: object) -> str:
     return json.dumps({"model_id": model_id, "features": features})
 
 
@@ -162,3 +171,14 @@ def test_streams_are_logged_and_counted_as_other_predictions(service: Service) -
     assert answer.headers["x-request-id"] == "my-stream"
     assert value(service, "mlpkit_predictions_total", algorithm="words", outcome="success") == before + 1
     wait_until(lambda: "[my-stream] server access | POST /predict 200" in service.log(), "the stream is logged")
+
+
+@pytest.mark.slow
+def test_the_time_of_a_prediction_begins_when_the_one_before_it_has_ended(service: Service) -> None:
+    # Together they take longer than the limit of 6 s, and each alone does not.
+    with ThreadPoolExecutor(2) as callers:
+        first = callers.submit(service.post, "/predict", body("turns", seconds=4.5))
+        wait_until(lambda: value(service, "mlpkit_predictions_in_flight", algorithm="turns") == 1, "the first one runs")
+        second = callers.submit(service.post, "/predict", body("turns", seconds=2.5))
+        answers = [each.result(LONG).json for each in (first, second)]
+    assert [answer["status"] for answer in answers] == ["success", "success"], answers
