@@ -5,6 +5,7 @@ Commands import what they need when they are called, so that `run` starts quickl
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
@@ -15,7 +16,7 @@ from mlpkit.cli.data import data
 from mlpkit.cli.evaluate import compare, evaluate
 from mlpkit.cli.foreground import predict, train
 from mlpkit.cli.new import new
-from mlpkit.cli.remote import alias, jobs, models
+from mlpkit.cli.remote import alias, cancel, jobs, load, logs, models, stack, status, unload
 from mlpkit.cli.run import run
 from mlpkit.errors import ArgumentError, DeclarationError, MlpkitError, SettingsError
 from mlpkit.settings import load_settings
@@ -82,7 +83,11 @@ commands = _InOrder(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
 )
-for command in (run, new, train, predict, evaluate, compare, check, jobs, models, alias, version, data, db):
+for command in (
+    *(run, new, train, predict, evaluate, compare, check),
+    *(jobs, status, logs, stack, cancel, models, load, unload, alias),
+    *(version, data, db),
+):
     commands.add_command(command)
 
 
@@ -100,5 +105,9 @@ def main() -> NoReturn:
     except MlpkitError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, (DeclarationError, SettingsError, ArgumentError)) else 1)
+    except BrokenPipeError:
+        # The reader, such as `head`, has enough. Python must not try to write the rest at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)

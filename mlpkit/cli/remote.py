@@ -1,7 +1,9 @@
-"""`mlpkit jobs`, `mlpkit models` and `mlpkit alias`: a running service."""
+"""The commands for the jobs, models and aliases of a running service."""
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -13,10 +15,15 @@ from mlpkit.cli.options import as_json, prefix, token, url
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mlpkit.client import Client, JobView
+    from mlpkit.client import Client, JobEvent, JobView
 
 _PAGE = 500
 """Models of one request, at most as many as the service gives."""
+_LOAD_SECONDS = 600.0
+_INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C has ended; shells use the same."""
+
+_model_id = click.argument("model_id", metavar="ID")
 
 
 @click.command()
@@ -43,6 +50,224 @@ def jobs(url: str, prefix: str, token: str | None, as_json: bool) -> None:
         [job.model_id, job.algorithm, job.state, _moment(job.created), _duration(job), _progress(job)] for job in found
     ]
     _print_table("jobs", columns, rows, [job.message or "" for job in found])
+
+
+@click.command()
+@_model_id
+@url
+@prefix
+@token
+@as_json
+def status(model_id: str, url: str, prefix: str, token: str | None, as_json: bool) -> None:
+    """Show one training job of a running service.
+
+    ID is the id of the model that the job makes.
+
+    \b
+    Example:
+      mlpkit status 0f8e2c_20261122143000
+    """
+    from mlpkit.client import Client
+
+    with Client(url, prefix, token) as client:
+        job = client.job_view(model_id)
+    if as_json:
+        print(msgspec.json.encode(job).decode())
+        return
+    _print_job(job)
+
+
+@click.command()
+@click.option("--follow", "-f", is_flag=True, help="Print new lines too, until the job ends.")
+@_model_id
+@url
+@prefix
+@token
+def logs(follow: bool, model_id: str, url: str, prefix: str, token: str | None) -> None:
+    """Print the log of a training job.
+
+    ID is the id of the model that the job makes. With -f, new states of the job are printed on stderr, and the exit
+    code is 1 if the job fails. A connection that breaks is made again. Ctrl-C ends the command, not the job.
+
+    \b
+    Example:
+      mlpkit logs -f 0f8e2c_20261122143000
+    """
+    from mlpkit.client import Client
+
+    with Client(url, prefix, token) as client:
+        if not follow:
+            _print_log(client.log(model_id))
+            return
+        try:
+            _follow(client, model_id)
+        except KeyboardInterrupt:
+            print("interrupted: the job continues", file=sys.stderr)
+            sys.exit(_INTERRUPTED)
+
+
+def _follow(client: Client, model_id: str) -> None:
+    """Prints the log of a job until it ends.
+
+    Raises:
+        TrainFailed: the job has failed.
+    """
+    from mlpkit.client import JobEvent, LogEvent, ResetEvent
+    from mlpkit.errors import TrainFailed
+
+    job: JobEvent | None = None
+    # A job may wait and run for days. The client gives up a service that is silent or away.
+    for event in client.events(model_id, timeout=math.inf):
+        if isinstance(event, LogEvent):
+            _print_log(event.text)
+        elif isinstance(event, JobEvent):
+            if job is None or (event.state, event.attempt) != (job.state, job.attempt):
+                print(_state(event), file=sys.stderr, flush=True)
+            job = event
+        elif isinstance(event, ResetEvent):
+            print(f"the log begins again: {event.reason}", file=sys.stderr, flush=True)
+    if job is not None and job.state == "error":
+        raise TrainFailed(job.message or f"job {model_id} ended with error; the service gives no reason")
+
+
+def _state(job: JobEvent) -> str:
+    attempt = f", attempt {job.attempt}" if job.state == "training" and job.attempt > 1 else ""
+    return f"{job.algorithm} {job.model_id}: {job.state}{attempt}"
+
+
+def _print_log(text: str) -> None:
+    """Prints a part of a log.
+
+    A terminal gets its colours, but no other codes.
+    """
+    if not sys.stdout.isatty():
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    Console().print(Text.from_ansi(text), soft_wrap=True, end="\n" if text.endswith("\n") else "")
+
+
+@click.command()
+@_model_id
+@url
+@prefix
+@token
+def stack(model_id: str, url: str, prefix: str, token: str | None) -> None:
+    """Print where each thread of a running job is now.
+
+    The job is not disturbed. It answers also if it is stuck.
+
+    \b
+    Example:
+      mlpkit stack 0f8e2c_20261122143000
+    """
+    from mlpkit.client import Client
+
+    with Client(url, prefix, token) as client:
+        print(client.stack(model_id).rstrip("\n"))
+
+
+@click.command()
+@click.option("--soft", is_flag=True, help="Only ask it to end: it may save a checkpoint, or make a model.")
+@_model_id
+@url
+@prefix
+@token
+@as_json
+def cancel(soft: bool, model_id: str, url: str, prefix: str, token: str | None, as_json: bool) -> None:
+    """End a training job, waiting or running.
+
+    \b
+    Example:
+      mlpkit cancel 0f8e2c_20261122143000
+      mlpkit cancel --soft 0f8e2c_20261122143000
+    """
+    from mlpkit.client import Client
+
+    with Client(url, prefix, token) as client:
+        before = client.job_view(model_id)
+        client.cancel(before.algorithm, model_id, soft=soft)
+        after = client.job_view(model_id)
+    if as_json:
+        print(msgspec.json.encode(after).decode())
+    elif before.ended is not None:
+        print(f"{model_id} had ended before: {before.state}")
+    elif after.ended is None:
+        print(f"{model_id} was asked to end: {after.state}")
+    else:
+        print(f"{model_id} has ended: {after.message or after.state}")
+
+
+@click.command()
+@click.option("--algorithm", "-a", metavar="NAME", help="Its algorithm, if the service does not know the model.")
+@_model_id
+@url
+@prefix
+@token
+def load(algorithm: str | None, model_id: str, url: str, prefix: str, token: str | None) -> None:
+    """Load a model, so that it answers predictions.
+
+    The service finds its algorithm among its jobs and the models in its store.
+
+    \b
+    Example:
+      mlpkit load 0f8e2c_20261122143000
+    """
+    from mlpkit.client import Client
+
+    with Client(url, prefix, token, timeout=_LOAD_SECONDS) as client:
+        client.load(algorithm or _algorithm_of(client, model_id), model_id)
+    print(f"{model_id} is loaded")
+
+
+def _algorithm_of(client: Client, model_id: str) -> str:
+    """The algorithm that has made a model.
+
+    Raises:
+        ArgumentError: the service does not know the model.
+    """
+    from mlpkit.errors import ArgumentError, JobNotFound
+
+    try:
+        return client.job_view(model_id).algorithm
+    except JobNotFound:
+        pass
+    after = None
+    while True:
+        page = client.stored_models(limit=_PAGE, after=after)
+        for model in page.models:
+            if model.model_id == model_id:
+                return model.algorithm
+        if page.next is None:
+            break
+        after = page.next
+    raise ArgumentError(f"no job and no stored model has the id {model_id!r}; if it is right, give --algorithm too")
+
+
+@click.command()
+@_model_id
+@url
+@prefix
+@token
+def unload(model_id: str, url: str, prefix: str, token: str | None) -> None:
+    """Unload a model, when its predictions have been answered.
+
+    \b
+    Example:
+      mlpkit unload 0f8e2c_20261122143000
+    """
+    from mlpkit.client import Client
+    from mlpkit.errors import ModelNotLoaded
+
+    with Client(url, prefix, token, timeout=_LOAD_SECONDS) as client:
+        algorithm = next((model.algorithm for model in client.models() if model.model_id == model_id), None)
+        if algorithm is None:
+            raise ModelNotLoaded(model_id)
+        client.unload(algorithm, model_id)
+    print(f"{model_id} is unloaded")
 
 
 @click.command()
@@ -213,6 +438,32 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]], sentence
     for row, sentence in zip(rows, sentences, strict=True):
         if sentence:
             console.print(Text(f"\n{row[0]}: {sentence}"), soft_wrap=True)
+
+
+def _print_job(job: JobView) -> None:
+    """Prints one line for each fact, then the sentence, if any."""
+    from rich.console import Console
+    from rich.text import Text
+
+    facts = {
+        "model": job.model_id,
+        "algorithm": job.algorithm,
+        "state": job.state + (f", attempt {job.attempt}" if job.attempt > 1 else ""),
+        "progress": _progress(job),
+        "submitted": _moment(job.created),
+        "started": _moment(job.started),
+        "ended": _moment(job.ended),
+        "took": _duration(job),
+        "reported": f"{time.time() - job.reported:.1f} s ago" if job.reported and job.ended is None else "",
+        "process": str(job.pid or ""),
+        "memory": _size(job.memory) if job.memory else "",
+    }
+    console = Console()
+    for name, fact in facts.items():
+        if fact:
+            console.print(Text(f"{name:<9}  {fact}"), soft_wrap=True)
+    if job.message:
+        console.print(Text(f"\n{job.message}"), soft_wrap=True)
 
 
 def _moment(seconds: float | None) -> str:

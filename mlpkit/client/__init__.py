@@ -17,23 +17,31 @@ from mlpkit.client.answers import (
     data_of,
 )
 from mlpkit.client.client import Client, JobHandle
+from mlpkit.client.events import JobEvent, LogEvent, ModelEvent, ProgressEvent, ResetEvent, ServiceEvent
 from mlpkit.client.files import LocalFiles, TrainRequest, upload
-from mlpkit.client.transport import Answer, Transport
+from mlpkit.client.transport import Answer, StreamedAnswer, Transport
 
 __all__ = [
     "AliasView",
     "Answer",
     "Client",
+    "JobEvent",
     "JobHandle",
     "JobStatus",
     "JobView",
     "LocalFiles",
+    "LogEvent",
+    "ModelEvent",
     "ModelView",
     "Monitor",
     "NodeInfo",
+    "ProgressEvent",
     "Readiness",
+    "ResetEvent",
+    "ServiceEvent",
     "StoredModelView",
     "StoredModelsView",
+    "StreamedAnswer",
     "TrainRequest",
     "Transport",
     "data_of",

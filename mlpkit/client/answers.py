@@ -74,7 +74,11 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
-    """One job of the list. Times are seconds since the epoch."""
+    """One job of the list.
+
+    Times are seconds since the epoch. `reported` is when a running job has last sent progress or a line of its log.
+    Only `Client.job_view` has `pid` and `memory` (bytes).
+    """
 
     model_id: str
     algorithm: str = ""
@@ -85,7 +89,10 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     created: float | None = None
     started: float | None = None
     ended: float | None = None
+    reported: float | None = None
     queue_position: int | None = None
+    pid: int | None = None
+    memory: int | None = None
 
 
 class ModelView(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,7 +24,8 @@ from mlpkit.client.answers import (
     data_of,
     typed,
 )
-from mlpkit.client.transport import Answer, HttpTransport, Transport
+from mlpkit.client.events import ServiceEvent, follow
+from mlpkit.client.transport import Answer, HttpTransport, StreamedAnswer, Transport
 from mlpkit.errors import (
     ArgumentError,
     JobNotFound,
@@ -223,14 +224,39 @@ class Client:
         Raises:
             JobNotFound: the service has no such job.
         """
-        answer = self._request("GET", f"{self.prefix}jobs/{quote(model_id, safe='')}/log")
-        if answer.headers.get("content-type", "").startswith("application/json"):
-            return str(data_of(answer))
-        if answer.status == 404:
-            raise JobNotFound(model_id)
-        if answer.status != 200:
-            raise UnexpectedAnswer(f"HTTP {answer.status} for the log of {model_id}")
-        return answer.body.decode("utf-8", "replace")
+        return self._text_of(model_id, "log")
+
+    def stack(self, model_id: str) -> str:
+        """Where each thread of a running job is now, as text.
+
+        Raises:
+            JobNotFound: the service has no such job.
+            MlpkitError: the job does not run, or its process does not answer.
+        """
+        return self._text_of(model_id, "stack")
+
+    def events(
+        self, model_id: str | None = None, *, last: str | None = None, timeout: float = 3600.0
+    ) -> Iterator[ServiceEvent]:
+        """What happens to one job until it has ended, or to everything.
+
+        A connection that breaks is made again, and nothing is lost: a service may be away for a minute. `last` is the
+        `id` of the last event that you know, from an earlier call. An event may come twice. The events of one job
+        begin with its present state and the log that is there.
+
+        Raises:
+            TimeLimitExceeded: it has not ended within `timeout` seconds, give or take 15, or the service is silent.
+            JobNotFound: the service has no such job.
+        """
+        place = "events" if model_id is None else f"jobs/{quote(model_id, safe='')}/events"
+
+        def connect(last: str | None, silence: float) -> StreamedAnswer:
+            headers = {**self._headers, "Accept": "text/event-stream"}
+            if last is not None:
+                headers["Last-Event-ID"] = last
+            return self._transport.stream(self.prefix + place, headers, silence)
+
+        return follow(connect, last, timeout)
 
     def evaluation(self, model_id: str) -> dict[str, Any]:
         """The whole report of a job's evaluation, as `evaluation.json` has it.
@@ -296,6 +322,17 @@ class Client:
     def _request(self, method: str, target: str) -> Answer:
         return self._transport.request(method, target, None, self._headers, self.timeout)
 
+    def _text_of(self, model_id: str, part: str) -> str:
+        """The log or the stack of a job."""
+        answer = self._request("GET", f"{self.prefix}jobs/{quote(model_id, safe='')}/{part}")
+        if answer.headers.get("content-type", "").startswith("application/json"):
+            return str(data_of(answer))
+        if answer.status == 404:
+            raise JobNotFound(model_id)
+        if answer.status != 200:
+            raise UnexpectedAnswer(f"HTTP {answer.status} for the {part} of {model_id}")
+        return answer.body.decode("utf-8", "replace")
+
     def _post(self, route: str, timeout: float | None = None, **fields: object) -> Any:
         body = _encoded({name: value for name, value in fields.items() if value is not None})
         headers = {**self._headers, "Content-Type": "application/json"}
@@ -342,6 +379,10 @@ class JobHandle:
     def log(self) -> str:
         """The job's own log so far."""
         return self._client.log(self.model_id)
+
+    def events(self, *, timeout: float = 3600.0) -> Iterator[ServiceEvent]:
+        """State, progress and log until the job ends, as `Client.events`."""
+        return self._client.events(self.model_id, timeout=timeout)
 
     def _poll(self, deadline: float, timeout: float, report: Callable[[JobStatus], None]) -> JobStatus:
         pause = _FIRST_PAUSE

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from mlpkit.errors import ArgumentError, ServiceUnreachable, TimeLimitExceeded
 
 _CONNECT_TIMEOUT = 5.0
 _CONNECTIONS = 64
+_PART = 64 << 10
 _RETRIES = urllib3.Retry(
     total=None,
     connect=2,
@@ -40,6 +41,18 @@ class Answer:
     body: bytes
 
 
+@dataclass(frozen=True)
+class StreamedAnswer:
+    """An HTTP answer whose body comes in parts.
+
+    Closing `parts` ends it. They raise what the request raises, if the connection breaks or is silent.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    parts: Generator[bytes, None, None]
+
+
 class Transport(Protocol):
     """Sends one request and gives the answer, whatever its status is."""
 
@@ -50,6 +63,16 @@ class Transport(Protocol):
 
         Raises:
             ServiceUnreachable: no connection, or it broke before the answer was complete.
+            TimeLimitExceeded: nothing came for `timeout` seconds.
+        """
+
+    def stream(self, target: str, headers: Mapping[str, str], timeout: float) -> StreamedAnswer:
+        """The answer to a GET, in parts as it comes.
+
+        `timeout` is the longest silence in seconds.
+
+        Raises:
+            ServiceUnreachable: no connection, or it broke.
             TimeLimitExceeded: nothing came for `timeout` seconds.
         """
 
@@ -73,8 +96,28 @@ class HttpTransport:
     def request(
         self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], timeout: float
     ) -> Answer:
+        response = self._send(method, target, body, headers, timeout, preload_content=True)
+        return Answer(response.status, _named(response), response.data)
+
+    def stream(self, target: str, headers: Mapping[str, str], timeout: float) -> StreamedAnswer:
+        response = self._send("GET", target, None, headers, timeout, preload_content=False)
+        return StreamedAnswer(response.status, _named(response), self._parts(response, timeout))
+
+    def close(self) -> None:
+        self._pool.clear()
+
+    def _send(
+        self,
+        method: str,
+        target: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        timeout: float,
+        *,
+        preload_content: bool,
+    ) -> urllib3.BaseHTTPResponse:
         try:
-            response = self._pool.request(
+            return self._pool.request(
                 method,
                 self._url + target,
                 body=body,
@@ -82,15 +125,21 @@ class HttpTransport:
                 timeout=urllib3.Timeout(connect=min(timeout, _CONNECT_TIMEOUT), read=timeout),
                 retries=_RETRIES,
                 redirect=False,
+                preload_content=preload_content,
             )
         except LocationParseError as error:
             raise ArgumentError(f"{self._url!r} is not the address of a service: {error}") from error
         except HTTPError as error:
             raise self._translated(error, timeout) from error
-        return Answer(response.status, {name.lower(): value for name, value in response.headers.items()}, response.data)
 
-    def close(self) -> None:
-        self._pool.clear()
+    def _parts(self, response: urllib3.BaseHTTPResponse, timeout: float) -> Generator[bytes, None, None]:
+        try:
+            yield from response.stream(_PART)
+        except HTTPError as error:
+            raise self._translated(error, timeout) from error
+        finally:
+            # A connection whose answer was not read to its end cannot be used again.
+            response.close()
 
     def _translated(self, error: HTTPError, timeout: float) -> ServiceUnreachable | TimeLimitExceeded:
         reason = error.reason if isinstance(error, MaxRetryError) and error.reason else error
@@ -99,3 +148,7 @@ class HttpTransport:
         if isinstance(reason, UrllibTimeout):
             return TimeLimitExceeded(f"{self._url} has not answered within {timeout:g} s; it may still be working")
         return ServiceUnreachable(f"the connection to {self._url} broke before the answer was complete: {reason}")
+
+
+def _named(response: urllib3.BaseHTTPResponse) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.headers.items()}

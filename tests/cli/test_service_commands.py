@@ -1,4 +1,4 @@
-"""The commands around a running service: `run`, with `--reload` too, `jobs` and `models`."""
+"""The commands around a running service: `run`, with `--reload` too, and those that speak to it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tests.servers import LONG, free_port, wait_until
 
 
 @contextmanager
-def serving(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], Client]]:
+def serving(folder: Path, *options: str, port: int | None = None) -> Iterator[tuple[subprocess.Popen[bytes], Client]]:
     """`mlpkit run mood.py` in the folder, ready."""
-    port = free_port()
+    port = free_port() if port is None else port
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlpkit", "run", "mood.py", "--port", str(port), "--workers", "1", *options],
@@ -103,6 +103,109 @@ def test_jobs_are_readable_in_a_narrow_terminal_and_in_a_pipe(folder: Path, mlpk
     for lines in (wide, piped):
         assert lines[0].split()[:5] == ["model", "algorithm", "state", "submitted", "took"]
         assert re.match(rf"{completed.model_id}  mood       completed  \d\d:\d\d:\d\d   [\d.]+ s", lines[2]), lines
+
+
+def test_a_job_is_shown_followed_and_loaded_by_its_id_alone(folder: Path, mlpkit: Run) -> None:
+    with serving(folder) as (_, client):
+        at = ("--url", client.url)
+        job = client.train("mood", parameters={"steps": 4, "seconds": 1.0})
+        followed = mlpkit("logs", "-f", job.model_id, *at)
+        printed = mlpkit("logs", job.model_id, *at)
+        shown = mlpkit("status", job.model_id, *at)
+        listed = json.loads(mlpkit("status", job.model_id, "--json", *at).stdout)
+        loaded = mlpkit("load", job.model_id, *at)
+        states = [model.state for model in client.models()]
+        unloaded = mlpkit("unload", job.model_id, *at)
+        left = client.models()
+        again = mlpkit("unload", job.model_id, *at)
+        cancelled = mlpkit("cancel", job.model_id, *at)
+    assert followed.returncode == 0, followed.stderr
+    assert followed.stdout == printed.stdout
+    assert followed.stdout.count("a line of the job") == 1
+    assert followed.stderr.splitlines()[-1] == f"mood {job.model_id}: completed"
+    lines = dict(line.split(maxsplit=1) for line in shown.stdout.splitlines())
+    assert (lines["model"], lines["algorithm"], lines["state"]) == (job.model_id, "mood", "completed")
+    assert all(len(line) <= 80 for line in shown.stdout.splitlines())
+    assert (listed["model_id"], listed["state"]) == (job.model_id, "completed")
+    assert (loaded.stdout, states) == (f"{job.model_id} is loaded\n", ["loaded"])
+    assert (unloaded.stdout, left) == (f"{job.model_id} is unloaded\n", [])
+    assert (again.returncode, again.stderr) == (1, f"error: model [{job.model_id}] not loaded\n")
+    assert (cancelled.returncode, cancelled.stdout) == (0, f"{job.model_id} had ended before: completed\n")
+
+
+def test_following_a_job_that_fails_ends_with_1_and_its_reason(folder: Path, mlpkit: Run) -> None:
+    with serving(folder) as (_, client):
+        job = client.train("mood", parameters={"fail": "row 7 has no label"})
+        ended = mlpkit("logs", "-f", job.model_id, "--url", client.url)
+    assert ended.returncode == 1
+    assert "a line of the job" in ended.stdout
+    assert ended.stderr.splitlines()[-1] == "error: ValueError: row 7 has no label"
+
+
+def test_ctrl_c_ends_following_with_one_line_and_not_the_job(folder: Path, mlpkit: Run) -> None:
+    with serving(folder) as (_, client):
+        job = client.train("mood", parameters={"seconds": 600})
+        command = [sys.executable, "-m", "mlpkit", "logs", "-f", job.model_id, "--url", client.url]
+        environment = environment_of(folder / "home")
+        shown = in_terminal(command, folder, environment, interrupt_at=lambda output: "a line of the job" in output)
+        stack = mlpkit("stack", job.model_id, "--url", client.url)
+        state = client.job_view(job.model_id).state
+        cancelled = mlpkit("cancel", job.model_id, "--url", client.url)
+        after = client.job_view(job.model_id).state
+    assert shown.code == 130
+    assert shown.screen[-1].removeprefix("^C") == "interrupted: the job continues"
+    assert "Traceback" not in shown.output
+    assert "in train" in stack.stdout, stack.stderr
+    assert state == "training"
+    assert cancelled.stdout.startswith(f"{job.model_id} has ended: ")
+    assert after == "error"
+
+
+def test_a_soft_cancel_says_that_the_job_was_asked(folder: Path, mlpkit: Run) -> None:
+    with serving(folder) as (_, client):
+        job = client.train("mood", parameters={"seconds": 600})
+        wait_until(lambda: client.job_view(job.model_id).state == "training", "the job runs")
+        ended = mlpkit("cancel", "--soft", job.model_id, "--json", "--url", client.url)
+        wait_until(lambda: client.job_view(job.model_id).state == "error", "the job has ended")
+    assert json.loads(ended.stdout)["model_id"] == job.model_id
+
+
+def test_following_continues_when_the_service_starts_again(folder: Path, mlpkit: Run) -> None:
+    with serving(folder) as (_, client):
+        job = client.train("mood", parameters={"seconds": 600})
+        port = int(client.url.rpartition(":")[2])
+        followed = subprocess.Popen(
+            [sys.executable, "-m", "mlpkit", "logs", "-f", job.model_id, "--url", client.url],
+            env=environment_of(folder / "home"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert followed.stdout is not None
+            assert "a line of the job" in next(line for line in followed.stdout if "a line of the job" in line)
+        except BaseException:
+            followed.kill()
+            raise
+    with serving(folder, port=port) as (_, client):
+        wait_until(lambda: client.job_view(job.model_id).state == "training", "the job runs again")
+        client.cancel("mood", job.model_id)
+        _, errors = followed.communicate(timeout=LONG)
+    assert followed.returncode == 1, errors
+    assert "cancel" in errors.splitlines()[-1], errors
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "logs -f", "stack", "cancel", "load", "unload"])
+def test_an_unknown_id_and_no_service_are_said_plainly(folder: Path, mlpkit: Run, command: str) -> None:
+    with serving(folder) as (_, client):
+        unknown = mlpkit(*command.split(), "nobody", "--url", client.url)
+    away = mlpkit(*command.split(), "nobody", "--url", f"http://127.0.0.1:{free_port()}")
+    assert unknown.returncode in (1, 2)
+    assert unknown.stderr.startswith("error: ")
+    assert "nobody" in unknown.stderr
+    assert (away.returncode, "no service answers" in away.stderr) == (1, True)
+    for ended in (unknown, away):
+        assert (ended.stdout, ended.stderr.count("\n")) == ("", 1)
 
 
 def test_no_service_is_said_plainly(mlpkit: Run) -> None:

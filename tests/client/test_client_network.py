@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mlpkit.client import Client
+from mlpkit.client import Client, LogEvent
 from mlpkit.errors import ArgumentError, ServiceUnreachable, TimeLimitExceeded, UnexpectedAnswer
-from tests.servers import SOON
+from tests.servers import LONG, SOON
 
 MONITOR = b'{"status": "success", "data": {"load": {}, "algorithms": ["a"]}}'
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(MONITOR) + MONITOR
@@ -121,6 +121,53 @@ def test_a_page_of_something_else_is_no_answer() -> None:
 
     with listening(behave) as service, pytest.raises(UnexpectedAnswer, match="HTTP 502 with '<html></html>'"):
         Client(service.url).monitor()
+
+
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunk(text: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(text), text)
+
+
+def test_events_continue_after_the_last_whole_one_if_the_connection_breaks() -> None:
+    requests: list[bytes] = []
+
+    def behave(connection: socket.socket, number: int) -> None:
+        requests.append(connection.recv(65536))
+        if number == 1:
+            # The second event is cut off.
+            parts = chunk(b'id: 3.10\nevent: log\ndata: {"text": "one\\n"}\n\nid: 4.20\nevent: log\nda')
+        elif number == 2:
+            parts = b""
+        elif number == 3:
+            connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            connection.close()
+            return
+        else:
+            parts = chunk(b": still here\n\nevent: from the future\ndata: {}\n\n")
+            parts += chunk(b'id: 4.20\nevent: log\ndata: {"text": "tw') + chunk(
+                b'o\\n"}\n\nid: 5.20\nevent: end\ndata: {}\n\n'
+            )
+        connection.sendall(STREAM + parts)
+        connection.close()
+
+    with listening(behave) as service:
+        events = list(Client(service.url).events("m", timeout=LONG))
+    assert [event.text for event in events if isinstance(event, LogEvent)] == ["one\n", "two\n"]
+    assert len(events) == 2
+    assert b"last-event-id" not in requests[0].lower()
+    assert all(b"\r\nLast-Event-ID: 3.10\r\n" in request for request in requests[1:])
+    assert len(requests) == 4
+
+
+def test_a_stream_that_says_nothing_is_given_up_in_time() -> None:
+    def behave(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        connection.sendall(STREAM)
+
+    with listening(behave) as service, pytest.raises(TimeLimitExceeded, match=r"within 0\.\d+ s"):
+        list(Client(service.url).events(timeout=0.3))
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", ""])

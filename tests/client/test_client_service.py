@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mlpkit.client import Client, JobStatus
+from mlpkit.client import Client, JobEvent, JobStatus, LogEvent, ModelEvent, ProgressEvent, ResetEvent
 from mlpkit.client.bar import ProgressBar, described
 from mlpkit.errors import (
     AlgorithmNotFound,
     ArgumentError,
     JobNotFound,
     LoadFailed,
+    MlpkitError,
     ModelNotLoaded,
     ObjectNotFound,
     Overloaded,
@@ -28,7 +29,7 @@ from mlpkit.errors import (
     Unauthorized,
 )
 from tests.secret import new_secret
-from tests.servers import LONG, free_port
+from tests.servers import LONG, free_port, wait_until
 
 MOOD = Path(__file__).parents[1] / "servers" / "mood.py"
 TOKEN = new_secret()
@@ -120,6 +121,47 @@ def test_the_service_tells_of_itself(client: Client) -> None:
     assert client.node_info().total_cpu >= 1
 
 
+def test_the_events_of_a_job_are_its_states_progress_and_log_until_it_ends(client: Client) -> None:
+    job = client.train("mood", parameters={"steps": 4, "seconds": 2.0})
+    events = list(job.events(timeout=LONG))
+    states = [event.state for event in events if isinstance(event, JobEvent)]
+    assert states[-1] == "completed"
+    assert any(isinstance(event, ProgressEvent) and event.progress for event in events)
+    assert "".join(event.text for event in events if isinstance(event, LogEvent)) == job.log()
+    # Who knows the last event is told nothing again.
+    last = [event.id for event in events if event.id is not None][-1]
+    assert [event for event in client.events(job.model_id, last=last, timeout=LONG) if event.id != last] == []
+
+
+def test_the_events_of_the_service_tell_of_models(client: Client) -> None:
+    job = client.train("mood")
+    job.wait(LONG)
+    events = client.events(timeout=LONG)
+    assert isinstance(next(events), ResetEvent)
+    client.load("mood", job.model_id)
+    loaded = next(event for event in events if isinstance(event, ModelEvent) and event.state == "loaded")
+    assert (loaded.model_id, loaded.algorithm, loaded.workers) == (job.model_id, "mood", [0])
+    client.unload("mood", job.model_id)
+
+
+def test_events_that_do_not_end_are_given_up_in_time(client: Client) -> None:
+    job = client.train("mood", parameters={"seconds": 100})
+    try:
+        with pytest.raises(TimeLimitExceeded, match=r"within 0\.\d+ s"):
+            list(job.events(timeout=0.5))
+    finally:
+        job.cancel()
+
+
+def test_a_running_job_shows_its_stack(client: Client) -> None:
+    job = client.train("mood", parameters={"seconds": 100})
+    wait_until(lambda: "a line of the job" in job.log(), "the job runs")
+    assert "in train" in client.stack(job.model_id)
+    job.cancel()
+    with pytest.raises(MlpkitError, match="only a job that runs has a stack"):
+        client.stack(job.model_id)
+
+
 def test_a_failed_training_raises_with_its_reason(client: Client) -> None:
     with pytest.raises(TrainFailed, match="no such column"):
         client.train("mood", parameters={"fail": "no such column"}).wait(LONG)
@@ -151,6 +193,8 @@ def test_refusals_become_the_exceptions_that_they_stand_for(client: Client, addr
         client.train("mood", parameters={"steps": "many"})
     with pytest.raises(JobNotFound, match="nobody"):
         client.log("nobody/knows me")
+    with pytest.raises(JobNotFound, match="nobody"):
+        next(client.events("nobody"))
     with pytest.raises(JobNotFound):
         client.cancel("mood", "nobody")
     with pytest.raises(Unauthorized), Client(address, "/mlp") as stranger:

@@ -10,9 +10,18 @@ from typing import Annotated, Any
 import pytest
 
 from mlpkit import App, Depends
-from mlpkit.errors import ArgumentError, DeclarationError, ModelNotLoaded, PredictFailed, TimeLimitExceeded, TrainFailed
+from mlpkit.client import LogEvent, ResetEvent
+from mlpkit.errors import (
+    ArgumentError,
+    DeclarationError,
+    JobNotFound,
+    ModelNotLoaded,
+    PredictFailed,
+    TimeLimitExceeded,
+    TrainFailed,
+)
 from mlpkit.testing import TestService
-from tests.servers import mood
+from tests.servers import LONG, mood
 
 
 def greeting() -> str:
@@ -84,6 +93,18 @@ def test_refusals_are_exceptions_and_answers_can_be_seen_raw() -> None:
         answer = service.client.request("POST", "/predict", b'{"model_id": "nobody"}')
         assert json.loads(answer.body)["message"] == "model [nobody] not loaded"
         assert answer.headers["content-type"] == "application/json"
+
+
+def test_events_can_be_followed_to_their_end_and_left_before() -> None:
+    with TestService(mood.app) as service:
+        job = service.client.train("mood", parameters={"steps": 2})
+        events = list(job.events(timeout=LONG))
+        assert "a line of the job" in "".join(event.text for event in events if isinstance(event, LogEvent))
+        assert job.status().status == "completed"
+        everything = service.client.events(timeout=LONG)
+        assert isinstance(next(everything), ResetEvent)
+        with pytest.raises(JobNotFound):
+            next(service.client.events("nobody", timeout=LONG))
 
 
 def test_settings_can_be_given() -> None:
