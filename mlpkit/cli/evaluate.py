@@ -97,6 +97,7 @@ def compare(target: str, first: str, second: str, data: Path, algorithm: str | N
     """Compare two stored models on the same test rows.
 
     Shows both results, the rows on which they differ, and whether the difference may be chance (McNemar's test).
+    TARGET is the app: module:app, file.py:app, or file.py if it has one app. Each MODEL is the id of a stored model.
 
     \b
     Example:

@@ -158,7 +158,7 @@ def _print_log(text: str) -> None:
 def stack(model_id: str, url: str, prefix: str, token: str | None) -> None:
     """Print where each thread of a running job is now.
 
-    The job is not disturbed. It answers also if it is stuck.
+    ID is the id of the model that the job makes. The job is not disturbed. It answers also if it is stuck.
 
     \b
     Example:
@@ -179,6 +179,8 @@ def stack(model_id: str, url: str, prefix: str, token: str | None) -> None:
 @as_json
 def cancel(soft: bool, model_id: str, url: str, prefix: str, token: str | None, as_json: bool) -> None:
     """End a training job, waiting or running.
+
+    ID is the id of the model that the job makes.
 
     \b
     Example:
@@ -210,7 +212,7 @@ def cancel(soft: bool, model_id: str, url: str, prefix: str, token: str | None, 
 def load(algorithm: str | None, model_id: str, url: str, prefix: str, token: str | None) -> None:
     """Load a model, so that it answers predictions.
 
-    The service finds its algorithm among its jobs and the models in its store.
+    ID is the id of the model. The service finds its algorithm among its jobs and the models in its store.
 
     \b
     Example:
@@ -254,6 +256,8 @@ def _algorithm_of(client: Client, model_id: str) -> str:
 @token
 def unload(model_id: str, url: str, prefix: str, token: str | None) -> None:
     """Unload a model, when its predictions have been answered.
+
+    ID is the id of the model.
 
     \b
     Example:

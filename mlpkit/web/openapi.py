@@ -38,13 +38,14 @@ _SUCCESS: Schema = {
     "required": ["status"],
 }
 _JSON = "application/json"
+_EVENTS = "text/event-stream"
 _NO_JSON = {
     "log": "text/plain",
     "stack": "text/plain",
     "metrics": "text/plain",
     "docs": "text/html",
-    "events": "text/event-stream",
-    "job_events": "text/event-stream",
+    "events": _EVENTS,
+    "job_events": _EVENTS,
 }
 _TRAIN_FIELDS = {"data": "data", "parameter": "parameters", "extend": "extend"}
 """The fields of a train request, and what handlers call them."""
@@ -186,7 +187,11 @@ def _body_of(spec: RouteSpec, algorithms: Mapping[str, Algorithm], types: Author
 def _operation(name: str, summary: str, parameters: Sequence[Schema] = (), body: Schema | None = None) -> Schema:
     media_type = _NO_JSON.get(name, _JSON)
     answer: Schema = {"type": "string"}
-    if media_type == _JSON:
+    if media_type == _EVENTS:
+        # The schema of a stream describes one of its events.
+        names = ("id", "event", "data")
+        answer = {"type": "object", "properties": {name: {"type": "string"} for name in names}}
+    elif media_type == _JSON:
         answer = {"anyOf": [{"$ref": "#/components/schemas/Success"}, {"$ref": "#/components/schemas/Failure"}]}
     failed: Schema = {"schema": {"$ref": "#/components/schemas/Failure"}}
     failure = {"description": "Refused.", "content": {_JSON: failed}}

@@ -18,7 +18,10 @@ from tests.servers import LONG
 
 PACKAGE = Path(mlpkit_package.__file__).parent
 
-COMMANDS = ("run", "new", "train", "predict", "check", "jobs", "models", "alias", "version")
+COMMANDS = (
+    *("run", "new", "train", "predict", "evaluate", "compare", "check"),
+    *("jobs", "status", "logs", "stack", "cancel", "models", "load", "unload", "alias", "version"),
+)
 GOOD = "a good day\tgood\t1\nbad weather\tbad\t1\n"
 TALKATIVE = """
 import subprocess
@@ -78,7 +81,7 @@ def test_the_command_line_loads_nothing_heavy_before_the_command_is_known() -> N
 def test_help_lists_the_commands_in_the_order_in_which_they_are_needed(mlpkit: Run) -> None:
     shown = mlpkit("--help", COLUMNS="80").stdout
     listed = [line.split()[0] for line in shown.partition("Commands:\n")[2].splitlines()]
-    assert listed == ["run", "new", "train", "predict", "check", "jobs", "models", "alias", "version", "data", "db"]
+    assert listed == [*COMMANDS, "data", "db"]
     assert "..." not in shown.partition("Commands:")[2], "a sentence is cut off"
     assert mlpkit("-h").stdout == mlpkit("--help").stdout
 

@@ -19,7 +19,7 @@ dated = App("dated", examples=[{"when": datetime.date(2026, 11, 30)}, {"never": 
 
 
 @dated.predict
-def predict(features: dict[str, object]) -> str:
+def predict(features: dict[str, str]) -> str:
     return ""
 
 
