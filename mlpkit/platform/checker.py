@@ -25,7 +25,8 @@ from mlpkit.platform.notes import FollowedModel, Notes
 from mlpkit.platform.rows import RowProblems, checked
 from mlpkit.serving import Models
 from mlpkit.settings import Settings
-from mlpkit.storage import Storage, gate_problem
+from mlpkit.storage import ModelDir, Storage, gate_problem
+from mlpkit.training import takes
 
 Start = Callable[..., object]
 """Starts a coroutine function with its arguments as a task."""
@@ -34,6 +35,11 @@ _AT_ONCE = 8
 _LONGEST_RETRY = 300.0
 _SAME_SECOND = 1.0
 """How many seconds after a change the rows are read again: a second change may have the same time."""
+
+
+def _has_files(algorithm: Algorithm) -> bool:
+    """Whether models of the algorithm may be folders in the store."""
+    return any(plan is not None and takes(plan, ModelDir) for plan in map(algorithm.plan, ("load", "train")))
 
 
 @dataclass(eq=False)
@@ -110,6 +116,8 @@ class Checker:
         self._models = models
         self._aliases = aliases
         self._algorithms = list(algorithms)
+        # Only their models have a manifest: asking for those of a thousand others takes longer than their loads.
+        self._with_files = {name for name, algorithm in algorithms.items() if _has_files(algorithm)}
         self._storage = storage
         self._settings = settings
         self._period = settings.checker_period
@@ -277,7 +285,7 @@ class Checker:
         elif here is not None and (here != algorithm or desired.has_moved):
             await self._models.unload(desired.model_id)
             desired.loaded_from = None
-        if wanted and here is None:
+        if wanted and here is None and algorithm in self._with_files:
             await self._check_gate(desired.model_id, path)
         if wanted:
             await self._models.load(algorithm, desired.model_id, path, failures=desired.failures)

@@ -181,4 +181,7 @@ def test_trainings_killed_ten_times_make_the_models_of_undisturbed_ones(
         assert steps[-1] > 0
         killed = (bucket / f"{algorithm}-killed" / "model.npz").read_bytes()
         assert killed == (bucket / f"{algorithm}-undisturbed" / "model.npz").read_bytes()
-        assert sorted(path.name for path in (bucket / f"{algorithm}-killed").iterdir()) == ["mlpkit.json", "model.npz"]
+        # A kill may leave empty folders, which are no objects of the store.
+        model = bucket / f"{algorithm}-killed"
+        left = sorted(str(path.relative_to(model)) for path in model.rglob("*") if path.is_file())
+        assert left == ["mlpkit.json", "model.npz"]
