@@ -7,13 +7,13 @@ Each loaded model has one `Dispatcher`.
 | order | first come, first served | the same | the same |
 | when | at the end of the loop's turn, so that what arrived together is sent together | the same | the same |
 | which replica | the one with the fewest requests in flight | one that has none | the fewest in flight |
-| requests in flight per replica | 1 (`threads`), and 1 in advance; quick: 32 | 1 batch | 64, and 1; quick: 65 |
+| requests in flight per replica | 1 (`threads`), and 1 in advance; quick: 32 | 1 batch | 64, and 1; quick: 64 |
 | items of one message | 1; quick: up to 8 that take 0.5 ms together (a *group*) | what waits, at most 64 MiB | 1 |
 | wait for more items | never | at most `max_wait_ms`, only after a batch of several | never |
 | longest wait | the time limit of one prediction, or the usual one if that is longer | the same | the same |
 
-A model is *quick* if a call usually takes less than 2 ms. Requests in advance hide the way to the worker. A slow model
-gets the next one only just before it is free, so that its replicas share the queue fairly.
+A model is *quick* if a call usually takes less than 2 ms, and before its first call. Requests in advance hide the way
+to the worker. A slow model gets the next one only just before it is free, so that its replicas share the queue fairly.
 """
 
 from __future__ import annotations

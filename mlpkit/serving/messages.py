@@ -58,6 +58,7 @@ class Unload(msgspec.Struct, array_like=True, tag=2):
     log_uuid: str
 
 
+# msgspec encodes anything that holds bytes, but must be told what to decode.
 if TYPE_CHECKING:
     Json = bytes | memoryview
 else:
@@ -67,6 +68,8 @@ else:
 
 class Item(msgspec.Struct, array_like=True, kw_only=True):
     """One request of a batch; `features` and `params` are JSON.
+
+    `features` is the last field: long ones follow the head of a message as they are.
 
     `parts`: the caller wants the parts of the answer as they come.
     """

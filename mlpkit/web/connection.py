@@ -62,6 +62,7 @@ class _HeldRequest:
         self.prediction: PendingPrediction | None = None
         self.disconnected = False
         self.response_complete = False
+        # uvicorn sets this event when the connection is lost.
         self.message_event = self
 
     def set(self) -> None:
@@ -155,7 +156,7 @@ class Connection(HttpToolsProtocol):
             try:
                 self._application.admit(context)
             except MlpkitError:
-                pass  # uvicorn refuses it.
+                pass  # The request goes to the application like any other, which refuses it.
             else:
                 if not context.wants_parts:
                     self.cycle = self._held = _HeldRequest(context, self.parser.should_keep_alive())
