@@ -82,7 +82,8 @@ def test_job_starts_sooner_than_an_interpreter(start: Start, tmp_path: Path, rep
     interpreters = []
     for number in range(4):
         interpreters.append(seconds_to_run("import mlpkit"))
-        file, began = tmp_path / f"began-{number}", time.time()
+        file = tmp_path / f"began-{number}"
+        began = time.time()
         service.client.train("tiny", parameters={"began": str(file)}).wait(LONG)
         jobs.append(float(file.read_text()) - began)
     report(

@@ -330,7 +330,8 @@ from tests.serving import test_execution as test
 app = App("waiting")
 
 def wait_for_the_loop(handler):
-    before, end = test.turns, time.monotonic() + 20
+    before = test.turns
+    end = time.monotonic() + 20
     while test.turns < before + 3:
         assert time.monotonic() < end, "the loop stands still"
         time.sleep(0.01)
