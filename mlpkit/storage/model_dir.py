@@ -31,6 +31,8 @@ MANIFEST = "mlpkit.json"
 INCOMPLETE = "mlpkit.incomplete"
 
 _ATTEMPTS = 3
+_LAST_REQUEST = 2.0
+"""Seconds that the last request of a killed process may be on its way: a proxy or a busy store delays it."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,22 +151,44 @@ def save_model(storage: Storage, directory: Path, destination: str, manifest: Ma
         logger.warning("files of an earlier model remain below {}: {}", prefix, error)
 
 
-def discard_model(storage: Storage, destination: str) -> None:
-    """Removes what a `save_model` that was killed, or a `begin_model`, has left.
+def discard_model(storage: Storage, destination: str, *, was_killed: bool = False) -> None:
+    """Removes what a `save_model` that was interrupted, or a `begin_model`, has left.
 
     A complete model at the destination stays. The store may be asked for some seconds.
+
+    Args:
+        was_killed: a process was killed in it, so a last request may reach the store only after the first look.
 
     Raises:
         StorageError: not all of it could be removed.
     """
     prefix = _folder(destination)
+    removed = _remove_parts(storage, prefix, set())
+    # While a model is trained the marker names no files, and nothing is on its way to the store.
+    if was_killed and removed != set():
+        time.sleep(_LAST_REQUEST)
+        _remove_parts(storage, prefix, removed or set())
+
+
+def _remove_parts(storage: Storage, prefix: str, removed: set[str]) -> set[str] | None:
+    """Removes the files that the marker names, those `removed` before, and the marker.
+
+    Gives the names of the files, or None if there is no marker.
+    """
     names = read_json(storage, f"{prefix}/{INCOMPLETE}", list[str])
-    if names is None:
-        return
+    if names is None and not removed:
+        return None
     storage.discard_uploads(prefix)
     manifest = read_json(storage, f"{prefix}/{MANIFEST}", Manifest)
-    _delete_names(storage, prefix, set(names).difference(manifest.files if manifest else ()))
+    kept = set(manifest.files) if manifest else set()
+    if not kept.isdisjoint(removed):
+        # The manifest itself was the last request: its files are gone.
+        _delete_names(storage, prefix, {MANIFEST})
+        kept = set()
+    parts = removed.union(names or ()).difference(kept)
+    _delete_names(storage, prefix, parts)
     _delete_names(storage, prefix, {INCOMPLETE})
+    return parts
 
 
 def open_model(storage: Storage, settings: Settings, model_id: str, model_path: str | None) -> ModelDir:

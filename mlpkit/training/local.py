@@ -241,7 +241,7 @@ class LocalEngine:
     def _discard_model(self, job: Job) -> None:
         try:
             with contextlib.closing(open_storage(settings_for(self._settings, job.extend))) as storage:
-                discard_model(storage, destination(job, self._settings))
+                discard_model(storage, destination(job, self._settings), was_killed=True)
         except (MlpkitError, OSError) as error:
             logger.warning("parts of the model of job [{}] may be left in the store: {}", job.model_id, error)
 

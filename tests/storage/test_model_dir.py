@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mlpkit.errors import (
@@ -31,6 +32,7 @@ from mlpkit.storage import (
     open_model,
     save_model,
 )
+from mlpkit.storage.model_dir import INCOMPLETE, MANIFEST, json_file
 from tests.servers import LONG, Relay, refusing, wait_until
 from tests.storage.conftest import OpenStorage
 
@@ -466,3 +468,33 @@ def test_credentials_that_may_not_list_open_a_model_by_the_names_in_its_manifest
     assert _names(open_model(storage, settings, "m1", None)) == {"a", "b/c", "mlpkit.json"}
     with pytest.raises(ObjectNotFound, match="there is no model"):
         open_model(storage, settings, "m2", None)
+
+
+def test_what_reaches_the_store_after_the_kill_is_discarded_too(
+    s3_settings: Settings, opened: OpenStorage, relay: Relay, tmp_path: Path
+) -> None:
+    direct, destination = opened(s3_settings), f"{s3_settings.model_bucket}/m1"
+    looking = opened(s3_settings.with_options(minio_host=relay.endpoint))
+
+    def arrive_after(method: str, arrive: Callable[[], None]) -> None:
+        seen = relay.count(method, INCOMPLETE)
+
+        def arrive_late() -> None:
+            wait_until(lambda: relay.count(method, INCOMPLETE) > seen, "the first look")
+            arrive()
+
+        late = threading.Thread(target=arrive_late)
+        late.start()
+        discard_model(looking, destination, was_killed=True)
+        late.join(LONG)
+        assert direct.list(destination) == []
+
+    arrive_after("HEAD", lambda: begin_model(direct, destination))
+
+    save_model(direct, _folder(tmp_path / "out", a=b"1"), destination, _manifest())
+    manifest = direct.fetch(f"{destination}/{MANIFEST}").read_bytes()
+    delete_model(direct, s3_settings, "m1")
+    with json_file(msgspec.json.encode(["a"])) as marker:
+        direct.save(marker, f"{destination}/{INCOMPLETE}")
+    with json_file(manifest) as written:
+        arrive_after("DELETE", lambda: direct.save(written, f"{destination}/{MANIFEST}"))
