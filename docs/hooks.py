@@ -1,14 +1,37 @@
-"""Hooks of MkDocs: the table of settings is made from the code, so that it cannot be wrong."""
+"""Hooks of MkDocs: references are made from the code, and each language gets its own search."""
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from dataclasses import MISSING, Field
+from pathlib import Path
 from typing import Any
 
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
+from mkdocs.structure.pages import Page
+
+import mlpkit
 from mlpkit.settings import IGNORED, described
+
+_ZH = "zh/"
+_NOT_TRANSLATED = "本页暂无中文版，以下为英文原文。"
 
 _SETTINGS = "<!-- table: settings -->"
 _IGNORED = "<!-- table: ignored settings -->"
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Shows the version in the footer."""
+    config.copyright = f"mlpkit {mlpkit.__version__}"
+    return config
+
+
+def on_pre_build(config: MkDocsConfig) -> None:
+    """Forgets the names of the language that was built before: a name leads to the page of its own language."""
+    config.plugins["autorefs"]._primary_url_map.clear()  # type: ignore[attr-defined]
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -18,6 +41,50 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     if _IGNORED in markdown:
         markdown = markdown.replace(_IGNORED, _ignored_table())
     return markdown
+
+
+def on_page_content(html: str, page: Page, **_: Any) -> str:
+    """Marks an English page below /zh/ as English, for readers, browsers and their translators."""
+    if page.url.startswith(_ZH) and not page.file.src_uri.endswith(".zh.md"):
+        return f'<p class="not-translated">{_NOT_TRANSLATED}</p>\n<div lang="en">\n{html}\n</div>'
+    return html
+
+
+@event_priority(0)  # after mkdocs-static-i18n, whose links begin with / if the site has no URL
+def on_page_context(context: dict[str, Any], page: Page, config: MkDocsConfig, **_: Any) -> dict[str, Any]:
+    """Lets the language switch lead to the same page, also below a sub-path."""
+    url = page.url.removeprefix(_ZH)
+    config.extra.alternate = [
+        {"name": "English", "link": url or ".", "lang": "en"},
+        {"name": "中文", "link": _ZH + url, "lang": "zh"},
+    ]
+    return context
+
+
+def on_post_page(output: str, page: Page, **_: Any) -> str:
+    """Lets the search of a Chinese page read the index below /zh/, where Material's `base` leads then."""
+    if page.url.startswith(_ZH):
+        return re.sub(r'"base": ?"([^"]*)\.\."', lambda found: f'"base": "{found[1].rstrip("/") or "."}"', output)
+    return output
+
+
+@event_priority(-200)  # after mkdocs-static-i18n has joined the entries of both languages
+def on_post_build(config: MkDocsConfig) -> None:
+    """Splits the search index, so that a reader finds pages of one language only."""
+    path = Path(config.site_dir, "search", "search_index.json")
+    index = json.loads(path.read_text(encoding="utf-8"))
+    chinese = [entry for entry in index["docs"] if entry["location"].startswith(_ZH)]
+    english = [entry for entry in index["docs"] if not entry["location"].startswith(_ZH)]
+    stripped = [entry | {"location": entry["location"].removeprefix(_ZH)} for entry in chinese]
+    _write_index(path, index | {"docs": english}, ["en"])
+    _write_index(Path(config.site_dir, _ZH, "search", "search_index.json"), index | {"docs": stripped}, ["en", "zh"])
+    shutil.copy(Path(config.site_dir, "sitemap.xml"), Path(config.site_dir, _ZH))
+
+
+def _write_index(path: Path, index: dict[str, Any], lang: list[str]) -> None:
+    index["config"]["lang"] = lang
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(index, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
 
 def _settings_table() -> str:

@@ -46,7 +46,7 @@ def test_readme_shows_the_example_as_it_is(page: str) -> None:
     assert script.strip() in (ROOT / "examples" / "sentiment.py").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("page", "label"), [("quickstart.md", "sport"), ("zh/quickstart.md", "体育")])
+@pytest.mark.parametrize(("page", "label"), [("quickstart.md", "sport"), ("quickstart.zh.md", "体育")])
 def test_quickstart_makes_data_trains_and_predicts_in_the_foreground(page: str, label: str, tmp_path: Path) -> None:
     shutil.copy(SNIPPETS / "topics.py", tmp_path)
     make_data, foreground = blocks(ROOT / "docs" / page, "sh")[1:3]
