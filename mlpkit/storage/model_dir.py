@@ -171,7 +171,7 @@ def discard_model(storage: Storage, destination: str, *, was_killed: bool = Fals
 
 
 def _remove_parts(storage: Storage, prefix: str, removed: set[str]) -> set[str] | None:
-    """Removes the files that the marker names, those `removed` before, and the marker.
+    """Removes the marker, and the files that it or `removed` names.
 
     Gives the names of the files, or None if there is no marker.
     """
