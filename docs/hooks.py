@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
-from dataclasses import MISSING, Field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import references
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.pages import Page
 
 import mlpkit
-from mlpkit.settings import IGNORED, described
 
 _ZH = "zh/"
 _NOT_TRANSLATED = "本页暂无中文版，以下为英文原文。"
 
-_SETTINGS = "<!-- table: settings -->"
-_IGNORED = "<!-- table: ignored settings -->"
+_MADE: dict[str, Callable[[str], str]] = {
+    "<!-- table: settings -->": lambda page: references.settings_table(),
+    "<!-- table: ignored settings -->": lambda page: references.ignored_settings_table(),
+    "<!-- table: routes -->": references.routes_table,
+    "<!-- table: metrics -->": lambda page: references.metrics_table(),
+    "<!-- table: errors -->": lambda page: references.errors_table(),
+    "<!-- sections: commands -->": lambda page: references.commands_reference(),
+}
+
+
+def on_startup(**_: Any) -> None:
+    """Silences jieba, which cuts Chinese text into words for the search: it tells how long it took to start."""
+    logging.getLogger("jieba").setLevel(logging.WARNING)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -35,11 +47,10 @@ def on_pre_build(config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Puts the tables where a page asks for them."""
-    if _SETTINGS in markdown:
-        markdown = markdown.replace(_SETTINGS, _settings_table())
-    if _IGNORED in markdown:
-        markdown = markdown.replace(_IGNORED, _ignored_table())
+    """Puts the tables that are made from the code where a page asks for them."""
+    for marker, made in _MADE.items():
+        if marker in markdown:
+            markdown = markdown.replace(marker, made(markdown))
     return markdown
 
 
@@ -85,26 +96,3 @@ def _write_index(path: Path, index: dict[str, Any], lang: list[str]) -> None:
     index["config"]["lang"] = lang
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(index, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
-
-
-def _settings_table() -> str:
-    rows = [f"| `{each.metadata['env']}` | {_default(each)} | {each.metadata['doc']} |" for each in described()]
-    return "\n".join(["| variable | default | what it says |", "| --- | --- | --- |", *rows])
-
-
-def _ignored_table() -> str:
-    rows = [f"| `{name}` | {reason} |" for name, reason in IGNORED.items()]
-    return "\n".join(["| variable | why it has no effect |", "| --- | --- |", *rows])
-
-
-def _default(setting: Field[Any]) -> str:
-    shown = setting.metadata["shown"]
-    if shown is None:
-        value = None if setting.default is MISSING else setting.default
-        if isinstance(value, bool):
-            shown = "on" if value else "off"
-        elif isinstance(value, float):
-            shown = f"{value:g}"
-        else:
-            shown = str(value) if value not in (None, "", ()) else ""
-    return f"`{shown}`" if shown and " " not in shown else shown or "none"

@@ -26,11 +26,14 @@ _MOST_MODELS = 100
 _HISTOGRAMS: Mapping[str, tuple[str, Callable[[Counts], Histogram]]] = {
     "mlpkit_prediction_wait_seconds": ("Time until a prediction is sent to a worker.", lambda counts: counts.wait),
     "mlpkit_prediction_transfer_seconds": (
-        "Time of a message to a worker and back, with its wait there, without predict.",
+        "Time of a message to a worker and back, with its wait there, without `predict`.",
         lambda counts: counts.transfer,
     ),
-    "mlpkit_predict_call_seconds": ("Time of one call of the users' predict.", lambda counts: counts.call),
-    "mlpkit_batch_size": ("Predictions in one call of a predict with batches.", lambda counts: counts.sizes),
+    "mlpkit_predict_call_seconds": ("Time of one call of `predict`.", lambda counts: counts.call),
+    "mlpkit_batch_size": (
+        "Predictions in one call of `predict`, for algorithms with batches.",
+        lambda counts: counts.sizes,
+    ),
 }
 """The histograms of predictions, by algorithm."""
 
@@ -72,8 +75,12 @@ class MetricsRoute:
         pids = {worker.index: worker.pid for worker in self._dependencies.models.workers() if worker.pid is not None}
         memory = await to_thread.run_sync(_memory_of, pids, limiter=self._threads)
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Collector(self._dependencies, self._counts, memory))
+        registry.register(self.collector(memory))
         return HttpResponse(generate_latest(registry), content_type=_TEXT)
+
+    def collector(self, memory: Mapping[int, int]) -> _Collector:
+        """The metric families of this moment; `memory` is bytes by worker."""
+        return _Collector(self._dependencies, self._counts, memory)
 
 
 class _Collector:
@@ -97,21 +104,31 @@ class _Collector:
     def _of_service(self) -> Iterator[Any]:
         from prometheus_client.core import GaugeMetricFamily
 
-        build = GaugeMetricFamily("mlpkit_build_info", "The versions, always 1.", labels=("version", "python"))
+        build = GaugeMetricFamily(
+            "mlpkit_build_info", "Always 1; the labels have the versions.", labels=("version", "python")
+        )
         build.add_metric((__version__, platform.python_version()), 1)
         yield build
         state = self._dependencies.state
-        yield _gauge("mlpkit_ready", "Whether the service should get requests, 1 or 0.", int(not state.problems()))
-        yield _gauge("mlpkit_warnings", "Warnings of /health/ready.", len(state.warnings()))
+        yield _gauge(
+            "mlpkit_ready",
+            "1 if the service should get requests, as `/health/ready` says, else 0.",
+            int(not state.problems()),
+        )
+        yield _gauge("mlpkit_warnings", "Number of warnings in the answer of `/health/ready`.", len(state.warnings()))
 
     def _of_requests(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
-        answers = CounterMetricFamily("mlpkit_requests", "Requests answered.", labels=("route", "status"))
+        answers = CounterMetricFamily(
+            "mlpkit_requests", "Requests answered, with the `status` of the answer.", labels=("route", "status")
+        )
         for (route, word), count in self._counts.answers.items():
             answers.add_metric((route, word), count)
         yield answers
-        durations = HistogramMetricFamily("mlpkit_request_seconds", "Time until the answer.", labels=("route",))
+        durations = HistogramMetricFamily(
+            "mlpkit_request_seconds", "Time from a request to its answer.", labels=("route",)
+        )
         for route, buckets in self._counts.durations.items():
             total = 0
             lines = []
@@ -126,11 +143,15 @@ class _Collector:
 
         loaded = GaugeMetricFamily("mlpkit_models_loaded", "Models that are loaded.", labels=("algorithm",))
         wanted = GaugeMetricFamily("mlpkit_models_wanted", "Models that should be loaded.", labels=("algorithm",))
-        waiting = GaugeMetricFamily("mlpkit_predictions_waiting", "Predictions that wait.", labels=("algorithm",))
-        flying = GaugeMetricFamily("mlpkit_predictions_in_flight", "Requests that workers hold.", labels=("algorithm",))
+        waiting = GaugeMetricFamily(
+            "mlpkit_predictions_waiting", "Predictions that wait for a worker.", labels=("algorithm",)
+        )
+        flying = GaugeMetricFamily(
+            "mlpkit_predictions_in_flight", "Predictions that workers hold.", labels=("algorithm",)
+        )
         memory = GaugeMetricFamily(
             "mlpkit_model_memory_bytes",
-            f"Memory that the last load of a model took, of the largest {_MOST_MODELS}.",
+            f"Memory that the last load of a model took, of the {_MOST_MODELS} largest that are loaded.",
             labels=("algorithm", "model_id"),
         )
         views = self._dependencies.models.listed()
@@ -164,9 +185,13 @@ class _Collector:
     def _of_predictions(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
-        done = CounterMetricFamily("mlpkit_predictions", "Predictions made.", labels=("algorithm", "outcome"))
-        seconds = CounterMetricFamily("mlpkit_predict_seconds", "Time in the users' predict.", labels=("algorithm",))
-        batches = CounterMetricFamily("mlpkit_batches", "Calls of the users' predict.", labels=("algorithm",))
+        done = CounterMetricFamily(
+            "mlpkit_predictions", "Predictions made; outcome is `success` or `fail`.", labels=("algorithm", "outcome")
+        )
+        seconds = CounterMetricFamily("mlpkit_predict_seconds", "Time spent in `predict`.", labels=("algorithm",))
+        batches = CounterMetricFamily(
+            "mlpkit_batches", "Calls of `predict`; a batch is one call.", labels=("algorithm",)
+        )
         histograms = {
             name: HistogramMetricFamily(name, text, labels=("algorithm",)) for name, (text, _) in _HISTOGRAMS.items()
         }
@@ -203,19 +228,33 @@ class _Collector:
         for index, size in self._memory.items():
             memory.add_metric((str(index),), size)
         yield memory
-        yield _gauge("mlpkit_saturation", "Share of the workers that are busy, 0 to 1.", models.saturation)
+        yield _gauge(
+            "mlpkit_saturation",
+            "Share of the workers that are busy, 0 to 1, over some 15 seconds: the figure by which to scale.",
+            models.saturation,
+        )
 
     def _of_jobs(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         training = self._dependencies.training
-        jobs = GaugeMetricFamily("mlpkit_jobs", "Training jobs that wait or run.", labels=("state",))
+        jobs = GaugeMetricFamily(
+            "mlpkit_jobs", "Training jobs that wait (`init`) or run (`training`).", labels=("state",)
+        )
         for state, count in training.counts().items():
             jobs.add_metric((state,), count)
         yield jobs
-        ended = CounterMetricFamily("mlpkit_jobs_ended", "Training jobs that ended.", labels=("algorithm", "outcome"))
-        running = HistogramMetricFamily("mlpkit_job_seconds", "Time from start to end.", labels=("algorithm",))
-        waiting = HistogramMetricFamily("mlpkit_job_wait_seconds", "Time until the start.", labels=("algorithm",))
+        ended = CounterMetricFamily(
+            "mlpkit_jobs_ended",
+            "Training jobs that ended: `completed`, `error` or `cancelled`.",
+            labels=("algorithm", "outcome"),
+        )
+        running = HistogramMetricFamily(
+            "mlpkit_job_seconds", "Time of a training job from start to end.", labels=("algorithm",)
+        )
+        waiting = HistogramMetricFamily(
+            "mlpkit_job_wait_seconds", "Time that a training job waited.", labels=("algorithm",)
+        )
         for name in self._dependencies.algorithms:
             counts = training.ended[name]
             for outcome, count in counts.outcomes.items():
