@@ -14,17 +14,19 @@ import contextlib
 import datetime
 import logging
 import os
+import re
 import select
+import socket
 import stat
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
@@ -33,6 +35,11 @@ if TYPE_CHECKING:
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 """The id of the request that is being worked on, as the log shows it; `-` if there is none."""
+traceparent: ContextVar[str] = ContextVar("traceparent", default="")
+"""The trace that this work belongs to, in the form of W3C Trace Context; empty if there is none."""
+_NO_SUBJECT: Mapping[str, str] = {}
+subject: ContextVar[Mapping[str, str]] = ContextVar("subject", default=_NO_SUBJECT)
+"""What this task or thread works on: `algorithm` and `model_id`, as far as they are known."""
 
 LEVELS = {"trace": 5, "debug": 10, "info": 20, "success": 25, "warning": 30, "error": 40, "critical": 50}
 _COUNTED = (10, 100, 1000, 10_000)
@@ -58,7 +65,7 @@ def level_of_failure(count: int) -> str:
 class LogLine(msgspec.Struct, array_like=True, frozen=True):
     """One line of the log.
 
-    `time` is in seconds since the epoch, `trace` is a traceback or empty.
+    `time` is in seconds since the epoch, `trace` is a traceback or empty. Only the JSON format shows `fields`.
     """
 
     time: float
@@ -68,6 +75,7 @@ class LogLine(msgspec.Struct, array_like=True, frozen=True):
     process: str = "server"
     source: str = ""
     trace: str = ""
+    fields: Mapping[str, Any] = {}
 
 
 def printable_uuid(uuid: str) -> str:
@@ -91,14 +99,45 @@ def printable(text: str) -> str:
 
 
 @contextmanager
-def with_request_id(uuid: str) -> Iterator[None]:
-    """Puts `uuid` into every line that this task or thread logs."""
+def with_request_id(uuid: str, trace: str = "", **about: str) -> Iterator[None]:
+    """Puts `uuid` into every line that this task or thread logs.
+
+    `trace` is the `traceparent` that belongs to it; `about` is added to the `subject` of the lines.
+    """
     token = request_id.set(printable_uuid(uuid))
+    trace_token = traceparent.set(trace) if trace else None
+    subject_token = subject.set({**subject.get(), **about}) if about else None
     try:
         yield
     finally:
         flush_author_streams()
         request_id.reset(token)
+        if trace_token is not None:
+            traceparent.reset(trace_token)
+        if subject_token is not None:
+            subject.reset(subject_token)
+
+
+def context_fields() -> Mapping[str, str]:
+    """The `fields` of a line that is logged here and now."""
+    trace = traceparent.get()
+    return {**subject.get(), "trace_id": trace_id_of(trace)} if trace else subject.get()
+
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+
+
+def read_traceparent(text: str) -> str:
+    """A caller's `traceparent`, or nothing if it is not valid.
+
+    Format: W3C Trace Context, section 3.2.
+    """
+    return text if _TRACEPARENT.fullmatch(text) and not text.startswith("ff") else ""
+
+
+def trace_id_of(trace: str) -> str:
+    """The trace id, 32 hex digits, of a `traceparent`."""
+    return trace[3:35]
 
 
 captured_streams: list[TextIO] = []
@@ -135,9 +174,64 @@ def _stamp_of(second: int) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S")
 
 
+_DIM = "\x1b[2m"
+_PLAIN = "\x1b[0m"
+_COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m", "DEBUG": _DIM, "TRACE": _DIM}
+_GREEN = "\x1b[32m"
+
+
+def format_terminal(line: LogLine) -> str:
+    """The line as text with colours."""
+    head, bar, message = format_text(line).partition(" | ")
+    level = f"{line.level:<7}"
+    stamp, _, where = head.partition(level)
+    colour = _COLOURS.get(line.level, _GREEN)
+    return f"{_DIM}{stamp}{_PLAIN}{colour}{level}{_PLAIN}{_DIM}{where}{bar}{_PLAIN}{message}"
+
+
+_HOST = socket.gethostname()
+_WORKER = re.compile(r"worker-(\d+)")
+
+
 def format_json(line: LogLine) -> str:
-    """One JSON object a line, with the fields of `LogLine`."""
-    return msgspec.json.encode(msgspec.structs.asdict(line)).decode() + "\n"
+    """One JSON object a line; what is not known is left out."""
+    moment = datetime.datetime.fromtimestamp(line.time, datetime.timezone.utc)
+    content: dict[str, Any] = {
+        "time": moment.isoformat(timespec="milliseconds"),
+        "level": line.level,
+        "message": line.message,
+        "process": line.process,
+        "host": _HOST,
+    }
+    if line.uuid != "-":
+        content["request_id"] = line.uuid
+    if worker := _WORKER.fullmatch(line.process):
+        content["worker"] = int(worker[1])
+    if line.source:
+        content["source"] = line.source
+    content.update(line.fields)
+    if line.trace:
+        content["exception"] = _exception_of(line.trace)
+    return msgspec.json.encode(content).decode() + "\n"
+
+
+_TRACEBACK = "Traceback (most recent call last):\n"
+_RAISED = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?\Z", re.MULTILINE | re.DOTALL)
+
+
+def _exception_of(trace: str) -> dict[str, str]:
+    """Type and text of the exception that a traceback ends with."""
+    # Below the last frames, which are indented, stand the type and the text; the text may have several lines.
+    raised = _RAISED.search(trace.rstrip(), trace.rfind(_TRACEBACK) + len(_TRACEBACK) if _TRACEBACK in trace else 0)
+    kind, text = raised.groups() if raised else ("", trace.rstrip().rpartition("\n")[2])
+    return {"type": kind, "text": text or "", "trace": trace.rstrip()}
+
+
+FORMATS: Mapping[str, Callable[[LogLine], str]] = {
+    "text": format_text,
+    "terminal": format_terminal,
+    "json": format_json,
+}
 
 
 # --- Where lines are written -----------------------------------------------------------------------------------------
@@ -193,6 +287,17 @@ class LogOutput:
                 self._waiting.append(line)
                 if len(self._waiting) >= _MOST_WAITING:
                     self._flush()
+
+    def write_text(self, text: str) -> None:
+        """Writes a text, which is not a line of the log."""
+        with self._lock:
+            self._flush()
+            with contextlib.suppress(OSError, ValueError):
+                if isinstance(self._stream, int):
+                    self._unwritten += text.encode("utf-8", "backslashreplace")
+                    self._write_to_descriptor(self._stream, [])
+                else:
+                    self._stream.write(text)
 
     def flush(self) -> None:
         """Writes the lines that are waiting."""
@@ -275,9 +380,9 @@ class Logger:
         """Logs something that is wrong, although the work continues."""
         self.log("WARNING", message, *args, depth=1)
 
-    def error(self, message: str, /, *args: object, exception: BaseException | None = None) -> None:
-        """Logs a failure, with the traceback of `exception` if there is one."""
-        self.log("ERROR", message, *args, exception=exception, depth=1)
+    def error(self, message: str, /, *args: object, exception: BaseException | None = None, trace: str = "") -> None:
+        """Logs a failure, with `trace` or the traceback of `exception`."""
+        self.log("ERROR", message, *args, exception=exception, trace=trace, depth=1)
 
     def exception(self, message: str, /, *args: object) -> None:
         """Logs a failure with the traceback of the current exception."""
@@ -290,12 +395,14 @@ class Logger:
         /,
         *args: object,
         exception: BaseException | None = None,
+        trace: str = "",
         uuid: str | None = None,
         depth: int = 0,
     ) -> None:
         """Logs at any level.
 
-        `depth` says how many callers above this one the source is; `uuid` replaces the request id.
+        `depth` says how many callers above this one the source is; `uuid` replaces the request id. `trace` is a
+        traceback as text.
         """
         frame = sys._getframe(depth + 1)
         self.write(
@@ -306,7 +413,8 @@ class Logger:
                 request_id.get() if uuid is None else printable_uuid(uuid),
                 self._process,
                 f"{frame.f_globals.get('__name__', '?')}:{frame.f_lineno}",
-                "" if exception is None else printable(trace_of(exception)),
+                printable(trace if exception is None else trace_of(exception)),
+                context_fields(),
             )
         )
 
@@ -372,10 +480,11 @@ def configure(
     That is mlpkit's own lines, `logging`, warnings and loguru.
 
     Without a `stream` the output is a duplicate of the descriptor of stderr, so that a script that changes `sys.stderr`
-    does not change it. `waits=False` is for a service, which must continue if nobody reads its log.
+    does not change it. `waits=False` is for a service, which must continue if nobody reads its log. `format` is one of
+    `FORMATS`.
     """
     target: TextIO | int = os.dup(2) if stream is None else stream
-    output = LogOutput(target, format_json if format == "json" else format_text, level, waits=waits)
+    output = LogOutput(target, FORMATS[format], level, waits=waits)
     logger.send_to(output.write, process)
     logging.basicConfig(handlers=[StdlibHandler(output.write, process)], level=LEVELS[level], force=True)
     calm_libraries()
@@ -390,6 +499,14 @@ def configure(
     if stream is None:
         atexit.register(output.close)
     return output
+
+
+def has_colours() -> bool:
+    """Whether stderr is a terminal that may show colours.
+
+    Rule: https://no-color.org.
+    """
+    return os.isatty(2) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def add_loguru_output(
@@ -443,6 +560,7 @@ class StdlibHandler(logging.Handler):
                 self._process,
                 source,
                 printable(trace),
+                context_fields(),
             )
         )
 
@@ -458,4 +576,5 @@ def line_of_loguru(record: Record, text: str, process: str) -> LogLine:
         process=process,
         source=f"{record['name']}:{record['line']}",
         trace=printable(trace_of(error.value)) if error and error.value is not None else "",
+        fields=context_fields(),
     )

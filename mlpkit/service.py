@@ -13,6 +13,8 @@ import contextlib
 import errno
 import gc
 import math
+import os
+import platform
 import signal
 import socket
 import sys
@@ -28,9 +30,10 @@ import anyio
 import anyio.to_thread
 import uvicorn
 
+from mlpkit import __version__
 from mlpkit.app import App
 from mlpkit.errors import SettingsError
-from mlpkit.log import LogOutput, configure, logger
+from mlpkit.log import LogOutput, configure, has_colours, logger, printable
 from mlpkit.processes import log_prints
 from mlpkit.script import absolute_search_path, know_by_other_names, target_of
 from mlpkit.serving import Aliases, Models
@@ -240,7 +243,7 @@ def asgi(app: App) -> ASGIApp:
 async def _live(app: App, settings: Settings, service: list[Service], receive: Receive, send: Send) -> None:
     await receive()
     try:
-        log = configure(level=settings.log_level, format=settings.log_format, waits=False)
+        log = configure(level=settings.log_level, format=_log_format(settings), waits=False)
         _log_environment()
         opened = await Service(app, settings, log).__aenter__()
     except Exception as error:
@@ -269,11 +272,16 @@ def serve(
     """
     _check_address(host, port)
     chosen = (settings or load_settings()).with_options(workers=workers)
-    log = configure(level=chosen.log_level, format=chosen.log_format, waits=False)
+    log = configure(level=chosen.log_level, format=_log_format(chosen), waits=False)
     if chosen.workers == 0:
         log_prints(log.write, "server")
     _log_environment()
     _run(_serve(app, chosen, log, host, port))
+
+
+def _log_format(settings: Settings) -> str:
+    """One of `FORMATS`: text has colours on a terminal."""
+    return "terminal" if settings.log_format == "text" and has_colours() else settings.log_format
 
 
 def _log_environment() -> None:
@@ -322,7 +330,8 @@ async def _serve(app: App, settings: Settings, log: LogOutput, host: str, port: 
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,
+            proxy_headers=bool(settings.proxies),
+            forwarded_allow_ips=list(settings.proxies),
             timeout_keep_alive=75,
             timeout_graceful_shutdown=1,
         )
@@ -354,6 +363,8 @@ class _Server(uvicorn.Server):
         url = url_of(self.servers[0].sockets[0].getsockname())
         names = ", ".join(self._service.app.build())
         logger.info("serving {} on {} (store: {})", names, url, self._service.settings.store)
+        if self._service.settings.log_format == "text" and os.isatty(2):
+            self._service.log.write_text(_banner(self._service, url))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._loop.call_soon_threadsafe(self._stop)
@@ -373,6 +384,23 @@ class _Server(uvicorn.Server):
         if not self.force_exit:
             self.config.timeout_graceful_shutdown = max(1, math.ceil(end - time.monotonic()))
         self.should_exit = True
+
+
+def _banner(service: Service, url: str) -> str:
+    """What a person at a terminal wants to know at the start."""
+    settings = service.settings
+    algorithms = [f"{name} ({algorithm.kind})" for name, algorithm in service.app.build().items()]
+    lines = {
+        "page": f"{url}/" if settings.page else "off (MLPKIT_PAGE)",
+        "docs": f"{url}/docs",
+        "store": settings.store,
+        "home": str(settings.home),
+        "workers": str(settings.workers) if settings.workers else "none: models are in this process",
+        "algorithms": ", ".join(algorithms),
+        "python": f"{platform.python_version()} ({sys.executable})",
+    }
+    shown = "".join(f"    {name:<12}{printable(text)}\n" for name, text in lines.items())
+    return f"\n  mlpkit {__version__}\n\n{shown}\n"
 
 
 def url_of(address: tuple[Any, ...]) -> str:

@@ -407,6 +407,12 @@ class Settings:
         boolean,
         "Tell in the header `Server-Timing` of a prediction its times: `wait`, `ipc` (the way) and `predict`.",
     )
+    proxies: tuple[str, ...] = _setting(
+        "MLPKIT_PROXIES",
+        (),
+        networks,
+        "Networks of proxies whose `X-Forwarded-For` names the caller, such as `10.0.0.0/8`. Others are not believed.",
+    )
     cors_origins: tuple[str, ...] = _setting(
         "MLPKIT_CORS_ORIGINS",
         (),
@@ -430,7 +436,12 @@ class Settings:
         choice("trace", "debug", "info", "warning", "error"),
         "The lowest level that is logged.",
     )
-    log_format: str = _setting("MLPKIT_LOG_FORMAT", "text", choice("text", "json"), "Format of the log: text or json.")
+    log_format: str = _setting(
+        "MLPKIT_LOG_FORMAT",
+        "text",
+        choice("text", "json"),
+        "Format of the log: text or json. Text has colours on a terminal, unless `NO_COLOR` is set.",
+    )
     access_log: str = _setting(
         "MLPKIT_ACCESS_LOG",
         "on",

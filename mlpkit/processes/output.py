@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
@@ -29,12 +30,15 @@ from mlpkit.log import (
     StdlibHandler,
     calm_libraries,
     captured_streams,
+    context_fields,
     flush_author_streams,
     line_of_loguru,
     logger,
     printable,
     printable_uuid,
     request_id,
+    subject,
+    traceparent,
 )
 
 if TYPE_CHECKING:
@@ -176,7 +180,7 @@ def log_prints(write: Callable[[LogLine], None], process: str) -> None:
 
         def on_line(text: str, redrawn: bool, uuid: str, source: str = f"{name}:0") -> None:
             if not redrawn:
-                write(LogLine(time.time(), "INFO", printable(text), uuid, process, source))
+                write(LogLine(time.time(), "INFO", printable(text), uuid, process, source, "", context_fields()))
 
         lines = _LineBuffer(stream.fileno, f"<{name}>", on_line)
         setattr(sys, name, io.TextIOWrapper(lines, encoding="utf-8", errors="backslashreplace", write_through=True))
@@ -362,7 +366,9 @@ class _CapturedStream(io.TextIOWrapper):
 
     def _take_line(self, text: str, redrawn: bool, uuid: str) -> None:
         if not redrawn:
-            self._output.write(LogLine(time.time(), "INFO", printable(text), uuid, self._output.process, self._source))
+            process = self._output.process
+            line = LogLine(time.time(), "INFO", printable(text), uuid, process, self._source, "", context_fields())
+            self._output.write(line)
         elif self._on_redrawn is not None:
             self._on_redrawn(text)
 
@@ -411,7 +417,12 @@ def _warning_writer(write: Callable[[LogLine], None], process: str) -> Callable[
         if file is not None:
             file.write(text)
         else:
-            write(LogLine(time.time(), "WARNING", printable(text.rstrip()), request_id.get(), process, "py.warnings"))
+            shown = printable(text.rstrip())
+            write(
+                LogLine(
+                    time.time(), "WARNING", shown, request_id.get(), process, "py.warnings", fields=context_fields()
+                )
+            )
 
     return show
 
@@ -441,41 +452,48 @@ def _take_what_logging_leaves(handler: logging.Handler) -> None:
 
 
 def _pass_on_request_ids() -> None:
-    """Gives threads and thread pools the request id of their caller.
+    """Gives threads and thread pools the request of their caller.
 
-    Python (before 3.14) starts a thread with an empty context. Only the id is passed on: numpy's, torch's and other
-    settings in the context must be as new in a thread as they are in a plain script.
+    Python (before 3.14) starts a thread with an empty context. Only what lines of the log need is passed on: numpy's,
+    torch's and other settings in the context must be as new in a thread as they are in a plain script.
     """
     start = threading.Thread.start
     submit = ThreadPoolExecutor.submit
 
     def start_with_id(self: threading.Thread) -> None:
-        uuid = request_id.get()
-        if uuid != "-":
+        request = _request_here()
+        if request_id.get() != "-":
             run = self.run
 
             def run_with_id() -> None:
                 del self.run
-                request_id.set(uuid)
+                for variable, value in request:
+                    variable.set(value)
                 run()
 
             self.run = run_with_id  # type: ignore[method-assign]
         start(self)
 
     def submit_with_id(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        uuid = request_id.get()
+        request = _request_here()
 
         def run_with_id(*args: Any, **kwargs: Any) -> Any:
-            token = request_id.set(uuid)
+            tokens = [(variable, variable.set(value)) for variable, value in request]
             try:
                 return fn(*args, **kwargs)
             finally:
-                request_id.reset(token)
+                for variable, token in tokens:
+                    variable.reset(token)
 
         return submit(self, run_with_id, *args, **kwargs)
 
     threading.Thread.start = start_with_id  # type: ignore[method-assign]
     ThreadPoolExecutor.submit = submit_with_id  # type: ignore[method-assign,assignment]
+
+
+def _request_here() -> list[tuple[ContextVar[Any], Any]]:
+    """The variables that lines of the log need, with their values."""
+    return [(variable, variable.get()) for variable in (request_id, traceparent, subject)]
 
 
 def name_requests_in_loguru() -> None:

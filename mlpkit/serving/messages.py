@@ -36,7 +36,7 @@ class StartWorker(msgspec.Struct, array_like=True, tag=0):
 class Load(msgspec.Struct, array_like=True, tag=1):
     """Load a model.
 
-    `extend` is JSON, `uuid` what the caller sent, `log_uuid` what the log shows.
+    `extend` is JSON, `uuid` what the caller sent, `log_uuid` what the log shows, `traceparent` the caller's trace.
     `failures` says how often it has failed before, without anybody asking for it: the log has the traceback already.
     """
 
@@ -48,6 +48,7 @@ class Load(msgspec.Struct, array_like=True, tag=1):
     uuid: str | None
     log_uuid: str
     failures: int = 0
+    traceparent: str = ""
 
 
 class Unload(msgspec.Struct, array_like=True, tag=2):
@@ -56,6 +57,7 @@ class Unload(msgspec.Struct, array_like=True, tag=2):
     id: int
     model_id: str
     log_uuid: str
+    traceparent: str = ""
 
 
 # msgspec encodes anything that holds bytes, but must be told what to decode.
@@ -77,6 +79,7 @@ class Item(msgspec.Struct, array_like=True, kw_only=True):
     params: bytes
     uuid: str | None
     log_uuid: str
+    traceparent: str = ""
     parts: bool = False
     features: Json
 
@@ -107,6 +110,7 @@ class RunHook(msgspec.Struct, array_like=True, tag=4):
     hook: str
     fields: dict[str, bytes]
     log_uuid: str
+    traceparent: str = ""
 
 
 class Stop(msgspec.Struct, array_like=True, tag=5):
@@ -205,7 +209,7 @@ def parts_of(request: Predict) -> tuple[bytes | memoryview, ...]:
     if len(request.items) > 1:
         return (encode(request),)
     (item,) = request.items
-    empty = Item(params=item.params, uuid=item.uuid, log_uuid=item.log_uuid, parts=item.parts, features=b"")
+    empty = msgspec.structs.replace(item, features=b"")
     head = encode(Predict(request.id, request.model_id, [empty]))
     # The last two bytes of it are those of the empty `features`.
     return (head[:-2] + _BIN32 + len(item.features).to_bytes(4, "big"), item.features)

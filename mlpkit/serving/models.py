@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import msgspec
@@ -28,7 +28,7 @@ from mlpkit.errors import (
     WorkerLost,
 )
 from mlpkit.injection import NULL
-from mlpkit.log import LogOutput, logger, request_id, with_request_id
+from mlpkit.log import LogOutput, logger, request_id, traceparent, with_request_id
 from mlpkit.serving.dispatch import Counts, Dispatcher, OnOutcome, OnPart, PendingPrediction, Replica
 from mlpkit.serving.memory import MemoryBudget
 from mlpkit.serving.messages import Item, Json, Load, LoadResult, RunHook, Unload
@@ -37,9 +37,6 @@ from mlpkit.serving.pool import Pool, WorkerSlot
 from mlpkit.serving.recovery import Ledger, Recovery, has_ended_worker
 from mlpkit.serving.worker import LocalWorker, ProcessWorker, Worker, all_of, ask, request_ids
 from mlpkit.settings import Settings
-
-if TYPE_CHECKING:
-    from mlpkit.serving.execution import ThreadState
 
 _WATCH = 0.1
 """Seconds between two looks at the time limits."""
@@ -92,7 +89,7 @@ class Models:
         self._ledger = Ledger(settings.home / "models.json")
         self._budget = MemoryBudget(settings.home / "memory.json")
         self._recovery = Recovery(self._models, self._load_record, self._load_again, self._give_up)
-        self._local_state = _state_of_this_thread() if settings.workers == 0 else None
+        self._local_state = LocalWorker.state_here() if settings.workers == 0 else None
         self._closing = False
         self._closed = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
@@ -254,10 +251,11 @@ class Models:
         uuid: str | None,
         on_outcome: OnOutcome,
         on_part: OnPart | None = None,
+        trace: str = "",
     ) -> PendingPrediction:
         """Accepts a prediction, and tells `on_outcome` its outcome.
 
-        `on_part` is told the parts of a streamed answer before.
+        `on_part` is told the parts of a streamed answer before. `trace` is its `traceparent`.
 
         Raises:
             ModelNotLoaded, ServiceStopping: the model is not loaded; the service takes no more work.
@@ -276,7 +274,10 @@ class Models:
             waiting = len(dispatcher.waiting)
             if waiting >= most:
                 raise Overloaded(f"{waiting} predictions wait for model [{model_id}] already: try again later")
-        item = Item(params=params, uuid=uuid, log_uuid=request_id.get(), parts=on_part is not None, features=features)
+        parts = on_part is not None
+        item = Item(
+            params=params, uuid=uuid, log_uuid=request_id.get(), traceparent=trace, parts=parts, features=features
+        )
         prediction = PendingPrediction(item, on_outcome, on_part, time.monotonic())
         dispatcher.add(prediction)
         return prediction
@@ -290,7 +291,7 @@ class Models:
         limit = self._settings.hook_timeout
         encoded = {name: msgspec.json.encode(value) for name, value in fields.items()}
         worker = await self._pool.next().wait_ready(limit)
-        request = RunHook(next(request_ids), algorithm, hook, encoded, request_id.get())
+        request = RunHook(next(request_ids), algorithm, hook, encoded, request_id.get(), traceparent.get())
         return msgspec.json.decode(await ask(worker, request, limit))
 
     def algorithm_of(self, model_id: str) -> str | None:
@@ -436,7 +437,7 @@ class Models:
         return model
 
     async def _load_model(self, model: ModelState, log_uuid: str) -> None:
-        with with_request_id(log_uuid):
+        with with_request_id(log_uuid, algorithm=model.algorithm.name, model_id=model.model_id):
             started = time.monotonic()
             options = model.algorithm.load_options
             isolated = options.isolated and self._settings.workers > 0
@@ -539,6 +540,7 @@ class Models:
             model.uuid,
             request_id.get(),
             model.failures,
+            traceparent.get(),
         )
         slot = replica.slot
         worker: Worker | None = None
@@ -635,7 +637,7 @@ class Models:
         worker = replica.slot.worker
         if worker is not None:
             with contextlib.suppress(MlpkitError):
-                await ask(worker, Unload(next(request_ids), model_id, request_id.get()), limit)
+                await ask(worker, Unload(next(request_ids), model_id, request_id.get(), traceparent.get()), limit)
         replica.ready = False
 
     def _alias_of(self, model_id: str) -> str | None:
@@ -691,10 +693,3 @@ class Models:
             workers = [replica.slot.index for replica in model.replicas if replica.ready]
             about = {"algorithm": model.algorithm.name, "state": state, "message": message}
             self.on_change(model.model_id, {**about, "workers": workers})
-
-
-def _state_of_this_thread() -> ThreadState:
-    # A server whose models live in workers needs none of this module.
-    from mlpkit.serving.execution import ThreadState
-
-    return ThreadState()

@@ -17,7 +17,7 @@ from mlpkit import formats
 from mlpkit.algorithm import Algorithm
 from mlpkit.errors import AnswerError, MlpkitError, UserCodeError
 from mlpkit.injection import Plan, ProcessScope, Services, async_user_code, user_code, user_error
-from mlpkit.log import flush_author_streams, logger, request_id, with_request_id
+from mlpkit.log import flush_author_streams, logger, request_id, traceparent, with_request_id
 from mlpkit.serving.messages import Failure, Item, Predict, Reply, Result
 from mlpkit.settings import Settings
 
@@ -116,6 +116,7 @@ class PredictRunner:
 
     def _single(self, plan: Plan, item: Item) -> Result:
         token = request_id.set(item.log_uuid)
+        trace_token = traceparent.set(item.traceparent)
         try:
             fields = self._fields(item)
             arguments = plan.decode(fields)
@@ -132,11 +133,12 @@ class PredictRunner:
             return self._failed(error)
         finally:
             flush_author_streams()
+            traceparent.reset(trace_token)
             request_id.reset(token)
 
     def _generated(self, plan: Plan, id: int, item: Item) -> Result:
         """`_single` for a `predict` that yields its answer in parts."""
-        with with_request_id(item.log_uuid):
+        with with_request_id(item.log_uuid, item.traceparent):
             try:
                 fields = self._fields(item)
                 with plan.complete(plan.decode(fields), fields, self._services, self._scope) as call:
@@ -155,7 +157,7 @@ class PredictRunner:
 
     async def _generated_async(self, plan: Plan, id: int, item: Item) -> Result:
         """`_generated` for an `async` generator."""
-        with with_request_id(item.log_uuid):
+        with with_request_id(item.log_uuid, item.traceparent):
             try:
                 fields = self._fields(item)
                 with plan.complete(plan.decode(fields), fields, self._services, self._scope) as call:
@@ -199,7 +201,7 @@ class PredictRunner:
 
     async def _single_async(self, plan: Plan, item: Item) -> Result:
         """`_single` for an `async` handler."""
-        with with_request_id(item.log_uuid):
+        with with_request_id(item.log_uuid, item.traceparent):
             try:
                 fields = self._fields(item)
                 with plan.complete(plan.decode(fields), fields, self._services, self._scope) as call:
@@ -231,7 +233,7 @@ class PredictRunner:
         results: list[Result] = [_NULL] * len(items)
         good: list[Decoded] = []
         for index, item in enumerate(items):
-            with with_request_id(item.log_uuid):
+            with with_request_id(item.log_uuid, item.traceparent):
                 try:
                     good.append((index, plan.decode(self._fields(item))))
                 except Exception as error:
@@ -258,11 +260,11 @@ class PredictRunner:
             if len(good) > 1:
                 return [index for index, _ in good]
             index = good[0][0]
-            with with_request_id(items[index].log_uuid):
+            with with_request_id(items[index].log_uuid, items[index].traceparent):
                 results[index] = self._failed(answers)
             return []
         for (index, _), answer in zip(good, answers, strict=True):
-            with with_request_id(items[index].log_uuid):
+            with with_request_id(items[index].log_uuid, items[index].traceparent):
                 try:
                     results[index] = self._written(plan, items[index], answer)
                 except Exception as error:
@@ -317,7 +319,7 @@ class PredictRunner:
         if not isinstance(error, MlpkitError):
             logger.error("predict of model {!r} failed inside mlpkit", self.model_id, exception=error)
             return Failure.of(MlpkitError(f"internal error: {error}"))
-        logger.error("predict of model {!r} failed: {}", self.model_id, error_text(error))
+        logger.error("predict of model {!r} failed: {}", self.model_id, error, trace=error.trace)
         return Failure.of(error)
 
 
@@ -354,11 +356,6 @@ class _AnswerParts:
 async def advance(generator: Any) -> Any:
     """The next value of an `async` generator, or `_END`."""
     return await anext(generator, _END)
-
-
-def error_text(error: MlpkitError) -> str:
-    """The error with the user's traceback, for the log."""
-    return f"{error}\n{error.trace}".rstrip() if error.trace else str(error)
 
 
 def _uuids(items: list[Item], good: list[Decoded]) -> str:

@@ -27,7 +27,7 @@ from mlpkit import formats
 from mlpkit.app import App
 from mlpkit.errors import MlpkitError, ModelNotLoaded, UserCodeError
 from mlpkit.injection import Call, Plan, ProcessScope, user_code
-from mlpkit.log import logger, request_id, with_request_id
+from mlpkit.log import logger, request_id, subject, with_request_id
 from mlpkit.processes import (
     BlockingChannel,
     capture_output,
@@ -60,7 +60,7 @@ from mlpkit.serving.messages import (
     decode_server_message,
     encode,
 )
-from mlpkit.serving.runner import PredictRunner, error_text
+from mlpkit.serving.runner import PredictRunner
 from mlpkit.serving.stores import Stores
 from mlpkit.settings import Settings, decode_settings
 from mlpkit.storage import ModelDir, Storage, open_model, without_outer_slashes
@@ -154,7 +154,7 @@ class WorkerRuntime:
             try:
                 self._call(hook.plan, {})
             except MlpkitError as error:
-                logger.error("on_stop failed: {}", error_text(error))
+                logger.error("on_stop failed: {}", error, trace=error.trace)
         _clean_up(self._scope.close)
         if self._hooks is not None:
             self._hooks.close()
@@ -236,7 +236,7 @@ class WorkerRuntime:
         """Answers a request with what a function makes of it; never raises."""
         request, function = call
         started = time.perf_counter()
-        with with_request_id(request.log_uuid):
+        with with_request_id(request.log_uuid, request.traceparent):
             try:
                 result: Result = function(request)
             except MlpkitError as error:
@@ -251,6 +251,8 @@ class WorkerRuntime:
 
         Gives the summary of the model's evaluation.
         """
+        # This thread and its context are the model's from now on.
+        subject.set({"algorithm": request.algorithm, "model_id": request.model_id})
         algorithm = self._algorithms[request.algorithm]
         plan = algorithm.plan("load")
         if plan is None:
@@ -287,7 +289,7 @@ class WorkerRuntime:
             self._release(files)
             if isinstance(error, MlpkitError):
                 level = "DEBUG" if request.failures else "ERROR"
-                logger.log(level, "load of model {!r} failed: {}", request.model_id, error_text(error))
+                logger.log(level, "load of model {!r} failed: {}", request.model_id, error, trace=error.trace)
             raise
         self._models[request.model_id] = loaded
         opened = (found for _, found in files if found is not None and found.manifest is not None)
@@ -391,7 +393,7 @@ class WorkerRuntime:
         try:
             self._call(plan, {"model_id": runner.model_id, "model": runner.model})
         except MlpkitError as error:
-            logger.error("unload of model {!r} failed, it is dropped: {}", runner.model_id, error_text(error))
+            logger.error("unload of model {!r} failed, it is dropped: {}", runner.model_id, error, trace=error.trace)
 
     def _drop_soon(self, model_id: str) -> threading.Event:
         """Drops a model in its own thread.
@@ -432,13 +434,14 @@ class WorkerRuntime:
                 storage.release(folder)
 
     def _run_hook(self, request: RunHook) -> bytes:
+        subject.set({"algorithm": request.algorithm})
         plan = self._algorithms[request.algorithm].plan(request.hook)
         if plan is None:
             raise UserCodeError(f"algorithm {request.algorithm!r} has no {request.hook} function")
         try:
             answer = self._call(plan, {name: msgspec.Raw(value) for name, value in request.fields.items()})
         except UserCodeError as error:
-            logger.error("{} of {!r} failed: {}", request.hook, request.algorithm, error_text(error))
+            logger.error("{} of {!r} failed: {}", request.hook, request.algorithm, error, trace=error.trace)
             raise
         try:
             return formats.to_json(answer)
@@ -491,7 +494,7 @@ def _clean_up(close: Close) -> None:
     try:
         close()
     except MlpkitError as error:
-        logger.error("the clean-up failed: {}", error_text(error))
+        logger.error("the clean-up failed: {}", error, trace=error.trace)
 
 
 def main() -> None:

@@ -297,6 +297,14 @@ class LocalWorker:
         self._main = WorkerThreads("mlpkit-main", state)
         self._runtime = WorkerRuntime(app, settings, self._send)
 
+    @staticmethod
+    def state_here() -> ThreadState:
+        """The `state` for a worker: what this thread has set."""
+        # A server whose models live in workers needs none of this module.
+        from mlpkit.serving.execution import ThreadState
+
+        return ThreadState()
+
     @property
     def pid(self) -> int | None:
         """The server's own process id."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 from uuid import uuid4
@@ -13,6 +14,7 @@ import msgspec
 
 from mlpkit.errors import JobConflict
 from mlpkit.injection import Fields, service
+from mlpkit.log import with_request_id
 from mlpkit.training.progress import Snapshot
 
 State = Literal["init", "training", "completed", "error"]
@@ -37,7 +39,7 @@ class Job(msgspec.Struct, frozen=True):
     `uuid` is the caller's own or None, `log_uuid` what is in the log. `attempt` counts the starts of its process;
     `drained` is how many of them a stop of the service has ended after a checkpoint, which `max_attempts` does not
     count. `cancelling` means that a soft cancel was accepted. `priority` and `app_id` are those of `extend`. `message`
-    tells people why it ended in `error`.
+    tells people why it ended in `error`. `traceparent` is the trace of the request that asked for it.
     """
 
     model_id: str
@@ -59,6 +61,7 @@ class Job(msgspec.Struct, frozen=True):
     cancelling: bool = False
     priority: int = 0
     app_id: str = ""
+    traceparent: str = ""
 
     @property
     def has_ended(self) -> bool:
@@ -146,6 +149,11 @@ class Job(msgspec.Struct, frozen=True):
             "extend": msgspec.Raw(self.extend.encode()),
             "uuid": self.uuid,
         }
+
+
+def in_log_of(job: Job) -> AbstractContextManager[None]:
+    """Lets lines of the log belong to the job, within a block."""
+    return with_request_id(job.log_uuid, job.traceparent, algorithm=job.algorithm, model_id=job.model_id)
 
 
 def _far(fraction: float | None) -> str:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from mlpkit.log import LogLine, LogOutput, format_text, printable_uuid
+from mlpkit.log import LogLine, LogOutput, context_fields, format_text, printable_uuid
 from mlpkit.training.progress import BarLines
 
 _LONGEST_NAME = 200
@@ -43,6 +43,7 @@ class JobLog:
         self._limit = limit
         self._output = output
         self._uuid = printable_uuid(uuid)
+        self._fields = context_fields()
         self._on_line = on_line
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -82,7 +83,8 @@ class JobLog:
         """Writes what was written to the pipe, for example by C code."""
         for line in lines:
             if not self._bars.take(line.message):
-                self.write(line if line.uuid != "-" else msgspec.structs.replace(line, uuid=self._uuid))
+                own = line.uuid != "-"
+                self.write(line if own else msgspec.structs.replace(line, uuid=self._uuid, fields=self._fields))
         self.flush()
 
     def drop_output(self, lines: int, size: int) -> bool:
@@ -144,4 +146,4 @@ class JobLog:
         self._dropped_bytes += len(text) + 1
 
     def _record(self, text: str, level: str, source: str = "", trace: str = "") -> LogLine:
-        return LogLine(time.time(), level, text, self._uuid, "train", source, trace)
+        return LogLine(time.time(), level, text, self._uuid, "train", source, trace, self._fields)

@@ -32,7 +32,7 @@ import msgspec
 from mlpkit.algorithm import TrainOptions
 from mlpkit.errors import ArgumentError, JobConflict, MlpkitError
 from mlpkit.injection import ending_forked_copies
-from mlpkit.log import LogLine, logger, printable, with_request_id
+from mlpkit.log import LogLine, context_fields, logger, printable
 from mlpkit.processes import (
     THREAD_SETTINGS,
     AsyncChannel,
@@ -51,7 +51,7 @@ from mlpkit.script import absolute_search_path, import_app
 from mlpkit.settings import Settings, decode_settings, encode_settings
 from mlpkit.storage import Manifest, discard_model, open_storage, settings_for
 from mlpkit.training.engine import JobRun, Place, ProcessUsage
-from mlpkit.training.job import Job, JobOutcome
+from mlpkit.training.job import Job, JobOutcome, in_log_of
 from mlpkit.training.joblog import BARS_SHARE, file_name
 from mlpkit.training.progress import BarLines, Progress, Snapshot, StopReason
 from mlpkit.training.run import (
@@ -529,7 +529,8 @@ class Reporter:
         return self._bars.take(text)
 
     def _bar_line(self, text: str) -> None:
-        self._send_line(LogLine(time.time(), "INFO", printable(text), process="train", source="bar"))
+        fields = context_fields()
+        self._send_line(LogLine(time.time(), "INFO", printable(text), process="train", source="bar", fields=fields))
 
     def _send_line(self, record: LogLine) -> None:
         size = len(record.message) + len(record.trace) + 1
@@ -584,7 +585,7 @@ def main() -> None:
     capture_output(report.line, process="train", level=settings.log_level, on_redrawn=report.redrawn)
     sys.argv = [start.target]
     sys.path[:] = start.sys_path
-    with with_request_id(start.job.log_uuid):
+    with in_log_of(start.job):
         outcome = _run(start, settings, report)
     flush_streams()
     report.progress.close()

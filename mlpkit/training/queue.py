@@ -31,13 +31,13 @@ from mlpkit.errors import (
     ServiceStopping,
     StorageUnavailable,
 )
-from mlpkit.log import LogOutput, logger, with_request_id
+from mlpkit.log import LogOutput, logger
 from mlpkit.metrics import HOURS, Histogram
 from mlpkit.settings import Settings
 from mlpkit.storage import checkpoint_place, delete_checkpoint, open_storage, settings_for
 from mlpkit.training.engine import Engine, JobRun, Place, ProcessUsage, StopRequest, make_engine
 from mlpkit.training.events import Event, Events
-from mlpkit.training.job import Job, JobOutcome
+from mlpkit.training.job import Job, JobOutcome, in_log_of
 from mlpkit.training.joblog import JobLog, file_name
 from mlpkit.training.journal import JobFilter, Journal
 from mlpkit.training.order import Turns
@@ -463,7 +463,7 @@ class TrainingQueue:
     async def _attend(self, live: _LiveJob) -> None:
         """The task of one job, from its acceptance until it leaves."""
         try:
-            with with_request_id(live.job.log_uuid):
+            with in_log_of(live.job):
                 if live.on_disk or await self._accept(live):
                     live.answered.set()
                     problem = self._why_not_again(live.job)

@@ -43,7 +43,7 @@ class AlgorithmRoutes:
         context = request.context
         algorithm = self._algorithm(arguments.text("algorithm"))
         extend = await work_on(request.body, lambda: _with_peer(arguments.object("extend"), context.peer))
-        model_id = await self._new_model_id(algorithm, extend)
+        model_id = context.subject["model_id"] = await self._new_model_id(algorithm, extend)
 
         def checked_job() -> Job:
             job = Job(
@@ -55,6 +55,7 @@ class AlgorithmRoutes:
                 extend=_as_text(extend),
                 uuid=context.caller_uuid,
                 log_uuid=context.request_id,
+                traceparent=context.traceparent,
             )
             check_job(algorithm, job, self._settings)
             return with_order(job)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from random import getrandbits
 from time import perf_counter, time
 from typing import TYPE_CHECKING
 
 from mlpkit.errors import MalformedBody, Overloaded, ServiceStopping, Unauthorized
-from mlpkit.log import LogLine, logger, request_id
+from mlpkit.log import LogLine, logger, printable_uuid, read_traceparent, request_id, trace_id_of
 from mlpkit.web.page import PAGE_FILES, PageRoutes
 from mlpkit.web.predict import PredictEndpoint
 from mlpkit.web.request import CLIENT_CLOSED, CLOSE, ClientGone, RequestContext, RequestCounts, failed, printable_path
@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 
     from mlpkit.web.routes import Dependencies
 
-_READ = frozenset((b"content-type", b"content-encoding", b"x-request-id", b"authorization", b"origin", b"accept"))
+_READ = frozenset(
+    (
+        *(b"content-type", b"content-encoding", b"x-request-id", b"authorization", b"origin", b"accept"),
+        b"traceparent",
+    )
+)
+_AUDITED = frozenset(("train", "load", "unload", "delete", "cancel", "alias", "unalias"))
+"""Routes that change something: the log tells who has called them."""
 _PROBES = ("health/live", "health/ready")
 _OPEN_PATHS = frozenset(("/health/live", "/health/ready", "/docs", *(f"/{path}" for path in PAGE_FILES)))
 """Paths that need no token: none of them shows or changes anything of a model or a job."""
@@ -34,6 +41,7 @@ _PREFLIGHT = (
     (b"access-control-max-age", b"86400"),
     (b"access-control-allow-headers", b"Authorization,Origin,Content-Type,Accept"),
 )
+_NO_FIELDS: Mapping[str, object] = {}
 _shown_path = lru_cache(maxsize=64)(printable_path)
 
 
@@ -53,6 +61,8 @@ class Application:
         self._log = dependencies.log
         self._state = dependencies.state
         self._access_log = settings.access_log != "off"
+        self._has_fields = settings.log_format == "json"
+        self._algorithm_of = dependencies.models.algorithm_of
         self._unlogged = _PROBES if settings.access_log == "no-probes" else ()
         self._cancel_paths = ("/cancel", settings.api_prefix + "cancel")
         self._token = settings.token.encode()
@@ -78,6 +88,8 @@ class Application:
                 await context.send(response, send)
         finally:
             self.note(context, perf_counter() - context.started)
+            if context.route in _AUDITED and context.method == "POST":
+                self._audit(context)
             request_id.reset(bound)
 
     def admit(self, context: RequestContext) -> None:
@@ -93,6 +105,8 @@ class Application:
             context.adopt(headers[b"x-request-id"].decode("latin-1").strip() or None)
         if not context.request_id:
             context.request_id = f"{getrandbits(128):032x}"
+        if b"traceparent" in headers:
+            context.traceparent = read_traceparent(headers[b"traceparent"].decode("latin-1"))
         if self._origins:
             self._allow_origin(context, headers.get(b"origin", b""))
         if self._token:
@@ -106,12 +120,38 @@ class Application:
         """Counts a request that was answered, and logs it with its time."""
         self._count(context.route, context.word, seconds)
         if self._access_log and not (context.route in self._unlogged and context.status == 200):
-            word = "" if context.word == "success" else f" {context.word}"
-            text = (
-                f"{context.method} {_shown_path(context.raw_path)} {context.status}{word} "
-                f"{seconds * 1e3:.1f} ms {context.sent} B"
-            )
-            self._log.write_soon(LogLine(time(), "INFO", text, context.request_id, "server", "access"))
+            text = f"{context.method} {_shown_path(context.raw_path)}"
+            fields: Mapping[str, object] = _NO_FIELDS
+            if self._has_fields:
+                fields = self._fields(context, seconds)
+            else:
+                word = "" if context.word == "success" else f" {context.word}"
+                text = f"{text} {context.status}{word} {seconds * 1e3:.1f} ms {context.sent} B"
+            self._log.write_soon(LogLine(time(), "INFO", text, context.request_id, "server", "access", "", fields))
+
+    def _fields(self, context: RequestContext, seconds: float) -> dict[str, object]:
+        """What a line of the access log tells in JSON."""
+        fields: dict[str, object] = {
+            "method": context.method,
+            "route": context.route,
+            "status": context.status,
+            "outcome": context.word,
+            "duration_ms": round(seconds * 1e3, 3),
+            "bytes": context.sent,
+            **_about(context),
+        }
+        model_id = context.subject.get("model_id")
+        if model_id is not None and "algorithm" not in fields and (algorithm := self._algorithm_of(model_id)):
+            fields["algorithm"] = algorithm
+        return fields
+
+    def _audit(self, context: RequestContext) -> None:
+        """Logs who has asked for a change, and what came of it."""
+        about = context.subject
+        what = " ".join(f"{name} {printable_uuid(value)}" for name, value in about.items())
+        text = f"{context.route} {what} by {context.peer or 'an unknown address'}: {context.word}"
+        fields = {"action": context.route, "caller": context.peer, "outcome": context.word, **_about(context)}
+        self._log.write(LogLine(time(), "INFO", text, context.request_id, "server", "audit", "", fields))
 
     def note_soon(self, context: RequestContext) -> None:
         """Notes a request after its response was written.
@@ -152,6 +192,12 @@ class Application:
         if self._state.phase == "draining":
             raise ServiceStopping("the service is stopping and takes no new work")
         raise Overloaded("the service is starting: try again in a moment")
+
+
+def _about(context: RequestContext) -> dict[str, str]:
+    """The subject of a request, and its trace, as fields."""
+    trace = context.traceparent
+    return {**context.subject, "trace_id": trace_id_of(trace)} if trace else context.subject
 
 
 def connections(application: Application) -> Callable[..., asyncio.Protocol] | str:

@@ -88,6 +88,7 @@ class PredictEndpoint:
 
         try:
             envelope = self._read(context, body)
+            context.subject["model_id"] = envelope.model_id
             features = memoryview(envelope.features)
             bound = request_id.set(context.request_id)
             try:
@@ -99,6 +100,7 @@ class PredictEndpoint:
                     context.caller_uuid,
                     on_outcome,
                     on_part,
+                    context.traceparent,
                 )
             finally:
                 request_id.reset(bound)

@@ -110,6 +110,11 @@ class Arguments:
         """A text field that may be missing."""
         return self._texts[name]
 
+    def subject(self) -> dict[str, str]:
+        """What the request is about, for the log."""
+        named = ((name, self._texts.get(name)) for name in ("algorithm", "model_id"))
+        return {name: value for name, value in named if value is not None}
+
     def object(self, name: str) -> msgspec.Raw:
         """An object field as JSON; `null` if it is missing."""
         return self._objects.get(name, NULL)

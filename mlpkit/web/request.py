@@ -18,7 +18,7 @@ import anyio
 import msgspec
 
 from mlpkit.errors import BodyTooLarge, MalformedBody, MlpkitError, Overloaded, Unauthorized
-from mlpkit.log import logger, printable_uuid, request_id, with_request_id
+from mlpkit.log import logger, printable_uuid, request_id, subject, traceparent, with_request_id
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -84,7 +84,8 @@ class RequestContext:
     `path` is decoded, without the root path that a server or a mount puts before it; `raw_path` is as it was sent.
     `caller_uuid` is the uuid that the caller sent, or None; `request_id` is in the log and in the response.
     `started` is in seconds of `perf_counter`, `sent` in bytes; `status` is 0 until something was sent.
-    `wants_parts`: the caller accepts server-sent events.
+    `wants_parts`: the caller accepts server-sent events. `traceparent` is the caller's trace, or empty. `subject` is
+    what the request is about, for the log: `algorithm` and `model_id`, as far as they are known.
     """
 
     __slots__ = (
@@ -103,6 +104,8 @@ class RequestContext:
         "sent",
         "started",
         "status",
+        "subject",
+        "traceparent",
         "wants_parts",
         "word",
     )
@@ -121,6 +124,8 @@ class RequestContext:
         self.route = "other"
         self.caller_uuid: str | None = None
         self.request_id = ""
+        self.traceparent = ""
+        self.subject: dict[str, str] = {}
         self.response_headers: list[Header] = []
         self.status = 0
         self.sent = 0
@@ -146,8 +151,10 @@ class RequestContext:
                 self.request_id = printable_uuid(uuid)
 
     def bind(self) -> None:
-        """Puts the request's id into the log lines of this task."""
+        """Puts id, trace and subject into the lines of this task."""
         request_id.set(self.request_id)
+        traceparent.set(self.traceparent)
+        subject.set(self.subject)
 
     def response_lines(self, response: HttpResponse) -> list[Header]:
         """All headers of a response; notes what was sent."""
@@ -212,7 +219,7 @@ def success(data: object = None, **more: object) -> HttpResponse:
 def failed(context: RequestContext, error: Exception, settings: Settings) -> HttpResponse:
     """The response to a request that has failed; unexpected errors are logged."""
     if not isinstance(error, MlpkitError):
-        with with_request_id(context.request_id or "-"):
+        with with_request_id(context.request_id or "-", context.traceparent):
             shown = f"{context.method} {printable_path(context.raw_path)}"
             logger.error("{} failed inside mlpkit", shown, exception=error)
     return failure(error, settings)

@@ -157,8 +157,12 @@ class Endpoint:
             context.adopt(caller_uuid(values))
             context.bind()
             arguments = await work_on(body, lambda: check(spec.fields, values))
+            context.subject.update(arguments.subject())
         query = query_values(context.query_string)
-        return Request(context, arguments, body, scope.get("path_params", {}), query, receive)
+        path = scope.get("path_params", {})
+        if "model_id" in path:
+            context.subject["model_id"] = path["model_id"]
+        return Request(context, arguments, body, path, query, receive)
 
 
 def build_router(

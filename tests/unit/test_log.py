@@ -7,6 +7,8 @@ import io
 import json
 import logging
 import os
+import re
+import socket
 import threading
 import time
 import warnings
@@ -17,13 +19,17 @@ import pytest
 from loguru import logger
 
 from mlpkit.log import (
+    Logger,
     LogLine,
     LogOutput,
     configure,
     format_json,
+    format_terminal,
     format_text,
     printable,
     printable_uuid,
+    read_traceparent,
+    trace_of,
     with_request_id,
 )
 from mlpkit.processes.output import LineSplitter
@@ -51,18 +57,75 @@ def lines_of(writes: list[str]) -> list[tuple[str, bool]]:
 
 
 def test_a_line_has_time_level_uuid_process_and_source() -> None:
-    record = LogLine(0.25, "INFO", "hello", "u1", "worker 1", "script:3")
+    record = LogLine(0.25, "INFO", "hello", "u1", "worker-1", "script:3", fields={"model_id": "m"})
 
-    assert format_text(record).endswith(":00.250 INFO    [u1] worker 1 script:3 | hello\n")
+    assert format_text(record).endswith(":00.250 INFO    [u1] worker-1 script:3 | hello\n")
     assert json.loads(format_json(record)) == {
-        "time": 0.25,
+        "time": "1970-01-01T00:00:00.250+00:00",
         "level": "INFO",
         "message": "hello",
-        "uuid": "u1",
-        "process": "worker 1",
+        "request_id": "u1",
+        "process": "worker-1",
+        "worker": 1,
+        "host": socket.gethostname(),
         "source": "script:3",
-        "trace": "",
+        "model_id": "m",
     }
+
+
+def test_a_line_on_a_terminal_has_colours_around_the_same_text() -> None:
+    for level in ("INFO", "ERROR", "CRITICAL"):
+        record = LogLine(0.25, level, "a | b", "u1", "server", "x:3")
+
+        assert "\x1b[" in format_terminal(record)
+        assert re.sub(r"\x1b\[[0-9;]*m", "", format_terminal(record)) == format_text(record)
+
+
+class TwoLinesError(Exception):
+    """An exception of the tests' own module."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (ValueError("broken"), "ValueError", "broken"),
+        (KeyError(), "KeyError", ""),
+        (TwoLinesError("one\nNotAType: two"), f"{__name__}.TwoLinesError", "one\nNotAType: two"),
+    ],
+)
+def test_a_line_of_json_has_type_text_and_trace_of_an_exception(error: Exception, kind: str, text: str) -> None:
+    try:
+        try:
+            raise RuntimeError("the cause")
+        except RuntimeError as cause:
+            raise error from cause
+    except Exception as raised:
+        trace = trace_of(raised)
+    found = json.loads(format_json(LogLine(0, "ERROR", "it failed", trace=trace)))["exception"]
+
+    assert found == {"type": kind, "text": text, "trace": trace.rstrip()}
+
+
+def test_lines_have_the_trace_and_the_subject_of_their_request() -> None:
+    stream = io.StringIO()
+    output = LogOutput(stream, format_json)
+    ours = Logger()
+    ours.send_to(output.write, "train")
+    with with_request_id("u1", f"00-{'a' * 32}-{'b' * 16}-01", algorithm="mood", model_id="m"):
+        ours.info("inside")
+    ours.info("outside")
+
+    inside, outside = map(json.loads, stream.getvalue().splitlines())
+    assert (inside["trace_id"], inside["algorithm"], inside["model_id"]) == ("a" * 32, "mood", "m")
+    assert not {"trace_id", "algorithm", "model_id", "request_id"} & set(outside)
+
+
+def test_only_a_valid_traceparent_is_taken() -> None:
+    good = f"00-{'a' * 32}-{'b' * 16}-01"
+    assert read_traceparent(good) == good
+    zeros, version = f"00-{'0' * 32}-{'b' * 16}-01", f"ff{good[2:]}"
+    for wrong in ("", "x", zeros, version, good.upper(), good + "\n", f"{good}, {good}"):
+        assert read_traceparent(wrong) == ""
 
 
 def test_loguru_stdlib_logging_and_warnings_go_into_one_log(written: io.StringIO) -> None:
