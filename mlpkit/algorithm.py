@@ -121,7 +121,7 @@ class LoadOptions:
 
     `isolated`: each alone in a process. `replicas`: in how many workers. `preload`: which from the start.
     `memory` is what one copy needs, in bytes; None means what it needed when it was last loaded. `warm_up`: predict the
-    examples before the model counts as loaded.
+    examples before the model counts as loaded. `lazy`: a prediction for a stored model loads it.
     """
 
     isolated: bool = _option(False, _flag)
@@ -130,6 +130,7 @@ class LoadOptions:
     memory: int | None = _option(None, _memory)
     timeout: float | None = _option(None, _seconds)
     warm_up: bool = _option(True, _flag)
+    lazy: bool = _option(False, _flag)
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ class LoadKeywords(TypedDict, total=False):
     memory: int | str | None
     timeout: float | None
     warm_up: bool
+    lazy: bool
 
 
 class PredictKeywords(TypedDict, total=False):
@@ -337,7 +339,8 @@ class Algorithm:
             options: `isolated`: every model gets a process of its own, which ends with it. `replicas`: in how many
                 processes a model is loaded. `preload`: the ids of the models that are loaded when the service starts.
                 `memory`: what a model needs (bytes or "2GiB"). `timeout`: the time limit in seconds. `warm_up=False`:
-                do not predict the examples of the algorithm before the model counts as loaded.
+                do not predict the examples of the algorithm before the model counts as loaded. `lazy=True`: a
+                prediction for a stored model that is not loaded loads it.
         """
         return self._record("load", function, LoadOptions, options)
 

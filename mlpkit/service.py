@@ -80,7 +80,7 @@ class Service:
         self.storage: Storage = open_storage(settings)
         self.stored_models = StoredModels(self.storage, settings)
         self.training = TrainingQueue(app.build(), self.target, settings, log)
-        self.models = Models(app, self.target, settings, log)
+        self.models = Models(app, self.target, settings, log, storage=self.storage)
         self.models.on_change = self.training.events.note_model
         self.aliases = Aliases(self.models, settings.home, settings.load_timeout)
         self.cluster = self._open_cluster() if settings.mode == "cluster" else None

@@ -373,6 +373,13 @@ class Settings:
         natural(1),
         "How many predictions may wait for one model. One more is refused immediately.",
     )
+    model_memory: int = _setting(
+        "MLPKIT_MODEL_MEMORY",
+        0,
+        size,
+        "How much memory all loaded models may need. If a load does not fit, idle models are unloaded first.",
+        shown="no limit",
+    )
     start_timeout: float = _setting(
         "MLPKIT_START_TIMEOUT", 120.0, time_limit, "How long a worker may take to import the script."
     )

@@ -58,7 +58,8 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     `status` is `init`, `training`, `completed`, `error`, `unknown`, or what the algorithm's own hook says. `message` is
     the reason of an `error`, or how the job continues; `progress` is its last report, `queue_position` its place among
-    the waiting jobs (1 is next) or None, `attempt` how often it was started.
+    the waiting jobs (1 is next) or None, `attempt` how often it was started. `metrics` are those of the progress, with
+    the summary of the evaluation.
     """
 
     status: Any
@@ -66,6 +67,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     progress: dict[str, Any] | None = None
     queue_position: int | None = None
     attempt: int | None = None
+    metrics: dict[str, Any] = {}
 
     @property
     def ended(self) -> bool:
@@ -77,7 +79,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """One job of the list.
 
     Times are seconds since the epoch. `reported` is when a running job has last sent progress or a line of its log.
-    Only `Client.job_view` has `pid` and `memory` (bytes).
+    `evaluation` is the summary of its evaluation, None if there is none. Only `Client.job_view` has `pid` and `memory`
+    (bytes).
     """
 
     model_id: str
@@ -85,6 +88,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     state: str = msgspec.field(default="unknown")
     message: str | None = None
     progress: dict[str, Any] | None = None
+    evaluation: dict[str, Any] | None = None
     attempt: int = 0
     created: float | None = None
     started: float | None = None
@@ -98,8 +102,10 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
 class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     """One model of the list.
 
-    `since` is in seconds since the epoch, `seconds` is the time in the user's code. `state` is `loading`, `loaded` or
-    `unloading`; `problem` says what is wrong with a model that should be there and is not.
+    `since` and `last_used` are in seconds since the epoch, `seconds` is the time in the user's code. `state` is
+    `loading`, `loaded` or `unloading`; `problem` says what is wrong with a model that should be there and is not.
+    `memory` is by how many bytes its worker grew, None if not known. `evaluation` is the summary of its evaluation.
+    `lazy`: it was loaded because a prediction asked for it.
     """
 
     model_id: str
@@ -115,6 +121,10 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     problem: str = ""
     aliases: list[str] = []
+    memory: int | None = None
+    evaluation: dict[str, Any] = {}
+    lazy: bool = False
+    last_used: float | None = None
 
 
 class StoredModelView(msgspec.Struct, frozen=True, kw_only=True):

@@ -171,6 +171,7 @@ class Checker:
             logger.error("{}: which models earlier runs loaded for the database is not known", error)
             return
         self._noted = {model.model_id: model for model in followed}
+        self._models.claims.in_table = frozenset(self._noted)
         for model in followed:
             if model.algorithm in self._algorithms:
                 self._desired[model.model_id] = DesiredModel(
@@ -218,6 +219,8 @@ class Checker:
         for desired in self._desired.values():
             if desired.algorithm in stale and desired.model_id not in models:
                 desired.change(wanted=False, algorithm=desired.algorithm, path=desired.path)
+        wanted = (desired.model_id for desired in self._desired.values() if desired.wanted)
+        self._models.claims.in_table = frozenset(wanted)
         self._seen.update(seen)
 
     def _see(self, name: str, change: Change, now: float) -> _Seen:

@@ -112,7 +112,7 @@ class Aliases:
             before = self._aliases.get(name)
             previous = before.model_id if before is not None else None
             try:
-                with self._models.kept(model_id, name):
+                with self._models.claims.kept(model_id, name):
                     await self._models.load(algorithm, model_id, by_alias=True)
                     loaded = self._models.algorithm_of(model_id)
                     if loaded != algorithm:
@@ -181,11 +181,11 @@ class Aliases:
                 self._name(alias)
             else:
                 del self._aliases[name]
-                del self._models.named[name]
+                del self._models.claims.named[name]
 
     def _name(self, alias: Alias) -> None:
         self._aliases[alias.name] = alias
-        self._models.named[alias.name] = LoadedModelRecord(alias.algorithm, alias.model_id, by_alias=True)
+        self._models.claims.named[alias.name] = LoadedModelRecord(alias.algorithm, alias.model_id, by_alias=True)
 
 
 def alias_name(algorithm: str, alias: str) -> str:

@@ -165,6 +165,8 @@ class Dispatcher:
         self.replicas: list[Replica] = []
         self.waiting: deque[PendingPrediction] = deque()
         self.counts = Counts()
+        self.last_used = time.monotonic()
+        """When a prediction was last sent to a worker, at first when this was made; in monotonic seconds."""
         self._model_id = model_id
         self._limit = limit
         self._longest_wait = longest_wait
@@ -244,6 +246,11 @@ class Dispatcher:
             self.waiting.popleft().finish(error)
         self._notice_idle()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits or is in flight."""
+        return not self.waiting and not any(replica.busy for replica in self.replicas)
+
     async def idle(self, limit: float) -> bool:
         """Waits until nothing waits or is in flight.
 
@@ -311,7 +318,7 @@ class Dispatcher:
         if self._has_parts:
             # A generator is closed when its caller goes away.
             sent[0].on_given_up = partial(worker.cancel, request.id, self._model_id)
-        now = time.monotonic()
+        now = self.last_used = time.monotonic()
         # Here and in `_on_reply` the histograms are counted in place: calls would cost as much as the counting.
         wait = self.counts.wait
         for prediction in sent:
@@ -363,7 +370,7 @@ class Dispatcher:
             self._notice_idle()
 
     def _notice_idle(self) -> None:
-        if self._idle is not None and not self.waiting and not any(replica.busy for replica in self.replicas):
+        if self._idle is not None and self.is_idle:
             self._idle.set()
 
 

@@ -151,13 +151,24 @@ class MemoryBudget:
             self._ended.set()
             self._ended = asyncio.Event()
 
+    def need(self, model: ModelState) -> int:
+        """Bytes that one copy of a model counts.
+
+        What its author declares, else the most that was measured; at least the size of its files, if that is known.
+        """
+        measured = max(model.grown, model.record.size, self._needs.get(model.model_id, 0))
+        return model.algorithm.load_options.memory or measured
+
     def known(self, model_id: str) -> int | None:
         """Bytes that the last load of a model took, if known."""
         return self._needs.get(model_id)
 
     async def remember(self, model_id: str, growth: int) -> None:
-        """Notes how many bytes the load of a model took."""
-        needed = growth // _STEP * _STEP
+        """Notes how many bytes the load of a model took.
+
+        The most counts: a worker that has kept the memory of another model grows by less than this one needs.
+        """
+        needed = max(growth // _STEP * _STEP, self._needs.get(model_id, 0))
         if needed == self._needs.get(model_id, 0):
             return
         self._needs.pop(model_id, None)

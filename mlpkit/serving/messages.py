@@ -170,11 +170,13 @@ class Reply(msgspec.Struct, array_like=True, tag=0):
 class LoadResult(msgspec.Struct, frozen=True):
     """What a worker knows of a loaded model, as JSON.
 
-    `growth` is by how many bytes it grew, None if not known; `evaluation` is the summary in the model's manifest.
+    `growth` is by how many bytes it grew, None if not known. `evaluation` is the summary in the model's manifest,
+    `size` the bytes of the files that the manifest lists.
     """
 
     growth: int | None = None
     evaluation: dict[str, Any] = {}
+    size: int = 0
 
 
 class Ready(msgspec.Struct, array_like=True, tag=1):

@@ -21,10 +21,15 @@ State = Literal["loading", "loaded", "unloading"]
 
 @dataclass
 class Loads:
-    """The loads of an algorithm's models: seconds, and failures."""
+    """The loads of an algorithm's models: seconds, and how many failed.
+
+    `lazy` counts those that predictions asked for, `evictions` the models that left because memory was short.
+    """
 
     seconds: Histogram = field(default_factory=partial(Histogram, HOURS))
     failures: int = 0
+    lazy: int = 0
+    evictions: int = 0
 
 
 class LoadedModelRecord(msgspec.Struct, frozen=True):
@@ -33,7 +38,9 @@ class LoadedModelRecord(msgspec.Struct, frozen=True):
     `extend` is JSON text.
 
     `given_up` says why it is not loaded any more: it ended its worker again and again. `by_alias`: only aliases want
-    it, so it is unloaded when none leads to it any more.
+    it, so it is unloaded when none leads to it any more. `lazy`: only predictions asked for it, so it is not kept on
+    disk. `evicted` is when it left because memory was short, in seconds since the epoch; otherwise 0. `size` is the
+    bytes of its files, 0 if not known.
     """
 
     algorithm: str
@@ -42,14 +49,17 @@ class LoadedModelRecord(msgspec.Struct, frozen=True):
     extend: str = "null"
     given_up: str = ""
     by_alias: bool = False
+    lazy: bool = False
+    evicted: float = 0.0
+    size: int = 0
 
 
 class ModelInfo(msgspec.Struct):
     """A model at one moment.
 
-    `since` is in seconds since the epoch, `seconds` is the time in the user's code. `memory` is by how many bytes the
-    worker grew when the model was last loaded; None if that is not known, or little. `evaluation` is the summary in
-    the model's manifest, empty if there is none.
+    `since` and `last_used` are in seconds since the epoch, `seconds` is the time in the user's code. `memory` is by how
+    many bytes the worker grew when the model was last loaded; None if that is not known, or little. `evaluation` is the
+    summary in the model's manifest, empty if there is none. `lazy`: it was loaded because a prediction asked for it.
     """
 
     model_id: str
@@ -68,6 +78,8 @@ class ModelInfo(msgspec.Struct):
     memory: int | None = None
     aliases: list[str] = []
     evaluation: dict[str, Any] = {}
+    lazy: bool = False
+    last_used: float = 0.0
 
 
 class MissingModel(msgspec.Struct):
@@ -77,6 +89,19 @@ class MissingModel(msgspec.Struct):
     algorithm: str
     model_path: str | None
     reason: str
+
+
+class EvictedModel(msgspec.Struct):
+    """A model that left because memory was short.
+
+    A prediction loads it again. `since` is in seconds since the epoch; `lazy`: nobody has loaded it by `/load`.
+    """
+
+    model_id: str
+    algorithm: str
+    model_path: str | None
+    since: float
+    lazy: bool
 
 
 class WorkerInfo(msgspec.Struct):
@@ -114,6 +139,9 @@ class ModelState:
     returning: bool = False
     failures: int = 0
     evaluation: dict[str, Any] = field(default_factory=dict)
+    memory: int = 0
+    grown: int = 0
+    evicted: bool = False
     settled: asyncio.Future[None] = field(default_factory=lambda: _new_future())
     """Done when the present load or unload has ended."""
 
@@ -173,6 +201,8 @@ class ModelState:
             self.problem,
             counts.batches,
             evaluation=self.evaluation,
+            lazy=self.record.lazy,
+            last_used=time.time() - time.monotonic() + self.dispatcher.last_used,
         )
 
 

@@ -55,7 +55,7 @@ class Ledger:
         self._problem = ""
 
     def read(self) -> list[LoadedModelRecord]:
-        """The models of the last run, in the order of their loads.
+        """The models that the last run had at its end, in the order of their loads.
 
         None if the file cannot be read.
         """
@@ -68,7 +68,7 @@ class Ledger:
             return []
         for record in records:
             self._put(record)
-        return [record for record in records if not record.given_up]
+        return [record for record in records if not record.given_up and not record.evicted]
 
     def get(self, model_id: str) -> LoadedModelRecord | None:
         """The record of a model that is loaded, or should be."""
@@ -106,6 +106,10 @@ class Ledger:
     def given_up(self) -> list[LoadedModelRecord]:
         """The models that are not loaded any more until somebody asks."""
         return list(self._given_up.values())
+
+    def evicted(self) -> list[LoadedModelRecord]:
+        """The models that are loaded again when a prediction asks for them."""
+        return [record for record in self._records.values() if record.evicted]
 
     def warnings(self) -> list[str]:
         """What somebody should know, a sentence each."""
@@ -291,7 +295,7 @@ class Recovery:
                     self._reasons[record.model_id] = f"{error}; it is tried again"
                     failures += 1
                     times = f", {failures} times" if failures > 1 else ""
-                    pause = _pause_after(failures)
+                    pause = pause_after(failures)
                     logger.log(
                         level_of_failure(failures),
                         "model {!r} could not be loaded at the start{}: {}; the next try is in {:g} s",
@@ -319,7 +323,7 @@ class Recovery:
             model.returning = False
             failures += 1
             times = f", {failures} times" if failures > 1 else ""
-            pause = _pause_after(failures)
+            pause = pause_after(failures)
             model.problem = f"could not be loaded again{times}: {error}; the next try is in {pause:g} s"
             logger.log(level_of_failure(failures), "model {!r} {}", model.model_id, model.problem)
             if replica.slot.worker is worker:
@@ -346,7 +350,7 @@ class Recovery:
         self._tasks.start_soon(wait)
 
 
-def _pause_after(failures: int) -> float:
+def pause_after(failures: int) -> float:
     """Seconds until the next try."""
     return min(_LONGEST_RETRY, _FIRST_RETRY * 2.0 ** min(failures - 1, 20))
 

@@ -63,7 +63,7 @@ from mlpkit.serving.messages import (
 from mlpkit.serving.runner import PredictRunner
 from mlpkit.serving.stores import Stores
 from mlpkit.settings import Settings, decode_settings
-from mlpkit.storage import ModelDir, Storage, open_model, without_outer_slashes
+from mlpkit.storage import Manifest, ModelDir, Storage, open_model, without_outer_slashes
 
 _STOP_SECONDS = 5.0
 """How long a worker gets to close its models after it was asked to stop."""
@@ -210,8 +210,10 @@ class WorkerRuntime:
         def load(request: Load) -> bytes:
             try:
                 with self._growth.measured(whole=self._single) as growth:
-                    evaluation = self._load(request, thread)
-                    return msgspec.json.encode(LoadResult(growth(), evaluation))
+                    manifest = self._load(request, thread)
+                    evaluation = manifest.evaluation if manifest is not None else {}
+                    size = sum(manifest.files.values()) if manifest is not None else 0
+                    return msgspec.json.encode(LoadResult(growth(), evaluation, size))
             except BaseException:
                 thread.close()
                 raise
@@ -246,10 +248,10 @@ class WorkerRuntime:
                 result = Failure.of(MlpkitError(f"internal error: {error}"))
         self._send(Reply(request.id, [result], time.perf_counter() - started))
 
-    def _load(self, request: Load, thread: Thread) -> dict[str, Any]:
+    def _load(self, request: Load, thread: Thread) -> Manifest | None:
         """Calls `load` in this thread, which is the model's from now on.
 
-        Gives the summary of the model's evaluation.
+        Gives the model's manifest, if `load` took its folder.
         """
         # This thread and its context are the model's from now on.
         subject.set({"algorithm": request.algorithm, "model_id": request.model_id})
@@ -292,12 +294,10 @@ class WorkerRuntime:
                 logger.log(level, "load of model {!r} failed: {}", request.model_id, error, trace=error.trace)
             raise
         self._models[request.model_id] = loaded
-        opened = (found for _, found in files if found is not None and found.manifest is not None)
-        evaluation = next((found.manifest.evaluation for found in opened if found.manifest is not None), {})
         # What a model holds lives long: outside the collector's generations it makes no collection slower.
         gc.collect()
         gc.freeze()
-        return evaluation
+        return next((found.manifest for _, found in files if found is not None), None)
 
     def _with_threads(
         self, runner: PredictRunner, thread: Thread, closers: list[Close], files: list[_Files]

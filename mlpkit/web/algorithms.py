@@ -130,6 +130,8 @@ class AlgorithmRoutes:
                 await self._in_store(model_id, delete_checkpoint, self._dependencies.storage, place)
         else:
             await self._in_store(model_id, delete_model, self._dependencies.storage, self._settings, model_id)
+        # A prediction may have loaded it again before it was gone.
+        await self._models.unload(model_id)
         return success()
 
     async def monitor(self, request: Request) -> HttpResponse:
@@ -141,7 +143,7 @@ class AlgorithmRoutes:
 
     async def _unload(self, model_id: str) -> None:
         # Before the other replicas hear of it.
-        self._models.check_unloadable(model_id)
+        self._models.claims.check_unloadable(model_id)
         if self._cluster is not None:
             await self._cluster.announce_unload(model_id)
         await self._models.unload(model_id)

@@ -130,16 +130,19 @@ class JobRoutes:
     async def models(self, request: Request) -> HttpResponse:
         """The models that are loaded, or, with `stored=1`, in the store.
 
-        `missing` are those that should be loaded and are not. In cluster mode it also says what the database wants.
+        `missing` are those that should be loaded and are not, `evicted` those that a prediction loads again. In cluster
+        mode it also says what the database wants.
         """
         if request.query.get("stored", "0") not in ("0", ""):
             return await self._stored(request)
         listed = msgspec.to_builtins(self._models.listed(), str_keys=True)
         desired_models = self._cluster.desired_models if self._cluster is not None else None
+        evicted = msgspec.to_builtins(self._models.evicted())
         if self._cluster is None or desired_models is None:
-            return success({"models": listed, "missing": msgspec.to_builtins(self._models.missing())})
+            missing = msgspec.to_builtins(self._models.missing())
+            return success({"models": listed, "missing": missing, "evicted": evicted})
         checker = {"looked": self._cluster.looked, "warnings": self._cluster.warnings()}
-        return success({"models": _compared(listed, desired_models), "checker": checker})
+        return success({"models": _compared(listed, desired_models), "evicted": evicted, "checker": checker})
 
     async def workers(self, request: Request) -> HttpResponse:
         """The worker processes: memory, models, restarts, since when."""

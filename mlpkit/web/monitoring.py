@@ -210,10 +210,16 @@ class _Collector:
 
         seconds = HistogramMetricFamily("mlpkit_load_seconds", "Time of loads that succeeded.", labels=("algorithm",))
         failures = CounterMetricFamily("mlpkit_load_failures", "Loads that failed.", labels=("algorithm",))
+        lazy = CounterMetricFamily("mlpkit_lazy_loads", "Loads that predictions asked for.", labels=("algorithm",))
+        evictions = CounterMetricFamily(
+            "mlpkit_model_evictions", "Models that left because memory was short.", labels=("algorithm",)
+        )
         for name, loads in self._dependencies.models.loads.items():
             _add(seconds, name, loads.seconds)
             failures.add_metric((name,), loads.failures)
-        yield from (seconds, failures)
+            lazy.add_metric((name,), loads.lazy)
+            evictions.add_metric((name,), loads.evictions)
+        yield from (seconds, failures, lazy, evictions)
 
     def _of_workers(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily

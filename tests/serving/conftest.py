@@ -16,6 +16,7 @@ from mlpkit.log import LogOutput, configure
 from mlpkit.script import import_app
 from mlpkit.serving import Models
 from mlpkit.settings import Settings
+from mlpkit.storage import Storage
 
 OpenModels = Callable[..., AbstractAsyncContextManager[Models]]
 
@@ -52,20 +53,24 @@ def lines() -> io.StringIO:
 def open_models(tmp_path: Path, lines: io.StringIO) -> OpenModels:
     """`async with open_models(script, workers=2) as models`: the models of a script, with its folder as the home.
 
-    `first` gets them before they are opened.
+    `first` gets them before they are opened; `storage` is where predictions find them.
     """
     log: LogOutput = configure(stream=lines)
 
     @asynccontextmanager
     async def opened(
-        script: str, *, first: Callable[[Models], object] = lambda models: None, **settings: Any
+        script: str,
+        *,
+        first: Callable[[Models], object] = lambda models: None,
+        storage: Storage | None = None,
+        **settings: Any,
     ) -> AsyncIterator[Models]:
         # A module is imported once in a process, so every test's script has a name of its own.
         file = tmp_path / f"{tmp_path.name}_{len(script)}.py"
         file.write_text("from mlpkit import App\n" + script, encoding="utf-8")
         target = f"{file}:app"
         chosen = Settings(home=tmp_path / "home", **{"workers": 1, **settings})
-        models = Models(import_app(target), target, chosen, log)
+        models = Models(import_app(target), target, chosen, log, storage=storage)
         first(models)
         await models.open()
         try:

@@ -209,6 +209,9 @@ loadingState|loading|正在加载
 unloading|unloading|正在卸载
 unloaded|not loaded|未加载
 missing|missing|缺失
+evicted|evicted|已换出
+evictedWhy|It left because memory was short. A prediction loads it again.|因内存不足而卸载，收到预测请求时会重新加载。
+lazily|a prediction loaded it|由预测请求加载
 unload|Unload|卸载
 unloadAsk|Unload this model?|卸载这个模型？
 unloadHelp|Predictions in flight end first. The stored model stays.|会先完成进行中的预测。存储的模型会保留。
@@ -1183,7 +1186,7 @@ function trainView(values) {
 
 // ---- models
 
-const MODEL_STATES = {loaded: "good", loading: "busy", unloading: "busy", unloaded: "calm"}
+const MODEL_STATES = {loaded: "good", loading: "busy", unloading: "busy", unloaded: "calm", evicted: "calm"}
 
 function modelsView(values) {
 	let models = []
@@ -1198,7 +1201,7 @@ function modelsView(values) {
 	const load = async () => {
 		const data = await get("models")
 		const time = performance.now() / 1000
-		models = [...data.models, ...(data.missing ?? []).map(model => ({...model, state: "missing", problem: model.reason}))]
+		models = [...data.models, ...(data.missing ?? []).map(model => ({...model, state: "missing", problem: model.reason})), ...(data.evicted ?? []).map(model => ({...model, state: "evicted"}))]
 		models = models.map(model => (model.state === "unloaded" && model.desired === "loaded" ? {...model, state: "missing", problem: model.error || model.problem} : model))
 		if (before && time - before.time > 0.5) rates = new Map(models.map(model => [model.model_id, Math.max(0, (model.predictions ?? 0) - (before.counts.get(model.model_id) ?? model.predictions ?? 0)) / (time - before.time)]))
 		if (!before || time - before.time > 0.5) before = {time, counts: new Map(models.map(model => [model.model_id, model.predictions ?? 0]))};
@@ -1221,7 +1224,7 @@ function modelsView(values) {
 		title: () => t("models"),
 		load,
 		render: () => {
-			const order = {missing: 0, loading: 1, unloading: 1}
+			const order = {missing: 0, loading: 1, unloading: 1, evicted: 3}
 			const listed = models.filter(model => !find || `${model.model_id} ${model.algorithm}`.toLowerCase().includes(find.toLowerCase())).sort((a, b) => (order[a.state] ?? (a.problem ? 0 : 2)) - (order[b.state] ?? (b.problem ? 0 : 2)))
 			const shown = listed.slice(start, start + PAGE)
 			const states = new Map(models.map(model => [model.model_id, model.state]))
@@ -1253,11 +1256,11 @@ function modelRow(model, rate, {unload, again}) {
 	const isLoaded = model.state === "loaded"
 	const done = model.predictions ?? 0
 	return h("tr", {key: model.model_id},
-		h("td", h("span.mono.user", {title: model.model_id}, shortId(model.model_id)), h("div.soft.small", user(model.algorithm), model.workers?.length ? ` · ${t("workers")} ${model.workers.join(", ")}` : "")),
-		h("td", isLoaded && model.problem ? badge("warn", t("loaded")) : modelBadge(model.state), model.problem && h("div.why.bad.user", firstLine(model.problem))),
+		h("td", h("span.mono.user", {title: model.model_id}, shortId(model.model_id)), h("div.soft.small", user(model.algorithm), model.workers?.length ? ` · ${t("workers")} ${model.workers.join(", ")}` : "", isLoaded && model.lazy ? ` · ${t("lazily")}` : "")),
+		h("td", isLoaded && model.problem ? badge("warn", t("loaded")) : modelBadge(model.state), model.state === "evicted" && h("div.soft.small", t("evictedWhy")), model.problem && h("div.why.bad.user", firstLine(model.problem))),
 		cell("rate", t("perSecond", {n: number(rate ?? 0, 1)}), t("total", {n: number(done)})), cell("mean", done && model.seconds ? duration(model.seconds / done) : "–"),
 		cell("batch", model.batches ? number(done / model.batches, 1) : "–"), cell("waiting", number((model.waiting ?? 0) + (model.in_flight ?? 0))), cell("failuresN", number(model.failures ?? 0)), cell("memory", model.memory ? bytes(model.memory) : isLoaded ? t("little") : "–"),
-		acts(isLoaded && link(`#/tryit?model=${enc(model.model_id)}`, {class: "button", label: `${t("tryit")}: ${model.model_id}`}, t("tryit")), isLoaded && does("unload", model.model_id, () => unload(model), "danger"), model.state === "missing" && does("loadModel", model.model_id, () => again(model))))
+		acts(isLoaded && link(`#/tryit?model=${enc(model.model_id)}`, {class: "button", label: `${t("tryit")}: ${model.model_id}`}, t("tryit")), isLoaded && does("unload", model.model_id, () => unload(model), "danger"), ["missing", "evicted"].includes(model.state) && does("loadModel", model.model_id, () => again(model))))
 }
 /** A dialog with a form. A refusal of `act` is shown in it, and it stays open. */
 function formDialog(title, yes, refused, act, ...fields) {

@@ -1,0 +1,134 @@
+"""Which models leave if a load does not fit into `MLPKIT_MODEL_MEMORY`.
+
+- Every model counts, from the begin of its load until it is gone, with what it needs in all its workers.
+- Models that are idle leave, the least recently used first.
+- A model stays while predictions wait for it or are in flight, and while an alias, the table or `preload` names it.
+- A load waits for room within its time limit. If those that stay leave too little, it is refused with the figures.
+
+What a model needs is better known after its load than before. So what is too much then is evicted afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+from mlpkit.errors import LoadFailed
+from mlpkit.serving.model import EvictedModel, LoadedModelRecord, ModelState
+
+_LOOK = 0.02
+"""Seconds between two looks while a load waits for room."""
+_MOST_LISTED = 1000
+"""How many evicted models are listed."""
+
+
+class Eviction:
+    """Keeps the models of a service within a limit.
+
+    Args:
+        limit: bytes; 0 means no limit, and nothing is evicted.
+        models: the models that there are now.
+        stays: whether a model must stay, also while nobody asks for it.
+        is_asked: whether predictions wait for the load of a model.
+        evict: begins to unload a model; its state is `unloading` afterwards.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        models: Mapping[str, ModelState],
+        stays: Callable[[str], bool],
+        is_asked: Callable[[str], bool],
+        evict: Callable[[ModelState], None],
+    ) -> None:
+        self._limit = limit
+        self._models = models
+        self._stays = stays
+        self._is_asked = is_asked
+        self._evict = evict
+        self._evicted: dict[str, EvictedModel] = {}
+
+    def evicted(self) -> list[EvictedModel]:
+        """The models that have left, and would be loaded again."""
+        return list(self._evicted.values())
+
+    def note(self, record: LoadedModelRecord) -> None:
+        """Lists a model that has left."""
+        self.forget(record.model_id)
+        self._evicted[record.model_id] = EvictedModel(
+            record.model_id, record.algorithm, record.model_path, record.evicted, record.lazy
+        )
+        for oldest in list(self._evicted)[:-_MOST_LISTED]:
+            del self._evicted[oldest]
+
+    def forget(self, model_id: str) -> None:
+        """Lists a model no longer: it is loaded, or nobody needs it."""
+        self._evicted.pop(model_id, None)
+
+    async def make_room(self, model: ModelState, needed: int, seconds: float) -> None:
+        """Counts a model that is about to be loaded, once there is room.
+
+        Raises:
+            LoadFailed: there is none within `seconds`; names the figures.
+        """
+        if not self._limit:
+            return
+        end = time.monotonic() + seconds
+        while (missing := self._taken() + needed - self._limit) > 0:
+            self._check(model, needed)
+            if time.monotonic() > end:
+                raise LoadFailed(
+                    f"the model needs {_mebibytes(needed)} of memory, and the models that are in use leave too little "
+                    f"of {_mebibytes(self._limit)} (MLPKIT_MODEL_MEMORY)"
+                )
+            self._free(missing)
+            await asyncio.sleep(_LOOK)
+        model.memory = needed
+
+    def count(self, model: ModelState, needed: int) -> None:
+        """Counts what a model that was loaded needs.
+
+        Raises:
+            LoadFailed: it cannot fit; names the figures.
+        """
+        if self._limit:
+            model.memory = needed
+            self._check(model, needed)
+
+    def trim(self) -> None:
+        """Evicts what is too much now."""
+        if self._limit and (missing := self._taken() - self._limit) > 0:
+            self._free(missing)
+
+    def _taken(self) -> int:
+        return sum(model.memory for model in self._models.values())
+
+    def _free(self, missing: int) -> None:
+        """Evicts idle models of this size, or as many as there are."""
+        missing -= sum(model.memory for model in self._models.values() if model.state == "unloading")
+        for model in sorted(self._models.values(), key=lambda model: model.dispatcher.last_used):
+            if missing <= 0:
+                return
+            if model.memory and self._may_leave(model):
+                missing -= model.memory
+                self._evict(model)
+
+    def _may_leave(self, model: ModelState) -> bool:
+        is_idle = model.state == "loaded" and model.dispatcher.is_idle and not self._is_asked(model.model_id)
+        return is_idle and not self._stays(model.model_id)
+
+    def _check(self, model: ModelState, needed: int) -> None:
+        """Raises LoadFailed if there cannot be room for the model."""
+        others = (other for other in self._models.values() if other is not model and self._stays(other.model_id))
+        kept = sum(other.memory for other in others)
+        if needed + kept > self._limit:
+            taken = f", of which models that must stay take {_mebibytes(kept)}" if kept else ""
+            raise LoadFailed(
+                f"the model needs {_mebibytes(needed)} of memory, and MLPKIT_MODEL_MEMORY allows "
+                f"{_mebibytes(self._limit)}{taken}"
+            )
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"

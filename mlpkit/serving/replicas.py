@@ -1,0 +1,193 @@
+"""Loads models into workers, one replica after the other.
+
+A model that was being loaded when its worker died is a *suspect*: its next load has a process of its own, and if that
+succeeds, it returns to the shared workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from mlpkit.errors import MlpkitError, ServiceStopping, WorkerLost
+from mlpkit.log import logger, request_id, traceparent, with_request_id
+from mlpkit.serving.dispatch import Replica
+from mlpkit.serving.memory import MemoryBudget
+from mlpkit.serving.messages import Load, LoadResult, Unload
+from mlpkit.serving.model import ModelState
+from mlpkit.serving.pool import Pool
+from mlpkit.serving.recovery import Suspects, has_ended_worker
+from mlpkit.serving.worker import Worker, all_of, ask, request_ids
+from mlpkit.settings import Settings
+
+STOPPING = "the service is stopping and takes no new work"
+LOAD_ROUNDS = 3
+"""How often a load goes back to workers that ended after they had the model."""
+_WATCH = 0.1
+"""Seconds between two looks whether a model has left its own process."""
+
+
+class _LostWithOthers(WorkerLost):
+    """A worker died during a load, and held other requests too.
+
+    Any of them may have ended it.
+    """
+
+
+class ReplicaLoads:
+    """Loads and unloads single replicas.
+
+    Args:
+        models: the models that there are now.
+        start: starts a coroutine function with its arguments as a task.
+
+    Attributes:
+        stopping: no suspect gets a process any more.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, ModelState],
+        pool: Pool,
+        suspects: Suspects,
+        budget: MemoryBudget,
+        settings: Settings,
+        start: Callable[..., None],
+    ) -> None:
+        self._models = models
+        self._pool = pool
+        self._suspects = suspects
+        self._budget = budget
+        self._settings = settings
+        self._start = start
+        self.stopping = False
+
+    def limit(self, model: ModelState) -> float:
+        """The seconds that a load or unload may take."""
+        return model.algorithm.load_options.timeout or self._settings.load_timeout
+
+    async def load_all(self, model: ModelState) -> None:
+        """Loads a model into all its workers.
+
+        It is loaded again into those that end meanwhile, a few times.
+        """
+        for _ in range(LOAD_ROUNDS):
+            lost = [replica for replica in model.replicas if not replica.ready]
+            if not lost:
+                return
+            await all_of(self.load(model, replica) for replica in lost)
+
+    async def load(self, model: ModelState, replica: Replica) -> None:
+        """Loads a model into the worker of a replica.
+
+        A suspect gets a worker of its own.
+        """
+        if not replica.slot.isolated and not self._suspects.deaths(model.model_id):
+            # If the worker dies and held nothing else, this load has ended it.
+            with contextlib.suppress(_LostWithOthers):
+                await self._send_load(model, replica)
+                return
+        if replica.slot.isolated:
+            await self._send_load(model, replica)
+            return
+        async with self._suspects.alone():
+            if self.stopping:
+                raise ServiceStopping(STOPPING)
+            replica.slot.models -= 1
+            replica.slot = self._pool.add(isolated=True)
+            replica.slot.models += 1
+            replica.slot.is_repeat = model.failures > 1
+            logger.log(
+                "DEBUG" if replica.slot.is_repeat else "WARNING",
+                "model {!r} is loaded alone in worker {}: a worker died while loading it",
+                *(model.model_id, replica.slot.index),
+            )
+            await self._send_load(model, replica)
+
+    async def _send_load(self, model: ModelState, replica: Replica) -> None:
+        """Asks a replica's worker to load the model, once it is ready."""
+        limit = self.limit(model)
+        record = model.record
+        request = Load(
+            next(request_ids),
+            record.algorithm,
+            record.model_id,
+            record.model_path,
+            record.extend.encode(),
+            model.uuid,
+            request_id.get(),
+            model.failures,
+            traceparent.get(),
+        )
+        slot = replica.slot
+        worker: Worker | None = None
+        replica.loading = True
+        try:
+            async with slot.loads:
+                worker = await slot.wait_ready(min(limit, self._settings.start_timeout))
+                result = msgspec.json.decode(await ask(worker, request, limit), type=LoadResult | None) or LoadResult()
+                model.evaluation = result.evaluation
+                model.grown = max(model.grown, result.growth or 0, result.size)
+                replica.ready = True
+        except MlpkitError as error:
+            if has_ended_worker(error):
+                self._suspects.note_death(model.model_id)
+                if worker is not None and worker.held_at_end > 1:
+                    raise _LostWithOthers(str(error)) from error
+            raise
+        finally:
+            replica.loading = False
+        if not slot.isolated or model.algorithm.load_options.isolated:
+            self._suspects.clear(model.model_id)
+        if self._models.get(model.model_id) is not model:
+            await self.unload(replica, model.model_id, limit)
+        elif result.growth is not None:
+            await self._budget.remember(model.model_id, result.growth)
+
+    def rejoin_soon(self, model: ModelState, replica: Replica) -> None:
+        """Lets a suspect that was loaded alone return to shared workers."""
+        alone = replica.slot.isolated and not model.algorithm.load_options.isolated
+        # One that has ended a shared worker twice stays alone.
+        if alone and self._suspects.deaths(model.model_id) == 1:
+            self._start(self._rejoin, model, replica)
+
+    async def _rejoin(self, model: ModelState, alone: Replica) -> None:
+        """Moves a model from its own process into a shared worker."""
+        used = [replica.slot for replica in model.replicas]
+        free = [slot for slot in self._pool.place(len(self._pool.shared), isolated=False) if slot not in used]
+        if not free:
+            return
+        shared = Replica(free[0])
+        shared.slot.models += 1
+        model.replicas.append(shared)
+        limit = self.limit(model)
+        with with_request_id("rejoin"):
+            try:
+                async with self._budget.taken(model, 1, limit):
+                    await self._send_load(model, shared)
+            except MlpkitError as error:
+                logger.warning("model {!r} stays alone in worker {}: {}", model.model_id, alone.slot.index, error)
+                shared.slot.models -= 1
+                model.replicas.remove(shared)
+                return
+            if model.state != "loaded" or alone not in model.replicas:
+                return  # It is being unloaded, with both.
+            model.replicas.remove(alone)
+            model.dispatcher.dispatch()
+            end = time.monotonic() + limit
+            while alone.busy and time.monotonic() < end:  # noqa: ASYNC110 - rare, and nobody waits for it
+                await asyncio.sleep(_WATCH)
+            await self._pool.remove(alone.slot, grace=5.0)
+            logger.info("model {!r} has returned to worker {}", model.model_id, shared.slot.index)
+
+    async def unload(self, replica: Replica, model_id: str, limit: float) -> None:
+        """Asks the worker of a replica to drop the model."""
+        worker = replica.slot.worker
+        if worker is not None:
+            with contextlib.suppress(MlpkitError):
+                await ask(worker, Unload(next(request_ids), model_id, request_id.get(), traceparent.get()), limit)
+        replica.ready = False
