@@ -1,4 +1,4 @@
-"""Who needs a model to stay: aliases, the platform's table, and the script's `preload`."""
+"""Who needs a model to stay: aliases, the platform's table, `preload`."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Eviction:
         self._evicted.pop(model_id, None)
 
     async def make_room(self, model: ModelState, needed: int, seconds: float) -> None:
-        """Counts a model that is about to be loaded, once there is room.
+        """Counts a model that will be loaded, once there is room.
 
         Raises:
             LoadFailed: there is none within `seconds`; names the figures.

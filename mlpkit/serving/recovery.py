@@ -55,7 +55,7 @@ class Ledger:
         self._problem = ""
 
     def read(self) -> list[LoadedModelRecord]:
-        """The models that the last run had at its end, in the order of their loads.
+        """The models of the last run, in the order of their loads.
 
         None if the file cannot be read.
         """
