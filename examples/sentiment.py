@@ -9,7 +9,11 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from mlpkit import App, ModelDir, Progress, TrainData
 from mlpkit.formats import Label
 
-app = App("sentiment", kind="text_classification", examples=[{"sentence": "味道很好，下次还来。"}])
+app = App(
+    "sentiment",
+    kind="text_classification",
+    examples=[{"sentence": "味道很好，下次还来。"}],
+)
 
 
 class Hyper(msgspec.Struct):
@@ -26,7 +30,12 @@ class Review(msgspec.Struct):
 
 
 @app.train
-def train(data: TrainData, parameters: Hyper, out: ModelDir, progress: Progress) -> None:
+def train(
+    data: TrainData,
+    parameters: Hyper,
+    out: ModelDir,
+    progress: Progress,
+) -> None:
     rows = list(progress.track(data.rows(), "read"))
     examples = [row for row in rows if row.posneg]
     model = make_pipeline(

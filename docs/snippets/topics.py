@@ -9,10 +9,14 @@ import msgspec
 from mlpkit import App, ModelDir, Progress, TrainData
 from mlpkit.formats import Label
 
-app = App("topics", kind="text_classification", examples=[{"sentence": "our team won"}])
+app = App(
+    "topics",
+    kind="text_classification",
+    examples=[{"sentence": "our team won"}],
+)
 
-
-WORD = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")  # one Chinese character, or a word of another language
+# One Chinese character, or a word of another language.
+WORD = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
 
 
 class Smoothing(msgspec.Struct):
@@ -33,18 +37,25 @@ class Topics(msgspec.Struct):
         logs = []
         for counts in self.words.values():
             total = sum(counts.values()) + self.alpha * vocabulary
-            logs.append(sum(math.log((counts.get(word, 0) + self.alpha) / total) for word in WORD.findall(sentence)))
+            found = [counts.get(word, 0) for word in WORD.findall(sentence)]
+            logs.append(sum(math.log((count + self.alpha) / total) for count in found))
         weights = [math.exp(log - max(logs)) for log in logs]
         return [weight / sum(weights) for weight in weights]
 
 
 @app.train
-def train(data: TrainData, parameters: Smoothing, out: ModelDir, progress: Progress) -> None:
+def train(
+    data: TrainData,
+    parameters: Smoothing,
+    out: ModelDir,
+    progress: Progress,
+) -> None:
     words: dict[str, Counter[str]] = defaultdict(Counter)
     for row in progress.track(data.rows(), "count"):
         if row.posneg:
             words[row.label].update(WORD.findall(row.sentence))
-    (out / "topics.json").write_bytes(msgspec.json.encode(Topics(words, parameters.alpha)))
+    model = Topics(words, parameters.alpha)
+    (out / "topics.json").write_bytes(msgspec.json.encode(model))
 
 
 @app.load
