@@ -1,8 +1,9 @@
-"""A training that continues where it was interrupted:   python -m mlpkit run examples/checkpoint.py:app
+"""A training that continues:   python -m mlpkit run examples/checkpoint.py:app
 
-Each epoch ends with `checkpoint.save()`. If the service is stopped, or the process is killed, the next attempt begins
-with the last epoch that was saved, also on another machine with the same store. An epoch shuffles with a seed of its
-own, so an interrupted training ends with exactly the numbers of an undisturbed one.
+Each epoch ends with `checkpoint.save()`. If the service is stopped, or the process is
+killed, the next attempt begins with the last epoch that was saved, also on another
+machine with the same store. An epoch shuffles with a seed of its own, so an interrupted
+training ends with exactly the numbers of one without interruption.
 """
 
 from typing import Annotated
@@ -34,7 +35,13 @@ class Sentence(msgspec.Struct):
 
 
 @app.train(max_attempts=20)
-def train(data: TrainData, parameters: Course, checkpoint: Checkpoint, out: ModelDir, progress: Progress) -> None:
+def train(
+    data: TrainData,
+    parameters: Course,
+    checkpoint: Checkpoint,
+    out: ModelDir,
+    progress: Progress,
+) -> None:
     """Learns in epochs, and saves the state after each."""
     rows = [row for row in data.rows() if row.posneg]
     features = words.transform([row.sentence for row in rows])
@@ -43,7 +50,8 @@ def train(data: TrainData, parameters: Course, checkpoint: Checkpoint, out: Mode
     done = 0
     if checkpoint.resumed:
         done, model = joblib.load(checkpoint / "state.joblib")
-    for epoch in progress.track(range(done, parameters.epochs), "fit", total=parameters.epochs, done=done):
+    epochs = range(done, parameters.epochs)
+    for epoch in progress.track(epochs, "fit", total=parameters.epochs, done=done):
         order = np.random.default_rng([parameters.seed, epoch]).permutation(len(labels))
         model.partial_fit(features[order], labels[order], classes=np.unique(labels))
         joblib.dump((epoch + 1, model), checkpoint / "state.joblib")
@@ -60,5 +68,5 @@ def load(files: ModelDir) -> SGDClassifier:
 @app.predict(max_batch_size=32)
 def predict(model: SGDClassifier, features: list[Sentence]) -> list[list[Label]]:
     """Scores every label from 0 to 100, best first."""
-    scores = model.predict_proba(words.transform([each.sentence for each in features]))
+    scores = model.predict_proba(words.transform([item.sentence for item in features]))
     return [Label.ranked(model.classes_, row) for row in scores]

@@ -1,7 +1,8 @@
-"""The optional hooks and dependencies of one's own:   python -m mlpkit run examples/custom_hooks.py:app
+"""The optional hooks:   python -m mlpkit run examples/custom_hooks.py:app
 
-A glossary per team: training keeps the terms of the request, a prediction looks them up. On the way it shows an id of
-one's own, clean-up, a say in the status, careful deletion, and dependencies per call and per process.
+A glossary per team: training keeps the terms of the request, a prediction looks them up.
+It has model ids and a status of its own, cleans up when a model is unloaded, protects
+some models from deletion, and has dependencies per call and per process.
 """
 
 import sqlite3
@@ -41,7 +42,7 @@ class Question(msgspec.Struct):
 
 
 def tables() -> Iterator[sqlite3.Connection]:
-    """One in-memory database a process: made with the first call that needs it, closed when the process stops."""
+    """One database in memory per process, closed when the process stops."""
     connection = sqlite3.connect(":memory:", check_same_thread=False)
     connection.execute("create table used (model_id text, term text)")
     yield connection
@@ -59,6 +60,10 @@ Tables = Annotated[sqlite3.Connection, Depends(tables, scope="process")]
 Began = Annotated[float, Depends(stopwatch)]
 
 
+def fold(term: str) -> str:
+    return unicodedata.normalize("NFKC", term).casefold()
+
+
 @app.model_id
 def model_id(extend: Owner) -> str:
     return f"{extend.team}-{uuid.uuid4().hex[:12]}"
@@ -66,7 +71,7 @@ def model_id(extend: Owner) -> str:
 
 @app.train
 def train(parameters: Terms, out: ModelDir) -> None:
-    folded = {unicodedata.normalize("NFKC", term).casefold(): meaning for term, meaning in parameters.terms.items()}
+    folded = {fold(term): meaning for term, meaning in parameters.terms.items()}
     (out / "terms.json").write_bytes(msgspec.json.encode(folded))
 
 
@@ -76,10 +81,17 @@ def load(files: ModelDir) -> dict[str, str]:
 
 
 @app.predict
-def predict(model: dict[str, str], features: Question, model_id: str, used: Tables, began: Began) -> dict[str, object]:
-    term = unicodedata.normalize("NFKC", features.term).casefold()
+def predict(
+    model: dict[str, str],
+    features: Question,
+    model_id: str,
+    used: Tables,
+    began: Began,
+) -> dict[str, object]:
+    term = fold(features.term)
     used.execute("insert into used values (?, ?)", (model_id, term))
-    (count,) = used.execute("select count(*) from used where model_id = ? and term = ?", (model_id, term)).fetchone()
+    question = "select count(*) from used where model_id = ? and term = ?"
+    (count,) = used.execute(question, (model_id, term)).fetchone()
     return {"meaning": model.get(term), "asked": count}
 
 
@@ -91,11 +103,14 @@ def unload(model: dict[str, str], model_id: str, log: Log) -> None:
 @app.status
 def status(model_id: str, default: str, storage: Storage) -> str:
     """A glossary that another service made is completed here too."""
-    return "completed" if default == "unknown" and storage.exists(f"{MODELS}/{model_id}/terms.json") else default
+    if default == "unknown" and storage.exists(f"{MODELS}/{model_id}/terms.json"):
+        return "completed"
+    return default
 
 
 @app.delete
 def delete(model_id: str, storage: Storage, log: Log) -> None:
     if model_id.startswith("archive-"):
         raise PermissionError("a glossary of the archive cannot be deleted")
-    log.info("{} objects deleted", storage.delete(f"{MODELS}/{model_id}/", recursive=True))
+    count = storage.delete(f"{MODELS}/{model_id}/", recursive=True)
+    log.info("{} objects deleted", count)
