@@ -64,6 +64,21 @@ def test_tests_in_the_guide_pass(tmp_path: Path) -> None:
     assert "2 passed" in run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."], tmp_path)
 
 
+def test_home_page_shows_what_its_script_answers(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "index.md"
+    shown = json.loads(blocks(page, "json")[0])["data"]["predictions"]
+    assert all(text in page.read_text() for text in ('"parameter": {"C": 10}', '{"sentence": "the team saved a goal"}'))
+    shutil.copy(SNIPPETS / "home.py", tmp_path / "topics.py")
+    make_data = blocks(ROOT / "docs" / "quickstart.md", "sh")[1]
+    ask = """
+MODEL=$(mlpkit train topics.py --data topics.tsv --parameters '{"C": 10}')
+mlpkit predict topics.py --model "$MODEL" --features '{"sentence": "the team saved a goal"}'
+"""
+    printed = run(["bash", "-euo", "pipefail", "-c", make_data + ask], tmp_path)
+    answer = json.loads(printed.splitlines()[-1])
+    assert [{**label, "score": round(label["score"], 1)} for label in answer] == shown
+
+
 def test_snippets_of_the_guide_run(tmp_path: Path) -> None:
     run([sys.executable, str(SNIPPETS / "spans.py")], tmp_path)
 
