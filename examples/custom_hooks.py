@@ -1,8 +1,8 @@
 """The optional hooks:   python -m mlpkit run examples/custom_hooks.py:app
 
-A glossary per team: training keeps the terms of the request, a prediction looks them up.
-It has model ids and a status of its own, cleans up when a model is unloaded, protects
-some models from deletion, and has dependencies per call and per process.
+A glossary per team: training keeps the terms of the request, predictions look them up.
+It has ids and a status of its own, protects some models from deletion, and has
+dependencies per call and per process.
 """
 
 import sqlite3
@@ -23,21 +23,15 @@ app = App("glossary", examples=[{"term": "GPU"}])
 Name = Annotated[str, msgspec.Meta(pattern="^[a-z]{1,20}$")]
 
 
-class Terms(msgspec.Struct):
-    """The request's `parameter`."""
-
+class Terms(msgspec.Struct):  # the request's `parameter`
     terms: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
 
 
-class Owner(msgspec.Struct):
-    """The request's `extend`."""
-
+class Owner(msgspec.Struct):  # the request's `extend`
     team: Name = "everyone"
 
 
-class Question(msgspec.Struct):
-    """The request's `features`."""
-
+class Question(msgspec.Struct):  # the request's `features`
     term: str
 
 
@@ -103,14 +97,12 @@ def unload(model: dict[str, str], model_id: str, log: Log) -> None:
 @app.status
 def status(model_id: str, default: str, storage: Storage) -> str:
     """A glossary that another service made is completed here too."""
-    if default == "unknown" and storage.exists(f"{MODELS}/{model_id}/terms.json"):
-        return "completed"
-    return default
+    is_stored = storage.exists(f"{MODELS}/{model_id}/terms.json")
+    return "completed" if default == "unknown" and is_stored else default
 
 
 @app.delete
 def delete(model_id: str, storage: Storage, log: Log) -> None:
     if model_id.startswith("archive-"):
         raise PermissionError("a glossary of the archive cannot be deleted")
-    count = storage.delete(f"{MODELS}/{model_id}/", recursive=True)
-    log.info("{} objects deleted", count)
+    log.info("{} deleted", storage.delete(f"{MODELS}/{model_id}/", recursive=True))
