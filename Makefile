@@ -78,10 +78,11 @@ bench-tails: $(VENV)/.mlpkit-dev ## p99 at a constant rate, and how far one web 
 soak: $(VENV)/.mlpkit-dev ## everything at once for MINUTES=10, with kills and outages, and then the accounts; SEED= repeats one
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) $(addprefix --seed ,$(SEED))
 
-lint: $(VENV)/.mlpkit-dev ## ruff: rules and format; bandit over the package
+lint: $(VENV)/.mlpkit-dev ## ruff: rules and format; bandit over the package; spelling of code and pages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive mlpkit
+	$(BIN)/codespell mlpkit examples docs *.md
 
 audit: $(VENV)/.mlpkit-dev ## known vulnerabilities of the versions in constraints.txt (fails where the advisories cannot be read)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit

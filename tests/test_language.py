@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.words import unwanted
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mlpkit"
 MODULES_AT_THE_ROOT = 10
 WORDS_OF_A_FIRST_LINE = 12
-UNWANTED = {
-    r"nursery": "fork server",
-    r"workshop": "the folder",
-    r"patience": "deadline",
-    r"complaints?": "problem",
-    r"wish(es)?": "desired",
-    r"whoever": "say who",
-    r"for so long": "how long",
-    r"so many": "how many",
-    r"from which on": "at least",
-    r"wants (it|a)": "needs",
-    r"(?<!there )is no(?! longer| more| better)": "is not a",
-    r"(?<!there )are no(?! longer| more)": "are not",
-    r"(True|False|None) where": "if",
-    r"where (there|none|he|she|they) (is|are|was|has|have|does|can|takes|gives)": "if",
-}
-"""Words and phrases that are not used in the package, and what to write."""
 
 
 def sources() -> Iterator[tuple[Path, str, ast.Module]]:
@@ -58,12 +42,7 @@ def test_first_line_of_a_docstring_is_short() -> None:
 
 
 def test_unwanted_words_are_not_used() -> None:
-    found = []
-    for path, text, _ in sources():
-        for number, line in enumerate(text.splitlines(), 1):
-            for word, better in UNWANTED.items():
-                if re.search(rf"(?i)\b({word})\b", line):
-                    found.append(f"{path}:{number}: {line.strip()} (write: {better})")
+    found = [f"{path}:{line}" for path, text, _ in sources() for line in unwanted(text)]
     assert not found, "\n".join(found)
 
 

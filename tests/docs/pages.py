@@ -13,6 +13,7 @@ DOCS = ROOT / "docs"
 SNIPPETS = DOCS / "snippets"
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,})(?P<info>.*)$")
+_SNIPPET = re.compile(r'^ *--8<-- "(?P<path>[^":]+)(?::(?P<first>\d*))?(?::(?P<last>\d*))?"$')
 _HEADING = re.compile(r"^(?P<level>#{1,6}) +(?P<title>.*?)(?: *\{ *#(?P<anchor>[\w-]+) *\})? *#*$")
 
 
@@ -62,6 +63,15 @@ class DocPage:
         return [section.anchor for section in self.sections if section.anchor][1:]
 
 
+def all_pages() -> list[Path]:
+    """Every page that readers see: of the site in both languages, and at the root of the repository."""
+    return sorted([*ROOT.glob("*.md"), *english_pages(), *chinese_pages()])
+
+
+def page_id(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
 def english_pages() -> list[Path]:
     return sorted(
         path for path in DOCS.rglob("*.md") if not path.name.endswith(".zh.md") and not path.is_relative_to(SNIPPETS)
@@ -98,7 +108,9 @@ def read(path: Path) -> DocPage:
                 number += 1
             info = fence["info"].strip()
             named = re.search(r'title="([^"]*)"', info)
-            inner = tuple(each.removeprefix(fence["indent"]) for each in lines[begin:number])
+            inner = tuple(
+                shown for each in lines[begin:number] for shown in _with_snippet(each.removeprefix(fence["indent"]))
+            )
             code.append(CodeBlock(re.split(r"[ {]", info)[0], named[1] if named else "", inner, begin))
             number += 1
         elif heading := _HEADING.match(line):
@@ -112,6 +124,20 @@ def read(path: Path) -> DocPage:
             prose.append(line)
     sections.append(Section(anchor, title, "\n".join(prose)))
     return DocPage(path, tuple(sections), tuple(code))
+
+
+def _with_snippet(line: str) -> list[str]:
+    """The line, or the lines of the file that it includes."""
+    snippet = _SNIPPET.match(line)
+    if snippet is None:
+        return [line]
+    lines = (ROOT / snippet["path"]).read_text(encoding="utf-8").splitlines()
+    return lines[int(snippet["first"] or 1) - 1 : int(snippet["last"]) if snippet["last"] else None]
+
+
+def code_spans(prose: str) -> list[str]:
+    """What stands in backticks."""
+    return re.findall(r"`([^`\n]+)`", prose)
 
 
 def without_code_spans(prose: str) -> str:
