@@ -7,6 +7,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,20 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return markdown
 
 
-def on_page_content(html: str, page: Page, **_: Any) -> str:
-    """Marks an English page below /zh/ as English, for readers, browsers and their translators."""
+def on_page_content(html: str, page: Page, config: MkDocsConfig, **_: Any) -> str:
+    """Puts drawings into the page, and marks an English page below /zh/ as English."""
+    html = re.sub(
+        r'<p><img alt="([^"]*)" class="drawing" src="[^"]*?([\w-]+\.svg)" ?/?></p>', partial(_drawing, config), html
+    )
     if page.url.startswith(_ZH) and not page.file.src_uri.endswith(".zh.md"):
         return f'<p class="not-translated">{_NOT_TRANSLATED}</p>\n<div lang="en">\n{html}\n</div>'
     return html
+
+
+def _drawing(config: MkDocsConfig, image: re.Match[str]) -> str:
+    """`![text](assets/x.svg){ .drawing }` as part of the page: an <img> does not follow the switch of light and dark."""
+    svg = Path(config.docs_dir, "assets", image[2]).read_text(encoding="utf-8")
+    return f'<figure class="drawing" role="img" aria-label="{image[1]}">\n{svg}</figure>'
 
 
 @event_priority(0)  # after mkdocs-static-i18n, whose links begin with / if the site has no URL
