@@ -66,7 +66,7 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, **_: Any) -> st
 
 
 def _drawing(config: MkDocsConfig, image: re.Match[str]) -> str:
-    """`![text](assets/x.svg){ .drawing }` as part of the page: an <img> does not follow the switch of light and dark."""
+    """The drawing of `![text](assets/x.svg){ .drawing }`, with colours that follow the switch of light and dark."""
     svg = Path(config.docs_dir, "assets", image[2]).read_text(encoding="utf-8")
     return f'<figure class="drawing" role="img" aria-label="{image[1]}">\n{svg}</figure>'
 
