@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.docs.pages import CodeBlock, all_pages, page_id, read
+from tests.docs.pages import SNIPPETS, CodeBlock, all_pages, page_id, read
 from tests.servers import LONG
 
 WIDEST = 88
@@ -25,8 +25,8 @@ WIDEST = 88
 NO_OUTPUT = {"console", "text", "js", "promql", "sql", "xml"}
 """Languages whose blocks are not parsed."""
 
-NOT_INSTALLED = {"ml_platform_client", "ray", "torch", "transformers", "opentelemetry"}
-"""Packages that pages import and tests do without."""
+NOT_INSTALLED = {"ml_platform_client", "my_model", "my_store", "opentelemetry", "ray", "torch", "transformers"}
+"""Packages that pages import and tests do without; `my_...` are the reader's own."""
 
 BOX = re.compile(r"[\u2500-\u257f]")
 
@@ -208,6 +208,7 @@ import importlib.util, json, sys, types
 from mlpkit import App
 
 absent = set(sys.argv[2].split(","))
+sys.path.insert(0, sys.argv[3])
 pages = {}
 for page, name, text in json.load(open(sys.argv[1], encoding="utf-8")):
     module = types.ModuleType(name)
@@ -251,7 +252,7 @@ def mistakes_of_scripts(python: list[Named], folder: Path) -> list[str]:
     """What is wrong with blocks that declare algorithms, or import from mlpkit, when Python runs them."""
     listed = [(page, f"{page}:{block.number}", block.text) for page, block in python if only_declares(block.text)]
     (folder / "blocks.json").write_text(json.dumps(listed), encoding="utf-8")
-    command = [sys.executable, "-c", DECLARE, str(folder / "blocks.json"), ",".join(NOT_INSTALLED)]
+    command = [sys.executable, "-c", DECLARE, str(folder / "blocks.json"), ",".join(NOT_INSTALLED), str(SNIPPETS)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LONG, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()

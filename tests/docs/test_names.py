@@ -208,6 +208,8 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 
 @pytest.mark.parametrize("page", all_pages(), ids=page_id)
 def test_pages_use_no_unwanted_words(page: Path) -> None:
+    if page.name == "CONTRIBUTING.md":
+        return  # it names them
     found = list(unwanted(without_code_spans(read(page).prose)))
     assert not found, "\n".join(found)
 
