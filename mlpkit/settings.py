@@ -437,6 +437,13 @@ class Settings:
         "MLPKIT_PAGE", True, boolean, "Show a page about the service at `/`: its jobs, models and workers."
     )
     debug: bool = _setting("MLPKIT_DEBUG", False, boolean, "Add tracebacks to answers.")
+    debugpy: int | None = _setting(
+        "MLPKIT_DEBUGPY",
+        None,
+        port,
+        "Port of 127.0.0.1 at which debugpy waits in each worker and job. Several processes take the next free ports.",
+        shown="off",
+    )
     log_level: str = _setting(
         "MLPKIT_LOG_LEVEL",
         "info",

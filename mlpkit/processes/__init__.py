@@ -12,6 +12,7 @@ from mlpkit.processes.child import (
     start_child,
 )
 from mlpkit.processes.cpus import THREAD_SETTINGS, thread_settings
+from mlpkit.processes.debugger import listen_for_debugger
 from mlpkit.processes.output import LineStream, capture_output, flush_streams, log_prints, name_requests_in_loguru
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "channel_of_child",
     "flush_streams",
     "leave_signals_to_the_server",
+    "listen_for_debugger",
     "log_prints",
     "memory_of",
     "memory_of_each",

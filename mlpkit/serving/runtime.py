@@ -34,6 +34,7 @@ from mlpkit.processes import (
     channel_of_child,
     flush_streams,
     leave_signals_to_the_server,
+    listen_for_debugger,
     name_requests_in_loguru,
 )
 from mlpkit.script import import_app
@@ -515,6 +516,7 @@ def main() -> None:
     capture_output(lambda line: channel.send(encode(Logged(line))), process=start.name, level=settings.log_level)
     sys.path[:] = start.sys_path
     try:
+        listen_for_debugger(settings.debugpy)
         app = import_app(start.target)
         name_requests_in_loguru()
         runtime = WorkerRuntime(app, settings, _sender(channel), single=start.single)

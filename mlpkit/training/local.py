@@ -44,6 +44,7 @@ from mlpkit.processes import (
     channel_of_child,
     flush_streams,
     leave_signals_to_the_server,
+    listen_for_debugger,
     start_child,
     thread_settings,
 )
@@ -618,6 +619,7 @@ def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutco
                 )
                 (folder / _BEGUN).unlink(missing_ok=True)
                 return outcome
+            listen_for_debugger(settings.debugpy)
             with ending_forked_copies():
                 app = import_app(start.target)
             report.started()
