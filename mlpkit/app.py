@@ -19,6 +19,8 @@ from mlpkit.injection import calling_frame, calling_place
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from mlpkit.local import Local
+
 F = TypeVar("F", bound=Callable[..., Any])
 Lifecycle = Literal["on_start", "on_stop"]
 
@@ -114,6 +116,19 @@ class App(Algorithm):
         from mlpkit.service import serve
 
         serve(self, host=host, port=port, workers=workers)
+
+    def local(self) -> Local:
+        """The app in this process, without a service: for notebooks.
+
+        Settings come from the environment, as for a service.
+
+        Raises:
+            DeclarationError: the app has mistakes.
+            SettingsError: a setting cannot be used.
+        """
+        from mlpkit.local import Local
+
+        return Local(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._asgi is None:

@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("L6", ("service",)),
     # what people start
     ("L7", ("client",)),
-    ("L7", ("testing",)),
+    ("L7", ("testing", "local")),
     ("L7", ("check",)),
     ("L7", ("cli",)),
     ("L7", ("__main__",)),
@@ -47,6 +47,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 UPWARD = {
     ("app", "service"): "an App is an ASGI application and can run itself; imported when it does",
+    ("app", "local"): "`app.local()` trains and predicts in a notebook; imported when it is called",
 }
 """The imports that go up all the same, and why."""
 
@@ -55,7 +56,7 @@ SIDE_DOORS = {
     "platform.cluster": "needs SQLAlchemy, which only cluster mode has",
     "platform.database": "`mlpkit db` makes the tables before any service runs",
     "client.bar": "draws with rich, which a program that only calls a service need not import",
-    "serving.runtime": "`mlpkit predict` holds a model in the terminal's own process, for a debugger",
+    "serving.runtime": "`mlpkit predict` and `app.local()` hold a model in the process of their user",
     "serving.messages": "what that host understands",
 }
 """The modules that are imported past the front door of their folder, and why."""
