@@ -29,7 +29,7 @@ class Review(msgspec.Struct):
     sentence: str
 
 
-@app.train
+@app.train(test=0.1)
 def train(
     data: TrainData,
     parameters: Hyper,

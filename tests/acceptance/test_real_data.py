@@ -75,7 +75,8 @@ def test_classification_example_reaches_the_floor(
     client = start(EXAMPLES / "sentiment.py", ONE_THREAD).client
 
     began = time.monotonic()
-    job = client.train("sentiment", upload(data / "train.tsv"), corpus.parameters)
+    # With rows of its own to be tested with, it learns from all others.
+    job = client.train("sentiment", upload(data / "train.tsv"), corpus.parameters, test=upload(data / "test.tsv"))
     job.wait(300)
     trained = time.monotonic() - began
     client.load("sentiment", job.model_id)
@@ -99,6 +100,7 @@ def test_classification_example_reaches_the_floor(
     with pytest.raises(ModelNotLoaded):
         client.predict(job.model_id, {"sentence": rows[0].sentence})
     assert {each.path.rpartition("/")[2] for each in store.list(f"ml-platform-model/{job.model_id}/")} == {
+        "evaluation.json",
         "mlpkit.json",
         "model.joblib",
     }
