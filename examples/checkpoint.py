@@ -1,9 +1,10 @@
 """A training that continues:   python -m mlpkit run examples/checkpoint.py:app
 
-Each epoch ends with `checkpoint.save()`. If the service is stopped, or the process is
-killed, the next attempt begins with the last epoch that was saved, also on another
-machine with the same store. An epoch shuffles with a seed of its own, so an interrupted
-training ends with exactly the numbers of one without interruption.
+Each epoch ends with `checkpoint.save()`. If the service is stopped, or the
+process is killed, the next attempt begins with the last epoch that was saved,
+also on another machine with the same store. An epoch shuffles with a seed of
+its own, so an interrupted training ends with exactly the numbers of one without
+interruption.
 """
 
 from typing import Annotated
@@ -17,7 +18,11 @@ from sklearn.linear_model import SGDClassifier
 from mlpkit import App, Checkpoint, ModelDir, Progress, TrainData
 from mlpkit.formats import Label
 
-app = App("epochs", kind="text_classification", examples=[{"sentence": "服务很好"}])
+app = App(
+    "epochs",
+    kind="text_classification",
+    examples=[{"sentence": "服务很好"}],
+)
 words = HashingVectorizer(analyzer="char", ngram_range=(1, 2), n_features=2**16)
 
 
@@ -50,10 +55,13 @@ def train(
     done = 0
     if checkpoint.resumed:
         done, model = joblib.load(checkpoint / "state.joblib")
-    epochs = range(done, parameters.epochs)
-    for epoch in progress.track(epochs, "fit", total=parameters.epochs, done=done):
-        order = np.random.default_rng([parameters.seed, epoch]).permutation(len(labels))
-        model.partial_fit(features[order], labels[order], classes=np.unique(labels))
+    total = parameters.epochs
+    classes = np.unique(labels)
+    epochs = range(done, total)
+    for epoch in progress.track(epochs, "fit", total=total, done=done):
+        generator = np.random.default_rng([parameters.seed, epoch])
+        order = generator.permutation(len(labels))
+        model.partial_fit(features[order], labels[order], classes=classes)
         joblib.dump((epoch + 1, model), checkpoint / "state.joblib")
         checkpoint.save()
     joblib.dump(model, out / "model.joblib")
@@ -66,7 +74,11 @@ def load(files: ModelDir) -> SGDClassifier:
 
 
 @app.predict(max_batch_size=32)
-def predict(model: SGDClassifier, features: list[Sentence]) -> list[list[Label]]:
+def predict(
+    model: SGDClassifier,
+    features: list[Sentence],
+) -> list[list[Label]]:
     """Scores every label from 0 to 100, best first."""
-    scores = model.predict_proba(words.transform([item.sentence for item in features]))
+    texts = [item.sentence for item in features]
+    scores = model.predict_proba(words.transform(texts))
     return [Label.ranked(model.classes_, row) for row in scores]

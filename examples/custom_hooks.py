@@ -1,7 +1,7 @@
 """The optional hooks:   python -m mlpkit run examples/custom_hooks.py:app
 
-A glossary per team: training keeps the terms of the request, predictions look them up.
-It has ids and a status of its own, protects some models from deletion, and has
+A glossary per team: training keeps the terms, predictions look them up. It has
+ids and a status of its own, protects some models from deletion, and has
 dependencies per call and per process.
 """
 
@@ -71,7 +71,8 @@ def train(parameters: Terms, out: ModelDir) -> None:
 
 @app.load(warm_up=False)  # The examples must not count as questions.
 def load(files: ModelDir) -> dict[str, str]:
-    return msgspec.json.decode((files / "terms.json").read_bytes(), type=dict[str, str])
+    content = (files / "terms.json").read_bytes()
+    return msgspec.json.decode(content, type=dict[str, str])
 
 
 @app.predict
@@ -105,4 +106,5 @@ def status(model_id: str, default: str, storage: Storage) -> str:
 def delete(model_id: str, storage: Storage, log: Log) -> None:
     if model_id.startswith("archive-"):
         raise PermissionError("a glossary of the archive cannot be deleted")
-    log.info("{} deleted", storage.delete(f"{MODELS}/{model_id}/", recursive=True))
+    count = storage.delete(f"{MODELS}/{model_id}/", recursive=True)
+    log.info("{} objects deleted", count)

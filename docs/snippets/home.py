@@ -12,8 +12,11 @@ app = App("topics", kind="text_classification")
 @app.train
 def train(data: TrainData, parameters: dict, out: ModelDir):
     rows = list(data.rows())
-    model = make_pipeline(TfidfVectorizer(), LogisticRegression(**parameters))
-    model.fit([row.sentence for row in rows], [row.label for row in rows])
+    texts = [row.sentence for row in rows]
+    labels = [row.label for row in rows]
+    classifier = LogisticRegression(**parameters)
+    model = make_pipeline(TfidfVectorizer(), classifier)
+    model.fit(texts, labels)
     joblib.dump(model, out / "model.joblib")
 
 

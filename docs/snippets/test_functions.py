@@ -12,6 +12,7 @@ def test_it_learns_what_it_is_shown(tmp_path: Path) -> None:
         ClassificationRow("the bank lends", "money"),
     ]
     folder = fake_model_dir(tmp_path)
-    topics.train(FakeTrainData(rows), topics.Smoothing(), folder, RecordedProgress())
+    data = FakeTrainData(rows)
+    topics.train(data, topics.Smoothing(), folder, RecordedProgress())
     best, *_ = topics.predict(topics.load(folder), topics.Sentence("the team"))
     assert best.label == "sport"

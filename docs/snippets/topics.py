@@ -33,12 +33,13 @@ class Topics(msgspec.Struct):
 
     def probabilities(self, sentence: str) -> list[float]:
         """Naive Bayes with equal priors: one number from 0 to 1 a label."""
-        vocabulary = len({word for counts in self.words.values() for word in counts})
+        vocabulary = len(set().union(*self.words.values()))
         logs = []
         for counts in self.words.values():
             total = sum(counts.values()) + self.alpha * vocabulary
             found = [counts.get(word, 0) for word in WORD.findall(sentence)]
-            logs.append(sum(math.log((count + self.alpha) / total) for count in found))
+            shares = [(count + self.alpha) / total for count in found]
+            logs.append(sum(map(math.log, shares)))
         weights = [math.exp(log - max(logs)) for log in logs]
         return [weight / sum(weights) for weight in weights]
 
@@ -60,7 +61,8 @@ def train(
 
 @app.load
 def load(files: ModelDir) -> Topics:
-    return msgspec.json.decode((files / "topics.json").read_bytes(), type=Topics)
+    content = (files / "topics.json").read_bytes()
+    return msgspec.json.decode(content, type=Topics)
 
 
 @app.predict
