@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from mlpkit.platform.cluster import ReplicaSync
+    from mlpkit.training import Webhook
 
 _FLUSH_SECONDS = 0.05
 """How long a line of the access log may wait, to be written with others."""
@@ -83,6 +84,7 @@ class Service:
         self.models = Models(app, self.target, settings, log, storage=self.storage)
         self.models.on_change = self.training.events.note_model
         self.aliases = Aliases(self.models, settings.home, settings.load_timeout)
+        self.webhook = self._open_webhook() if settings.webhook else None
         self.cluster = self._open_cluster() if settings.mode == "cluster" else None
         self.web = Application(
             Dependencies(
@@ -125,6 +127,8 @@ class Service:
         if self.cluster is not None:
             self.state.checks.append(self.cluster.problems)
             self.state.remarks.append(self.cluster.warnings)
+        if self.webhook is not None:
+            self.state.remarks.append(self.webhook.warnings)
         self.state.phase = "ready"
         return self
 
@@ -149,6 +153,11 @@ class Service:
         self._hurried = True
         if self._draining is not None:
             self._draining.cancel()
+
+    def _open_webhook(self) -> Webhook:
+        from mlpkit.training import Webhook
+
+        return Webhook(self.settings, self.training.events)
 
     def _open_cluster(self) -> ReplicaSync:
         try:
@@ -185,6 +194,8 @@ class Service:
             tasks.start_soon(self._keep_history)
             if self.cluster is not None:
                 tasks.start_soon(self.cluster.run)
+            if self.webhook is not None:
+                tasks.start_soon(self.webhook.run)
             yield
             tasks.cancel_scope.cancel()
 

@@ -14,6 +14,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -128,6 +129,22 @@ def networks(text: str) -> tuple[str, ...]:
         except ValueError as error:
             raise ValueError(f"networks such as 10.0.0.0/8,192.168.1.7: {error}") from None
     return found
+
+
+def webhook_url(text: str) -> str:
+    """The URL of a webhook."""
+    parts = urlsplit(text.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.fragment:
+        raise ValueError("a URL such as https://example.com/hook, without credentials")
+    return text.strip()
+
+
+def webhook_secret(text: str) -> str:
+    """A secret of Standard Webhooks: `whsec_` and base64 of 24 to 64 bytes."""
+    match = re.fullmatch(r"whsec_([A-Za-z0-9+/]{32,86}={0,2})", text.strip())
+    if match is None or len(match[1]) % 4:
+        raise ValueError("whsec_ and then base64 of 24 to 64 random bytes")
+    return text.strip()
 
 
 def port(text: str) -> int:
@@ -433,6 +450,26 @@ class Settings:
         "Bearer token that every request must carry. The probes are open, and the pages `/` and `/docs`, without data.",
         secret=True,
     )
+    webhook: str = _setting(
+        "MLPKIT_WEBHOOK",
+        "",
+        webhook_url,
+        "URL that is told what happens to jobs and models, in the form of Standard Webhooks.",
+        secret=True,
+    )
+    webhook_secret: str = _setting(
+        "MLPKIT_WEBHOOK_SECRET",
+        "",
+        webhook_secret,
+        "The secret that signs what is sent there: `whsec_` and then base64 of 24 to 64 random bytes.",
+        secret=True,
+    )
+    webhook_allow: tuple[str, ...] = _setting(
+        "MLPKIT_WEBHOOK_ALLOW",
+        (),
+        networks,
+        "Networks to which events may be sent, such as `10.0.0.0/8`. `0.0.0.0/0,::/0` allows all.",
+    )
     page: bool = _setting(
         "MLPKIT_PAGE", True, boolean, "Show a page about the service at `/`: its jobs, models and workers."
     )
@@ -627,6 +664,8 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         )
     if values.get("remote_storage") and not (is_s3 and values.get("remote_allow")):
         mistakes.append("MLPKIT_REMOTE_STORAGE=on needs MLPKIT_REMOTE_ALLOW, and MINIO_HOST with its keys")
+    if values.get("webhook") and not (values.get("webhook_secret") and values.get("webhook_allow")):
+        mistakes.append("MLPKIT_WEBHOOK needs MLPKIT_WEBHOOK_SECRET and MLPKIT_WEBHOOK_ALLOW")
     if values.get("sync") == "lead" and values.get("mode") != "cluster":
         mistakes.append(
             "MLPKIT_SYNC=lead needs MLP_CLIENT_MODE=cluster, because only this mode has a database to write to"

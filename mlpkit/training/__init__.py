@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlpkit.training.progress import BarLines, BarState, Progress, Snapshot, read_bar
     from mlpkit.training.queue import TrainingQueue
     from mlpkit.training.run import check_job, destination, read_evaluation, run_train, takes_checkpoint
+    from mlpkit.training.webhook import Webhook
 
 __all__ = [
     "LONGEST_ID",
@@ -40,6 +41,7 @@ __all__ = [
     "TrainData",
     "TrainJob",
     "TrainingQueue",
+    "Webhook",
     "check_job",
     "destination",
     "job_data",
@@ -67,6 +69,7 @@ __getattr__ = front_door(
         **dict.fromkeys(("BarLines", "BarState", "Progress", "Snapshot", "read_bar"), "mlpkit.training.progress"),
         "JobFilter": "mlpkit.training.journal",
         "TrainingQueue": "mlpkit.training.queue",
+        "Webhook": "mlpkit.training.webhook",
         "with_order": "mlpkit.training.order",
         **dict.fromkeys(("Evaluation", "ModelUnderTest"), "mlpkit.training.evaluation"),
         **dict.fromkeys(
