@@ -49,7 +49,7 @@ _IDLE_SECONDS = 60.0
 
 
 class _Delivered(msgspec.Struct):
-    """What is in `webhook.json`: the number of the last event that needs no more delivery.
+    """What is in `webhook.json`: the last event that was delivered.
 
     `sender` makes the ids of this home's events unlike those of others.
     """
@@ -59,7 +59,10 @@ class _Delivered(msgspec.Struct):
 
 
 class _Refused(Exception):
-    """The receiver did not take an event. `code` is its HTTP status, 0 if it gave none."""
+    """The receiver did not take an event.
+
+    `code` is its HTTP status, 0 if it gave none.
+    """
 
     def __init__(self, why: str, code: int = 0) -> None:
         super().__init__(why)
@@ -111,7 +114,10 @@ class Webhook:
                 await anyio.sleep(_IDLE_SECONDS)
 
     async def _begin(self) -> _Delivered:
-        """The last event that was delivered; at the first start the newest one."""
+        """The last event that was delivered.
+
+        At the first start it is the newest one.
+        """
         try:
             return await _in_thread(lambda: msgspec.json.decode(self._path.read_bytes(), type=_Delivered))
         except FileNotFoundError:
@@ -130,7 +136,10 @@ class Webhook:
             logger.error("{} cannot be written ({}): a restart sends the last events again", self._path, error)
 
     async def _send_new(self, delivered: _Delivered) -> bool:
-        """Sends the events that are not delivered yet; False if nobody wants them."""
+        """Sends the events that are not delivered yet.
+
+        False if nobody wants them.
+        """
         oldest, newest = await self._events.known()
         if delivered.number < oldest - 1:
             lost = oldest - 1 - delivered.number
@@ -147,7 +156,10 @@ class Webhook:
         return True
 
     async def _deliver(self, event: Event, sender: str) -> bool:
-        """Sends an event until it is taken or given up; False if the receiver is gone."""
+        """Sends an event until it is taken or given up.
+
+        False if the receiver is gone.
+        """
         pause = self._first_pause
         refusals = 0
         while True:

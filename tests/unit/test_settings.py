@@ -173,7 +173,12 @@ def test_other_names_need_no_remark() -> None:
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_the_newline_at_the_end_of_a_secret_is_not_part_of_it(end: str) -> None:
     names = [setting.metadata["env"] for setting in described() if setting.metadata["secret"]]
-    secrets = {**dict.fromkeys(names, f" s3cr3t {end}"), "MINIO_HOST": "s3:9000"}
+    webhook = {"MLPKIT_WEBHOOK": f"http://h/{end}", "MLPKIT_WEBHOOK_SECRET": f"whsec_{'s3cr' * 8}{end}"}
+    secrets = {
+        **dict.fromkeys(names, f" s3cr3t {end}"),
+        "MINIO_HOST": "s3:9000",
+        "MLPKIT_WEBHOOK_ALLOW": "::1",
+    } | webhook
 
     settings = load_settings(secrets, None)
 

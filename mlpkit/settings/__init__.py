@@ -1,0 +1,29 @@
+"""The settings of a service: the only reader of the environment.
+
+The front door of this folder.
+"""
+
+from mlpkit.settings.readers import DATABASE_NAMES, boolean, seconds, size
+from mlpkit.settings.settings import (
+    IGNORED,
+    Settings,
+    decode_settings,
+    described,
+    encode_settings,
+    environment_remarks,
+    load_settings,
+)
+
+__all__ = [
+    "DATABASE_NAMES",
+    "IGNORED",
+    "Settings",
+    "boolean",
+    "decode_settings",
+    "described",
+    "encode_settings",
+    "environment_remarks",
+    "load_settings",
+    "seconds",
+    "size",
+]
