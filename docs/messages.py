@@ -18,7 +18,7 @@ MARK = "<!-- messages -->"
 PACKAGE = Path(errors.__file__).parent
 SUBJECTS = (
     ("Your script", "脚本", ("injection", "algorithm.py", "app.py", "script.py")),
-    ("Settings and start", "设置与启动", ("settings.py", "service.py", "processes")),
+    ("Settings and start", "设置与启动", ("settings", "service.py", "processes")),
     ("Requests", "请求", ("web", "errors.py")),
     ("Trainings", "训练", ("training",)),
     ("Data and answers", "数据与回答", ("formats",)),
@@ -28,7 +28,7 @@ SUBJECTS = (
     ("Client, command line and tests", "客户端、命令行与测试", ("client", "local", "cli", "check", "testing")),
 )
 """The sections of the list: their titles in English and Chinese, and the modules whose messages they have."""
-_LISTS_OF_MISTAKES = ("injection", "algorithm.py", "app.py", "settings.py")
+_LISTS_OF_MISTAKES = ("injection", "algorithm.py", "app.py", "settings")
 """Modules that collect the texts of several mistakes before they raise one error."""
 _KILLED = {"training": "TrainFailed", "serving": "WorkerLost"}
 """Folders that say why they kill a process, and the error in which that text arrives."""
@@ -70,7 +70,7 @@ def messages_in(file: Path) -> Iterator[Message]:
             if text:
                 yield Message(text, name)
         elif place in _LISTS_OF_MISTAKES and isinstance(node, ast.Call | ast.List | ast.Return):
-            name = "SettingsError" if place == "settings.py" else "DeclarationError"
+            name = "SettingsError" if place == "settings" else "DeclarationError"
             yield from (Message(text, name) for text in _texts_of_mistakes(node))
 
 
