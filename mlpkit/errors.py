@@ -266,6 +266,17 @@ class JobNotFound(MlpkitError):
         super().__init__(f"no job with model id [{model_id}]")
 
 
+class NoPlace(MlpkitError):
+    """The engine has stopped looking for a place for a job.
+
+    The message says what was asked for, and what there is.
+
+    What to do: Ask for less in `@app.train`, or add a node; look if the cluster can be reached.
+    """
+
+    http_status = 503
+
+
 class JobConflict(MlpkitError):
     """The state of the job does not allow what was asked.
 

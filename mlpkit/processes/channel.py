@@ -1,7 +1,7 @@
 """Messages between the server and a child, on a socket.
 
 A frame is four bytes of length (big-endian), then the message. What is in a message is defined in
-`training/local.py` and `serving/messages.py`: msgpack, never pickle.
+`training/process.py` and `serving/messages.py`: msgpack, never pickle.
 """
 
 from __future__ import annotations

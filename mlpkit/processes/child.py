@@ -30,7 +30,7 @@ from mlpkit.processes.forkserver import ForkedChild, ForkServer, ForkServerGone,
 from mlpkit.processes.guard import guard
 from mlpkit.processes.output import LineSplitter, line_of_pipe
 
-_FRAMEWORK = ("mlpkit.serving.runtime", "mlpkit.training.local", "mlpkit.script")
+_FRAMEWORK = ("mlpkit.serving.runtime", "mlpkit.training.process", "mlpkit.script")
 """What the fork server imports: all that every worker or job needs before it imports the script."""
 _LOST = "was killed: the process that had started it has ended"
 _DRAIN_SECONDS = 2.0
@@ -154,8 +154,9 @@ async def start_child(
     process: str = "child",
     environment: Mapping[str, str] | None = None,
     drop: Callable[[int, int], bool] | None = None,
+    folder: str = start_folder,
 ) -> Child:
-    """Runs `python -m module` with a channel to it.
+    """Runs `python -m module` in the folder, with a channel to it.
 
     In the child, `channel_of_child` gives the other end.
     `on_lines` gets what is written to the child's file descriptors 1 and 2 (very long lines in pieces, without blank
@@ -168,7 +169,7 @@ async def start_child(
     output = _Output(on_lines, process, drop)
     try:
         await output.connect(read_end)
-        started = await _start_process(module, {**os.environ, **(environment or {})}, theirs, write_end)
+        started = await _start_process(module, {**os.environ, **(environment or {})}, folder, theirs, write_end)
     except BaseException:
         ours.close()
         output.close()
@@ -199,11 +200,11 @@ def prepare() -> None:
 
 
 async def _start_process(
-    module: str, environment: Mapping[str, str], channel: socket.socket, output: int
+    module: str, environment: Mapping[str, str], folder: str, channel: socket.socket, output: int
 ) -> asyncio.subprocess.Process | ForkedChild:
     prepare()
     try:
-        return await _fork_server.fork(module, environment, channel, output)
+        return await _fork_server.fork(module, environment, folder, channel, output)
     except ForkServerGone:
         return await asyncio.create_subprocess_exec(
             sys.executable,
@@ -212,7 +213,7 @@ async def _start_process(
             stdout=output,
             stderr=output,
             pass_fds=(channel.fileno(),),
-            cwd=start_folder,
+            cwd=folder,
             start_new_session=True,
             env=environment,
         )

@@ -200,9 +200,9 @@ class ForkServer:
         return True
 
     async def fork(
-        self, module: str, environment: Mapping[str, str], channel: socket.socket, output: int
+        self, module: str, environment: Mapping[str, str], folder: str, channel: socket.socket, output: int
     ) -> ForkedChild:
-        """Forks a child that runs `module` with a channel.
+        """Forks a child that runs `module` in the folder with a channel.
 
         `output` is the file descriptor of its stdout and stderr.
 
@@ -215,7 +215,7 @@ class ForkServer:
         _, child = await asyncio.get_running_loop().create_connection(ForkedChild, sock=ours)
         try:
             with theirs:
-                request = msgspec.msgpack.encode(_child_spec(module, environment))
+                request = msgspec.msgpack.encode(_child_spec(module, environment, folder))
                 await asyncio.wait_for(self._send(request, theirs.fileno(), channel.fileno(), output), _FORK_SECONDS)
             await asyncio.wait_for(asyncio.shield(child.born), _FORK_SECONDS)
         except asyncio.TimeoutError:
@@ -260,10 +260,10 @@ class ForkServer:
         raise ForkServerGone
 
 
-def _child_spec(module: str, environment: Mapping[str, str]) -> ChildSpec:
+def _child_spec(module: str, environment: Mapping[str, str], folder: str) -> ChildSpec:
     return ChildSpec(
         module,
-        os.fsencode(start_folder),
+        os.fsencode(folder),
         [os.fsencode(folder) for folder in sys.path],
         {os.fsencode(name): os.fsencode(value) for name, value in environment.items()},
     )

@@ -92,7 +92,26 @@ class Settings:
         shown="5m",
     )
     engine: str = _setting(
-        "MLPKIT_ENGINE", "local", str.strip, "Where training jobs run: `local` means processes on this machine."
+        "MLPKIT_ENGINE",
+        "local",
+        str.strip,
+        "Where training jobs run: `local` (this machine), `ray` (a Ray cluster) or `launch` (`MLPKIT_LAUNCH`).",
+    )
+    place_timeout: float = _setting(
+        "MLPKIT_PLACE_TIMEOUT",
+        600.0,
+        time_limit,
+        "How long a job waits if no node of the cluster has what it asks for. While nodes are only busy, it waits on.",
+        shown="10m",
+    )
+    launch: str = _setting(
+        "MLPKIT_LAUNCH",
+        "",
+        str.strip,
+        "For the engine `launch`: the command that starts a job somewhere, such as `sbatch --wrap {command}`.",
+    )
+    launch_cancel: str = _setting(
+        "MLPKIT_LAUNCH_CANCEL", "", str.strip, "The command that ends what that has started: `scancel {id}`."
     )
     gpus: tuple[str, ...] = _setting(
         "MLPKIT_GPUS", (), names, "Numbers of the GPUs that training jobs with `gpus=` share, separated by commas."

@@ -23,6 +23,8 @@ from mlpkit.training.progress import Snapshot, StopReason
 
 ENGINES = {
     "local": "mlpkit.training.local:LocalEngine",
+    "ray": "mlpkit.training.ray:RayEngine",
+    "launch": "mlpkit.training.launch:LaunchEngine",
 }
 """The engines by name, as `module:class`; a class is called with the app's target and the settings."""
 
@@ -118,11 +120,21 @@ class Engine(Protocol):
         """Waits for a place with these resources, first come, first served.
 
         The queue decides which job runs in it: not always the one for which it has asked.
+
+        Raises:
+            NoPlace: there will be none.
         """
         ...
 
     def fits(self, asked: TrainOptions, wanted: TrainOptions) -> bool:
         """Whether a place for `asked` also serves `wanted`."""
+        ...
+
+    def why_waiting(self, options: TrainOptions) -> str:
+        """Why such a job has no place yet, for its status.
+
+        It is empty if it only waits for others to end.
+        """
         ...
 
     def keeps(self, job: Job) -> bool:

@@ -6,7 +6,8 @@ import hashlib
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_args
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ import msgspec
 from mlpkit.errors import JobConflict
 from mlpkit.injection import Fields, service
 from mlpkit.log import with_request_id
+from mlpkit.metrics import HOURS, Histogram
 from mlpkit.training.progress import Snapshot
 
 State = Literal["init", "training", "completed", "error"]
@@ -173,6 +175,18 @@ class JobOutcome:
     trace: str = ""
     lost: bool = False
     stopped: bool = False
+
+
+@dataclass
+class EndedJobs:
+    """How the jobs of an algorithm ended, with their seconds.
+
+    An outcome is `completed`, `error` or `cancelled`.
+    """
+
+    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("completed", "error", "cancelled"), 0))
+    running: Histogram = field(default_factory=partial(Histogram, HOURS))
+    waiting: Histogram = field(default_factory=partial(Histogram, HOURS))
 
 
 LONGEST_ID = 64

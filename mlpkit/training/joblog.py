@@ -8,11 +8,12 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import quote
 
 import msgspec
 
-from mlpkit.log import LogLine, LogOutput, context_fields, format_text, printable_uuid
+from mlpkit.log import LogLine, context_fields, format_text, printable_uuid
 from mlpkit.training.progress import BarLines
 
 _LONGEST_NAME = 200
@@ -29,15 +30,36 @@ def file_name(model_id: str) -> str:
     return name if len(name) <= _LONGEST_NAME else hashlib.sha256(name.encode()).hexdigest()
 
 
+class Output(Protocol):
+    """Where the lines go too: the service's log (`LogOutput`) is one."""
+
+    def write(self, line: LogLine) -> None:
+        """Writes a line now."""
+
+    def write_soon(self, line: LogLine) -> None:
+        """Takes a line that may wait for `flush`."""
+
+    def flush(self) -> None:
+        """Writes the lines that wait."""
+
+
 class JobLog:
     """Takes the lines of one job.
 
     Lines past `limit` bytes are counted and dropped, in the service's log too. Use it from one thread, as a context
     manager: at the end it says how much was dropped. `on_line` is called for each line, also for one that is dropped.
+    `used` is how many bytes of the limit were used before, if another file has them.
     """
 
     def __init__(
-        self, path: Path, limit: int, output: LogOutput, uuid: str, on_line: Callable[[], None] | None = None
+        self,
+        path: Path,
+        limit: int,
+        output: Output,
+        uuid: str,
+        on_line: Callable[[], None] | None = None,
+        *,
+        used: int | None = None,
     ) -> None:
         self.path = path
         self._limit = limit
@@ -48,7 +70,7 @@ class JobLog:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._file = os.fdopen(descriptor, "ab")
-        self._size = os.fstat(descriptor).st_size
+        self._size = os.fstat(descriptor).st_size if used is None else used
         self._dropped_lines = 0
         self._dropped_bytes = 0
         self._child_lines = 0

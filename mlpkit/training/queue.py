@@ -11,7 +11,6 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -27,17 +26,17 @@ from mlpkit.errors import (
     JobNotFound,
     JournalError,
     MlpkitError,
+    NoPlace,
     Overloaded,
     ServiceStopping,
     StorageUnavailable,
 )
 from mlpkit.log import LogOutput, logger
-from mlpkit.metrics import HOURS, Histogram
 from mlpkit.settings import Settings
 from mlpkit.storage import checkpoint_place, delete_checkpoint, open_storage, settings_for
 from mlpkit.training.engine import Engine, JobRun, Place, ProcessUsage, StopRequest, make_engine
 from mlpkit.training.events import Event, Events
-from mlpkit.training.job import Job, JobOutcome, in_log_of
+from mlpkit.training.job import EndedJobs, Job, JobOutcome, in_log_of
 from mlpkit.training.joblog import JobLog, file_name
 from mlpkit.training.journal import JobFilter, Journal
 from mlpkit.training.order import Turns
@@ -94,18 +93,6 @@ class _LiveJob:
         if why == "cancel" or not self.asked:
             self.asked = why
         self.scope.cancel()
-
-
-@dataclass
-class EndedJobs:
-    """How the jobs of an algorithm ended, with their seconds.
-
-    An outcome is `completed`, `error` or `cancelled`.
-    """
-
-    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("completed", "error", "cancelled"), 0))
-    running: Histogram = field(default_factory=partial(Histogram, HOURS))
-    waiting: Histogram = field(default_factory=partial(Histogram, HOURS))
 
 
 class TrainingQueue:
@@ -329,12 +316,12 @@ class TrainingQueue:
     def job(self, model_id: str) -> Job | None:
         """The job with this model id, as it is now."""
         live = self._live.get(model_id)
-        return live.job if live is not None and live.on_disk else self._journal.job(model_id)
+        return self._seen(live) if live is not None and live.on_disk else self._journal.job(model_id)
 
     def summary(self, model_id: str) -> Job | None:
         """The same as `job`, but without data, parameters and extend."""
         live = self._live.get(model_id)
-        return live.job if live is not None and live.on_disk else self._journal.summary(model_id)
+        return self._seen(live) if live is not None and live.on_disk else self._journal.summary(model_id)
 
     def jobs(self, limit: int | None = None, offset: int = 0, chosen: JobFilter | None = None) -> list[Job]:
         """The jobs that are known, newest first.
@@ -505,15 +492,20 @@ class TrainingQueue:
         if live.asked:
             return None
         with anyio.CancelScope() as live.scope:
-            async with self._turns.place(live.job, self._options(live.job)) as place:
-                started = live.job.moved("training", attempt=live.job.attempt + 1, started=time.time(), progress=None)
-                await self._write(live, started)
-                live.job = started
-                self._positions = None
-                if started.attempt == 1 and started.started is not None:
-                    counts = self.ended.setdefault(started.algorithm, EndedJobs())
-                    counts.waiting.add(started.started - started.created)
-                return await self._run(live, place)
+            try:
+                async with self._turns.place(live.job, self._options(live.job)) as place:
+                    started = live.job.moved(
+                        "training", attempt=live.job.attempt + 1, started=time.time(), progress=None
+                    )
+                    await self._write(live, started)
+                    live.job = started
+                    self._positions = None
+                    if started.attempt == 1 and started.started is not None:
+                        counts = self.ended.setdefault(started.algorithm, EndedJobs())
+                        counts.waiting.add(started.started - started.created)
+                    return await self._run(live, place)
+            except NoPlace as error:
+                return JobOutcome("error", str(error))
         return None
 
     async def _run(self, live: _LiveJob, place: Place) -> JobOutcome:
@@ -697,4 +689,10 @@ class TrainingQueue:
 
     def _current(self, job: Job) -> Job:
         live = self._live.get(job.model_id)
-        return job if live is None else live.job.without_request()
+        return job if live is None else self._seen(live).without_request()
+
+    def _seen(self, live: _LiveJob) -> Job:
+        """The job as people see it: while it waits, with the reason."""
+        if live.job.state != "init" or live.job.note:
+            return live.job
+        return msgspec.structs.replace(live.job, message=self._engine.why_waiting(self._options(live.job)))

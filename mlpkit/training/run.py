@@ -1,6 +1,6 @@
 """One training in this process: check, call `train`, evaluate, store the model.
 
-The process of a job does this (`local.py`), and so does the command line, in the foreground.
+The process of a job does this (`process.py`), and so does the command line, in the foreground.
 """
 
 from __future__ import annotations

@@ -264,7 +264,7 @@ async def test_segfault_leaves_the_line_of_the_script_in_the_log(open_queue: Ope
 async def test_process_that_does_not_exit_after_its_outcome_is_killed(
     open_queue: OpenQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlpkit.training.local._EXIT_GRACE", 0.3)
+    monkeypatch.setattr("mlpkit.training.process._EXIT_GRACE", 0.3)
     async with open_queue(SCRIPT) as queue:
         ended = await train(queue, job("m", mode="hang at exit"))
         assert ended.state == "completed"

@@ -15,8 +15,8 @@ from mlpkit.log import LogLine
 from mlpkit.processes import BlockingChannel
 from mlpkit.settings import Settings
 from mlpkit.training import JobOutcome
-from mlpkit.training.local import Dropped, Ended, Line, Reporter
-from mlpkit.training.local import _decoder as decoder
+from mlpkit.training.process import Dropped, Ended, Line, Reporter
+from mlpkit.training.process import _decoder as decoder
 from tests.conftest import Report as Show
 from tests.servers import SOON
 from tests.training.conftest import OpenQueue, end_of, job, reached, train, until

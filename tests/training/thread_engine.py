@@ -49,6 +49,9 @@ class ThreadEngine:
     def fits(self, asked: TrainOptions, wanted: TrainOptions) -> bool:
         return True
 
+    def why_waiting(self, options: TrainOptions) -> str:
+        return "the one thread is busy"
+
     def keeps(self, job: Job) -> bool:
         return False
 

@@ -164,7 +164,7 @@ def test_a_dead_child_keeps_its_pid_until_the_server_has_let_go_of_it(home: Home
         (home.folder / "short.py").write_text("raise SystemExit(3)")
         home.fork_server.start()
         ours, theirs = socket.socketpair()
-        child = await home.fork_server.fork("short", os.environ, theirs, 2)
+        child = await home.fork_server.fork("short", os.environ, os.getcwd(), theirs, 2)
         assert isinstance(child, ForkedChild)
         assert await asyncio.wait_for(child.wait(), WAIT) == child.returncode == 3
         assert psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE

@@ -1,0 +1,616 @@
+"""The process of one job, and what watches it.
+
+It is the same wherever a job runs: under the service, in an actor on a Ray node, or below another launcher.
+
+The watching end is `ProcessPlace`: it starts the process, watches its limits and says how it ended. The process imports
+the script by its target, runs one job and ends (`main`). Between them goes one message down with all that the job
+needs, then messages up (lines of the log, progress, the outcome) in msgpack. The process ends by itself; the watching
+end kills it at a limit and when the job is cancelled, and keeper and guard kill it if the watching end dies.
+
+The files of a job are in `work/<job>`: `out` is what `train` writes, `begun` says that the store may hold part of the
+model, and `trained.json` is the manifest of a model that has been trained and not been stored yet. If a process ends
+while it evaluates the model, the next one evaluates it again, and then stores it in any case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from mlpkit import start_folder
+from mlpkit.errors import JobConflict, MlpkitError
+from mlpkit.injection import ending_forked_copies
+from mlpkit.log import LogLine, context_fields, logger, printable
+from mlpkit.processes import (
+    THREAD_SETTINGS,
+    AsyncChannel,
+    BlockingChannel,
+    Child,
+    Exit,
+    Message,
+    capture_output,
+    channel_of_child,
+    flush_streams,
+    leave_signals_to_the_server,
+    listen_for_debugger,
+    start_child,
+    thread_settings,
+)
+from mlpkit.script import absolute_search_path, import_app
+from mlpkit.settings import Settings, decode_settings, encode_settings
+from mlpkit.storage import Manifest, discard_model, open_storage, settings_for
+from mlpkit.training.engine import JobRun, ProcessUsage
+from mlpkit.training.job import Job, JobOutcome, in_log_of
+from mlpkit.training.joblog import BARS_SHARE, file_name
+from mlpkit.training.progress import BarLines, Progress, Snapshot, StopReason
+from mlpkit.training.run import (
+    algorithm_of,
+    destination,
+    run_train,
+    store_trained,
+    stores_model,
+    takes_checkpoint,
+)
+from mlpkit.training.stack import answer_stack_signal, forget_stack, stack_of
+
+_MODULE = "mlpkit.training"
+_MEMORY_INTERVAL = 0.5
+_EXIT_GRACE = 10.0
+_LOCK_WAIT = 3.0
+_LAST_WORDS = 5.0
+_DRAIN_OF_CANCELLED = 0.2
+"""How long a cancel waits for lines that the job has written last."""
+_DISCARD_SECONDS = 5.0
+"""How long a cancel waits for the removal of a model that was stored in part."""
+_STREAMS = ("stdout:0", "stderr:0")
+_OUT = "out"
+BEGUN = "begun"
+_TRAINED = "trained.json"
+_MOST_EVALUATIONS = 2
+"""After how many processes that ended in it the evaluation is given up."""
+
+
+class StartTraining(msgspec.Struct, frozen=True, array_like=True):
+    """What the job's process gets.
+
+    `folder` is the job's; `lock` is the file that the process locks while it runs.
+    """
+
+    target: str
+    sys_path: list[str]
+    settings: bytes
+    job: Job
+    folder: str
+    lock: str
+    log_room: int
+
+
+class StopTraining(msgspec.Struct, frozen=True, array_like=True):
+    """Asks the job to save a checkpoint and end."""
+
+    reason: StopReason
+
+
+class Started(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """The script is imported; the time limit begins."""
+
+
+class Line(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """A line of the log."""
+
+    record: LogLine
+
+
+class Dropped(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """How much the child has dropped, because the log is full."""
+
+    lines: int
+    size: int
+
+
+class Moved(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """How far the job is."""
+
+    progress: Snapshot
+
+
+class Trained(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """`train` has made a model; the time limit ends."""
+
+
+class Ended(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """How the job ended; nothing but lines comes after it."""
+
+    state: Literal["completed", "error"]
+    message: str
+    trace: str
+    stopped: bool
+
+
+_stop_decoder = msgspec.msgpack.Decoder(StopTraining)
+_start_decoder = msgspec.msgpack.Decoder(StartTraining)
+_decoder = msgspec.msgpack.Decoder(Started | Line | Dropped | Moved | Ended | Trained)
+
+
+@dataclass(frozen=True)
+class Script:
+    """The author's script as this machine has it.
+
+    Its processes start in the folder, with these entries of `sys.path`.
+    """
+
+    target: str
+    folder: str
+    sys_path: tuple[str, ...]
+
+    @classmethod
+    def of_service(cls, target: str) -> Script:
+        """The script as this process has imported it."""
+        return cls(target, start_folder, tuple(absolute_search_path()))
+
+
+class ProcessPlace:
+    """Runs one job in a process, which sees these GPUs.
+
+    `work` is the folder in which each job has its own. `running` holds the place while its job runs, by the model id.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        settings: Settings,
+        work: Path,
+        devices: tuple[str, ...],
+        running: dict[str, ProcessPlace],
+    ) -> None:
+        self._script = script
+        self._settings = settings
+        self._work = work
+        self._devices = devices
+        self._running = running
+        self._process: _JobProcess | None = None
+
+    async def run(self, run: JobRun) -> JobOutcome:
+        folder = folder_of(self._work, run.job)
+        await anyio.to_thread.run_sync(_prepare_folder, folder, run.job)
+        self._process = _JobProcess(self._script, self._settings, folder, self._devices, run)
+        self._running[run.job.model_id] = self
+        try:
+            outcome = await self._process.run()
+        finally:
+            self._running.pop(run.job.model_id, None)
+        if outcome.state == "completed":
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(remove, folder)
+        return outcome
+
+    async def usage(self) -> ProcessUsage | None:
+        """The process of the job; None if it does not run."""
+        return None if self._process is None else await self._process.usage()
+
+    async def stack(self) -> str:
+        """The stack of each thread of the job's process.
+
+        Raises:
+            JobConflict: it does not run, or cannot be asked.
+            TimeLimitExceeded: it does not answer.
+        """
+        if self._process is None:
+            raise JobConflict("the process of the job is starting: try again in a moment")
+        return await self._process.stack()
+
+
+def folder_of(work: Path, job: Job) -> Path:
+    """The folder of a job below `work`."""
+    return work.absolute() / f"train-{file_name(job.model_id)}"
+
+
+def _prepare_folder(folder: Path, job: Job) -> None:
+    if trained_in(folder, job) is None:
+        remove(folder)
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)
+        (folder / _OUT).mkdir(mode=0o700)
+    forget_stack(folder)
+
+
+def remove(folder: Path) -> None:
+    """Removes what can be removed of a folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+async def discard_parts(job: Job, settings: Settings) -> None:
+    """Removes what a killed job may have stored of its model.
+
+    A complete model stays. It is given up, with a warning, if the store is silent for 5 seconds.
+    """
+
+    def discard() -> None:
+        try:
+            with contextlib.closing(open_storage(settings_for(settings, job.extend))) as storage:
+                discard_model(storage, destination(job, settings), was_killed=True)
+        except (MlpkitError, OSError) as error:
+            logger.warning("parts of the model of job [{}] may be left in the store: {}", job.model_id, error)
+
+    with anyio.move_on_after(_DISCARD_SECONDS) as limit:
+        await anyio.to_thread.run_sync(discard, abandon_on_cancel=True)
+    if limit.cancelled_caught:
+        logger.warning("the store is silent: parts of the model of job [{}] may be left there", job.model_id)
+
+
+class _Trained(msgspec.Struct, frozen=True):
+    """What is in `trained.json`.
+
+    `job_created` tells a job from an earlier one of the same id. `keep_checkpoint` is whether the checkpoint stays when
+    the model is stored. `evaluations` counts the processes that have begun to evaluate the model; it is 0 if nothing is
+    to be evaluated.
+    """
+
+    job_created: float
+    manifest: Manifest
+    keep_checkpoint: bool = True
+    evaluations: int = 0
+
+
+def trained_in(folder: Path, job: Job) -> _Trained | None:
+    """What is known of a model that is trained and not stored."""
+    try:
+        found = msgspec.json.decode((folder / _TRAINED).read_bytes(), type=_Trained)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return found if found.job_created == job.created else None
+
+
+def _keep_trained(folder: Path, note: _Trained) -> None:
+    written = folder / f"{_TRAINED}.part"
+    written.write_bytes(msgspec.json.encode(note))
+    written.replace(folder / _TRAINED)
+
+
+class _JobProcess:
+    """The watching end of one job's process. Make one for each run."""
+
+    def __init__(self, script: Script, settings: Settings, folder: Path, devices: tuple[str, ...], run: JobRun) -> None:
+        self._script = script
+        self._settings = settings
+        self._folder = folder
+        self._devices = devices
+        self._run = run
+        self._options = run.options
+        self._log = run.log
+        self._started = anyio.Event()
+        self._trained = anyio.Event()
+        self._closed = anyio.Event()
+        self._done = anyio.Event()
+        self._ended: Ended | None = None
+        self._child: Child | None = None
+
+    async def usage(self) -> ProcessUsage | None:
+        child = self._child
+        if child is None or not child.running:
+            return None
+        return ProcessUsage(child.pid, await anyio.to_thread.run_sync(child.memory))
+
+    async def stack(self) -> str:
+        if self._child is None or not self._child.running:
+            raise JobConflict(f"job [{self._run.job.model_id}] has no process now: try again in a moment")
+        return await stack_of(self._child.pid, self._folder)
+
+    async def run(self) -> JobOutcome:
+        """Runs the job, and says how it ended.
+
+        A cancellation kills the process.
+
+        Raises:
+            OSError: no process could be started.
+        """
+        with anyio.CancelScope(shield=True):
+            self._child = child = await start_child(
+                _MODULE,
+                on_lines=self._log.write_output,
+                process="train",
+                environment=self._environment(),
+                drop=self._log.drop_output,
+                folder=self._script.folder,
+            )
+            channel = await AsyncChannel.connect(child.channel, self._on_messages, self._closed.set)
+        try:
+            channel.send(msgspec.msgpack.encode(self._start_message()))
+            exit = await self._wait(child, channel)
+        finally:
+            with anyio.CancelScope(shield=True):
+                if child.running:
+                    child.kill("was cancelled", drain=_DRAIN_OF_CANCELLED)
+                    await child.wait()
+            channel.close()
+        outcome = self._outcome(exit)
+        if outcome.trace:
+            self._log.say(f"train failed: {outcome.message}", "ERROR", outcome.trace)
+        return outcome
+
+    async def _wait(self, child: Child, channel: AsyncChannel) -> Exit:
+        async with anyio.create_task_group() as limits:
+            for limit in (self._limit_time, self._limit_memory, self._limit_exit):
+                limits.start_soon(limit, child)
+            limits.start_soon(self._pass_on_stop, channel)
+            exit = await child.wait()
+            limits.cancel_scope.cancel()
+        # What the process sent just before its end may still be in the socket.
+        with anyio.move_on_after(_LAST_WORDS):
+            await self._closed.wait()
+        return exit
+
+    def _outcome(self, exit: Exit) -> JobOutcome:
+        if self._ended is not None:
+            ended = self._ended
+            return JobOutcome(ended.state, ended.message, ended.trace, stopped=ended.stopped)
+        note = trained_in(self._folder, self._run.job)
+        # The model is trained: another process evaluates it, or only stores it.
+        was_evaluating = note is not None and note.evaluations > 0
+        lost = exit.lost or was_evaluating
+        if exit.asked:
+            return JobOutcome("error", f"the training process {exit.asked}" if exit.lost else exit.asked, lost=lost)
+        was_killed = exit.code < 0
+        when = "while it evaluated the model" if was_evaluating else "before train returned"
+        return JobOutcome(
+            "error",
+            f"the training process {exit.words} {when}",
+            lost=lost or (was_killed and self._run.can_continue),
+        )
+
+    async def _pass_on_stop(self, channel: AsyncChannel) -> None:
+        await self._run.stop.made.wait()
+        if self._run.stop.reason is not None:
+            channel.send(msgspec.msgpack.encode(StopTraining(self._run.stop.reason)))
+
+    async def _limit_time(self, child: Child) -> None:
+        limit = self._settings.start_timeout
+        with anyio.move_on_after(limit):
+            await self._started.wait()
+        if not self._started.is_set():
+            child.kill(f"the script was not imported within {limit:g} s (MLPKIT_START_TIMEOUT): the process was killed")
+        elif self._options.timeout is not None:
+            limit = self._options.timeout
+            # The limit is for `train`: what is trained may be stored later, when the store can be used again.
+            with anyio.move_on_after(limit):
+                await self._trained.wait()
+            if self._ended is None and not self._trained.is_set():
+                child.kill(f"train took longer than its time limit of {limit:g} s (timeout=): the process was killed")
+
+    async def _limit_memory(self, child: Child) -> None:
+        allowed = self._options.memory
+        threads = anyio.CapacityLimiter(1)
+        while allowed is not None:
+            used = await anyio.to_thread.run_sync(child.memory, limiter=threads)
+            if used > allowed and self._ended is None:
+                child.kill(
+                    f"train used {used / 2**20:,.0f} MiB of memory, its limit is {allowed / 2**20:,.0f} MiB (memory=): "
+                    "the process was killed"
+                )
+            await anyio.sleep(_MEMORY_INTERVAL)
+
+    async def _limit_exit(self, child: Child) -> None:
+        await self._done.wait()
+        await anyio.sleep(_EXIT_GRACE)
+        self._log.say(
+            f"the process did not exit within {_EXIT_GRACE:g} s after train had ended: it was killed", "WARNING"
+        )
+        child.kill()
+
+    def _on_messages(self, messages: list[Message]) -> None:
+        for message in messages:
+            match _decoder.decode(message):
+                case Line(record):
+                    self._log.write(record)
+                case Moved(progress):
+                    self._run.on_progress(progress)
+                case Dropped(lines, size):
+                    self._log.count_dropped(lines, size)
+                case Started():
+                    self._started.set()
+                case Trained():
+                    self._trained.set()
+                    self._run.on_storing()
+                case Ended() as ended:
+                    self._ended = ended
+                    self._done.set()
+        self._log.flush()
+
+    def _start_message(self) -> StartTraining:
+        return StartTraining(
+            target=self._script.target,
+            sys_path=list(self._script.sys_path),
+            settings=encode_settings(self._settings),
+            job=self._run.job,
+            folder=str(self._folder),
+            lock=str(self._log.path.absolute()),
+            log_room=self._log.room,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        environment = thread_settings(self._settings.workers + self._settings.train_task_num)
+        if self._options.cpus is not None:
+            environment.update(dict.fromkeys(THREAD_SETTINGS, str(self._options.cpus)))
+        if self._devices:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices)
+        return environment
+
+
+class Reporter:
+    """The child's end of the channel.
+
+    Lines past `room` bytes are only counted: they cost the server nothing.
+    """
+
+    def __init__(self, channel: BlockingChannel, uuid: str, room: int) -> None:
+        self._channel = channel
+        self._uuid = uuid
+        self._room = room
+        self._lock = threading.Lock()
+        self._dropped_lines = 0
+        self._dropped_bytes = 0
+        self._told = 0.0
+        self._process = os.getpid()
+        self._bars = BarLines(self._bar_line, room // BARS_SHARE)
+        self.progress = Progress(lambda snapshot: self._send(Moved(snapshot)), self._asked_to_stop)
+
+    def _asked_to_stop(self) -> StopReason | None:
+        message = self._channel.receive_now()
+        return _stop_decoder.decode(message).reason if message is not None else None
+
+    def line(self, record: LogLine) -> None:
+        """Sends a line of the log."""
+        if record.source not in _STREAMS or not self.redrawn(record.message):
+            self._send_line(record)
+
+    def redrawn(self, text: str) -> bool:
+        """Takes what may be a progress bar; whether it is one."""
+        self.progress.redrawn(text)
+        return self._bars.take(text)
+
+    def _bar_line(self, text: str) -> None:
+        fields = context_fields()
+        self._send_line(LogLine(time.time(), "INFO", printable(text), process="train", source="bar", fields=fields))
+
+    def _send_line(self, record: LogLine) -> None:
+        size = len(record.message) + len(record.trace) + 1
+        if size <= self._room:
+            self._room -= size
+            self._send(Line(record if record.uuid != "-" else msgspec.structs.replace(record, uuid=self._uuid)))
+        else:
+            self._drop(size)
+
+    def started(self) -> None:
+        """Says that the script is imported."""
+        self._send(Started())
+
+    def trained(self) -> None:
+        """Says that the model is trained, and will be stored now."""
+        self._send(Trained())
+
+    def ended(self, outcome: JobOutcome) -> None:
+        """Sends the outcome, after what is left of the log."""
+        self._bars.flush()
+        self._send(Dropped(self._dropped_lines, self._dropped_bytes))
+        self._send(Ended(outcome.state, outcome.message, printable(outcome.trace), outcome.stopped))
+
+    def _drop(self, size: int) -> None:
+        with self._lock:
+            self._room = 0
+            self._dropped_lines += 1
+            self._dropped_bytes += size
+            now = time.monotonic()
+            is_due = now - self._told > 1
+            if is_due:
+                self._told = now
+        if is_due:
+            self._send(Dropped(self._dropped_lines, self._dropped_bytes))
+
+    def _send(self, message: Any) -> None:
+        # A process that the author's code has forked does not speak for the job.
+        if os.getpid() == self._process:
+            self._channel.send(msgspec.msgpack.encode(message))
+
+
+def main() -> None:
+    """Runs the one job that the start message brings, and ends."""
+    leave_signals_to_the_server()
+    channel = BlockingChannel(channel_of_child())
+    message = channel.receive()
+    if message is None:
+        return
+    start = _start_decoder.decode(message)
+    settings = decode_settings(start.settings)
+    report = Reporter(channel, start.job.log_uuid, start.log_room)
+    capture_output(report.line, process="train", level=settings.log_level, on_redrawn=report.redrawn)
+    sys.argv = [start.target]
+    sys.path[:] = start.sys_path
+    with in_log_of(start.job):
+        outcome = _run(start, settings, report)
+    flush_streams()
+    report.progress.close()
+    report.ended(outcome)
+
+
+def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutcome:
+    def on_trained(manifest: Manifest, is_to_evaluate: bool) -> None:
+        evaluations = 1 + (note.evaluations if note is not None else 0) if is_to_evaluate else 0
+        _keep_trained(folder, _Trained(start.job.created, manifest, keep_checkpoint, evaluations))
+        report.trained()
+
+    folder = Path(start.folder)
+    progress = report.progress
+    try:
+        with _hold(Path(start.lock)):
+            answer_stack_signal(folder)
+            note = trained_in(folder, start.job)
+            if note is not None and not note.evaluations:
+                # An earlier run has trained the model: only storing is left, and the script is not needed.
+                report.started()
+                report.trained()
+                outcome = store_trained(
+                    start.job,
+                    settings,
+                    folder / _OUT,
+                    note.manifest,
+                    progress,
+                    keep_checkpoint=note.keep_checkpoint,
+                )
+                (folder / BEGUN).unlink(missing_ok=True)
+                return outcome
+            listen_for_debugger(settings.debugpy)
+            with ending_forked_copies():
+                app = import_app(start.target)
+            report.started()
+            algorithm = algorithm_of(app, start.job)
+            keep_checkpoint = algorithm.train_options.keep_checkpoint or not takes_checkpoint(algorithm)
+            if stores_model(algorithm):
+                (folder / BEGUN).touch()
+            problem = ""
+            if note is not None and note.evaluations >= _MOST_EVALUATIONS:
+                problem = "the process ended each time while it evaluated the model"
+            outcome = run_train(
+                app,
+                start.job,
+                settings,
+                folder / _OUT,
+                progress,
+                on_trained=on_trained,
+                trained=note.manifest if note is not None else None,
+                evaluation_problem=problem,
+            )
+            # If the process is killed before this, the server removes what is left in the store.
+            (folder / BEGUN).unlink(missing_ok=True)
+            return outcome
+    except MlpkitError as error:
+        return JobOutcome("error", str(error))
+
+
+def _hold(path: Path) -> IO[bytes]:
+    """Locks the job for the life of this process.
+
+    So no second process runs it meanwhile, also if the server is killed.
+    """
+    file = path.open("rb")
+    deadline = time.monotonic() + _LOCK_WAIT
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise MlpkitError("another process still runs this job, so it was not run again") from None
+            time.sleep(0.05)
+        else:
+            return file

@@ -1,0 +1,251 @@
+"""Trainings on a Ray cluster of three nodes: none is lost, none runs twice, all can be ended."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlpkit.client import Client, JobHandle
+from mlpkit.errors import TrainFailed
+from tests.acceptance.conftest import Start
+from tests.acceptance.service import RunningService, gone
+from tests.conftest import Report
+from tests.impossible import impossible
+from tests.servers import LONG, S3Server, wait_until
+from tests.servers.raycluster import RayCluster, is_installed, ray_cluster
+
+pytestmark = pytest.mark.slow
+
+SECRETS = ("MINIO_SECRET_KEY", "MINIO_ACCESS_KEY")
+JOBS = 30
+
+
+@pytest.fixture
+def cluster() -> Iterator[RayCluster]:
+    """A head without room for jobs, and three nodes: one has two GPUs."""
+    if not is_installed():
+        impossible("Ray is not installed: pip install 'mlpkit[ray]'")
+    nodes = [{"num_cpus": 0}, {"num_cpus": 4}, {"num_cpus": 4}, {"num_cpus": 4, "num_gpus": 2}]
+    with ray_cluster(nodes) as running:
+        yield running
+
+
+def train(client: Client, folder: Path, algorithm: str = "far") -> JobHandle:
+    return client.train(algorithm, parameters={"folder": str(folder)})
+
+
+def runs_of(folder: Path, job: JobHandle) -> list[str]:
+    """A line for each run of the job: its pid, and what it says."""
+    file = folder / f"{job.model_id}.pids"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def process_of(folder: Path, job: JobHandle, runs: int = 1) -> psutil.Process:
+    """The process of the job's last run, once there were so many."""
+    wait_until(lambda: len(runs_of(folder, job)) >= runs, "the job runs")
+    return psutil.Process(int(runs_of(folder, job)[-1].split()[0]))
+
+
+def end_of(job: JobHandle) -> str:
+    """The message of a job that ends with an error."""
+    with pytest.raises(TrainFailed) as failed:
+        job.wait(LONG)
+    return str(failed.value)
+
+
+def node_of(client: Client, job: JobHandle) -> str:
+    """The id of the node on which the job's last run is."""
+    found: list[str] = re.findall(r"it runs on node \S+ \((\w+)\)", client.log(job.model_id))
+    return found[-1]
+
+
+def test_jobs_run_on_all_nodes_and_their_models_are_served_here(
+    start: Start, cluster: RayCluster, folder: Path, report: Report
+) -> None:
+    client = start("far", {**cluster.environment, "MLP_TRAIN_TASK_NUM": "6"}).client
+    train(client, folder, "quick").wait(LONG)
+
+    begun = time.monotonic()
+    jobs = [train(client, folder, "quick") for _ in range(JOBS)]
+    for job in jobs:
+        job.wait(LONG)
+    seconds = time.monotonic() - begun
+
+    nodes = Counter(node_of(client, job) for job in jobs)
+    assert len(nodes) == 3
+    assert [len(runs_of(folder, job)) for job in jobs] == [1] * JOBS
+    report(f"{JOBS} jobs on 3 nodes, 6 at a time: {seconds:.1f} s, {dict(nodes)}")
+
+
+def test_what_a_job_says_arrives_while_it_runs(start: Start, cluster: RayCluster, folder: Path) -> None:
+    client = start("far", cluster.environment).client
+    job = train(client, folder)
+    process = process_of(folder, job)
+
+    wait_until(lambda: "a line of train" in client.log(job.model_id), "its lines arrive")
+    wait_until(
+        lambda: (shown := job.status().progress) is not None and shown["fraction"] == 0.5, "its progress arrives"
+    )
+    assert "wait_for" in client.stack(job.model_id)
+    assert client.job_view(job.model_id).state == "training"
+
+    (folder / "go").touch()
+    job.wait(LONG)
+    wait_until(lambda: gone(process), "its process has ended")
+    client.load("far", job.model_id)
+    assert client.predict(job.model_id, {}) == job.model_id
+
+
+def test_a_job_of_a_killed_node_runs_again_on_another(
+    start: Start, cluster: RayCluster, folder: Path, report: Report
+) -> None:
+    client = start("far", cluster.environment).client
+    plain = train(client, folder)
+    first = process_of(folder, plain)
+    node = node_of(client, plain)
+
+    begun = time.monotonic()
+    cluster.kill(next(number for number, each in enumerate(cluster.node_ids()) if each.startswith(node)))
+    second = process_of(folder, plain, runs=2)
+    report(f"a job runs again {time.monotonic() - begun:.1f} s after its node was killed")
+
+    assert gone(first)
+    assert node_of(client, plain) != node
+    assert "died while the job ran" in client.log(plain.model_id) or plain.status().attempt == 2
+    (folder / "go").touch()
+    plain.wait(LONG)
+    assert len(runs_of(folder, plain)) == 2
+    wait_until(lambda: gone(second), "its process has ended")
+
+
+def test_a_job_without_attempts_left_says_that_its_node_died(start: Start, cluster: RayCluster, folder: Path) -> None:
+    client = start("far", cluster.environment).client
+    job = train(client, folder, "stuck")
+    process = process_of(folder, job)
+    node = node_of(client, job)
+
+    cluster.kill(next(number for number, each in enumerate(cluster.node_ids()) if each.startswith(node)))
+
+    assert re.search(r"node \S+ \(\w+\) of the Ray cluster died while the job ran", end_of(job))
+    wait_until(lambda: gone(process), "its process has ended")
+
+
+def test_a_killed_attempt_continues_from_its_checkpoint(start: Start, cluster: RayCluster, folder: Path) -> None:
+    client = start("far", cluster.environment).client
+    job = train(client, folder, "saving")
+    process = process_of(folder, job, runs=2)
+
+    process.kill()
+    process_of(folder, job, runs=3)
+    (folder / "go").touch()
+    job.wait(LONG)
+
+    assert [line.split(" ", 1)[1].strip() for line in runs_of(folder, job)] == ["from 0", "saved", "from 2"]
+
+
+def test_gpus_are_given_by_number_and_none_is_waited_for_in_vain(
+    start: Start, cluster: RayCluster, folder: Path
+) -> None:
+    client = start("far", {**cluster.environment, "MLPKIT_PLACE_TIMEOUT": "5s"}).client
+    train(client, folder, "two_gpus").wait(LONG)
+    job = train(client, folder, "nine_gpus")
+
+    wait_until(lambda: "waiting for a node with 9 GPUs" in (job.status().message or ""), "the reason is shown")
+    assert job.status().status == "init"
+    message = end_of(job)
+
+    assert "there was no node with 9 GPUs: the cluster has 4 nodes, with at most 4 CPUs, 2 GPUs" in message
+    assert "MLPKIT_PLACE_TIMEOUT" in message
+    assert "64.0 GiB of memory" in end_of(train(client, folder, "large"))
+    assert not list(folder.glob(f"{job.model_id}*"))
+    train(client, folder, "quick").wait(LONG)
+
+
+def test_a_cancel_ends_a_job_that_is_stuck_in_c_code(
+    start: Start, cluster: RayCluster, folder: Path, report: Report
+) -> None:
+    client = start("far", {**cluster.environment, "MLP_TRAIN_TASK_NUM": "1"}).client
+    job = train(client, folder, "stuck")
+    process = process_of(folder, job)
+    waiting = train(client, folder, "stuck")
+
+    begun = time.monotonic()
+    job.cancel()
+    report(f"a cancel of a job that is stuck in C code was answered after {time.monotonic() - begun:.2f} s")
+
+    assert gone(process)
+    assert end_of(job) == "cancelled"
+    process_of(folder, waiting)
+    waiting.cancel()
+    train(client, folder, "quick").wait(LONG)
+
+
+def test_jobs_of_a_killed_service_end_and_run_again_after_its_restart(
+    start: Start, cluster: RayCluster, folder: Path, report: Report
+) -> None:
+    service = start("far", cluster.environment)
+    job = train(service.client, folder)
+    stuck = train(service.client, folder, "stuck")
+    processes = [process_of(folder, job), process_of(folder, stuck)]
+
+    service.kill()
+    begun = time.monotonic()
+    wait_until(lambda: all(gone(each) for each in processes), "the jobs have ended")
+    report(f"jobs of a killed service ended after {time.monotonic() - begun:.1f} s")
+
+    client = start("far", cluster.environment).client
+    process_of(folder, job, runs=2)
+    (folder / "go").touch()
+    assert client.status("far", job.model_id).status == "training"
+    JobHandle(client, job.algorithm, job.model_id).wait(LONG)
+    assert "the service ended while it ran" in (client.job_view(stuck.model_id).message or "")
+    assert len(runs_of(folder, job)) == 2
+
+
+def test_nothing_of_the_service_stays_in_the_cluster(
+    start: Start, cluster: RayCluster, s3: S3Server, folder: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "project" / "far.py"
+    script.parent.mkdir()
+    script.write_text((Path(__file__).parent / "scripts" / "far.py").read_text())
+    (script.parent / ".env").write_text(f"MINIO_SECRET_KEY={s3.secret_key}\n")
+    service = start(script, cluster.environment)
+    job = train(service.client, folder)
+    process = process_of(folder, job)
+
+    code = Path(process.cwd())
+    assert [each.name for each in code.rglob("*") if each.is_file() and each.suffix != ".pyc"] == ["far.py"]
+    actor = process.parent()
+    while actor is not None and "JobActor" not in actor.name() + " ".join(actor.cmdline()):
+        actor = actor.parent()
+    assert actor is not None
+    for each in (process, actor):
+        assert not set(SECRETS) & set(each.environ())
+        assert s3.secret_key not in " ".join([*each.environ().values(), *each.cmdline()])
+
+    (folder / "go").touch()
+    job.wait(LONG)
+    wait_until(lambda: not code.exists(), "the folder of the job is removed")
+
+
+def test_a_service_without_its_cluster_serves_and_says_why_jobs_wait(
+    start: Start, cluster: RayCluster, folder: Path
+) -> None:
+    service: RunningService = start("far", {**cluster.environment, "MLPKIT_PLACE_TIMEOUT": "20s"})
+    (folder / "go").touch()
+    done = train(service.client, folder)
+    done.wait(LONG)
+    service.client.load("far", done.model_id)
+
+    cluster.stop()
+    job = train(service.client, folder)
+
+    wait_until(lambda: "the Ray cluster cannot be used" in (job.status().message or ""), "the reason is shown")
+    assert service.client.predict(done.model_id, {}) == done.model_id
+    assert "the Ray cluster cannot be used" in end_of(job)
