@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import mlpkit
 from mlpkit.formats.kind import BrokenRow
@@ -95,15 +94,6 @@ def test_pages_name_only_settings_that_exist(page: Path) -> None:
 def test_links_of_pages_lead_to_files(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / link).exists(), link
-
-
-def test_deployment_files_are_readable_and_give_no_secret_a_default() -> None:
-    folder = ROOT / "examples" / "deploy"
-    compose = yaml.safe_load((folder / "compose.yaml").read_text(encoding="utf-8"))
-    environment = compose["services"]["sentiment"]["environment"]
-    assert environment["MINIO_SECRET_KEY"].startswith("${MINIO_SECRET_KEY:?")
-    kinds = [each["kind"] for each in yaml.safe_load_all((folder / "kubernetes.yaml").read_text(encoding="utf-8"))]
-    assert kinds == ["Service", "StatefulSet"]
 
 
 def new_file(path: str) -> str:

@@ -105,8 +105,8 @@ def test_a_prediction_tells_where_its_time_went_if_it_is_asked_to(plain: Service
     assert 0 < sum(map(float, parts.groups())) < LONG * 1000
 
 
-@pytest.mark.parametrize("file", ["grafana.json", "alerts.yaml"])
-def test_dashboard_and_alerts_name_only_metrics_that_exist(plain: Service, file: str) -> None:
+@pytest.mark.parametrize("file", ["grafana.json", "alerts.yaml", "kubernetes/predict.yaml"])
+def test_deployment_files_name_only_metrics_that_exist(plain: Service, file: str) -> None:
     job_in(plain, train(plain), "completed")
     load(plain, "named")
     plain.post("/predict", '{"model_id": "named", "features": {"sentence": "x"}}')
@@ -117,7 +117,7 @@ def test_dashboard_and_alerts_name_only_metrics_that_exist(plain: Service, file:
         f"{name}_{part}" for name, each in families.items() if each.type == "histogram" for part in PARTS
     }
     named = set(re.findall(r"\bmlpkit_\w+", (DEPLOY / file).read_text()))
-    assert len(named) > 5
+    assert named
     assert named - known == set()
     if file == "grafana.json":
         assert all(panel["targets"] for panel in json.loads((DEPLOY / file).read_text())["panels"])
