@@ -78,5 +78,15 @@ def kubernetes_environment(container: dict[str, Any]) -> dict[str, str]:
 
 
 def unit() -> dict[str, str]:
-    """The [Service] of the systemd unit; of settings that occur twice, the last one."""
-    return dict(line.split("=", 1) for line in (DEPLOY / "mlpkit.service").read_text().splitlines() if "=" in line)
+    """The settings of the systemd unit; of one that occurs twice, the last."""
+    return dict(line.split("=", 1) for line in _unit_lines())
+
+
+def unit_environment() -> dict[str, str]:
+    """What the lines `Environment=` set."""
+    found = [line.split("=", 1)[1] for line in _unit_lines() if line.startswith("Environment=")]
+    return dict(pair.split("=", 1) for line in found for pair in line.split())
+
+
+def _unit_lines() -> list[str]:
+    return re.findall(r"^\w+=.*", (DEPLOY / "mlpkit.service").read_text(), re.MULTILINE)

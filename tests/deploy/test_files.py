@@ -27,16 +27,13 @@ from tests.deploy.files import (
     objects,
     pods,
     unit,
+    unit_environment,
 )
 from tests.servers.installed import NotInstallable, installed_python
 
 _KNOWN = {each.metadata["env"] for each in described()}
 _PROGRAMS = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
 _REPLICAS = ("sentiment-1", "sentiment-2", "sentiment-3")
-
-
-def unit_environment() -> dict[str, str]:
-    return dict(pair.split("=", 1) for pair in unit()["Environment"].split())
 
 
 def environments() -> dict[str, dict[str, str]]:
