@@ -37,7 +37,9 @@ def on_startup(**_: Any) -> None:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Shows the version in the footer."""
+    """Shows the version in the footer, and a link to the source of a page only if there is a repository."""
+    if not config.repo_url:
+        config.edit_uri = None
     config.copyright = f"mlpkit {mlpkit.__version__}"
     return config
 
@@ -60,9 +62,19 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, **_: Any) -> st
     html = re.sub(
         r'<p><img alt="([^"]*)" class="drawing" src="[^"]*?([\w-]+\.svg)" ?/?></p>', partial(_drawing, config), html
     )
+    html = re.sub(r"<td[^>]*>.*?</td>", _breakable, html, flags=re.DOTALL)
     if page.url.startswith(_ZH) and not page.file.src_uri.endswith(".zh.md"):
         return f'<p class="not-translated">{_NOT_TRANSLATED}</p>\n<div lang="en">\n{html}\n</div>'
     return html
+
+
+def _breakable(cell: re.Match[str]) -> str:
+    """A cell of a table whose long names may break between their parts: on a phone the columns are narrow."""
+    return re.sub(
+        r"<code>([^<]{12,})</code>",
+        lambda code: f"<code>{re.sub(r'(?<=[_./=:,])(?=[^;])|(?<=[a-z])(?=[A-Z][a-z])', '<wbr>', code[1])}</code>",
+        cell[0],
+    )
 
 
 def _drawing(config: MkDocsConfig, image: re.Match[str]) -> str:
