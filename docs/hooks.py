@@ -19,6 +19,8 @@ from mkdocs.structure.pages import Page
 import mlpkit
 
 _ZH = "zh/"
+_BREAKS = re.compile(r"(?<=\w[_./=:,])(?=\w)|(?<=[a-z])(?=[A-Z][a-z])")
+"""Where a long name may be broken: after its separators, and before the words of a class name."""
 _NOT_TRANSLATED = "本页暂无中文版，以下为英文原文。"
 
 _MADE: dict[str, Callable[[str], str]] = {
@@ -70,11 +72,7 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, **_: Any) -> st
 
 def _breakable(cell: re.Match[str]) -> str:
     """A cell of a table whose long names may break between their parts: on a phone the columns are narrow."""
-    return re.sub(
-        r"<code>([^<]{12,})</code>",
-        lambda code: f"<code>{re.sub(r'(?<=[_./=:,])(?=[^;])|(?<=[a-z])(?=[A-Z][a-z])', '<wbr>', code[1])}</code>",
-        cell[0],
-    )
+    return re.sub(r"<code>[^<]{12,}</code>", lambda code: _BREAKS.sub("<wbr>", code[0]), cell[0])
 
 
 def _drawing(config: MkDocsConfig, image: re.Match[str]) -> str:

@@ -25,7 +25,11 @@ WIDEST = 88
 NO_OUTPUT = {"console", "text", "js", "promql", "sql", "xml"}
 """Languages whose blocks are not parsed."""
 
-NOT_INSTALLED = {"ml_platform_client", "my_model", "my_store", "opentelemetry", "ray", "torch", "transformers"}
+NOT_INSTALLED = {
+    *("bentoml", "fastapi", "litserve", "ml_platform_client", "mlserver"),
+    *("opentelemetry", "ray", "torch", "transformers"),
+    *("my_model", "my_store"),
+}
 """Packages that pages import and tests do without; `my_...` are the reader's own."""
 
 BOX = re.compile(r"[\u2500-\u257f]")

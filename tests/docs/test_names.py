@@ -41,6 +41,9 @@ FILES_AND_PROCESSES = {
 }
 """Names that look like modules."""
 
+OTHER_DECORATORS = {"get", "post"}
+"""Of FastAPI, on the page for those who come from it."""
+
 ADDED_BY_READERS = {"GET /version", "/version"}
 """Routes that a page shows how to add."""
 
@@ -131,6 +134,8 @@ def names_that_do_not_exist(text: str) -> Iterator[str]:
         r"@(?:app|ner|\w+)\.(\w+)(?:\(([^()]*(?:\([^()]*\)[^()]*)*)\))?", "\n".join(decorators(text))
     ):
         method = getattr(Algorithm, hook, None) or getattr(App, hook, None)
+        if method is None and hook in OTHER_DECORATORS:
+            continue
         if method is None:
             yield f"@app.{hook}"
             continue
