@@ -106,6 +106,15 @@ class MalformedBody(ArgumentError):
     """
 
 
+class UploadsOff(ArgumentError):
+    """A file was sent to `PUT /data`, and the service takes none.
+
+    What to do: Set `MLPKIT_UPLOAD=on`, or put the file into the data bucket with a client of the store.
+    """
+
+    http_status = 403
+
+
 class Unauthorized(ArgumentError):
     """The request has no bearer token, or not the right one (`MLPKIT_TOKEN`).
 

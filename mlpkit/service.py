@@ -98,6 +98,7 @@ class Service:
                 log=log,
                 state=self.state,
                 cluster=self.cluster,
+                target=self.target,
             )
         )
         self._store_problem = _NOT_CHECKED

@@ -14,6 +14,7 @@ from mlpkit.client.answers import (
     Readiness,
     StoredModelsView,
     StoredModelView,
+    UploadedFile,
     data_of,
 )
 from mlpkit.client.client import Client, JobHandle
@@ -44,6 +45,7 @@ __all__ = [
     "StreamedAnswer",
     "TrainRequest",
     "Transport",
+    "UploadedFile",
     "data_of",
     "upload",
 ]

@@ -158,6 +158,18 @@ class StoredModelsView(msgspec.Struct, frozen=True, kw_only=True):
     unread: int = 0
 
 
+class UploadedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that was put into the data bucket.
+
+    `location` is its key there, for `data` of a training; `size` is in bytes. `report` is what the check has found, if
+    there was one.
+    """
+
+    location: str
+    size: int = 0
+    report: dict[str, Any] | None = None
+
+
 class AliasView(msgspec.Struct, frozen=True, kw_only=True):
     """Where an alias leads.
 

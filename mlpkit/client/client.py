@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -21,6 +22,7 @@ from mlpkit.client.answers import (
     NodeInfo,
     Readiness,
     StoredModelsView,
+    UploadedFile,
     data_of,
     typed,
 )
@@ -122,6 +124,30 @@ class Client:
         if not isinstance(answer, dict) or not isinstance(answer.get("model_id"), str):
             raise UnexpectedAnswer(f"the answer to train has no model_id: {answer!r}")
         return JobHandle(self, algorithm, answer["model_id"])
+
+    def upload(
+        self, file: str | Path, key: str | None = None, *, algorithm: str | None = None, timeout: float = 1200.0
+    ) -> UploadedFile:
+        """Puts a file into the service's data bucket.
+
+        The service must have `MLPKIT_UPLOAD=on`. `key` is the location there, the file's name by default. With
+        `algorithm` the file is checked first, and not stored if a training could not use it.
+
+        Raises:
+            DataError: the check refuses the file; nothing was stored.
+        """
+        source = Path(file)
+        target = f"{self.prefix}data/{quote(source.name if key is None else key)}"
+        if algorithm is not None:
+            target += "?" + urlencode({"algorithm": algorithm})
+        try:
+            with source.open("rb") as content:
+                length = str(source.stat().st_size)
+                headers = {**self._headers, "Content-Type": "application/octet-stream", "Content-Length": length}
+                answer = self._transport.request("PUT", target, content, headers, timeout)
+        except OSError as error:
+            raise ArgumentError(f"{source} cannot be read: {error.strerror or error}") from error
+        return typed(data_of(answer), UploadedFile)
 
     def job(self, algorithm: str, model_id: str) -> JobHandle:
         """A handle of a job that was submitted before; nothing is sent."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import urllib3
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, LocationParseError, MaxRetryError, NewConnectionError
@@ -57,9 +57,9 @@ class Transport(Protocol):
     """Sends one request and gives the answer, whatever its status is."""
 
     def request(
-        self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], timeout: float
+        self, method: str, target: str, body: bytes | BinaryIO | None, headers: Mapping[str, str], timeout: float
     ) -> Answer:
-        """`target` is path and query. Safe from every thread.
+        """`target` is path and query; a file as body is read to its end. Safe from every thread.
 
         Raises:
             ServiceUnreachable: no connection, or it broke before the answer was complete.
@@ -94,7 +94,7 @@ class HttpTransport:
         self._pool = urllib3.PoolManager(maxsize=_CONNECTIONS)
 
     def request(
-        self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], timeout: float
+        self, method: str, target: str, body: bytes | BinaryIO | None, headers: Mapping[str, str], timeout: float
     ) -> Answer:
         response = self._send(method, target, body, headers, timeout, preload_content=True)
         return Answer(response.status, _named(response), response.data)
@@ -110,7 +110,7 @@ class HttpTransport:
         self,
         method: str,
         target: str,
-        body: bytes | None,
+        body: bytes | BinaryIO | None,
         headers: Mapping[str, str],
         timeout: float,
         *,

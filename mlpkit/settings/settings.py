@@ -248,6 +248,10 @@ class Settings:
     )
 
     max_body: int = _setting("MLPKIT_MAX_BODY", 64 << 20, size, "Largest request body in bytes.", shown="64MiB")
+    upload: bool = _setting(
+        "MLPKIT_UPLOAD", False, boolean, "Take files for the data bucket with `PUT /data/{key}`, and on the page."
+    )
+    upload_size: int = _setting("MLPKIT_UPLOAD_SIZE", 1 << 30, size, "Largest file that is taken.", shown="1GiB")
     max_answer: int = _setting(
         "MLPKIT_MAX_ANSWER", 64 << 20, size, "Largest answer of `predict` in bytes of JSON.", shown="64MiB"
     )

@@ -6,7 +6,7 @@ The ASGI application is called on the event loop of another thread.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote
 
 import anyio
@@ -27,9 +27,10 @@ class InProcessTransport:
         self._portal = portal
 
     def request(
-        self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], timeout: float
+        self, method: str, target: str, body: bytes | BinaryIO | None, headers: Mapping[str, str], timeout: float
     ) -> Answer:
-        return self._portal.call(self._request, method, target, body or b"", headers, timeout)
+        content = body if isinstance(body, bytes) else body.read() if body is not None else b""
+        return self._portal.call(self._request, method, target, content, headers, timeout)
 
     def stream(self, target: str, headers: Mapping[str, str], timeout: float) -> StreamedAnswer:
         # The application waits when one message has not been taken.

@@ -31,8 +31,11 @@ _READ = frozenset(
         b"traceparent",
     )
 )
-_AUDITED = frozenset(("train", "load", "unload", "delete", "cancel", "alias", "unalias"))
-"""Routes that change something: the log tells who has called them."""
+_AUDITED = {
+    **{route: route for route in ("train", "load", "unload", "delete", "cancel", "alias", "unalias")},
+    "data/{key:path}": "upload",
+}
+"""Routes that change something, and what they do: the log tells who has called them."""
 _PROBES = ("health/live", "health/ready")
 _OPEN_PATHS = frozenset(("/health/live", "/health/ready", "/docs", *(f"/{path}" for path in PAGE_FILES)))
 """Paths that need no token: none of them shows or changes anything of a model or a job."""
@@ -88,7 +91,7 @@ class Application:
                 await context.send(response, send)
         finally:
             self.note(context, perf_counter() - context.started)
-            if context.route in _AUDITED and context.method == "POST":
+            if context.route in _AUDITED and context.method in ("POST", "PUT"):
                 self._audit(context)
             request_id.reset(bound)
 
@@ -149,8 +152,9 @@ class Application:
         """Logs who has asked for a change, and what came of it."""
         about = context.subject
         what = " ".join(f"{name} {printable_uuid(value)}" for name, value in about.items())
-        text = f"{context.route} {what} by {context.peer or 'an unknown address'}: {context.word}"
-        fields = {"action": context.route, "caller": context.peer, "outcome": context.word, **_about(context)}
+        action = _AUDITED[context.route]
+        text = f"{action} {what} by {context.peer or 'an unknown address'}: {context.word}"
+        fields = {"action": action, "caller": context.peer, "outcome": context.word, **_about(context)}
         self._log.write(LogLine(time(), "INFO", text, context.request_id, "server", "audit", "", fields))
 
     def note_soon(self, context: RequestContext) -> None:
@@ -187,7 +191,7 @@ class Application:
         if self._state.phase == "draining":
             # Otherwise the client would send its next request on a connection that is closed.
             context.response_headers.append(CLOSE)
-        if context.method != "POST" or context.path in self._cancel_paths:
+        if context.method not in ("POST", "PUT") or context.path in self._cancel_paths:
             return
         if self._state.phase == "draining":
             raise ServiceStopping("the service is stopping and takes no new work")

@@ -171,10 +171,15 @@ def _described(spec: RouteSpec, body: Schema) -> Schema:
     name = getattr(spec.function, "__name__", spec.path).strip("_")
     parameters = [_parameter(field.name, "query", _schema(field), field.required) for field in spec.fields]
     asked = [_parameter(key, "query", {"type": "string"}, False, text) for key, text in spec.query.items()]
-    if "{model_id" in spec.path:
-        asked.append(_parameter("model_id", "path", {"type": "string", "minLength": 1}, True))
+    for part in ("model_id", "key"):
+        if "{" + part in spec.path:
+            asked.append(_parameter(part, "path", {"type": "string", "minLength": 1}, True))
     if spec.method == "GET":
         return _operation(name, summary, parameters=parameters + asked)
+    if spec.method == "PUT":
+        operation = _operation(name, summary, parameters=asked)
+        content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+        return {**operation, "requestBody": {"required": True, "content": content}}
     return _operation(name, summary, parameters=asked, body=body)
 
 

@@ -260,11 +260,11 @@ def path_not_found(settings: Settings) -> HttpResponse:
     return HttpResponse(to_json({"message": message, "status": "fail"}), status, word="fail")
 
 
-def other_method(method: str, expected: Literal["GET", "POST"]) -> HttpResponse | None:
+def other_method(method: str, expected: Literal["GET", "POST", "PUT"]) -> HttpResponse | None:
     """The response to OPTIONS and to a wrong method, else None."""
     if method == expected:
         return None
-    allowed = ("OPTIONS", "POST") if expected == "POST" else ("GET", "HEAD", "OPTIONS")
+    allowed = ("GET", "HEAD", "OPTIONS") if expected == "GET" else ("OPTIONS", expected)
     allow = (b"allow", ", ".join(allowed).encode())
     if method == "OPTIONS":
         return HttpResponse(to_json({"status": "success"}), headers=(allow,))

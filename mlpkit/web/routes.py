@@ -38,6 +38,7 @@ from mlpkit.web.protocol import (
     read_values,
 )
 from mlpkit.web.request import HttpResponse, StreamedResponse, other_method, path_not_found, success
+from mlpkit.web.uploads import UploadRoutes
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -78,7 +79,10 @@ class ServiceState:
 
 @dataclass(frozen=True)
 class Dependencies:
-    """What requests are answered with; `cluster` is None in standalone mode."""
+    """What requests are answered with; `cluster` is None in standalone mode.
+
+    `target` is by which another process imports the app.
+    """
 
     algorithms: Mapping[str, Algorithm]
     settings: Settings
@@ -90,6 +94,7 @@ class Dependencies:
     log: LogOutput
     state: ServiceState
     cluster: ReplicaSync | None = None
+    target: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class RouteSpec:
     the fields from the body itself.
     """
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "PUT"]
     path: str
     function: RouteFunction
     fields: tuple[Field, ...] = ()
@@ -160,8 +165,7 @@ class Endpoint:
             context.subject.update(arguments.subject())
         query = query_values(context.query_string)
         path = scope.get("path_params", {})
-        if "model_id" in path:
-            context.subject["model_id"] = path["model_id"]
+        context.subject.update(path)
         return Request(context, arguments, body, path, query, receive)
 
 
@@ -231,6 +235,7 @@ def _own_routes(dependencies: Dependencies) -> list[RouteSpec]:
         "tail": "only this number of lines from the end",
         "from": "only what follows this number of bytes; the header X-Log-End of the last answer has it",
     }
+    upload = {"algorithm": "check the file for this algorithm, and store it only if a training can use it"}
     stored = {
         "stored": "1 lists the models in the store, newest first",
         "algorithm": "with stored=1: only the models of this algorithm",
@@ -256,6 +261,7 @@ def _own_routes(dependencies: Dependencies) -> list[RouteSpec]:
         RouteSpec("POST", "alias", aliases.alias, ALIAS),
         RouteSpec("POST", "unalias", aliases.unalias, UNALIAS),
         RouteSpec("GET", "aliases", aliases.aliases),
+        RouteSpec("PUT", "data/{key:path}", UploadRoutes(dependencies).upload, query=upload),
     ]
 
 
