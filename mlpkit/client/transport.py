@@ -59,7 +59,9 @@ class Transport(Protocol):
     def request(
         self, method: str, target: str, body: bytes | BinaryIO | None, headers: Mapping[str, str], timeout: float
     ) -> Answer:
-        """`target` is path and query; a file as body is read to its end. Safe from every thread.
+        """`target` is path and query; a file is read to its end.
+
+        Safe from every thread.
 
         Raises:
             ServiceUnreachable: no connection, or it broke before the answer was complete.

@@ -1,4 +1,4 @@
-"""`PUT /data/{key}`: puts a file into the data bucket, checked before if asked.
+"""`PUT /data/{key}`: puts a file into the data bucket, checked if asked.
 
 The body is written to a file in the home as it comes. The check runs in a process of its own, so that a large file
 holds up no prediction.

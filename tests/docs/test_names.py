@@ -80,8 +80,8 @@ def routes_that_do_not_exist(text: str) -> Iterator[str]:
 
 
 def with_field(path: str) -> str:
-    """The path with `{model_id}` for whatever stands at its place."""
-    return re.sub(r"^/jobs/[^/]+", "/jobs/{model_id}", path)
+    """The path with `{model_id}` or `{key}` for whatever stands at its place."""
+    return re.sub(r"^/data/.+", "/data/{key}", re.sub(r"^/jobs/[^/]+", "/jobs/{model_id}", path))
 
 
 def options_that_do_not_exist(text: str) -> Iterator[str]:

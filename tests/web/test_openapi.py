@@ -122,7 +122,7 @@ def test_a_running_service_describes_all_its_routes(plain: Service) -> None:
     }
     root = {"node_info", "health/live", "health/ready", "metrics", "openapi.json", "docs"}
     root |= {"summary", "algorithms", "charts"}
-    root |= {"alias", "unalias", "aliases"}
+    root |= {"alias", "unalias", "aliases", "data/{key}"}
     wanted = below_prefix | jobs | root
     assert {f"/{path}" for path in wanted} == set(document["paths"])
     assert all(each["summary"] for methods in document["paths"].values() for each in methods.values())
