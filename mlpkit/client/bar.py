@@ -93,7 +93,10 @@ class ProgressBar:
 
 
 def described(state: str, progress: Mapping[str, Any]) -> str:
-    """A job's progress in a few words: `training fit 45/100 loss=0.12`."""
+    """A job's progress in a few words: `training fit 45/100 loss=0.12`.
+
+    Metrics of several values, such as the evaluation, are left out.
+    """
     words = [state, str(progress.get("stage") or "")]
     done = progress.get("done")
     total = progress.get("total")
@@ -102,7 +105,8 @@ def described(state: str, progress: Mapping[str, Any]) -> str:
         words.append(f"{done}/{total}" if total else str(done))
     elif fraction is not None:
         words.append(f"{fraction:.0%}")
-    words += [f"{name}={_short(value)}" for name, value in (progress.get("metrics") or {}).items()]
+    metrics = (progress.get("metrics") or {}).items()
+    words += [f"{name}={_short(value)}" for name, value in metrics if not isinstance(value, (dict, list, tuple))]
     words.append(str(progress.get("message") or ""))
     return " ".join(word for word in words if word)
 
