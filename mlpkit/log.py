@@ -105,15 +105,14 @@ def with_request_id(uuid: str, trace: str = "", **about: str) -> Iterator[None]:
     `trace` is the `traceparent` that belongs to it; `about` is added to the `subject` of the lines.
     """
     token = request_id.set(printable_uuid(uuid))
-    trace_token = traceparent.set(trace) if trace else None
+    trace_token = traceparent.set(trace)
     subject_token = subject.set({**subject.get(), **about}) if about else None
     try:
         yield
     finally:
         flush_author_streams()
         request_id.reset(token)
-        if trace_token is not None:
-            traceparent.reset(trace_token)
+        traceparent.reset(trace_token)
         if subject_token is not None:
             subject.reset(subject_token)
 

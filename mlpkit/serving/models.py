@@ -471,7 +471,7 @@ class Models:
         return model
 
     async def _load_model(self, model: ModelState, log_uuid: str) -> None:
-        with with_request_id(log_uuid, algorithm=model.algorithm.name, model_id=model.model_id):
+        with with_request_id(log_uuid, traceparent.get(), algorithm=model.algorithm.name, model_id=model.model_id):
             started = time.monotonic()
             options = model.algorithm.load_options
             isolated = options.isolated and self._settings.workers > 0

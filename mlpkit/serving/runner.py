@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from mlpkit.injection import Plan, ProcessScope, Services, async_user_code, user
 from mlpkit.log import flush_author_streams, logger, request_id, traceparent, with_request_id
 from mlpkit.serving.messages import Failure, Item, Predict, Reply, Result
 from mlpkit.settings import Settings
+from mlpkit.tracing import is_on, note_failure, span
 
 Arguments = dict[str, object]
 Decoded = tuple[int, Arguments]
@@ -99,7 +101,8 @@ class PredictRunner:
         elif plan.is_generator:
             results = [self._generated(plan, request.id, item) for item in request.items]
         else:
-            results = [self._single(plan, item) for item in request.items]
+            single = self._traced_single if is_on() and request.items[0].traceparent else self._single
+            results = [single(plan, item) for item in request.items]
         self.seconds = time.perf_counter() - started
         self.send(Reply(request.id, results, self.seconds))
 
@@ -136,9 +139,22 @@ class PredictRunner:
             traceparent.reset(trace_token)
             request_id.reset(token)
 
+    def _traced_single(self, plan: Plan, item: Item) -> Result:
+        with self._in_span([item]):
+            return self._single(plan, item)
+
+    @contextmanager
+    def _in_span(self, items: list[Item]) -> Iterator[None]:
+        """Lets the items of a call belong to the trace of the first."""
+        trace = items[0].traceparent
+        # Rows of an evaluation and examples have no trace of their own.
+        spanned = span("predict", model_id=self.model_id, items=len(items)) if trace else nullcontext()
+        with with_request_id(_uuids(items), trace), spanned:
+            yield
+
     def _generated(self, plan: Plan, id: int, item: Item) -> Result:
         """`_single` for a `predict` that yields its answer in parts."""
-        with with_request_id(item.log_uuid, item.traceparent):
+        with self._in_span([item]):
             try:
                 fields = self._fields(item)
                 with plan.complete(plan.decode(fields), fields, self._services, self._scope) as call:
@@ -157,7 +173,7 @@ class PredictRunner:
 
     async def _generated_async(self, plan: Plan, id: int, item: Item) -> Result:
         """`_generated` for an `async` generator."""
-        with with_request_id(item.log_uuid, item.traceparent):
+        with self._in_span([item]):
             try:
                 fields = self._fields(item)
                 with plan.complete(plan.decode(fields), fields, self._services, self._scope) as call:
@@ -179,7 +195,7 @@ class PredictRunner:
         results, good = self._decoded(plan, items)
         if good:
             answers: list[Any] | BaseException
-            with with_request_id(_uuids(items, good)):
+            with self._in_span([items[index] for index, _ in good]):
                 try:
                     with self._completed(plan, good) as call:
                         answers = _of_length(user_code(plan.function, **call.arguments), len(good))
@@ -201,7 +217,7 @@ class PredictRunner:
 
     async def _single_async(self, plan: Plan, item: Item) -> Result:
         """`_single` for an `async` handler."""
-        with with_request_id(item.log_uuid, item.traceparent):
+        with self._in_span([item]):
             try:
                 fields = self._fields(item)
                 with plan.complete(plan.decode(fields), fields, self._services, self._scope) as call:
@@ -215,7 +231,7 @@ class PredictRunner:
         results, good = self._decoded(plan, items)
         if good:
             answers: list[Any] | BaseException
-            with with_request_id(_uuids(items, good)):
+            with self._in_span([items[index] for index, _ in good]):
                 try:
                     with self._completed(plan, good) as call:
                         answers = _of_length(await async_user_code(plan.function, **call.arguments), len(good))
@@ -316,6 +332,7 @@ class PredictRunner:
         if isinstance(error, asyncio.CancelledError):
             # Nobody cancels a prediction: something that the handler awaited was cancelled.
             error = UserCodeError("CancelledError")
+        note_failure(error)
         if not isinstance(error, MlpkitError):
             logger.error("predict of model {!r} failed inside mlpkit", self.model_id, exception=error)
             return Failure.of(MlpkitError(f"internal error: {error}"))
@@ -358,8 +375,8 @@ async def advance(generator: Any) -> Any:
     return await anext(generator, _END)
 
 
-def _uuids(items: list[Item], good: list[Decoded]) -> str:
-    return ",".join(items[index].log_uuid for index, _ in good[:_MOST_UUIDS])
+def _uuids(items: list[Item]) -> str:
+    return ",".join(item.log_uuid for item in items[:_MOST_UUIDS])
 
 
 def _merged(plan: Plan, good: list[Decoded]) -> Arguments:

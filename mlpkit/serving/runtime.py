@@ -65,6 +65,7 @@ from mlpkit.serving.runner import PredictRunner
 from mlpkit.serving.stores import Stores
 from mlpkit.settings import Settings, decode_settings
 from mlpkit.storage import Manifest, ModelDir, Storage, open_model, without_outer_slashes
+from mlpkit.tracing import note_failure, span
 
 _STOP_SECONDS = 5.0
 """How long a worker gets to close its models after it was asked to stop."""
@@ -239,10 +240,12 @@ class WorkerRuntime:
         """Answers a request with what a function makes of it; never raises."""
         request, function = call
         started = time.perf_counter()
-        with with_request_id(request.log_uuid, request.traceparent):
+        name = request.hook if isinstance(request, RunHook) else type(request).__name__.lower()
+        with with_request_id(request.log_uuid, request.traceparent), span(name):
             try:
                 result: Result = function(request)
             except MlpkitError as error:
+                note_failure(error)
                 result = Failure.of(error)
             except Exception as error:
                 logger.exception("{} failed inside mlpkit", type(request).__name__)

@@ -21,6 +21,7 @@ from mlpkit.injection import service
 from mlpkit.settings import Settings
 from mlpkit.storage.paths import ObjectStat, checked_key, checked_path, checked_prefix
 from mlpkit.storage.store import Store, Threads, check_store, objects_below, store_of
+from mlpkit.tracing import span
 
 if TYPE_CHECKING:
     from mlpkit.storage.copies import Copies
@@ -75,7 +76,8 @@ class Storage:
         time, except with `ask`.
         """
         bucket, key = checked_path(path)
-        return self._parts().copies.of_object(bucket, key, ask=ask)
+        with span("storage fetch", "client", path=path):
+            return self._parts().copies.of_object(bucket, key, ask=ask)
 
     def fetch_dir(self, prefix: str, *, only: Collection[str] | None = None, ask: bool = False) -> Path:
         """A local, read-only folder with the objects below the prefix.
@@ -89,7 +91,8 @@ class Storage:
             ObjectNotFound: there is nothing below the prefix, or one of `only` is missing; the message names it.
         """
         bucket, start = checked_prefix(prefix)
-        return self._parts().copies.of_folder(bucket, start, only, ask=ask)
+        with span("storage fetch_dir", "client", path=prefix):
+            return self._parts().copies.of_folder(bucket, start, only, ask=ask)
 
     def save(self, local: str | os.PathLike[str], path: str) -> None:
         """Stores a local file under the path.
@@ -105,7 +108,8 @@ class Storage:
         source = Path(local)
         if not source.is_file():
             raise FileNotFoundError(f"{source} cannot be saved to {path}: it is not a file")
-        self._save(source, bucket, key)
+        with span("storage save", "client", path=path):
+            self._save(source, bucket, key)
 
     def save_dir(self, local: str | os.PathLike[str], prefix: str, *, only: Collection[str] | None = None) -> None:
         """Stores the files of a local folder below the prefix.
@@ -125,12 +129,13 @@ class Storage:
         if missing:
             raise FileNotFoundError(f"{Path(local, missing[0])} cannot be saved to {prefix}: it does not exist")
         chosen = {checked_key(start + name): files[name] for name in (files if only is None else only)}
-        self._parts().threads.transfer(
-            list(chosen.items()),
-            size=lambda item: item[1].stat().st_size,
-            move=lambda item: self._save(item[1], bucket, item[0]),
-            large=_LARGE_UPLOAD,
-        )
+        with span("storage save_dir", "client", path=prefix, files=len(chosen)):
+            self._parts().threads.transfer(
+                list(chosen.items()),
+                size=lambda item: item[1].stat().st_size,
+                move=lambda item: self._save(item[1], bucket, item[0]),
+                large=_LARGE_UPLOAD,
+            )
 
     def open(self, path: str) -> BinaryIO:
         """The object's content, open for reading.

@@ -51,6 +51,7 @@ from mlpkit.processes import (
 from mlpkit.script import absolute_search_path, import_app
 from mlpkit.settings import Settings, decode_settings, encode_settings
 from mlpkit.storage import Manifest, discard_model, open_storage, settings_for
+from mlpkit.tracing import note_failure, span
 from mlpkit.training.engine import JobRun, ProcessUsage
 from mlpkit.training.job import Job, JobOutcome, in_log_of
 from mlpkit.training.joblog import BARS_SHARE, file_name
@@ -537,8 +538,10 @@ def main() -> None:
     capture_output(report.line, process="train", level=settings.log_level, on_redrawn=report.redrawn)
     sys.argv = [start.target]
     sys.path[:] = start.sys_path
-    with in_log_of(start.job):
+    with in_log_of(start.job), span("train", model_id=start.job.model_id, attempt=start.job.attempt):
         outcome = _run(start, settings, report)
+        if outcome.state == "error":
+            note_failure(MlpkitError(outcome.message))
     flush_streams()
     report.progress.close()
     report.ended(outcome)

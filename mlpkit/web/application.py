@@ -14,7 +14,8 @@ from time import perf_counter, time
 from typing import TYPE_CHECKING
 
 from mlpkit.errors import MalformedBody, Overloaded, ServiceStopping, Unauthorized
-from mlpkit.log import LogLine, logger, printable_uuid, read_traceparent, request_id, trace_id_of
+from mlpkit.log import LogLine, logger, printable_uuid, read_traceparent, request_id, trace_id_of, traceparent
+from mlpkit.tracing import is_on, span
 from mlpkit.web.page import PAGE_FILES, PageRoutes
 from mlpkit.web.predict import PredictEndpoint
 from mlpkit.web.request import CLIENT_CLOSED, CLOSE, ClientGone, RequestContext, RequestCounts, failed, printable_path
@@ -60,6 +61,7 @@ class Application:
         page = PageRoutes(dependencies, counts)
         self.history = page.history
         self.router = build_router(dependencies, self.predict, counts, page)
+        self._traces = is_on()
         self._count = counts.add
         self._log = dependencies.log
         self._state = dependencies.state
@@ -82,7 +84,10 @@ class Application:
         try:
             self.admit(context)
             context.bind()
-            await self.router(scope, receive, send)
+            if self._traces and (context.traceparent or context.method in ("POST", "PUT")):
+                await self._traced(scope, receive, send)
+            else:
+                await self.router(scope, receive, send)
         except ClientGone:
             context.status = CLIENT_CLOSED
         except Exception as error:
@@ -94,6 +99,18 @@ class Application:
             if context.route in _AUDITED and context.method in ("POST", "PUT"):
                 self._audit(context)
             request_id.reset(bound)
+
+    async def _traced(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request within a span, which becomes its trace."""
+        context: RequestContext = scope["context"]
+        with span(context.method, "server", request_id=context.request_id) as current:
+            context.traceparent = traceparent.get()
+            await self.router(scope, receive, send)
+            current.update_name(f"{context.method} {context.route}")
+            current.set_attribute("http.response.status_code", context.status)
+            current.set_attribute("mlpkit.outcome", context.word)
+            for name, value in context.subject.items():
+                current.set_attribute(f"mlpkit.{name}", value)
 
     def admit(self, context: RequestContext) -> None:
         """Reads the headers, and refuses what may not enter.

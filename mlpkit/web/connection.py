@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 
 from mlpkit.errors import MlpkitError
 from mlpkit.processes import LONG
+from mlpkit.tracing import is_on
 from mlpkit.web.request import ABORT, CLIENT_CLOSED, CLOSE, RequestContext
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ class Connection(HttpToolsProtocol):
         self._predict = application.predict
         self._predict_path = application.predict_path
         self._raw_predict_path = application.predict_path.encode()
-        self._has_shortcut = application.settings.predict_shortcut
+        # A span lasts as long as a call; a prediction on the short way is none.
+        self._has_shortcut = application.settings.predict_shortcut and not is_on()
         self._held: _HeldRequest | None = None
         """The prediction whose body is being read."""
         self._deadline: TimerHandle | None = None
