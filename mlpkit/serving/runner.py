@@ -145,7 +145,7 @@ class PredictRunner:
 
     @contextmanager
     def _in_span(self, items: list[Item]) -> Iterator[None]:
-        """Lets the items of a call belong to the trace of the first."""
+        """Lets a call belong to the trace of its first item."""
         trace = items[0].traceparent
         # Rows of an evaluation and examples have no trace of their own.
         spanned = span("predict", model_id=self.model_id, items=len(items)) if trace else nullcontext()
