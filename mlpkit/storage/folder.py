@@ -63,6 +63,12 @@ class FolderStore:
                 copy.write(chunk)
         return combined(digest.blocks)
 
+    def read(self, bucket: str, key: str, most: int) -> tuple[str, bytes]:
+        stat = self.stat(bucket, key)
+        if stat.size > most:
+            raise StorageError(f"{self._place}: {stat.path} has more than {most} bytes")
+        return stat.etag, b"".join(self._content(stat))
+
     def upload(self, source: Path, bucket: str, key: str) -> None:
         with self._translated(bucket, key):
             if not (self._root / bucket).is_dir():

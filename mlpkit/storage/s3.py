@@ -142,6 +142,22 @@ class S3Store:
             blocks = threads.each(lambda part: self._fetch_range(stat, *part, file.fileno()), ranges)
             return combined(block for part in blocks for block in part)
 
+    def read(self, bucket: str, key: str, most: int) -> tuple[str, bytes]:
+        def attempt(left: float) -> tuple[str, bytes]:
+            response = self._client.get_object(bucket_name=bucket, object_name=key)
+            try:
+                if int(response.headers.get("content-length", 0)) > most:
+                    raise StorageError(f"{self._place}: {bucket}/{key} has more than {most} bytes")
+                return response.headers.get("etag", "").strip('"'), response.read()
+            except ProtocolError as error:
+                raise _BrokenBody(*error.args) from error
+            finally:
+                response.close()
+                response.release_conn()
+
+        with translated(self._place, bucket, key, "s3:GetObject"):
+            return current_limits(self._limits).call(attempt, on=(_BrokenBody,))
+
     def upload(self, source: Path, bucket: str, key: str) -> None:
         size = source.stat().st_size
         least = -(-size // _MOST_PARTS)

@@ -9,7 +9,6 @@ import builtins
 import contextlib
 import itertools
 import os
-import tempfile
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -169,17 +168,16 @@ class Storage:
         """The names before the first slash of the bucket's keys, in order."""
         return list(self._parts().store.folders(checked_prefix(bucket)[0]))
 
-    def read(self, stat: ObjectStat) -> bytes:
-        """The content of a small object, which does not enter the cache.
+    def read(self, path: str, most: int) -> tuple[str, bytes]:
+        """The etag and the content of an object of at most `most` bytes.
+
+        It is one request, and does not enter the cache.
 
         Raises:
-            StorageError: the object has changed since its `stat`, or the store cannot be used.
+            StorageError: the object is larger, or the store cannot be used.
         """
-        parts = self._parts()
-        with tempfile.TemporaryDirectory(prefix="mlpkit-read-") as folder:
-            target = Path(folder, "content")
-            parts.store.download(stat, target, parts.threads)
-            return target.read_bytes()
+        bucket, key = checked_path(path)
+        return self._parts().store.read(bucket, key, most)
 
     def delete(self, path: str, recursive: bool = False) -> int:
         """Removes the object, and with `recursive` everything below it.

@@ -105,6 +105,12 @@ class Store(Protocol):
         Raises ObjectNotFound, or ObjectChanged if the object has another etag by now.
         """
 
+    def read(self, bucket: str, key: str, most: int) -> tuple[str, bytes]:
+        """The etag and the content of an object of at most `most` bytes.
+
+        It is one request. Raises ObjectNotFound, or StorageError if the object is larger.
+        """
+
     def upload(self, source: Path, bucket: str, key: str) -> None:
         """Stores the file under the key.
 

@@ -1,12 +1,13 @@
 """Which models are in the model bucket: a list in pages.
 
 Listing the bucket's folders costs one request per 1,000 models, but tells nothing except their names. What else is
-shown stands in the manifests, and reading one costs two requests. So what was read is kept, with the manifest's etag:
+shown stands in the manifests, and reading one costs a request. So what was read is kept, with the manifest's etag:
 
 - in this process, and
 - for other services and after a restart, in one object of the bucket, `mlpkit.index.json`.
 
-Neither is ever trusted alone: the folders are listed, and each model of a page is compared by etag with its manifest.
+Neither is trusted for long: the folders are listed, and each model of a page is compared by etag with its manifest,
+unless that was done a moment ago.
 So the object may be old, lost, or written by several services at the same time: that costs time, not truth.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import math
 import tempfile
 import threading
 import time
@@ -37,6 +39,8 @@ _AT_ONCE = 16
 """Manifests that are asked for at the same time."""
 _LISTED_SECONDS = 2.0
 """How long a list of the folders is used again. After one that took long, five times as long as it took."""
+_CHECKED_SECONDS = 2.0
+"""How long a manifest that was read or compared is not compared again."""
 _FILL_SECONDS = 1.0
 """How long a request waits for manifests that are not known yet; the others are read in the background."""
 _CHUNK = 64
@@ -45,6 +49,7 @@ _WORTH_WRITING = 100
 _LOOKED_AGAIN = 200
 """Folders without a manifest that are looked at again in each round: their upload may have ended."""
 _LARGEST_INDEX = 256 << 20
+_LARGEST_MANIFEST = 64 << 20
 
 
 class StoredModel(msgspec.Struct, frozen=True):
@@ -95,6 +100,8 @@ class StoredModels:
         self._folders: set[str] = set()
         self._fresh_until = 0.0
         self._known: dict[str, _Known] = {}
+        self._compared: dict[str, float] = {}
+        """When a manifest was last read or compared (`time.monotonic`)."""
         self._absent: dict[str, float] = {}
         """Folders without a readable manifest, and when they were looked at (`time.monotonic`), the oldest first."""
         self._has_index = False
@@ -156,6 +163,7 @@ class StoredModels:
             self._folders = set(self._storage.folders(self._bucket))
         for gone in [model_id for model_id in list(self._known) if model_id not in self._folders]:
             self._known.pop(gone, None)
+            self._compared.pop(gone, None)
         for gone in [model_id for model_id in list(self._absent) if model_id not in self._folders]:
             self._absent.pop(gone, None)
         if not self._has_index:
@@ -181,28 +189,31 @@ class StoredModels:
             self._write_index()
 
     def _read(self, model_id: str) -> StoredModel | None:
-        """A model as its manifest says now; None if it has none."""
+        """A model as its manifest says; None if it has none."""
+        known = self._known.get(model_id)
+        started = time.monotonic()
+        if known is not None and started - self._compared.get(model_id, -math.inf) < _CHECKED_SECONDS:
+            return known.model
         try:
-            stat = self._storage.stat(f"{self._bucket}/{checked_name(model_id)}/{MANIFEST}")
-            known = self._known.get(model_id)
-            if known is None or known.etag != stat.etag:
-                manifest = msgspec.json.decode(self._storage.read(stat), type=Manifest)
-                known = _Known(stat.etag, _model_of(manifest, model_id))
+            path = f"{self._bucket}/{checked_name(model_id)}/{MANIFEST}"
+            if known is None or known.etag != self._storage.stat(path).etag:
+                etag, content = self._storage.read(path, _LARGEST_MANIFEST)
+                known = _Known(etag, _model_of(msgspec.json.decode(content, type=Manifest), model_id))
         except (ObjectNotFound, ArgumentError, msgspec.MsgspecError):
             self._known.pop(model_id, None)
             self._absent.pop(model_id, None)
             self._absent[model_id] = time.monotonic()
             return None
         self._known[model_id] = known
+        self._compared[model_id] = started
         self._absent.pop(model_id, None)
         return known.model
 
     def _read_index(self) -> None:
         try:
-            stat = self._storage.stat(f"{self._bucket}/{INDEX}")
-            if stat.size <= _LARGEST_INDEX:
-                known = msgspec.json.decode(self._storage.read(stat), type=list[_Known])
-                self._known = {entry.model.model_id: entry for entry in known if entry.model.model_id in self._folders}
+            _, content = self._storage.read(f"{self._bucket}/{INDEX}", _LARGEST_INDEX)
+            known = msgspec.json.decode(content, type=list[_Known])
+            self._known = {entry.model.model_id: entry for entry in known if entry.model.model_id in self._folders}
         except ObjectNotFound:
             pass
         except (StorageError, msgspec.MsgspecError) as error:

@@ -33,6 +33,11 @@ class MemoryStore:
         target.write_bytes(self._found(stat.bucket, stat.key)[0])
         return ""
 
+    def read(self, bucket: str, key: str, most: int) -> tuple[str, bytes]:
+        content, _ = self._found(bucket, key)
+        assert len(content) <= most
+        return self.stat(bucket, key).etag, content
+
     def upload(self, source: Path, bucket: str, key: str) -> None:
         with self._lock:
             if bucket not in self._objects:
