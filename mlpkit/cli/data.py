@@ -33,10 +33,13 @@ def data() -> None:
 @data.command("check")
 @click.argument("file", metavar="FILE", type=FILE)
 @click.option("--kind", "-k", metavar="KIND", help=f"Kind of the algorithm: {', '.join(KINDS)}.")
+@click.option("--test", type=FILE, metavar="FILE", help="Test rows: checked too, and compared with FILE.")
 @click.option("--app", metavar="TARGET", help="Your app: its algorithm has a kind, or it registers one of your own.")
 @algorithm_name
 @as_json
-def check_data(file: Path, kind: str | None, app: str | None, algorithm: str | None, as_json: bool) -> None:
+def check_data(
+    file: Path, kind: str | None, test: Path | None, app: str | None, algorithm: str | None, as_json: bool
+) -> None:
     """Find what is wrong with training data.
 
     FILE has a row a line. The command looks for broken rows, files in another format or encoding, contradictions and
@@ -48,15 +51,21 @@ def check_data(file: Path, kind: str | None, app: str | None, algorithm: str | N
     Examples:
       mlpkit data check reviews.tsv --kind text_classification
       mlpkit data check reviews.tsv --app sentiment.py
+      mlpkit data check reviews.tsv --kind text_classification --test test.tsv
     """
-    from mlpkit.formats import check_rows
+    from mlpkit.formats import check_rows, check_test_rows
 
-    report = check_rows(file, _kind(kind, app, algorithm))
+    known_kind = _kind(kind, app, algorithm)
+    report = check_rows(file, known_kind)
+    tested = check_test_rows(test, known_kind, file) if test is not None else None
     if as_json:
-        print(msgspec.json.encode(report).decode())
+        more = {} if tested is None else {"test": tested}
+        print(msgspec.json.encode({**msgspec.to_builtins(report), **more}).decode())
     else:
         _show(report)
-    sys.exit(1 if report.fatal else 0)
+        if tested is not None:
+            _show(tested)
+    sys.exit(1 if report.fatal or (tested is not None and tested.fatal) else 0)
 
 
 def _kind(kind: str | None, app: str | None, algorithm: str | None) -> str:

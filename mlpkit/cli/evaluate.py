@@ -6,7 +6,6 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,22 +120,22 @@ def _compared(
 ) -> ComparedModels:
     from mlpkit.training import Evaluation
 
-    evaluations = [Evaluation(model) for model in models]
+    reports = []
+    rights: list[list[bool | None]] = []
+    for model_id, model in zip(ids, models, strict=True):
+        evaluation = Evaluation(model)
+        rights.append([])
+        metrics = evaluation.run(_rows(algorithm, data), note=rights[-1].append)
+        reports.append(evaluation.report(**_known(model_id, algorithm, data), metrics=metrics))
     only = [0, 0]
     different: list[DifferentRow] = []
-    first_rows, second_rows = tee(_rows(algorithm, data))
-    for first, second in zip(models[0].answers(first_rows), models[1].answers(second_rows), strict=True):
-        rights = [evaluation.add(tested) for evaluation, tested in zip(evaluations, (first, second), strict=True)]
-        if None in rights or rights[0] == rights[1]:
+    for (line, row), *right in zip(_rows(algorithm, data), *rights, strict=True):
+        if None in right or right[0] == right[1]:
             continue
-        winner = 0 if rights[0] else 1
+        winner = 0 if right[0] else 1
         only[winner] += 1
         if len(different) < _MOST_DIFFERENT:
-            different.append(DifferentRow(first.line, msgspec.to_builtins(first.row), winner + 1))
-    reports = [
-        evaluation.report(**_known(model_id, algorithm, data))
-        for evaluation, model_id in zip(evaluations, ids, strict=True)
-    ]
+            different.append(DifferentRow(line, msgspec.to_builtins(row), winner + 1))
     return ComparedModels((reports[0], reports[1]), only[0], only[1], mcnemar(only[0], only[1]), different)
 
 

@@ -200,7 +200,8 @@ class Measure(Protocol):
 class LabelMeasure:
     """Measures one label for each sentence.
 
-    Of an answer the label with the highest score counts.
+    Of an answer the label with the highest score counts. Rows need `sentence`, `label` and `posneg`, and answers are
+    lists of labels with scores.
     """
 
     def __init__(self) -> None:

@@ -15,6 +15,7 @@ import anyio
 from mlpkit.errors import MlpkitError, ServiceStopping
 from mlpkit.log import logger, with_request_id
 from mlpkit.platform.database import Database, WantedAlias
+from mlpkit.platform.gate import Gate
 from mlpkit.serving import Alias, Aliases
 
 _LONGEST_RETRY = 300.0
@@ -39,10 +40,13 @@ class AliasFollower:
     Used on one event loop.
     """
 
-    def __init__(self, database: Database, aliases: Aliases, algorithms: Iterable[str], period: float) -> None:
+    def __init__(
+        self, database: Database, aliases: Aliases, algorithms: Iterable[str], gate: Gate, period: float
+    ) -> None:
         self._database = database
         self._aliases = aliases
         self._algorithms = list(algorithms)
+        self._gate = gate
         self._period = period
         self._desired: dict[str, WantedAlias] | None = None
         self._read = 0.0
@@ -92,6 +96,8 @@ class AliasFollower:
         try:
             with with_request_id("checker"):
                 if wanted is not None:
+                    # The replica that was asked has done so, but rows may also be written by hand.
+                    await self._gate.check(wanted.algorithm, wanted.model_id)
                     await self._aliases.move(wanted.algorithm, wanted.alias, wanted.model_id)
                 elif present is not None:
                     await self._aliases.remove(present.algorithm, present.alias)

@@ -8,25 +8,21 @@ changes.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import anyio
 import anyio.to_thread
 
-from mlpkit.algorithm import Algorithm
-from mlpkit.errors import BelowGate, DatabaseError, JournalError, MlpkitError, ServiceStopping, StorageError
+from mlpkit.errors import DatabaseError, JournalError, MlpkitError, ServiceStopping
 from mlpkit.log import level_of_failure, logger, with_request_id
 from mlpkit.platform.aliases import AliasFollower
 from mlpkit.platform.database import Change, Database
+from mlpkit.platform.gate import Gate
 from mlpkit.platform.notes import FollowedModel, Notes
 from mlpkit.platform.rows import RowProblems, checked
 from mlpkit.serving import Models
-from mlpkit.settings import Settings
-from mlpkit.storage import ModelDir, Storage, gate_problem
-from mlpkit.training import takes
 
 Start = Callable[..., object]
 """Starts a coroutine function with its arguments as a task."""
@@ -35,11 +31,6 @@ _AT_ONCE = 8
 _LONGEST_RETRY = 300.0
 _SAME_SECOND = 1.0
 """How many seconds after a change the rows are read again: a second change may have the same time."""
-
-
-def _has_files(algorithm: Algorithm) -> bool:
-    """Whether models of the algorithm may be folders in the store."""
-    return any(plan is not None and takes(plan, ModelDir) for plan in map(algorithm.plan, ("load", "train")))
 
 
 @dataclass(eq=False)
@@ -107,25 +98,21 @@ class Checker:
         notes: Notes,
         models: Models,
         aliases: AliasFollower,
-        algorithms: Mapping[str, Algorithm],
-        storage: Storage,
-        settings: Settings,
+        algorithms: Iterable[str],
+        gate: Gate,
+        period: float,
     ) -> None:
         self._database = database
         self._notes = notes
         self._models = models
         self._aliases = aliases
         self._algorithms = list(algorithms)
-        # Only their models have a manifest: asking for those of a thousand others takes longer than their loads.
-        self._with_files = {name for name, algorithm in algorithms.items() if _has_files(algorithm)}
-        self._storage = storage
-        self._settings = settings
-        self._period = settings.checker_period
+        self._gate = gate
+        self._period = period
         self._seen: dict[str, _Seen] = {}
         self._desired: dict[str, DesiredModel] = {}
         self._noted: dict[str, FollowedModel] = {}
         self._limiter = anyio.CapacityLimiter(_AT_ONCE)
-        self._store_threads = anyio.CapacityLimiter(_AT_ONCE)
         self._starting = "the models have not been compared with the database yet"
         self._scope = anyio.CancelScope()
         self.row_problems = RowProblems()
@@ -288,24 +275,13 @@ class Checker:
         elif here is not None and (here != algorithm or desired.has_moved):
             await self._models.unload(desired.model_id)
             desired.loaded_from = None
-        if wanted and here is None and algorithm in self._with_files:
-            await self._check_gate(desired.model_id, path)
+        if wanted and here is None:
+            await self._gate.check(algorithm, desired.model_id, path)
         if wanted:
             await self._models.load(algorithm, desired.model_id, path, failures=desired.failures)
             desired.loaded_from = path or ""
         elif not desired.wanted:
             del self._desired[desired.model_id]
-
-    async def _check_gate(self, model_id: str, path: str | None) -> None:
-        """Refuses a model below its gate.
-
-        If the store cannot be asked, the load says why.
-        """
-        with contextlib.suppress(StorageError):
-            arguments = (self._storage, self._settings, model_id, path)
-            problem = await anyio.to_thread.run_sync(gate_problem, *arguments, limiter=self._store_threads)
-            if problem:
-                raise BelowGate(f"it is below its gate: {problem}")
 
     def _note_failure(self, desired: DesiredModel, error: str) -> None:
         desired.failures += 1

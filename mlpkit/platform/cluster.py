@@ -16,6 +16,7 @@ from mlpkit.log import logger
 from mlpkit.platform.aliases import AliasFollower
 from mlpkit.platform.checker import Checker, DesiredModel
 from mlpkit.platform.database import Database
+from mlpkit.platform.gate import Gate
 from mlpkit.platform.notes import Notes
 from mlpkit.platform.outbox import StatusOutbox
 from mlpkit.serving import Alias, Aliases, Models
@@ -43,10 +44,10 @@ class ReplicaSync:
         self._algorithms = algorithms
         self._models = models
         self._training = training
-        self._storage = storage
         self._leads = settings.sync == "lead"
         self._database = Database(settings)
-        self._followed_aliases = AliasFollower(self._database, aliases, algorithms, settings.checker_period)
+        self._gate = Gate(algorithms, storage, settings)
+        self._followed_aliases = AliasFollower(self._database, aliases, algorithms, self._gate, settings.checker_period)
         self._checker: Checker | None = None
 
     async def open(self) -> None:
@@ -70,8 +71,8 @@ class ReplicaSync:
                 self._models,
                 self._followed_aliases,
                 self._algorithms,
-                self._storage,
-                self._settings,
+                self._gate,
+                self._settings.checker_period,
             )
 
     async def run(self) -> None:

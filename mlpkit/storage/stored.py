@@ -42,7 +42,8 @@ _LISTED_SECONDS = 2.0
 _CHECKED_SECONDS = 2.0
 """How long a manifest that was read or compared is not compared again."""
 _FILL_SECONDS = 1.0
-"""How long a request waits for manifests that are not known yet; the others are read in the background."""
+"""How long a list and the manifests that are not known yet take together; the others are read in the background."""
+_LEAST_FILL_SECONDS = 0.3
 _CHUNK = 64
 _WORTH_WRITING = 100
 """After this many newly read manifests the index is written again: fewer are quickly read again."""
@@ -147,12 +148,13 @@ class StoredModels:
 
         Gives how many are left.
         """
+        started = time.monotonic()
         with self._listing:
             if time.monotonic() >= self._fresh_until:
                 self._list()
         filling = self._filling
         if filling is not None:
-            wait([filling], timeout=_FILL_SECONDS)
+            wait([filling], timeout=max(_LEAST_FILL_SECONDS, started + _FILL_SECONDS - time.monotonic()))
             if filling.done():
                 filling.result()
         return len(self._folders.difference(self._known, self._absent))

@@ -57,7 +57,7 @@ class FakeTrainData(TrainData):
     Args:
         rows: what `rows()` gives, such as `[ClassificationRow("a fine day", "good")]`; or the path of a file.
         kind: the kind of the algorithm: of the file's rows, or of the file that `path` writes the rows to.
-        folder: where `path` may write; only needed by handlers that use `path`.
+        folder: where `path` and `check` may write; only needed if a handler or a test uses them.
         test_rows: what `test_rows()` gives: rows, or the path of a file.
         dictionary: the file that `dictionary()` gives.
         extra: the file that `extra()` gives.
@@ -75,19 +75,20 @@ class FakeTrainData(TrainData):
         extra: Path | None = None,
         pretrained: Path | None = None,
     ) -> None:
-        test_file = test_rows if isinstance(test_rows, Path) else None
-        LocalFiles(None, dictionary, extra, pretrained, test_file).check()
+        given = test_rows if isinstance(test_rows, Path) else None
+        LocalFiles(None, dictionary, extra, pretrained, given).check()
         self.kind = kind
         self.location = "data.tsv"
         self._folder = folder
         self._file = rows if isinstance(rows, Path) else None
         self._rows: Sequence[Any] = [] if isinstance(rows, Path) else list(rows)
-        self._test_file = test_file
+        self._given_test_file = given
         self._test_rows: Sequence[Any] = [] if isinstance(test_rows, Path) else list(test_rows)
         # What the properties of TrainData read.
         self._bucket = ""
+        self._name = self.location
         self._options = TrainOptions()
-        self._test_path = "test.tsv" if test_file is not None or self._test_rows else None
+        self._test_path = "test.tsv" if given is not None or self._test_rows else None
         self.test_report = None
         self._dictionary = dictionary
         self._extra = extra
@@ -96,13 +97,7 @@ class FakeTrainData(TrainData):
     @cached_property
     def path(self) -> Path:
         """The file, or the rows written to one."""
-        if self._file is not None:
-            return self._file
-        if self._folder is None:
-            raise ArgumentError("FakeTrainData needs folder= if a handler asks for data.path")
-        file = self._folder / self.location
-        write_rows(file, self.kind, self._rows)
-        return file
+        return self._file or self._written(self.location, self._rows)
 
     @cached_property
     def etag(self) -> str:
@@ -115,9 +110,23 @@ class FakeTrainData(TrainData):
 
     def numbered_test_rows(self) -> Iterator[tuple[int, Any]]:
         """The test rows with their lines, from 1; `test_rows()` gives them without."""
-        if self._test_file is None:
+        if self._given_test_file is None:
             return iter(enumerate(self._test_rows, 1))
-        return read_numbered_rows(self._test_file, self.kind)
+        return read_numbered_rows(self._given_test_file, self.kind)
+
+    @cached_property
+    def _test_file(self) -> Path | None:
+        if self._given_test_file is not None or not self._test_rows:
+            return self._given_test_file
+        return self._written("test.tsv", self._test_rows)
+
+    def _written(self, name: str, rows: Sequence[Any]) -> Path:
+        """A file with the rows."""
+        if self._folder is None:
+            raise ArgumentError("FakeTrainData needs folder= for data.path and data.check()")
+        file = self._folder / name
+        write_rows(file, self.kind, rows)
+        return file
 
     def dictionary(self) -> Path | None:
         """The file that was given as `dictionary`, or None."""

@@ -96,7 +96,9 @@ class Checkpoint(os.PathLike[str]):
             raise ArgumentError(f"the checkpoint is empty: write your state into {self.path} before you call save()")
         fraction = self._progress.snapshot().fraction
         try:
-            with self._progress.stage("save checkpoint"):
+            with self._progress.stage("save checkpoint") as saving:
+                # How far the training is, is shown meanwhile too.
+                saving.fraction = fraction
                 self._upload(fraction)
         except StorageError as error:
             pause = max(self._period, _PAUSE_AFTER_FAILURE)

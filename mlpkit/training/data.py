@@ -100,8 +100,8 @@ class TrainData:
 
     def numbered_test_rows(self) -> Iterator[tuple[int, Any]]:
         """The test rows with their lines, from 1."""
-        if self._test_path is not None:
-            return read_numbered_rows(self._storage.fetch(self._test_path), self.kind, name=self._test_name)
+        if self._test_file is not None:
+            return read_numbered_rows(self._test_file, self.kind, name=self._test_name)
         if not self._held_out:
             return iter(())
         return self._rows_of_file(self.path, self._name, are_held_out=True)
@@ -117,6 +117,11 @@ class TrainData:
     def test_seed(self) -> int | None:
         """The seed of the share that is held out; None without one."""
         return self._options.test_seed if self._test_path is None and self._options.test is not None else None
+
+    @cached_property
+    def _test_file(self) -> Path | None:
+        """The file of the test rows on this machine, if they have one."""
+        return None if self._test_path is None else self._storage.fetch(self._test_path)
 
     @property
     def _test_name(self) -> str:
@@ -156,9 +161,8 @@ class TrainData:
             DataError: the file cannot be trained on; says where and why.
         """
         _tell(check_rows(self.path, self.kind, name=self._name))
-        if self._test_path is not None:
-            file = self._storage.fetch(self._test_path)
-            self.test_report = check_test_rows(file, self.kind, self.path, name=self._test_name)
+        if self._test_file is not None:
+            self.test_report = check_test_rows(self._test_file, self.kind, self.path, name=self._test_name)
             _tell(self.test_report)
 
     def _beside(self, name: Literal["dict_location", "extra_location"]) -> Path | None:

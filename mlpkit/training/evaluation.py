@@ -291,10 +291,24 @@ class Evaluation:
                 self._failed = FailedRows(0, tested.line, str(tested.error))
                 logger.warning("predict failed for the test row of line {}: {}", tested.line, tested.error)
             self._failed = msgspec.structs.replace(self._failed, rows=self._failed.rows + 1)
-        return None if self._measure is None else self._measure.add(tested.line, tested.row, tested.plain)
+        if self._measure is None:
+            return None
+        try:
+            return self._measure.add(tested.line, tested.row, tested.plain)
+        except AttributeError as error:
+            # The measure of a kind that somebody has registered, with rows of another shape.
+            measure = type(self._measure).__name__
+            raise EvaluationFailed(
+                f"the rows of kind {self.model.algorithm.kind!r} do not fit {measure}: {error}; "
+                "give them what it reads, or the kind a measure of its own"
+            ) from error
 
-    def run(self, rows: Iterable[NumberedRow]) -> dict[str, Any]:
+    def run(
+        self, rows: Iterable[NumberedRow], note: Callable[[bool | None], object] = lambda right: None
+    ) -> dict[str, Any]:
         """Measures all rows; the figures of `@app.evaluate`, if the script has it.
+
+        `note` is told of each row whether the answer is right.
 
         Raises:
             EvaluationFailed: what `predict` answers cannot be measured.
@@ -303,7 +317,7 @@ class Evaluation:
 
         def pairs() -> Iterator[tuple[Any, Any]]:
             for tested in self.model.answers(rows):
-                self.add(tested)
+                note(self.add(tested))
                 yield tested.row, tested.answer
 
         remaining = pairs()

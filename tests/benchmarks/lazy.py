@@ -19,7 +19,8 @@ from mlpkit.settings import load_settings
 from mlpkit.storage import Manifest, open_storage, save_model
 from tests.acceptance.service import RunningService
 from tests.benchmarks.asked import SIZE
-from tests.servers import S3Server, s3_server
+from tests.benchmarks.storage import seaweed_server
+from tests.servers import S3Server
 
 MODELS = 200
 ROOM = 20
@@ -75,7 +76,7 @@ def percentile(seconds: Sequence[float], share: float) -> str:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as name, s3_server(Path(name)) as server:
+    with tempfile.TemporaryDirectory() as name, seaweed_server() as server:
         folder = Path(name)
         ids = store(server, folder)
         weights = [1 / rank for rank in range(1, MODELS + 1)]

@@ -313,6 +313,19 @@ def test_data_check_shows_every_broken_row(mlpkit: Run, folder: Path) -> None:
     assert (wrong.returncode, "did you mean 'text_classification'" in wrong.stderr) == (2, True)
 
 
+def test_data_check_looks_at_test_rows_beside_the_training_data(mlpkit: Run, folder: Path) -> None:
+    (folder / "good.tsv").write_text(GOOD, encoding="utf-8")
+    (folder / "tests.tsv").write_text(GOOD.splitlines()[0] + "\n", encoding="utf-8")
+    (folder / "broken.tsv").write_text("no label\n", encoding="utf-8")
+    command = ("data", "check", "good.tsv", "--kind", "text_classification", "--test")
+
+    good = mlpkit(*command, "tests.tsv")
+    assert (good.returncode, good.stdout.count("it can be trained on")) == (0, 2)
+    report = json.loads(mlpkit(*command, "tests.tsv", "--json").stdout)
+    assert (report["rows"], report["test"]["rows"], report["test"]["warnings"] > 0) == (2, 1, True)
+    assert mlpkit(*command, "broken.tsv").returncode == 1
+
+
 def test_data_check_takes_the_kind_from_the_app(mlpkit: Run, folder: Path) -> None:
     (folder / "talk.py").write_text(TALKATIVE, encoding="utf-8")
     (folder / "good.tsv").write_text(GOOD, encoding="utf-8")

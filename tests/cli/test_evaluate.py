@@ -87,6 +87,17 @@ def test_compare_tells_what_only_one_model_answers_right(trained: Path) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+def test_compare_shows_what_the_author_measures(trained: Path) -> None:
+    measuring = "@app.evaluate\ndef evaluate(pairs):\n    return {'answered': sum(1 for row, answer in pairs)}\n"
+    (trained / "measured.py").write_text(SCRIPT + measuring)
+    done = run(trained, "compare", "measured.py", "first", "second", "--data", "test.tsv", "--json")
+
+    compared = json.loads(done.stdout)
+    assert [report["metrics"] for report in compared["reports"]] == [{"answered": 60.0}] * 2
+    assert (compared["first_only"], compared["second_only"]) == (30, 0)
+    assert {row["line"] % 2 for row in compared["different"]} == {1}
+
+
 def test_file_of_test_rows_that_does_not_exist_is_refused(trained: Path) -> None:
     done = run(trained, "evaluate", "words.py", "--model", "first", "--data", "nothing.tsv")
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from mlpkit import App
 from mlpkit.cli.data import data
-from mlpkit.errors import AnswerError, DataError
+from mlpkit.errors import AnswerError, DataError, EvaluationFailed
 from mlpkit.formats import (
     KINDS,
     BrokenRow,
@@ -33,6 +33,7 @@ from mlpkit.formats import (
     write_rows,
 )
 from mlpkit.testing import FakeTrainData
+from mlpkit.training import Evaluation, ModelUnderTest
 from tests.servers import LONG
 
 
@@ -148,3 +149,23 @@ def test_a_kinds_file_is_imported_when_the_kind_is_used() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONG, check=True)
     assert "mlpkit.formats.classification" in done.stdout
     assert "mlpkit.formats.relation" not in done.stdout
+
+
+def load() -> None:
+    """A model that needs nothing."""
+
+
+def predict(features: dict[str, str]) -> list[Verdict]:
+    return [Verdict(features["left"] == features["right"])]
+
+
+@pytest.mark.usefixtures("pairs")
+def test_a_measure_that_does_not_fit_the_rows_of_a_kind_is_named() -> None:
+    kinds._loaded["text_pairs"] = dataclasses.replace(PAIRS, measure=kind_of("text_classification").measure)
+    app = App("pairs", kind="text_pairs")
+    app.load(load)
+    app.predict(predict)
+    with ModelUnderTest(app, app.build()["pairs"], lambda wanted: wanted(), {"model_id": "m"}) as model:
+        message = r"the rows of kind 'text_pairs' do not fit LabelMeasure: a PairRow has no 'posneg'"
+        with pytest.raises(EvaluationFailed, match=message):
+            Evaluation(model).run([(1, PairRow("a", "b", True))])

@@ -149,11 +149,12 @@ SCRIPT = """
 from __future__ import annotations
 import os, signal, time
 from pathlib import Path
-from mlpkit import App
+from mlpkit import App, ModelDir
 
 folder = Path(__file__).parent
 app = App("it")
 other = app.algorithm("other")
+stored = app.algorithm("stored")
 
 @app.train
 def train(parameters: dict) -> None:
@@ -161,8 +162,13 @@ def train(parameters: dict) -> None:
     if parameters.get("fails"):
         raise ValueError("as it was told")
 
+@stored.train
+def make(out: ModelDir) -> None:
+    (out / "file").touch()
+
 @app.load
 @other.load
+@stored.load
 def load(model_id: str, model_path: str | None) -> str:
     if (folder / f"broken-{model_id}").exists():
         raise ValueError(f"{model_id} is broken")
@@ -173,6 +179,7 @@ def load(model_id: str, model_path: str | None) -> str:
 
 @app.predict
 @other.predict
+@stored.predict
 def predict(model: str) -> str:
     return model
 """

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mlpkit.errors import DatabaseError
 from mlpkit.service import Service
 from tests.platform.conftest import OpenReplica, Platform, predicted, until, until_ready
+from tests.platform.test_checker import store_model
 from tests.servers import LONG
 
 pytestmark = [pytest.mark.anyio]
@@ -62,6 +65,19 @@ async def test_a_replica_whose_load_fails_keeps_the_old_model_and_says_so(
         (replica.settings.home.parent / "broken-bad").unlink()
         await until(lambda: leads_to(replica) == "bad", LONG)
         await until(lambda: replica.state.warnings() == [])
+
+
+async def test_a_replica_follows_no_alias_to_a_model_below_its_gate(
+    open_replica: OpenReplica, small_platform: Platform, tmp_path: Path
+) -> None:
+    async with open_replica(small_platform, "one") as replica:
+        assert replica.cluster is not None
+        await replica.aliases.move("stored", "current", "a", replica.cluster.announce_alias)
+        store_model(tmp_path / "one", "ml-platform-model/bad", below_gate="the model has macro F1 0.5")
+        small_platform.sql("UPDATE model_alias SET model_id = 'bad'")
+        await until(lambda: "below its gate: the model has macro F1 0.5" in "\n".join(replica.state.warnings()))
+        assert await predicted(replica, "stored@current") == '"a from None"'
+        assert set(replica.models.placement()) == {"a"}
 
 
 async def test_a_model_that_the_table_wants_stays_when_its_alias_leaves(

@@ -212,8 +212,8 @@ async def test_a_model_below_its_gate_is_not_loaded_until_a_better_one_is_stored
     store_model(tmp_path / "one", "elsewhere/moved", below_gate="the model has macro F1 0.6")
     store_model(tmp_path / "one", "ml-platform-model/good")
     for model_id, path in (("bad", None), ("path", "elsewhere/moved"), ("good", None), ("foreign", None)):
-        small_platform.put_model(model_id, path=path)
-    small_platform.note_change("2021-01-01 00:00:00")
+        small_platform.put_model(model_id, "stored", path=path)
+    small_platform.note_change("2021-01-01 00:00:00", "stored")
     async with open_replica(small_platform, "one") as replica:
         await until_ready(replica)
         assert loaded(replica) == {"good", "foreign"}

@@ -51,6 +51,18 @@ def test_a_train_function_is_interrupted_and_continues_by_hand(tmp_path: Path) -
     assert (tmp_path / "model" / "count").read_text() == "10"
 
 
+def test_a_save_shows_how_far_the_training_is(tmp_path: Path) -> None:
+    progress = RecordedProgress()
+    checkpoint = FakeCheckpoint(tmp_path / "checkpoint", progress=progress)
+    (checkpoint / "state").touch()
+    shown = []
+    checkpoint._upload = lambda fraction: shown.append(progress.snapshot())
+    for step in progress.track(range(4), "add"):
+        if step == 2:
+            checkpoint.save()
+    assert [(snapshot.stage, snapshot.fraction) for snapshot in shown] == [("save checkpoint", 0.5)]
+
+
 def test_saving_nothing_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"the checkpoint is empty: write your state into .* before you call save"):
         FakeCheckpoint(tmp_path / "checkpoint").save()

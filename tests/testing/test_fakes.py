@@ -30,6 +30,19 @@ def test_a_handler_is_called_by_hand_with_fakes(tmp_path: Path) -> None:
     assert mood.predict(mood.load(out), mood.Sentence("a"))[0].score == 80.0
 
 
+def test_train_data_of_a_fake_is_checked_as_in_a_job(tmp_path: Path) -> None:
+    rows = [ClassificationRow(f"a {word} day {number}", word) for number in range(20) for word in ("good", "bad")]
+    data = FakeTrainData(rows, test_rows=rows[:3], folder=tmp_path)
+    data.check()
+    assert data.test_report is not None
+    assert {finding.code for finding in data.test_report.findings} >= {"in-both"}
+    (tmp_path / "broken.tsv").write_text("no label\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 1"):
+        FakeTrainData(tmp_path / "broken.tsv").check()
+    with pytest.raises(ArgumentError, match=r"needs folder= for data\.path and data\.check"):
+        FakeTrainData(rows).check()
+
+
 def test_train_data_is_made_from_rows(tmp_path: Path) -> None:
     rows = [ClassificationRow("a good day", "good"), ClassificationRow("rain", "good", False)]
     data = FakeTrainData(rows, folder=tmp_path)
