@@ -15,7 +15,7 @@ import anyio
 from mlpkit.errors import MlpkitError, ServiceStopping
 from mlpkit.log import logger, with_request_id
 from mlpkit.platform.database import Database, WantedAlias
-from mlpkit.platform.gate import Gate
+from mlpkit.platform.gate import GateCheck
 from mlpkit.serving import Alias, Aliases
 
 _LONGEST_RETRY = 300.0
@@ -41,7 +41,7 @@ class AliasFollower:
     """
 
     def __init__(
-        self, database: Database, aliases: Aliases, algorithms: Iterable[str], gate: Gate, period: float
+        self, database: Database, aliases: Aliases, algorithms: Iterable[str], gate: GateCheck, period: float
     ) -> None:
         self._database = database
         self._aliases = aliases

@@ -19,7 +19,7 @@ from mlpkit.errors import DatabaseError, JournalError, MlpkitError, ServiceStopp
 from mlpkit.log import level_of_failure, logger, with_request_id
 from mlpkit.platform.aliases import AliasFollower
 from mlpkit.platform.database import Change, Database
-from mlpkit.platform.gate import Gate
+from mlpkit.platform.gate import GateCheck
 from mlpkit.platform.notes import FollowedModel, Notes
 from mlpkit.platform.rows import RowProblems, checked
 from mlpkit.serving import Models
@@ -99,7 +99,7 @@ class Checker:
         models: Models,
         aliases: AliasFollower,
         algorithms: Iterable[str],
-        gate: Gate,
+        gate: GateCheck,
         period: float,
     ) -> None:
         self._database = database

@@ -16,7 +16,7 @@ from mlpkit.log import logger
 from mlpkit.platform.aliases import AliasFollower
 from mlpkit.platform.checker import Checker, DesiredModel
 from mlpkit.platform.database import Database
-from mlpkit.platform.gate import Gate
+from mlpkit.platform.gate import GateCheck
 from mlpkit.platform.notes import Notes
 from mlpkit.platform.outbox import StatusOutbox
 from mlpkit.serving import Alias, Aliases, Models
@@ -46,7 +46,7 @@ class ReplicaSync:
         self._training = training
         self._leads = settings.sync == "lead"
         self._database = Database(settings)
-        self._gate = Gate(algorithms, storage, settings)
+        self._gate = GateCheck(algorithms, storage, settings)
         self._followed_aliases = AliasFollower(self._database, aliases, algorithms, self._gate, settings.checker_period)
         self._checker: Checker | None = None
 

@@ -17,7 +17,7 @@ from mlpkit.training import takes
 _AT_ONCE = 8
 
 
-class Gate:
+class GateCheck:
     """Keeps models below their gate (`min_f1`) from being loaded."""
 
     def __init__(self, algorithms: Mapping[str, Algorithm], storage: Storage, settings: Settings) -> None:

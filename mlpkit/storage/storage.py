@@ -169,12 +169,12 @@ class Storage:
         return list(self._parts().store.folders(checked_prefix(bucket)[0]))
 
     def read(self, path: str, most: int) -> tuple[str, bytes]:
-        """The etag and the content of an object of at most `most` bytes.
+        """The etag and the content of a small object.
 
         It is one request, and does not enter the cache.
 
         Raises:
-            StorageError: the object is larger, or the store cannot be used.
+            StorageError: it has more than `most` bytes, or the store cannot be used.
         """
         bucket, key = checked_path(path)
         return self._parts().store.read(bucket, key, most)

@@ -106,9 +106,9 @@ class Store(Protocol):
         """
 
     def read(self, bucket: str, key: str, most: int) -> tuple[str, bytes]:
-        """The etag and the content of an object of at most `most` bytes.
+        """The etag and the content of a small object.
 
-        It is one request. Raises ObjectNotFound, or StorageError if the object is larger.
+        It is one request. Raises ObjectNotFound, or StorageError if it has more than `most` bytes.
         """
 
     def upload(self, source: Path, bucket: str, key: str) -> None:
