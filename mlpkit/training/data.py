@@ -120,7 +120,7 @@ class TrainData:
 
     @cached_property
     def _test_file(self) -> Path | None:
-        """The file of the test rows on this machine, if they have one."""
+        """The local file of the test rows, if they have one."""
         return None if self._test_path is None else self._storage.fetch(self._test_path)
 
     @property
