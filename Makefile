@@ -17,7 +17,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 COMPILE := $(BIN)/python -m compileall -q mlpkit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-all test-lowest coverage slow audit bench bench-peers bench-storage bench-footprint bench-tails soak lint types docs docs-serve check format clean
+.PHONY: help demo serve test test-all test-lowest coverage slow audit bench bench-peers bench-storage bench-footprint bench-tails soak lint types docs docs-pictures docs-serve check format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,6 +93,10 @@ types: $(VENV)/.mlpkit-dev ## mypy --strict over package, tests and examples
 
 docs: $(VENV)/.mlpkit-dev ## the documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-pictures: $(VENV)/.mlpkit-dev ## screenshots and recording of the documentation, from real services (needs chromium)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check pyte
+	$(BIN)/python docs/pictures.py
 
 docs-serve: $(VENV)/.mlpkit-dev ## the documentation on 127.0.0.1:8001, built again on every change
 	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
