@@ -113,6 +113,29 @@ def test_chinese_text_is_cut_into_words(site: Path) -> None:
         assert f"\u200b{word}\u200b" in text
 
 
+def test_pictures_are_small_and_complete_in_themselves() -> None:
+    for picture in [*(DOCS / "assets").glob("*.svg"), *(DOCS / "assets").glob("*.webp")]:
+        most = 60_000 if picture.suffix == ".svg" else 100_000
+        assert picture.stat().st_size < most, picture
+        if picture.suffix == ".svg":
+            assert not re.search(r"(href|src|url)[=(]\W*https?:", picture.read_text(encoding="utf-8")), picture
+
+
+def test_pictures_are_on_a_page_and_say_what_they_show() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in english_pages())
+    for picture in [*(DOCS / "assets").glob("*.svg"), *(DOCS / "assets").glob("*.webp")]:
+        if ".zh." not in picture.name:
+            assert re.search(rf"!\[[^]]{{30,}}\]\([^)]*assets/{re.escape(picture.name)}\)", text), picture
+
+
+def test_drawings_have_each_text_in_both_languages(site: Path) -> None:
+    for page in ("design/index.html", "zh/design/index.html"):
+        text = (site / page).read_text(encoding="utf-8")
+        assert text.count('<figure class="drawing" role="img"') == 3
+        assert "训练队列" in text
+        assert "training queue" in text
+
+
 @pytest.fixture(scope="module")
 def browser(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with opened(address, tmp_path_factory.mktemp("browser")) as browser:
