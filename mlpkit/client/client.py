@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,11 +26,12 @@ from mlpkit.client.answers import (
     data_of,
     typed,
 )
-from mlpkit.client.events import ServiceEvent, follow
+from mlpkit.client.events import JobEvent, ProgressEvent, ServiceEvent, follow
 from mlpkit.client.transport import Answer, HttpTransport, StreamedAnswer, Transport
 from mlpkit.errors import (
     ArgumentError,
     JobNotFound,
+    MlpkitError,
     ServiceUnreachable,
     TimeLimitExceeded,
     TrainFailed,
@@ -263,7 +264,7 @@ class Client:
 
     def events(
         self, model_id: str | None = None, *, last: str | None = None, timeout: float = 3600.0
-    ) -> Iterator[ServiceEvent]:
+    ) -> Generator[ServiceEvent, None, None]:
         """What happens to one job until it has ended, or to everything.
 
         A connection that breaks is made again, and nothing is lost: a service may be away for a minute. `last` is the
@@ -384,16 +385,20 @@ class JobHandle:
     def wait(self, timeout: float = 3600.0, *, progress: bool | Callable[[JobStatus], None] = False) -> JobStatus:
         """Returns when the job is completed.
 
-        `progress=True` draws a bar on the terminal; a callable gets every status that was seen. It asks for
-        the status every 2 seconds, and more often at first.
+        `progress=True` draws a bar on the terminal; a callable gets every status that was seen. It follows the job's
+        events. From a service without events it asks for the status every 2 seconds, and more often at first.
 
         Raises:
             TrainFailed: the job ended with `error`; the message is the reason.
-            TimeLimitExceeded: it has not ended within `timeout` seconds; it continues.
+            TimeLimitExceeded: it has not ended within `timeout` seconds, give or take 15; it continues.
             JobNotFound: the service has not known it for 10 seconds.
         """
+        deadline = time.monotonic() + timeout
         with _reporter(progress, f"{self.algorithm} {_shortened(self.model_id)}") as report:
-            status = self._poll(time.monotonic() + timeout, timeout, report)
+            # Whatever goes wrong there, polling says what it is.
+            with contextlib.suppress(MlpkitError):
+                self._follow(timeout, report)
+            status = self._poll(deadline, timeout, report)
         if status.status == "error":
             raise TrainFailed(status.message or f"job {self.model_id} ended with error; the service gives no reason")
         return status
@@ -406,9 +411,23 @@ class JobHandle:
         """The job's own log so far."""
         return self._client.log(self.model_id)
 
-    def events(self, *, timeout: float = 3600.0) -> Iterator[ServiceEvent]:
+    def events(self, *, timeout: float = 3600.0) -> Generator[ServiceEvent, None, None]:
         """State, progress and log until the job ends, as `Client.events`."""
         return self._client.events(self.model_id, timeout=timeout)
+
+    def _follow(self, timeout: float, report: Callable[[JobStatus], None]) -> None:
+        """Reports what the job's events tell until it has ended."""
+        status = self.status()
+        if status.ended or status.status == "unknown":
+            return
+        report(status)
+        with contextlib.closing(self.events(timeout=timeout)) as events:
+            for event in events:
+                if isinstance(event, ProgressEvent):
+                    report(msgspec.structs.replace(status, progress=event.progress))
+                elif isinstance(event, JobEvent) and event.state != status.status:
+                    status = self.status()
+                    report(status)
 
     def _poll(self, deadline: float, timeout: float, report: Callable[[JobStatus], None]) -> JobStatus:
         pause = _FIRST_PAUSE

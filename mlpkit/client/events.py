@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any, TypeAlias
 
@@ -98,7 +98,7 @@ _KINDS: dict[str, type[ServiceEvent]] = {
 
 def follow(
     connect: Callable[[str | None, float], StreamedAnswer], last: str | None, timeout: float
-) -> Iterator[ServiceEvent]:
+) -> Generator[ServiceEvent, None, None]:
     """The events of a stream until its `end`.
 
     `connect` opens the stream after the event with this id; its second argument is the longest silence in seconds.

@@ -6,14 +6,17 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from rich.console import Console
 
 from mlpkit.client import Client, JobEvent, JobStatus, LogEvent, ModelEvent, ProgressEvent, ResetEvent
 from mlpkit.client.bar import ProgressBar, described
+from mlpkit.client.transport import Answer, HttpTransport
 from mlpkit.errors import (
     AlgorithmNotFound,
     ArgumentError,
@@ -95,6 +98,30 @@ def test_the_whole_life_of_a_model(client: Client) -> None:
     client.delete("mood", job.model_id)
     with pytest.raises(LoadFailed):
         client.load("mood", job.model_id)
+
+
+class CountingTransport(HttpTransport):
+    """Over the network, counting the requests of each path."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.asked: Counter[str] = Counter()
+
+    def request(
+        self, method: str, target: str, body: bytes | BinaryIO | None, headers: Mapping[str, str], timeout: float
+    ) -> Answer:
+        self.asked[target.partition("?")[0]] += 1
+        return super().request(method, target, body, headers, timeout)
+
+
+def test_waiting_for_a_job_follows_its_events_and_asks_for_its_status_only_when_it_changes(address: str) -> None:
+    transport = CountingTransport(address)
+    with Client(address, "/mlp", TOKEN, timeout=LONG, transport=transport) as client:
+        seen: list[JobStatus] = []
+        client.train("mood", parameters={"seconds": 3.0, "steps": 30}).wait(LONG, progress=seen.append)
+    assert len({each.progress["done"] for each in seen if each.progress and each.progress["stage"] == "count"}) > 1
+    # Before, after each of two changes, and at the end; asking again and again would be more than ten.
+    assert transport.asked["/mlp/status"] <= 6
 
 
 def test_a_model_is_evaluated_with_the_test_rows_that_train_names(client: Client) -> None:
