@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 O = TypeVar("O", bound="TrainOptions | LoadOptions | PredictOptions")  # noqa: E741 - a type variable
 _LONGEST_NAME = 32
+_LEAST_SHARE = 0.01
+"""The smallest share of a GPU."""
 
 
 def _option(default: Any, read: Callable[[Any], object]) -> Any:
@@ -46,6 +48,14 @@ def _whole(least: int) -> Callable[[Any], object]:
         return value
 
     return read
+
+
+def _gpus(value: Any) -> object:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError("a number of GPUs, or a share of one such as 0.5")
+    if (value > 1 and value != int(value)) or 0 < value < _LEAST_SHARE:
+        raise ValueError(f"a whole number of GPUs, or a share of one from {_LEAST_SHARE} to 1")
+    return value
 
 
 def _number(value: Any) -> object:
@@ -105,7 +115,7 @@ class TrainOptions:
     """
 
     cpus: int | None = _option(None, _whole(1))
-    gpus: int = _option(0, _whole(0))
+    gpus: float = _option(0, _gpus)
     memory: int | None = _option(None, _memory)
     timeout: float | None = _option(None, _seconds)
     max_attempts: int = _option(1, _whole(1))
@@ -121,7 +131,8 @@ class LoadOptions:
 
     `isolated`: each alone in a process. `replicas`: in how many workers. `preload`: which from the start.
     `memory` is what one copy needs, in bytes; None means what it needed when it was last loaded. `warm_up`: predict the
-    examples before the model counts as loaded. `lazy`: a prediction for a stored model loads it.
+    examples before the model counts as loaded. `lazy`: a prediction for a stored model loads it. `gpus`: how many
+    devices each copy sees, or which share of one it has; such a model is isolated.
     """
 
     isolated: bool = _option(False, _flag)
@@ -131,6 +142,12 @@ class LoadOptions:
     timeout: float | None = _option(None, _seconds)
     warm_up: bool = _option(True, _flag)
     lazy: bool = _option(False, _flag)
+    gpus: float = _option(0, _gpus)
+
+    def __post_init__(self) -> None:
+        """Isolates models with GPUs: a process keeps the devices that it saw at its start."""
+        if self.gpus:
+            object.__setattr__(self, "isolated", True)
 
 
 @dataclass(frozen=True)
@@ -153,7 +170,7 @@ class TrainKeywords(TypedDict, total=False):
     """What `@app.train(...)` takes."""
 
     cpus: int | None
-    gpus: int
+    gpus: float
     memory: int | str | None
     timeout: float | None
     max_attempts: int
@@ -173,6 +190,7 @@ class LoadKeywords(TypedDict, total=False):
     timeout: float | None
     warm_up: bool
     lazy: bool
+    gpus: float
 
 
 class PredictKeywords(TypedDict, total=False):
@@ -315,7 +333,8 @@ class Algorithm:
 
         Args:
             function: the function; or options, and the function comes with the decoration.
-            options: `cpus` sets the number of threads of numerical libraries, `gpus` how many devices the job sees.
+            options: `cpus` sets the number of threads of numerical libraries, `gpus` how many devices of `MLPKIT_GPUS`
+                the job sees; 0.5 lets two processes share one.
                 `memory` (bytes or "2GiB") and `timeout` (seconds) end the job when it exceeds them. `max_attempts` is
                 how many times a job is run in all if crashes of the service interrupt it, or, if it takes a
                 `Checkpoint`, if its process is killed. `keep_checkpoint=True` keeps the checkpoint of a completed job,
@@ -340,7 +359,8 @@ class Algorithm:
                 processes a model is loaded. `preload`: the ids of the models that are loaded when the service starts.
                 `memory`: what a model needs (bytes or "2GiB"). `timeout`: the time limit in seconds. `warm_up=False`:
                 do not predict the examples of the algorithm before the model counts as loaded. `lazy=True`: a
-                prediction for a stored model that is not loaded loads it.
+                prediction for a stored model that is not loaded loads it. `gpus`: how many devices of `MLPKIT_GPUS`
+                each process of the model sees, or a share such as 0.5; such a model is isolated.
         """
         return self._record("load", function, LoadOptions, options)
 

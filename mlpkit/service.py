@@ -34,12 +34,12 @@ from mlpkit import __version__
 from mlpkit.app import App
 from mlpkit.errors import SettingsError
 from mlpkit.log import LogOutput, configure, has_colours, logger, printable
-from mlpkit.processes import log_prints
+from mlpkit.processes import Devices, log_prints
 from mlpkit.script import absolute_search_path, know_by_other_names, target_of
 from mlpkit.serving import Aliases, Models
 from mlpkit.settings import Settings, environment_remarks, load_settings
 from mlpkit.storage import Storage, StoredModels, open_storage
-from mlpkit.training import TrainingQueue
+from mlpkit.training import LocalEngine, TrainingQueue
 from mlpkit.web import HISTORY_STEP, Application, Dependencies, ServiceState, connections
 
 if TYPE_CHECKING:
@@ -80,8 +80,10 @@ class Service:
         self.state = ServiceState()
         self.storage: Storage = open_storage(settings)
         self.stored_models = StoredModels(self.storage, settings)
-        self.training = TrainingQueue(app.build(), self.target, settings, log)
-        self.models = Models(app, self.target, settings, log, storage=self.storage)
+        devices = Devices(settings.gpus)
+        engine = LocalEngine(self.target, settings, devices) if settings.engine == "local" else None
+        self.training = TrainingQueue(app.build(), self.target, settings, log, engine=engine)
+        self.models = Models(app, self.target, settings, log, storage=self.storage, devices=devices)
         self.models.on_change = self.training.events.note_model
         self.aliases = Aliases(self.models, settings.home, settings.load_timeout)
         self.webhook = self._open_webhook() if settings.webhook else None

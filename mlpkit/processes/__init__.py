@@ -13,6 +13,7 @@ from mlpkit.processes.child import (
 )
 from mlpkit.processes.cpus import THREAD_SETTINGS, thread_settings
 from mlpkit.processes.debugger import listen_for_debugger
+from mlpkit.processes.devices import Devices, device_settings, gpus_in_words
 from mlpkit.processes.output import LineStream, capture_output, flush_streams, log_prints, name_requests_in_loguru
 
 __all__ = [
@@ -21,12 +22,15 @@ __all__ = [
     "AsyncChannel",
     "BlockingChannel",
     "Child",
+    "Devices",
     "Exit",
     "LineStream",
     "Message",
     "capture_output",
     "channel_of_child",
+    "device_settings",
     "flush_streams",
+    "gpus_in_words",
     "leave_signals_to_the_server",
     "listen_for_debugger",
     "log_prints",

@@ -108,7 +108,7 @@ class WorkerInfo(msgspec.Struct):
     """A worker at one moment.
 
     `pid` and `since` (seconds since the epoch) are None while none is ready; then `problem` says why. `restarts` counts
-    the workers that ended here.
+    the workers that ended here. `devices` are the GPUs that it sees, if its model asked for some.
     """
 
     index: int
@@ -119,6 +119,7 @@ class WorkerInfo(msgspec.Struct):
     since: float | None
     restarts: int
     problem: str
+    devices: list[str] = []
 
 
 @dataclass(eq=False)

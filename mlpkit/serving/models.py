@@ -29,6 +29,7 @@ from mlpkit.errors import (
 )
 from mlpkit.injection import NULL
 from mlpkit.log import LogOutput, logger, request_id, traceparent, with_request_id
+from mlpkit.processes import Devices
 from mlpkit.serving.claims import Claims
 from mlpkit.serving.dispatch import Counts, Dispatcher, OnOutcome, OnPart, PendingPrediction, Replica
 from mlpkit.serving.eviction import Eviction
@@ -75,6 +76,7 @@ class Models:
         target: by which workers import the app again.
         make_worker: makes the worker of a slot; None: a process, or this process if `settings.workers` is 0.
         storage: where a prediction finds a model that is not loaded.
+        devices: the GPUs that models share with jobs; those of the settings if it is None.
 
     Attributes:
         on_change: called with a model id and what has happened to the model.
@@ -88,6 +90,7 @@ class Models:
         log: LogOutput,
         make_worker: MakeWorker | None = None,
         storage: Storage | None = None,
+        devices: Devices | None = None,
     ) -> None:
         self._app = app
         self._algorithms = app.build()
@@ -97,7 +100,8 @@ class Models:
         self._models: dict[str, ModelState] = {}
         algorithms = self._algorithms.values()
         self.claims = Claims(model_id for algorithm in algorithms for model_id in algorithm.load_options.preload)
-        self._pool = Pool(make_worker or self._make_worker, self._worker_up, self._worker_down)
+        make = make_worker or self._make_worker
+        self._pool = Pool(make, self._worker_up, self._worker_down, devices or Devices(settings.gpus))
         self._ledger = Ledger(settings.home / "models.json")
         self._budget = MemoryBudget(settings.home / "memory.json")
         self._recovery = Recovery(self._models, self._load_record, self._load_again, self._give_up)
@@ -338,6 +342,7 @@ class Models:
                 since=slot.since,
                 restarts=slot.restarts,
                 problem="" if slot.ready else slot.problem,
+                devices=list(slot.devices),
             )
             for slot in self._pool.slots.values()
         ]
@@ -480,7 +485,9 @@ class Models:
                 limit = self._replicas.limit(model)
                 await self._eviction.make_room(model, copies * self._budget.need(model), limit)
                 async with self._budget.taken(model, copies, limit):
-                    for slot in self._pool.place(options.replicas, isolated=isolated):
+                    shared = [] if isolated else self._pool.place(options.replicas)
+                    for number in range(copies):
+                        slot = self._pool.add(isolated=True, gpus=options.gpus) if isolated else shared[number]
                         slot.models += 1
                         model.replicas.append(Replica(slot))
                     await self._replicas.load_all(model)
@@ -571,7 +578,12 @@ class Models:
         if self._local_state is not None:
             return LocalWorker(slot.index, self._app, self._settings, self._local_state)
         name = f"worker-{slot.index}"
-        return ProcessWorker(slot.index, self._target, self._settings, self._log, name=name, single=slot.isolated)
+        return ProcessWorker(
+            *(slot.index, self._target, self._settings, self._log),
+            name=name,
+            single=slot.isolated,
+            devices=slot.devices,
+        )
 
     def _worker_up(self, slot: WorkerSlot) -> None:
         self._start(self._recovery.reload, slot)

@@ -13,8 +13,9 @@ from collections.abc import Callable
 import anyio
 from anyio.abc import TaskGroup
 
-from mlpkit.errors import MlpkitError, ServiceStopping, TimeLimitExceeded, WorkerNotReady
+from mlpkit.errors import LoadFailed, MlpkitError, ServiceStopping, TimeLimitExceeded, WorkerNotReady
 from mlpkit.log import logger
+from mlpkit.processes import Devices, gpus_in_words
 from mlpkit.serving.messages import PARALLEL_LOADS
 from mlpkit.serving.worker import Worker
 
@@ -31,12 +32,15 @@ class WorkerSlot:
 
     `worker` is None while none is ready; `since` is when it became so, in seconds since the epoch. `deaths` are those
     in a row, `restarts` all. `loads` is to be held by every load into it. `is_repeat`: the
-    log has already that the model which is tried here ended a worker.
+    log has already that the model which is tried here ended a worker. `devices` are the GPUs that its workers see, of
+    which it has `gpus`.
     """
 
-    def __init__(self, index: int, *, isolated: bool) -> None:
+    def __init__(self, index: int, *, isolated: bool, gpus: float = 0, devices: tuple[str, ...] = ()) -> None:
         self.index = index
         self.isolated = isolated
+        self.gpus = gpus
+        self.devices = devices
         self.worker: Worker | None = None
         self.closed = asyncio.Event()
         self.problem = "is starting"
@@ -125,6 +129,7 @@ class Pool:
     """The slots of a service, and a task for each.
 
     `make` builds the worker of a slot; `on_up` and `on_down` are told when it is ready and when it has ended.
+    Slots take GPUs from `devices`.
     """
 
     def __init__(
@@ -132,8 +137,10 @@ class Pool:
         make: Callable[[WorkerSlot], Worker],
         on_up: Callable[[WorkerSlot], None],
         on_down: Callable[[WorkerSlot, str], None],
+        devices: Devices,
     ) -> None:
         self._make = make
+        self._devices = devices
         self._on_up = on_up
         self._on_down = on_down
         self._tasks: TaskGroup | None = None
@@ -152,21 +159,28 @@ class Pool:
         for _ in range(count):
             self.add(isolated=False)
 
-    def add(self, *, isolated: bool) -> WorkerSlot:
-        """A new slot; its worker is being started."""
+    def add(self, *, isolated: bool, gpus: float = 0) -> WorkerSlot:
+        """A new slot; its worker is being started.
+
+        Raises:
+            ArgumentError: there are never so many GPUs.
+            LoadFailed: there are not so many GPUs free now.
+        """
+        self._devices.check(gpus)
+        devices = self._devices.take(gpus)
+        if devices is None:
+            raise LoadFailed(
+                f"the model needs {gpus_in_words(gpus)} of MLPKIT_GPUS, and other models or jobs have them: unload a "
+                "model, or wait for a job"
+            )
         index = next(number for number in range(len(self.slots) + 1) if number not in self.slots)
-        slot = self.slots[index] = WorkerSlot(index, isolated=isolated)
+        slot = self.slots[index] = WorkerSlot(index, isolated=isolated, gpus=gpus, devices=devices)
         assert self._tasks is not None
         self._tasks.start_soon(self._keep, slot)
         return slot
 
-    def place(self, replicas: int, *, isolated: bool) -> list[WorkerSlot]:
-        """The slots for a new model.
-
-        New ones if it is isolated, else the shared ones with the fewest models.
-        """
-        if isolated:
-            return [self.add(isolated=True) for _ in range(replicas)]
+    def place(self, replicas: int) -> list[WorkerSlot]:
+        """The shared slots for a new model: those with the fewest models."""
         shared = sorted(self.shared, key=lambda slot: (slot.failing, slot.models, slot.index))
         if replicas > len(shared):
             logger.warning("{} replicas are asked for, there are {} workers", replicas, len(shared))
@@ -192,7 +206,8 @@ class Pool:
         worker = slot.close()
         if worker is not None:
             await worker.stop(grace)
-        self.slots.pop(slot.index, None)
+        if self.slots.pop(slot.index, None) is not None:
+            self._devices.give_back(slot.devices, slot.gpus)
 
     async def close(self, grace: float) -> None:
         """Ends all workers at the same time."""

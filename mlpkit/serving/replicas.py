@@ -158,7 +158,7 @@ class ReplicaLoads:
     async def _rejoin(self, model: ModelState, alone: Replica) -> None:
         """Moves a model from its own process into a shared worker."""
         used = [replica.slot for replica in model.replicas]
-        free = [slot for slot in self._pool.place(len(self._pool.shared), isolated=False) if slot not in used]
+        free = [slot for slot in self._pool.place(len(self._pool.shared)) if slot not in used]
         if not free:
             return
         shared = Replica(free[0])

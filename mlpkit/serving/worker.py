@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +20,7 @@ import msgspec
 from mlpkit.app import App
 from mlpkit.errors import ArgumentError, MlpkitError, TimeLimitExceeded, UserCodeError, WorkerLost, WorkerNotReady
 from mlpkit.log import LogOutput
-from mlpkit.processes import LONG, AsyncChannel, Child, Message, start_child, thread_settings
+from mlpkit.processes import LONG, AsyncChannel, Child, Message, device_settings, start_child, thread_settings
 from mlpkit.script import absolute_search_path
 from mlpkit.serving.messages import (
     Broken,
@@ -116,11 +116,20 @@ class InFlight(msgspec.Struct, eq=False):
 class ProcessWorker:
     """A worker in a process of its own: the server's end.
 
-    `single`: it is to hold one model, which gets the process's main thread.
+    `single`: it is to hold one model, which gets the process's main thread. `devices` are the GPUs that it sees; with
+    none it sees what the service sees.
     """
 
     def __init__(
-        self, index: int, target: str, settings: Settings, log: LogOutput, *, name: str, single: bool = False
+        self,
+        index: int,
+        target: str,
+        settings: Settings,
+        log: LogOutput,
+        *,
+        name: str,
+        single: bool = False,
+        devices: Sequence[str] = (),
     ) -> None:
         self.index = index
         self.name = name
@@ -130,6 +139,7 @@ class ProcessWorker:
         self._settings = settings
         self._log = log
         self._single = single
+        self._devices = devices
         self._held: dict[int, InFlight] = {}
         self._child: Child | None = None
         self._channel: AsyncChannel | None = None
@@ -144,7 +154,8 @@ class ProcessWorker:
             "mlpkit.serving",
             on_lines=self._log.write_all,
             process=self.name,
-            environment=thread_settings(self._settings.workers + self._settings.train_task_num),
+            environment=thread_settings(self._settings.workers + self._settings.train_task_num)
+            | device_settings(self._devices),
         )
         self._channel = await AsyncChannel.connect(self._child.channel, self._on_messages, self._on_close)
         settings = encode_settings(self._settings)

@@ -114,7 +114,7 @@ class Settings:
         "MLPKIT_LAUNCH_CANCEL", "", str.strip, "The command that ends what that has started: `scancel {id}`."
     )
     gpus: tuple[str, ...] = _setting(
-        "MLPKIT_GPUS", (), names, "Numbers of the GPUs that training jobs with `gpus=` share, separated by commas."
+        "MLPKIT_GPUS", (), names, "Numbers of the GPUs that jobs and models with `gpus=` share, separated by commas."
     )
 
     store_url: str = _setting(
@@ -508,6 +508,14 @@ def environment_remarks(
             hint = did_you_mean(name, known, cutoff=_ALIKE)
             if hint:
                 remarks.append(("WARNING", f"Unknown setting {name}{hint} It has no effect."))
+    if found.get("MLPKIT_GPUS") and "CUDA_VISIBLE_DEVICES" in found:
+        remarks.append(
+            (
+                "WARNING",
+                "CUDA_VISIBLE_DEVICES is set and stays: all jobs and models see those GPUs, and MLPKIT_GPUS only "
+                "counts them",
+            )
+        )
     return remarks
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlpkit.training.events import Event, Listener, job_data, progress_data
     from mlpkit.training.job import LONGEST_ID, STATES, Job, JobOutcome, State, TrainJob, new_model_id
     from mlpkit.training.journal import JobFilter
+    from mlpkit.training.local import LocalEngine
     from mlpkit.training.order import with_order
     from mlpkit.training.progress import BarLines, BarState, Progress, Snapshot, read_bar
     from mlpkit.training.queue import TrainingQueue
@@ -34,6 +35,7 @@ __all__ = [
     "JobFilter",
     "JobOutcome",
     "Listener",
+    "LocalEngine",
     "ModelUnderTest",
     "Progress",
     "Snapshot",
@@ -68,6 +70,7 @@ __getattr__ = front_door(
         ),
         **dict.fromkeys(("BarLines", "BarState", "Progress", "Snapshot", "read_bar"), "mlpkit.training.progress"),
         "JobFilter": "mlpkit.training.journal",
+        "LocalEngine": "mlpkit.training.local",
         "TrainingQueue": "mlpkit.training.queue",
         "Webhook": "mlpkit.training.webhook",
         "with_order": "mlpkit.training.order",

@@ -15,7 +15,8 @@ import anyio
 import anyio.to_thread
 
 from mlpkit.algorithm import TrainOptions
-from mlpkit.errors import ArgumentError, JobConflict
+from mlpkit.errors import JobConflict
+from mlpkit.processes import Devices
 from mlpkit.settings import Settings
 from mlpkit.training.engine import Place, ProcessUsage
 from mlpkit.training.job import Job
@@ -30,61 +31,22 @@ from mlpkit.training.process import (
 )
 
 
-class Devices:
-    """Gives the GPUs of this machine to jobs, first come, first served.
+class LocalEngine:
+    """Runs at most `MLP_TRAIN_TASK_NUM` jobs at a time, in processes.
 
-    Nobody is overtaken by a job that needs fewer.
+    Args:
+        devices: the GPUs that jobs share with models; those of the settings if it is None.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._count = len(names)
-        self._free = list(names)
-        self._turn = anyio.Lock()
-        self._returned = anyio.Event()
-
-    def check(self, count: int) -> None:
-        """Refuses a number of devices that could never be given.
-
-        Raises:
-            ArgumentError: more devices than there are.
-        """
-        if count > self._count:
-            raise ArgumentError(
-                f"the algorithm asks for {count} GPU{'s' * (count != 1)}, this service has {self._count}: "
-                "MLPKIT_GPUS lists their numbers"
-            )
-
-    @asynccontextmanager
-    async def held(self, count: int) -> AsyncIterator[tuple[str, ...]]:
-        """Waits for `count` devices that nobody else has, and gives their names."""
-        if count == 0:
-            yield ()
-            return
-        async with self._turn:
-            while len(self._free) < count:
-                self._returned = anyio.Event()
-                await self._returned.wait()
-            taken = self._free[:count]
-            del self._free[:count]
-        try:
-            yield tuple(taken)
-        finally:
-            self._free = sorted(self._free + taken)
-            self._returned.set()
-
-
-class LocalEngine:
-    """Runs at most `MLP_TRAIN_TASK_NUM` jobs at a time, in processes."""
-
-    def __init__(self, target: str, settings: Settings) -> None:
+    def __init__(self, target: str, settings: Settings, devices: Devices | None = None) -> None:
         self._target = target
         self._settings = settings
+        self._devices = devices or Devices(settings.gpus)
         self._work = settings.home / "work"
         self._running: dict[str, ProcessPlace] = {}
 
     async def open(self, jobs: Sequence[Job]) -> None:
         self._slots = anyio.CapacityLimiter(self._settings.train_task_num)
-        self._devices = Devices(self._settings.gpus)
         await anyio.to_thread.run_sync(self._remove_others, jobs)
 
     async def close(self) -> None:
@@ -103,7 +65,7 @@ class LocalEngine:
         return asked.gpus == wanted.gpus
 
     def why_waiting(self, options: TrainOptions) -> str:
-        return ""
+        return self._devices.why_waiting(options.gpus)
 
     def keeps(self, job: Job) -> bool:
         return trained_in(self._folder(job), job) is not None

@@ -42,6 +42,7 @@ from mlpkit.processes import (
     Message,
     capture_output,
     channel_of_child,
+    device_settings,
     flush_streams,
     leave_signals_to_the_server,
     listen_for_debugger,
@@ -444,9 +445,7 @@ class _JobProcess:
         environment = thread_settings(self._settings.workers + self._settings.train_task_num)
         if self._options.cpus is not None:
             environment.update(dict.fromkeys(THREAD_SETTINGS, str(self._options.cpus)))
-        if self._devices:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices)
-        return environment
+        return environment | device_settings(self._devices)
 
 
 class Reporter:

@@ -27,7 +27,7 @@ from mlpkit import __version__
 from mlpkit.algorithm import TrainOptions
 from mlpkit.errors import JobConflict, NoPlace, SettingsError, TimeLimitExceeded
 from mlpkit.log import LogLine, level_of_failure, logger
-from mlpkit.processes import AsyncChannel, Child, Message, start_child
+from mlpkit.processes import AsyncChannel, Child, Message, gpus_in_words, start_child
 from mlpkit.settings import Settings
 from mlpkit.training.engine import JobRun, Place, ProcessUsage
 from mlpkit.training.job import Job, JobOutcome
@@ -474,7 +474,7 @@ def _words(options: TrainOptions) -> str:
     """What a job asks for, such as `2 GPUs and 4 CPUs`."""
     found = []
     if options.gpus:
-        found.append(f"{options.gpus} GPU{'s' * (options.gpus != 1)}")
+        found.append(gpus_in_words(options.gpus))
     if options.cpus or not found:
         cpus = options.cpus or 1
         found.append(f"{cpus} CPU{'s' * (cpus != 1)}")

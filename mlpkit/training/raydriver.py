@@ -65,7 +65,7 @@ class Resources(msgspec.Struct, frozen=True):
     """What a place has; `memory` is in bytes."""
 
     cpus: int
-    gpus: int
+    gpus: float
     memory: int | None
 
 
