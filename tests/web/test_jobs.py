@@ -155,6 +155,7 @@ def test_workers_show_their_memory_and_what_they_hold(plain: Service) -> None:
     assert worker["memory"] > 1 << 20
     assert psutil.pid_exists(worker["pid"])
     assert 0 < worker["since"] <= time.time()
+    assert worker["devices"] == []
 
 
 def test_the_summary_counts_what_there_is(plain: Service) -> None:
