@@ -145,7 +145,7 @@ class LoadOptions:
     gpus: float = _option(0, _gpus)
 
     def __post_init__(self) -> None:
-        """Isolates models with GPUs: a process keeps the devices that it saw at its start."""
+        """Isolates models with GPUs: a process keeps its devices for life."""
         if self.gpus:
             object.__setattr__(self, "isolated", True)
 

@@ -30,7 +30,9 @@ def device_settings(devices: Sequence[str], environment: Mapping[str, str] = os.
 
 
 class Devices:
-    """Gives devices to jobs, which wait for them, and to models, which do not.
+    """Gives devices to jobs and models.
+
+    Jobs wait for them, models do not.
 
     Used on one event loop.
 
@@ -99,7 +101,7 @@ class Devices:
             self.give_back(taken, gpus)
 
     def why_waiting(self, gpus: float) -> str:
-        """Why a job has to wait for devices; empty if it has not."""
+        """Why a job waits for devices; empty if it does not."""
         free = sum(self._free.values()) / _WHOLE
         if gpus == 0 or gpus <= free:
             return ""

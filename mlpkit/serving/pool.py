@@ -163,8 +163,8 @@ class Pool:
         """A new slot; its worker is being started.
 
         Raises:
-            ArgumentError: there are never so many GPUs.
-            LoadFailed: there are not so many GPUs free now.
+            ArgumentError: the service has fewer GPUs.
+            LoadFailed: fewer GPUs are free now.
         """
         self._devices.check(gpus)
         devices = self._devices.take(gpus)

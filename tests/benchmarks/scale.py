@@ -127,6 +127,7 @@ class Platform:
 @contextlib.contextmanager
 def counted(platform: Platform, what: str, share: int) -> Iterator[None]:
     """Prints a row of the table: what happened, and what it asked of the database, for all and for each of `share`."""
+    time.sleep(_SETTLED)
     before, started = platform.counts(), time.monotonic()
     yield
     seconds = time.monotonic() - started
@@ -138,7 +139,6 @@ def counted(platform: Platform, what: str, share: int) -> Iterator[None]:
 
 
 async def look(replicas: list[SimulatedReplica]) -> None:
-    await anyio.sleep(_SETTLED)
     for replica in replicas:
         await replica.look()
 
@@ -158,6 +158,7 @@ async def simulate(platform: Platform, apps: list[App], replicas: int, models: i
     with counted(platform, f"all {replicas:,} start, {models:,} models", replicas):
         await look(all_replicas)
     assert all(len(replica.loaded.algorithms) == each_has for replica in all_replicas)
+    time.sleep(_SETTLED)
     await look(all_replicas)
     with counted(platform, "a period in which nothing changes", replicas):
         await look(all_replicas)
