@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -93,7 +92,12 @@ def on_page_context(context: dict[str, Any], page: Page, config: MkDocsConfig, *
 
 
 def on_post_page(output: str, page: Page, **_: Any) -> str:
-    """Lets the search of a Chinese page read the index below /zh/, where Material's `base` leads then."""
+    """Makes Material's script use the addresses that each language has of its own.
+
+    The search of a Chinese page reads the index below /zh/, where `base` leads then. Links with `rel="alternate"` go:
+    the script takes each for the root of a site, asks for its sitemap, and leads clicks there.
+    """
+    output = re.sub(r'\s*<link rel="alternate"[^>]*hreflang[^>]*>', "", output)
     if page.url.startswith(_ZH):
         return re.sub(r'"base": ?"([^"]*)\.\."', lambda found: f'"base": "{found[1].rstrip("/") or "."}"', output)
     return output
@@ -109,7 +113,6 @@ def on_post_build(config: MkDocsConfig) -> None:
     stripped = [entry | {"location": entry["location"].removeprefix(_ZH)} for entry in chinese]
     _write_index(path, index | {"docs": english}, ["en"])
     _write_index(Path(config.site_dir, _ZH, "search", "search_index.json"), index | {"docs": stripped}, ["en", "zh"])
-    shutil.copy(Path(config.site_dir, "sitemap.xml"), Path(config.site_dir, _ZH))
 
 
 def _write_index(path: Path, index: dict[str, Any], lang: list[str]) -> None:

@@ -339,7 +339,8 @@ def predict(target: str, model: str, features: str, params: str, algorithm: str 
 
     \b
     Examples:
-      mlpkit predict sentiment:app --model MODEL_ID --features @features.json --params '{"top_n": 1}'
+      mlpkit predict sentiment:app --model MODEL_ID --features @features.json \\
+          --params '{"top_n": 1}'
       mlpkit predict sentiment.py --model .mlpkit/storage/ml-platform-model/MODEL_ID \\
           --features '{"sentence": "good"}'
     """

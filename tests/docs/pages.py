@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from markdown.extensions.toc import slugify, unique
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 SNIPPETS = DOCS / "snippets"
+
+# MkDocs puts the folder of its hooks on the path too.
+sys.path.insert(0, str(DOCS))
+references: Any = importlib.import_module("references")
+sys.path.remove(str(DOCS))
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,})(?P<info>.*)$")
 _SNIPPET = re.compile(r'^ *--8<-- "(?P<path>[^":]+)(?::(?P<first>\d*))?(?::(?P<last>\d*))?"$')

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.docs.pages import SNIPPETS, CodeBlock, all_pages, page_id, read
+from tests.docs.pages import SNIPPETS, CodeBlock, all_pages, page_id, read, references
 from tests.servers import LONG
 
 WIDEST = 88
@@ -59,6 +59,12 @@ def test_code_blocks_need_no_scroll_bar(page: Path) -> None:
         return
     found = [f"line {block.number}: {line}" for block in read(page).code for line in too_wide(block)]
     assert not found, "\n".join(found)
+
+
+def test_code_that_the_references_show_needs_no_scroll_bar() -> None:
+    code = re.findall(r"^```sh\n(.*?)^```", references.commands_reference(), re.DOTALL | re.MULTILINE)
+    assert len(code) > 20
+    assert [line for block in code for line in block.splitlines() if width(line) > WIDEST] == []
 
 
 def test_chinese_characters_count_as_two_columns() -> None:

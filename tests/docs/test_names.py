@@ -18,13 +18,9 @@ import mlpkit.testing.plugin
 from mlpkit import Algorithm, App
 from mlpkit.algorithm import LoadOptions, PredictOptions, TrainOptions
 from mlpkit.settings import IGNORED, described
-from tests.docs.pages import DOCS, ROOT, all_pages, code_spans, page_id, read, without_code_spans
+from tests.docs.pages import DOCS, ROOT, all_pages, code_spans, page_id, read, references, without_code_spans
 from tests.servers import LONG
 from tests.words import unwanted
-
-sys.path.insert(0, str(DOCS))
-references: Any = importlib.import_module("references")
-sys.path.remove(str(DOCS))
 
 OTHER_VARIABLES = {
     "MLPKIT_NER_PORT",  # an example of what Kubernetes sets

@@ -92,6 +92,13 @@ def test_language_switch_leads_to_the_same_page(site: Path) -> None:
             assert links
 
 
+def test_no_page_makes_the_browser_ask_for_files_that_are_not_there(site: Path) -> None:
+    for page in html_pages(site):
+        for tag, attributes in Elements(page).found:
+            # Material asks for a sitemap at each of them.
+            assert tag != "link" or attributes.get("rel") != "alternate", page
+
+
 def test_version_is_shown(site: Path) -> None:
     assert f"mlpkit {mlpkit.__version__}" in (site / "index.html").read_text(encoding="utf-8")
 
