@@ -57,15 +57,17 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a job.
 
     `status` is `init`, `training`, `completed`, `error`, `unknown`, or what the algorithm's own hook says. `message` is
-    the reason of an `error`, or how the job continues; `progress` is its last report, `queue_position` its place among
-    the waiting jobs (1 is next) or None, `attempt` how often it was started. `metrics` are those of the progress, with
-    the summary of the evaluation.
+    the reason of an `error`, or how the job continues; `progress` is its last report, `attempt` how often it was
+    started. Of a waiting job, `queue_position` is its place (1 is next) and `estimated_start` when it will probably
+    start, in seconds since the epoch; None if that is not known. `metrics` are those of the progress, with the summary
+    of the evaluation.
     """
 
     status: Any
     message: str | None = None
     progress: dict[str, Any] | None = None
     queue_position: int | None = None
+    estimated_start: float | None = None
     attempt: int | None = None
     metrics: dict[str, Any] = {}
 

@@ -50,6 +50,7 @@ _LOOK = 1.0
 _RENEW = 15.0
 _LEASE = 120.0
 _COMMAND_SECONDS = 60.0
+_LARGEST_NOTE = 256 << 20
 _LONGEST_OUTPUT = 500
 _CANCEL_SECONDS = 15.0
 _STORE = ("MLPKIT_STORE", "MLPKIT_S3_REGION", "MINIO_HOST", "MINIO_SECURE")
@@ -278,7 +279,8 @@ class _Notes:
 
     async def read(self, stat: ObjectStat) -> bytes:
         """The content of a note."""
-        return await anyio.to_thread.run_sync(self._storage.read, stat)
+        _, content = await anyio.to_thread.run_sync(self._storage.read, stat.path, _LARGEST_NOTE)
+        return content
 
     async def remove(self, name: str) -> None:
         """Removes a note, if it is there."""

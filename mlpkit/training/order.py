@@ -15,7 +15,7 @@ import msgspec
 from mlpkit.algorithm import TrainOptions
 from mlpkit.errors import ArgumentError
 from mlpkit.training.engine import Engine, Place
-from mlpkit.training.job import Job
+from mlpkit.training.job import EndedJobs, Job
 
 _HIGHEST = 10
 _LONGEST_APP_ID = 200
@@ -148,6 +148,43 @@ def in_order(waiting: Sequence[Job], last_starts: Mapping[str, float] | None, no
         jobs = list(group)
         found += jobs if last_starts is None else _in_turn(jobs, last_starts, now)
     return found
+
+
+def estimated_start(
+    model_id: str, jobs: Sequence[Job], places: int, ended: Mapping[str, EndedJobs], now: float
+) -> float | None:
+    """When a waiting job will probably start, in seconds since the epoch.
+
+    `jobs` are those that wait, in the order of their starts, and those that run; `places` is how many run at a time.
+    Each job is taken to need the mean time of the earlier ones of its algorithm. None if the job does not wait, or
+    nothing is known of those before it.
+    """
+    free: list[float] = []
+    for job in jobs:
+        if job.state == "training":
+            usual = _mean_seconds(ended.get(job.algorithm))
+            rest = job.progress.remaining if job.progress is not None else None
+            if usual is None and rest is None:
+                return None
+            free.append(max(now + (rest or 0.0), (job.started or now) + (usual or 0.0)))
+    free += [now] * (places - len(free))
+    heapq.heapify(free)
+    for job in jobs:
+        if job.state != "init":
+            continue
+        start = heapq.heappop(free)
+        if job.model_id == model_id:
+            return start
+        usual = _mean_seconds(ended.get(job.algorithm))
+        if usual is None:
+            return None
+        heapq.heappush(free, start + usual)
+    return None
+
+
+def _mean_seconds(ended: EndedJobs | None) -> float | None:
+    count = sum(ended.running.counts) if ended is not None else 0
+    return ended.running.sum / count if ended is not None and count else None
 
 
 def _in_turn(jobs: Sequence[Job], last_starts: Mapping[str, float], now: float) -> list[Job]:

@@ -39,7 +39,7 @@ from mlpkit.training.events import Event, Events
 from mlpkit.training.job import EndedJobs, Job, JobOutcome, in_log_of
 from mlpkit.training.joblog import JobLog, file_name
 from mlpkit.training.journal import JobFilter, Journal
-from mlpkit.training.order import Turns
+from mlpkit.training.order import Turns, estimated_start
 from mlpkit.training.progress import Curves, Snapshot
 from mlpkit.training.run import takes_checkpoint
 
@@ -335,20 +335,14 @@ class TrainingQueue:
         return self._journal.count(chosen)
 
     def recent_failures(self) -> list[Job]:
-        """Jobs that have failed in the last 24 hours, latest first.
-
-        At most 100.
-        """
+        """Jobs that failed in the last 24 hours, at most 100."""
         since = time.time() - _RECENT
         failed = self._journal.jobs(_MOST_RECENT, 0, JobFilter(state="error"))
         recent = [job for job in failed if job.message not in _CANCELS and (job.ended or 0.0) >= since]
         return sorted(recent, key=lambda job: job.ended or 0.0, reverse=True)
 
     def reported(self, model_id: str) -> float | None:
-        """When a running job has last reported anything.
-
-        In seconds since the epoch.
-        """
+        """When a running job has last reported, in seconds since the epoch."""
         live = self._live.get(model_id)
         return live.reported if live is not None and live.job.state == "training" else None
 
@@ -393,6 +387,11 @@ class TrainingQueue:
             ordered = self._turns.in_order([live.job for live in self._live.values() if live.job.state == "init"])
             self._positions = {job.model_id: number for number, job in enumerate(ordered, 1)}
         return self._positions.get(model_id)
+
+    def estimated_start(self, model_id: str) -> float | None:
+        """When a waiting job will probably start, if that is known."""
+        jobs = self._turns.in_order([self._seen(live) for live in self._live.values()])
+        return estimated_start(model_id, jobs, self._settings.train_task_num, self.ended, time.time())
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in `init` and `training`."""

@@ -82,6 +82,7 @@ class AlgorithmRoutes:
             data["progress"] = msgspec.to_builtins(job.progress)
             data["metrics"] = job.progress.metrics if job.progress is not None else {}
             data["queue_position"] = self._training.position(model_id)
+            data["estimated_start"] = self._training.estimated_start(model_id)
         return success(data)
 
     async def load(self, request: Request) -> HttpResponse:

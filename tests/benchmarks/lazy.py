@@ -24,7 +24,7 @@ from tests.servers import S3Server
 
 MODELS = 200
 ROOM = 20
-REQUESTS = 20_000
+REQUESTS = 5_000
 CONNECTIONS = 16
 
 
@@ -79,6 +79,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, seaweed_server() as server:
         folder = Path(name)
         ids = store(server, folder)
+        print(f"{MODELS} models are stored", flush=True)
         weights = [1 / rank for rank in range(1, MODELS + 1)]
         order = random.Random(1).choices(ids, weights, k=REQUESTS)
         settings = {

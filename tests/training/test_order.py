@@ -11,7 +11,8 @@ import pytest
 
 from mlpkit.errors import ArgumentError
 from mlpkit.training import Job, with_order
-from mlpkit.training.order import in_order
+from mlpkit.training.job import EndedJobs
+from mlpkit.training.order import estimated_start, in_order
 from tests.training.conftest import OpenQueue, end_of, job, reached, until
 
 SCRIPT = """
@@ -51,6 +52,24 @@ def ids(jobs: Sequence[Job]) -> list[str]:
 
 def test_without_the_setting_jobs_start_in_the_order_of_their_arrival() -> None:
     assert ids(in_order(waiting("a1", "a2", "b1", "a3"), None, 2000.0)) == ["a1", "a2", "b1", "a3"]
+
+
+def test_start_is_estimated_from_what_earlier_jobs_took() -> None:
+    now = 5000.0
+    first = Job("a", "it", state="training", created=1.0, started=now - 40.0)
+    jobs = [first, *waiting("b1", "b2", "b3")]
+    ended = EndedJobs()
+    assert [estimated_start(each.model_id, jobs, 1, {"it": ended}, now) for each in jobs] == [None] * 4
+    for seconds in (50.0, 150.0):
+        ended.running.add(seconds)
+    known = {"it": ended}
+    assert [estimated_start(each.model_id, jobs, 1, known, now) for each in jobs] == [None, 5060.0, 5160.0, 5260.0]
+    assert [estimated_start(each.model_id, jobs, 2, known, now) for each in jobs] == [None, 5000.0, 5060.0, 5100.0]
+    # One that takes longer than usual may end at any moment.
+    late = msgspec.structs.replace(first, started=now - 1000.0)
+    assert estimated_start("b1", [late, *jobs[1:]], 1, known, now) == now
+    # Of another algorithm nothing is known yet.
+    assert estimated_start("b1", [msgspec.structs.replace(first, algorithm="new"), *jobs[1:]], 1, known, now) is None
 
 
 def test_apps_start_in_turn_and_first_come_first_served_within_one() -> None:

@@ -73,7 +73,7 @@ def test_status_has_the_protocol_s_word_and_more_beside_it(plain: Service) -> No
     data = plain.get(f"/status?algorithm=boom&model_id={model_id}").json["data"]
     assert data["status"] == "error"
     assert "boom in train" in data["message"]
-    assert {"progress", "queue_position"} <= data.keys()
+    assert {"progress", "queue_position", "estimated_start"} <= data.keys()
 
 
 def test_cancel_ends_a_running_job(plain: Service) -> None:
