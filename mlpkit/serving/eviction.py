@@ -48,6 +48,8 @@ class Eviction:
         self._is_asked = is_asked
         self._evict = evict
         self._evicted: dict[str, EvictedModel] = {}
+        self._wanted = 0
+        """Bytes that all loads need which wait for room: they are freed together, not for one after the other."""
 
     def evicted(self) -> list[EvictedModel]:
         """The models that have left, and would be loaded again."""
@@ -75,16 +77,20 @@ class Eviction:
         if not self._limit:
             return
         end = time.monotonic() + seconds
-        while (missing := self._taken() + needed - self._limit) > 0:
-            self._check(model, needed)
-            if time.monotonic() > end:
-                raise LoadFailed(
-                    f"the model needs {_mebibytes(needed)} of memory, and the models that are in use leave too little "
-                    f"of {_mebibytes(self._limit)} (MLPKIT_MODEL_MEMORY)"
-                )
-            self._free(missing)
-            await asyncio.sleep(_LOOK)
-        model.memory = needed
+        self._wanted += needed
+        try:
+            while self._taken() + needed > self._limit:
+                self._check(model, needed)
+                if time.monotonic() > end:
+                    raise LoadFailed(
+                        f"the model needs {_mebibytes(needed)} of memory, and the models that are in use leave too "
+                        f"little of {_mebibytes(self._limit)} (MLPKIT_MODEL_MEMORY)"
+                    )
+                self._free(self._taken() + self._wanted - self._limit)
+                await asyncio.sleep(_LOOK)
+            model.memory = needed
+        finally:
+            self._wanted -= needed
 
     def count(self, model: ModelState, needed: int) -> None:
         """Counts what a model that was loaded needs.
