@@ -74,7 +74,7 @@ class PageRoutes:
         """A page about the service, with its jobs, models and workers."""
         name, content_type = PAGE_FILES[request.context.path.lstrip("/")]
         if name not in self._files:
-            content = (files("mlpkit.web") / "page" / name).read_bytes()
+            content = (files("mlpkit.web") / "static" / name).read_bytes()
             self._files[name] = (content, b'"%b"' % hashlib.sha256(content).hexdigest()[:24].encode())
         content, etag = self._files[name]
         headers = (*_HEADERS, (b"etag", etag))

@@ -8,7 +8,7 @@ from pathlib import Path
 from mlpkit.web.page import PAGE_FILES
 from tests.wire.replayer import Service
 
-FILES = Path(__file__).parent.parent.parent / "mlpkit" / "web" / "page"
+FILES = Path(__file__).parent.parent.parent / "mlpkit" / "web" / "static"
 LARGEST = 100_000
 
 
@@ -31,10 +31,12 @@ def test_every_text_is_there_in_both_languages() -> None:
     script = (FILES / "app.js").read_text(encoding="utf-8")
     table = script.partition("const TEXT = Object.fromEntries(`\n")[2].partition("\n`")[0].splitlines()
     texts = [line.split("|") for line in table]
-    assert all(len(text) == 3 and all(text) for text in texts)
+    assert all(len(text) == 3 and text[0] and text[2] for text in texts)
+    assert not [key for key, english, _ in texts if english == key[0].upper() + key[1:]], "left out: key with a capital"
     keys = [key for key, _, _ in texts]
     assert len(keys) == len(set(keys)) > 200
     for key, english, chinese in texts:
+        assert english or "{" not in chinese, key
         assert set(re.findall(r"\{\w+\}", english)) == set(re.findall(r"\{\w+\}", chinese)), key
     assert set(re.findall(r"\bt\(\"(\w+)\"", script)) <= set(keys)
 

@@ -143,7 +143,7 @@ def test_jobs_are_filtered_and_shown_in_pages(browser: Browser) -> None:
     browser.wait_until("document.querySelectorAll('tbody tr').length === 1")
     browser.wait_for("job-490")
     browser.fill("find", "nobody")
-    browser.wait_for("No job fits the filters")
+    browser.wait_for("Nothing fits the filters")
     browser.click("button", "Clear the filters")
     browser.wait_for("job-499")
 
@@ -213,7 +213,7 @@ def test_models_are_found_unloaded_and_loaded(browser: Browser) -> None:
     browser.click("button", "Unload: model-077")
     browser.click("dialog button.danger")
     browser.wait_for("The model is unloaded")
-    browser.wait_for("No model fits")
+    browser.wait_for("Nothing fits")
     browser.click("button", "Load a model")
     browser.fill("model_id", "model-077")
     browser.press(Keys.ENTER)

@@ -3,27 +3,27 @@
 
 // ---- language
 
-/** One text a line: its key, English, Chinese. */
+/** One text a line: key, English (left out: the key with a capital), Chinese. */
 const TEXT = Object.fromEntries(`
-overview|Overview|概览
-jobs|Jobs|任务
-models|Models|模型
-workers|Workers|工作进程
+overview||概览
+jobs||任务
+models||模型
+workers||工作进程
 tryit|Try it|试用
 skip|Skip to the content|跳到内容
-main|Main|主菜单
+main||主菜单
 toDark|Dark|深色
 toLight|Light|浅色
 other|中文|English
 theme|Switch to dark or light colours|切换深色或浅色
 lang|切换到中文|Switch to English
 loading|Loading…|正在加载…
-all|All|全部
-close|Close|关闭
+all||全部
+close||关闭
 cancelled|cancelled|已取消
 back|All jobs|全部任务
-copy|Copy|复制
-copied|Copied|已复制
+copy||复制
+copied||已复制
 again|Try again|重试
 none|none|无
 unknown|not known|未知
@@ -33,12 +33,12 @@ docs|Routes|接口
 missingPage|There is no such page|没有这个页面
 toOverview|Back to the overview|返回概览
 tokenTitle|This service needs a token|此服务需要令牌
-tokenHelp|It is the value of MLPKIT_TOKEN, and stays in this tab until you close it.|即 MLPKIT_TOKEN 的值，仅保存在此标签页中，关闭后即删除。
-token|Token|令牌
+tokenHelp|The value of MLPKIT_TOKEN. It stays in this tab until you close it.|即 MLPKIT_TOKEN 的值，仅保存在此标签页中，关闭后即删除。
+token||令牌
 tokenWrong|The service refused this token.|服务拒绝了此令牌。
 enter|Continue|继续
 gone|The service does not answer.|服务没有响应。
-goneSince|What you see is of {time}. The page keeps trying.|以下内容截至 {time}。页面会继续重试。
+goneSince|This is of {time}. The page keeps trying.|以下内容截至 {time}。页面会继续重试。
 starting|The service is starting.|服务正在启动。
 draining|The service is stopping: running work ends first.|服务正在停止：先完成正在运行的工作。
 notReady|The service takes no requests now.|服务目前不接受请求。
@@ -61,33 +61,32 @@ m1|1 model is|1 个模型
 mN|{n} models are|{n} 个模型
 w1|1 worker|1 个工作进程
 wN|{n} workers|{n} 个工作进程
-phase|Phase|阶段
+phase||阶段
 ready|ready|就绪
 starts|starting|正在启动
 drains|stopping|正在停止
 notready|not ready|未就绪
-version|Version|版本
+version||版本
 uptime|Up for|已运行
 since|since {time}|自 {time}
-store|Store|存储
-database|Database|数据库
+store||存储
+database||数据库
 disk|Disk of the home|主目录磁盘
 free|{n} free|剩余 {n}
 cache|File cache|文件缓存
-memory|Memory|内存
+memory||内存
 memServer|Memory of the server|服务器进程内存
 machine|{n} free on the machine|机器剩余 {n}
 failures|failures|失败
 problem|Not ready|未就绪
-warning|Warning|警告
-service|Service|服务
+warning||警告
+service||服务
 lastHour|The last hour|最近一小时
-requests|Requests|请求
+requests||请求
 perSecond|{n}/s|{n}/秒
 requestsKey|requests|请求
 latency|Time of predictions|预测耗时
 median|median|中位数
-p99|99 %|99 %
 queue|Work|工作
 predWait|predictions waiting|等待的预测
 jobsRun|jobs running|运行的任务
@@ -96,11 +95,11 @@ noSamples|The first figures come after 10 seconds.|10 秒后会有第一批数�
 minutesAgo|{n} min ago|{n} 分钟前
 now|now|现在
 chartOf|{title}: now {now}, at most {max}|{title}：当前 {now}，最高 {max}
-train|Train|训练
-algorithm|Algorithm|算法
-state|State|状态
-submitted|Submitted|提交时间
-find|Find|查找
+train||训练
+algorithm||算法
+state||状态
+submitted||提交时间
+find||查找
 findHint|a part of the model id|模型 id 的一部分
 anyTime|any time|任何时间
 hour|the last hour|最近一小时
@@ -110,29 +109,29 @@ init|waiting|等待中
 training|running|运行中
 completed|completed|已完成
 error|failed|失败
-job|Job|任务
-progress|Progress|进度
+job||任务
+progress||进度
 took|Time|用时
 noJobsYet|No jobs yet|还没有任务
-noMatch|No job fits the filters|没有符合条件的任务
+noMatch|Nothing fits the filters|没有符合条件的内容
 clear|Clear the filters|清除筛选
 page|{a}–{b} of {n}|第 {a}–{b} 个，共 {n} 个
-newer|Newer|较新
-older|Older|较旧
-previous|Previous|上一页
-next|Next|下一页
+newer||较新
+older||较旧
+previous||上一页
+next||下一页
 silent|no report for {time}|{time}没有报告
 position|position {n}|排在第 {n} 位
 estimate|starts in about {time}|约 {time}后开始
 left|about {time} left|剩余约 {time}
-cancel|Cancel|取消任务
+cancel||取消任务
 cancelAsk|Cancel this job?|取消这个任务？
 cancelHelp|Its process is ended now, and what it has made is discarded.|其进程会立即结束，已产生的内容会被丢弃。
 keep|Keep it|保留
 cancelDone|The job is cancelled|任务已取消
 endJob|Ask to end|请求结束
 endAsk|Ask this job to end?|请求结束这个任务？
-endHelp|It may save a checkpoint or a model of what it has first. If it takes too long, it is ended.|它可以先保存检查点或已有内容的模型；超时则被强制结束。
+endHelp|It may first save a checkpoint or a model. If that takes too long, it is ended.|它可以先保存检查点或已有内容的模型；超时则被强制结束。
 endDone|The job was asked to end|已请求任务结束
 trainAgain|Train again|再次训练
 showStack|Show stack|查看调用栈
@@ -140,31 +139,31 @@ stackTitle|Where the job is now|任务当前的位置
 stackHelp|One block for each thread; the innermost call is first.|每个线程一段；最内层的调用在最前。
 loadModel|Load|加载
 lastReport|Last report|最近报告
-reason|Reason|原因
-facts|Facts|信息
-attempt|Attempt|尝试
-started|Started|开始
-ended|Ended|结束
+reason||原因
+facts||信息
+attempt||尝试
+started||开始
+ended||结束
 pid|Process|进程
 uuid|Request id|请求 id
 modelPath|Model path|模型路径
-metrics|Metrics|指标
+metrics||指标
 asked|What it was asked|请求内容
-data|Data|数据
-parameters|Parameters|参数
-extend|Extend|扩展
-evaluation|Evaluation|评估
+data||数据
+parameters||参数
+extend||扩展
+evaluation||评估
 noResult|There is no result|没有结果
 failedRows|{n} rows had no answer and count as wrong, first line {line}|{n} 行没有回答，计为错误，首个在第 {line} 行
 inBoth|{n} sentences are in the training data too, so the figures are too good.|{n} 个句子也在训练数据中，因此数值偏高。
 unknownLabels|No training row has these labels|训练数据中没有这些标签
-rows|Rows|行数
+rows||行数
 source|Test rows from|测试数据
 macro|Macro F1|宏平均 F1
 micro|Micro F1|微平均 F1
-accuracy|Accuracy|准确率
+accuracy||准确率
 exact|Exact match|完全匹配
-purity|Purity|纯度
+purity||纯度
 rand|Adjusted Rand|调整兰德指数
 perRow|Time per row|每行耗时
 spans|Entities|实体
@@ -174,25 +173,25 @@ s_invented|invented|误检
 s_wrong_type|wrong type|类型错误
 s_wrong_border|wrong border|边界错误
 labels|Labels, worst first|标签，最差的在前
-label|Label|标签
-precision|Precision|精确率
-recall|Recall|召回率
-support|Support|样本数
+label||标签
+precision||精确率
+recall||召回率
+support||样本数
 confusions|Most frequent confusions|最常见的混淆
-wanted|Wanted|应为
+wanted||应为
 got|Answered|回答为
-count|Count|次数
-thresholds|Thresholds|阈值
+count||次数
+thresholds||阈值
 atLeast|Score of at least|分数不低于
 answered|Answers|回答数
-right|Right|正确率
+right||正确率
 errors|Most confident errors|置信度最高的错误
-advice|These errors are often wrong labels in the test rows: look at them first.|这些错误往往是测试数据中的标签错误，请先检查。
-line|Line|行
-sentence|Sentence|句子
-score|Score|分数
-log|Log|日志
-follow|Follow|跟随
+advice|These are often wrong labels in the test rows: look at them first.|这些错误往往是测试数据中的标签错误，请先检查。
+line||行
+sentence||句子
+score||分数
+log||日志
+follow||跟随
 noLog|The log is empty so far.|日志暂时为空。
 jobGone|There is no such job|没有这个任务
 location|Training data|训练数据
@@ -210,9 +209,9 @@ unloading|unloading|正在卸载
 unloaded|not loaded|未加载
 missing|missing|缺失
 evicted|evicted|已换出
-evictedWhy|It left because memory was short. A prediction loads it again.|因内存不足而卸载，收到预测请求时会重新加载。
+evictedWhy|Memory was short. A prediction loads it again.|因内存不足而卸载，收到预测请求时会重新加载。
 lazily|a prediction loaded it|由预测请求加载
-unload|Unload|卸载
+unload||卸载
 unloadAsk|Unload this model?|卸载这个模型？
 unloadHelp|Predictions in flight end first. The stored model stays.|会先完成进行中的预测。存储的模型会保留。
 unloadDone|The model is unloaded|模型已卸载
@@ -220,28 +219,27 @@ loadDone|The model is loaded|模型已加载
 loadRefused|The model was not loaded|模型未加载
 noModels|No model is loaded|没有已加载的模型
 noModelsHelp|Load a model of a completed job, or one that is in the store.|可加载已完成任务的模型，或存储中的模型。
-model|Model|模型
+model||模型
 rate|Predictions|预测
 total|{n} in all|共 {n}
 mean|Mean time|平均耗时
-batch|Batch|批大小
-waiting|Waiting|等待
+batch||批大小
+waiting||等待
 failuresN|Failures|失败
 little|little|很少
-actions|Actions|操作
-noModelMatch|No model fits|没有符合的模型
+actions||操作
 stored|Stored models|存储的模型
-aliases|Aliases|别名
-alias|Alias|别名
+aliases||别名
+alias||别名
 setAlias|Set an alias|设置别名
 moveAlias|Move|移动
 aliasDone|The alias leads to the model|别名已指向该模型
 aliasRefused|The alias was not moved|别名未移动
 created|Stored|存储时间
-size|Size|大小
+size||大小
 more|Show more|显示更多
-worker|Worker|工作进程
-restarts|Restarts|重启
+worker||工作进程
+restarts||重启
 since2|Since|自
 isolated|one model|独占
 down|down|未运行
@@ -251,7 +249,7 @@ features|Input|输入
 params|Options|选项
 send|Predict|预测
 sending|Waiting for the answer…|正在等待回答…
-answer|Answer|回答
+answer||回答
 request|The request|请求
 noAnswer|The answer appears here|回答会显示在这里
 refused|The prediction failed|预测失败
@@ -292,7 +290,7 @@ t_integer|A whole number|整数
 t_boolean|true or false|true 或 false
 t_null|null|null
 problemTitle|This did not work|操作未成功
-`.trim().split("\n").map(line => line.split("|")).map(([key, ...texts]) => [key, texts]))
+`.trim().split("\n").map(line => line.split("|")).map(([key, english, chinese]) => [key, [english || key[0].toUpperCase() + key.slice(1), chinese]]))
 
 const saved = name => { try { return localStorage.getItem(`mlpkit-${name}`) } catch { return null } }
 const save = (name, value) => { try { localStorage.setItem(`mlpkit-${name}`, value) } catch { /* a private window */ } }
@@ -714,7 +712,7 @@ function chartsOf(charts) {
 	const x = {axis: [t("minutesAgo", {n: Math.max(1, Math.round((series.requests.length * step) / 60))}), t("now")], at: time}
 	return h("div.grid.broad",
 		card(null, {key: "r"}, chart(t("requests"), [[t("requestsKey"), series.requests.map(n => n / step)], [t("failures"), series.failures.map(n => n / step)]], perSecond, x)),
-		card(null, {key: "l"}, chart(t("latency"), [[t("median"), series.p50], [t("p99"), series.p99]], duration, x)),
+		card(null, {key: "l"}, chart(t("latency"), [[t("median"), series.p50], ["99 %", series.p99]], duration, x)),
 		card(null, {key: "w"}, chart(t("queue"), [[t("predWait"), series.waiting], [t("jobsRun"), series.jobs], [t("jobsWait"), series.queue]], number, x)),
 		card(null, {key: "m"}, chart(t("memServer"), [[t("memory"), series.memory]], bytes, x)))
 }
@@ -983,7 +981,7 @@ function evaluationOf(report) {
 		unknown && pairs(unknown).length > 0 && note("warn", t("unknownLabels"), ": ", user(firstLine(Object.keys(unknown).join(", ")))),
 		report.rows != null && h("dl.facts", fact(t("rows"), number(report.rows)), report.source && fact(t("source"), mono(report.source)),
 			figures.map(([name, value]) => fact(t(name), share(value))),
-			report.milliseconds?.p50 != null && fact(t("perRow"), duration(report.milliseconds.p50 / 1000), report.milliseconds.p99 && `${t("p99")}: ${duration(report.milliseconds.p99 / 1000)}`),
+			report.milliseconds?.p50 != null && fact(t("perRow"), duration(report.milliseconds.p50 / 1000), report.milliseconds.p99 && `99 %: ${duration(report.milliseconds.p99 / 1000)}`),
 			pairs(report.metrics ?? {}).map(([name, value]) => fact(user(name), user(typeof value === "number" ? significant(value) : JSON.stringify(value))))),
 		spans && h("div", h("h3", t("spans")), h("dl.facts", pairs(spans).map(([name, count]) => fact(t(`s_${name}`), number(count))))),
 		figureTable(t("labels"), [t("label"), `#${t("precision")}`, `#${t("recall")}`, "#F1", `#${t("support")}`], worst.map(([name, value]) => [user(name), share(value.precision), share(value.recall), share(value.f1), number(value.support ?? 0)])),
@@ -1231,7 +1229,7 @@ function modelsView(values) {
 			return [
 				h("div.head", {key: "head"}, h("h1", t("models")), h("div.actions", models.length + stored.length > 0 && button(t("setAlias"), () => aliasDialog()), button(t("load"), loadDialog, {class: "main"}))),
 				models.length > 8 && search(field(t("find"), h("input", {type: "search", value: find, placeholder: t("findHint"), on: {input: event => { find = event.target.value.trim(); start = 0; drawMain() }}}), {class: "grow"})),
-				list("list", t("models"), models.length === 0 ? empty(t("noModels"), t("noModelsHelp"), link("#/jobs?state=completed", {class: "button"}, t("jobs"))) : listed.length === 0 ? empty(t("noModelMatch")) : [
+				list("list", t("models"), models.length === 0 ? empty(t("noModels"), t("noModelsHelp"), link("#/jobs?state=completed", {class: "button"}, t("jobs"))) : listed.length === 0 ? empty(t("noMatch")) : [
 					table([t("model"), t("state"), ...["rate", "mean", "batch", "waiting", "failuresN", "memory", "actions"].map(name => `#${t(name)}`)], shown.map(model => modelRow(model, rates.get(model.model_id), {unload, again}))),
 					pager(start, listed.length, next => { start = next; drawMain() })]),
 				aliases.length > 0 && list("aliases", t("aliases"), h("h2", t("aliases")), table([t("alias"), t("model"), t("state"), t("since2"), `#${t("actions")}`], aliases.map(alias => h("tr", {key: alias.name}, h("td", mono(alias.name)), h("td.full", mono(alias.model_id)), h("td", modelBadge(alias.state)), h("td.soft", when(alias.since)), acts(does("moveAlias", alias.name, () => aliasDialog(alias))))))),
