@@ -158,7 +158,7 @@ async def simulate(platform: Platform, apps: list[App], replicas: int, models: i
     with counted(platform, f"all {replicas:,} start, {models:,} models", replicas):
         await look(all_replicas)
     assert all(len(replica.loaded.algorithms) == each_has for replica in all_replicas)
-    time.sleep(_SETTLED)
+    await anyio.sleep(_SETTLED)
     await look(all_replicas)
     with counted(platform, "a period in which nothing changes", replicas):
         await look(all_replicas)
