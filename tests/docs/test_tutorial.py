@@ -33,6 +33,7 @@ from tests.docs.pages import DOCS, CodeBlock, read
 from tests.docs.test_code_blocks import WIDEST
 from tests.impossible import impossible
 from tests.servers import LONG, S3Server, free_port, wait_until
+from tests.servers.raycluster import ENVIRONMENT, is_installed, ray_cluster
 
 TUTORIAL = DOCS / "tutorial"
 CHAPTERS = re.findall(
@@ -43,9 +44,10 @@ FILES = {block.title for blocks in CODE.values() for block in blocks if block.ti
 PORTS = ("8000", "8001", "8002", "8003", "8010")
 """The ports of the tutorial; a test uses free ones."""
 STORE = "127.0.0.1:9000"
+RAY = "127.0.0.1:6379"
 OPTIONAL = {"torch", "ray"}
 """Packages of chapters that are only read if a machine lacks them."""
-_ONLY_READ = re.compile(r"^(docker|pip|weed) ", re.MULTILINE)
+_ONLY_READ = re.compile(r"^(docker|pip|ray|weed) ", re.MULTILINE)
 _SERVICE = re.compile(r"(\w+=\S+ )*mlpkit run .*(?<!&)")
 _VALUES = re.compile(
     r"\b[0-9a-f]{32}_\d{14}\b"  # the id of a model
@@ -96,8 +98,8 @@ class Reader:
     folder: Path
     environment: Mapping[str, str]
     ports: Mapping[str, int]
-    store: S3Server | None = None
-    """What is used in the place of the store of the tutorial."""
+    words: dict[str, str] = field(default_factory=dict)
+    """What this machine has in the place of what is printed, such as the address of a store."""
     services: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     printed: str = ""
 
@@ -147,10 +149,9 @@ class Reader:
         return Path(self.type("pwd")[1])
 
     def here(self, text: str) -> str:
-        """A printed text with the ports and the store of this machine."""
-        if self.store is not None:
-            text = text.replace(STORE, self.store.endpoint)
-            text = text.replace("tutorial-key", self.store.access_key).replace("tutorial-secret", self.store.secret_key)
+        """A printed text with the ports and servers of this machine."""
+        for printed, here in self.words.items():
+            text = text.replace(printed, here)
         return re.sub(rf"\b({'|'.join(self.ports)})\b", lambda found: str(self.ports[found[1]]), text)
 
     def type(self, command: str) -> tuple[int, str]:
@@ -247,14 +248,19 @@ def test_first_chapter_works_as_printed(reader: Reader) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_all_chapters_work_as_printed(reader: Reader, request: pytest.FixtureRequest) -> None:
+def test_all_chapters_work_as_printed(reader: Reader, s3: S3Server) -> None:
+    if shutil.which("nginx", path=reader.environment["PATH"]) is None:
+        impossible("nginx is not installed (apt-get install nginx)")
+    reader.words = {STORE: s3.endpoint, "tutorial-key": s3.access_key, "tutorial-secret": s3.secret_key}
     for chapter in CHAPTERS:
-        if chapter == "container":
-            reader.store = request.getfixturevalue("s3")
-        if chapter == "replicas" and shutil.which("nginx", path=reader.environment["PATH"]) is None:
-            impossible("nginx is not installed (apt-get install nginx)")
         lacks = {name for block in CODE[chapter] if block.language == "python" for name in missing(block.text)}
-        if lacks:
-            print(f"{chapter}.md was only read: {', '.join(lacks)} is not installed")
+        if lacks or (chapter == "ray" and not is_installed()):
+            print(f"{chapter}.md was only read: {' '.join(lacks) or chapter} is not installed")
+        elif chapter == "ray":
+            with ray_cluster([{"num_cpus": 2}]) as cluster:
+                reader.words[RAY] = cluster.address
+                reader.type("\n".join(f"export {name}={value}" for name, value in ENVIRONMENT.items()))
+                reader.follow(chapter)
+                reader.stop_all()
         else:
             reader.follow(chapter)
