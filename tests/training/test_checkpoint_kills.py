@@ -10,11 +10,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.servers import wait_until
+from mlpkit.settings import load_settings
+from mlpkit.storage import open_storage
+from tests.servers import LONG, wait_until
 from tests.training.conftest import WriteScript
 
 KILLS = 10
@@ -26,9 +29,6 @@ from mlpkit import App, Checkpoint, ModelDir, Progress
 
 app = App("net")
 words = app.algorithm("words")
-# scikit-learn is imported for longer than a kill waits, so the network is further by then.
-NET_STEPS = 1500
-WORDS_STEPS = 60
 
 def begins(parameters, model_id, step):
     with open(Path(parameters["folder"]) / f"{model_id}.begun", "a") as begun:
@@ -42,6 +42,7 @@ def wait_for_kills(parameters, step, steps):
 @app.train(max_attempts=100)
 def train(parameters: dict, model_id: str, checkpoint: Checkpoint, out: ModelDir, progress: Progress):
     """As a loop of PyTorch: a network, an optimizer with momentum, a generator of random batches."""
+    steps = parameters["steps"]
     random = np.random.default_rng(7)
     inputs = random.normal(size=(500, 8))
     wanted = np.sin(inputs.sum(axis=1, keepdims=True))
@@ -55,8 +56,8 @@ def train(parameters: dict, model_id: str, checkpoint: Checkpoint, out: ModelDir
         random.bit_generator.state = kept["random"]
         step = kept["step"]
     begins(parameters, model_id, step)
-    for step in progress.track(range(step, NET_STEPS), "fit", total=NET_STEPS, done=step):
-        wait_for_kills(parameters, step, NET_STEPS)
+    for step in progress.track(range(step, steps), "fit", total=steps, done=step):
+        wait_for_kills(parameters, step, steps)
         batch = random.integers(0, len(inputs), 32)
         hidden = np.tanh(inputs[batch] @ state["first"])
         error = hidden @ state["second"] - wanted[batch]
@@ -79,6 +80,8 @@ def train_words(parameters: dict, model_id: str, checkpoint: Checkpoint, out: Mo
     import joblib
     from sklearn.linear_model import SGDClassifier
 
+    # scikit-learn is imported for longer than a kill waits, so the network is further by then.
+    steps = max(40, parameters["steps"] // 25)
     random = np.random.default_rng(5)
     inputs = random.normal(size=(400, 6))
     wanted = (inputs.sum(axis=1) > 0).astype(int)
@@ -87,8 +90,8 @@ def train_words(parameters: dict, model_id: str, checkpoint: Checkpoint, out: Mo
     if checkpoint.resumed:
         step, model = joblib.load(checkpoint / "state.joblib")
     begins(parameters, model_id, step)
-    for step in progress.track(range(step, WORDS_STEPS), "fit", total=WORDS_STEPS, done=step):
-        wait_for_kills(parameters, step, WORDS_STEPS)
+    for step in progress.track(range(step, steps), "fit", total=steps, done=step):
+        wait_for_kills(parameters, step, steps)
         batch = np.random.default_rng([5, step]).integers(0, len(inputs), 32)
         model.partial_fit(inputs[batch], wanted[batch], classes=[0, 1])
         joblib.dump((step + 1, model), checkpoint / "state.joblib")
@@ -100,15 +103,16 @@ import asyncio, json, sys
 from pathlib import Path
 from mlpkit.log import configure
 from mlpkit.script import import_app
-from mlpkit.settings import Settings
+from mlpkit.settings import load_settings
 from mlpkit.training import Job, TrainingQueue
 
-async def main(home, target, folder, period, *ids):
-    settings = Settings(home=Path(home), checkpoint_period=float(period), train_task_num=2)
+async def main(home, target, folder, period, steps, *ids):
+    settings = load_settings().with_options(home=Path(home), checkpoint_period=float(period), train_task_num=2)
     queue = TrainingQueue(import_app(target).build(), target, settings, configure(stream=sys.stderr))
     await queue.open()
     for name in ids:
-        await queue.submit(Job(name, name.partition("-")[0], parameters=json.dumps({"folder": folder})))
+        parameters = json.dumps({"folder": folder, "steps": int(steps)})
+        await queue.submit(Job(name, name.partition("-")[0], parameters=parameters))
     print("open", flush=True)
     while sum(queue.counts().values()):
         await asyncio.sleep(0.05)
@@ -118,12 +122,32 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+@dataclass(frozen=True)
+class Course:
+    """How long the trainings are, and the longest wait before a kill; `environment` names the store."""
+
+    steps: int
+    longest_wait: float
+    environment: dict[str, str]
+
+
+@pytest.fixture(params=["folder", "S3"])
+def course(request: pytest.FixtureRequest) -> Course:
+    if request.param == "folder":
+        return Course(1500, 0.4, {})
+    # Each checkpoint takes a dozen requests.
+    return Course(150, 1.5, request.getfixturevalue("s3").environment)
+
+
 @contextmanager
-def service(home: Path, target: str, folder: Path, period: float, *ids: str) -> Iterator[subprocess.Popen[str]]:
+def service(
+    home: Path, target: str, folder: Path, period: float, course: Course, *ids: str
+) -> Iterator[subprocess.Popen[str]]:
     """A process that owns a queue, once it has accepted the jobs; killed at the end, if it has not ended."""
-    command = [sys.executable, "-c", SERVICE, str(home), target, str(folder), str(period), *ids]
+    command = [sys.executable, "-c", SERVICE, str(home), target, str(folder), str(period), str(course.steps), *ids]
+    environment = {**os.environ, **course.environment}
     with (home.parent / "service.log").open("a") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         with process:
             try:
                 assert process.stdout is not None
@@ -142,21 +166,22 @@ def begun(folder: Path, model_id: str) -> list[tuple[int, int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_trainings_killed_ten_times_make_the_models_of_undisturbed_ones(
-    write_script: WriteScript, home: Path, tmp_path: Path
+    write_script: WriteScript, home: Path, tmp_path: Path, course: Course
 ) -> None:
     target = write_script(SCRIPT)
     chance = random.Random(2026)
     ids = ["net-killed", "words-killed"]
     kills = 0
     while kills < KILLS:
-        with service(home, target, tmp_path, 0, *([] if kills else ids)) as running:
+        with service(home, target, tmp_path, 0, course, *([] if kills else ids)) as running:
             # Twice the processes of the jobs, then the service itself.
             for victim in ("jobs", "jobs", "service"):
                 for model_id in ids:
                     at_least = kills + 1
                     wait_until(lambda: len(begun(tmp_path, model_id)) >= at_least, "the attempt begins")  # noqa: B023
-                time.sleep(chance.uniform(0, 0.4))
+                time.sleep(chance.uniform(0, course.longest_wait))
                 if victim == "service":
                     running.kill()
                 else:
@@ -167,21 +192,21 @@ def test_trainings_killed_ten_times_make_the_models_of_undisturbed_ones(
                     break
             running.kill()
     (tmp_path / "finish").touch()
-    with service(home, target, tmp_path, 0) as running:
-        assert running.wait(120) == 0
-    with service(home, target, tmp_path, 3600, "net-undisturbed", "words-undisturbed") as running:
-        assert running.wait(120) == 0
+    with service(home, target, tmp_path, 0, course) as running:
+        assert running.wait(LONG) == 0
+    with service(home, target, tmp_path, 3600, course, "net-undisturbed", "words-undisturbed") as running:
+        assert running.wait(LONG) == 0
 
-    bucket = home / "storage" / "ml-platform-model"
+    storage = open_storage(load_settings({**course.environment, "MLPKIT_HOME": str(home)}, None))
     for algorithm in ("net", "words"):
         steps = [step for _, step in begun(tmp_path, f"{algorithm}-killed")]
         print(algorithm, "began at", steps)
         assert len(steps) >= KILLS
         assert steps == sorted(steps)
         assert steps[-1] > 0
-        killed = (bucket / f"{algorithm}-killed" / "model.npz").read_bytes()
-        assert killed == (bucket / f"{algorithm}-undisturbed" / "model.npz").read_bytes()
-        # A kill may leave empty folders, which are no objects of the store.
-        model = bucket / f"{algorithm}-killed"
-        left = sorted(str(path.relative_to(model)) for path in model.rglob("*") if path.is_file())
+        models = [f"ml-platform-model/{algorithm}-{how}" for how in ("killed", "undisturbed")]
+        killed, undisturbed = [storage.fetch(f"{model}/model.npz").read_bytes() for model in models]
+        assert killed == undisturbed
+        left = [stat.path.removeprefix(f"{models[0]}/") for stat in storage.list(f"{models[0]}/")]
         assert left == ["mlpkit.json", "model.npz"]
+    storage.close()
