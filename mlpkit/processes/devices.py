@@ -102,10 +102,11 @@ class Devices:
 
     def why_waiting(self, gpus: float) -> str:
         """Why a job waits for devices; empty if it does not."""
-        free = sum(self._free.values()) / _WHOLE
-        if gpus == 0 or gpus <= free:
+        whole = sum(free == _WHOLE for free in self._free.values())
+        most = max(self._free.values(), default=0) / _WHOLE
+        if gpus <= (most if gpus < 1 else whole):
             return ""
-        return f"waits for {gpus_in_words(gpus)}: {free:g} of {len(self._free)} are free now"
+        return f"waits for {gpus_in_words(gpus)}: {whole} of {len(self._free)} are free now"
 
 
 def gpus_in_words(gpus: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -12,6 +13,7 @@ import pytest
 
 from mlpkit.errors import ArgumentError, LoadFailed
 from mlpkit.serving import Models
+from tests.acceptance.service import RunningService
 from tests.servers import LONG
 from tests.serving.conftest import OpenModels, prediction_of
 
@@ -101,3 +103,43 @@ async def test_the_devices_that_the_user_has_chosen_are_what_all_see(
     async with open_models(SCRIPT, gpus=("0",)) as models:
         await models.load("whole", "a")
         assert await seen(models, "a") == "7"
+
+
+JOBS_AND_MODELS = """
+import os
+import pathlib
+
+from mlpkit import App, ModelDir
+
+app = App("it")
+
+@app.train(gpus=1)
+def train(out: ModelDir):
+    (out / "device").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+
+@app.load(gpus=1)
+def load(files: ModelDir):
+    return (files / "device").read_text(), os.environ["CUDA_VISIBLE_DEVICES"]
+
+@app.predict
+def predict(model, features):
+    return list(model)
+"""
+
+
+async def test_a_job_waits_while_a_model_has_the_only_device(tmp_path: Path) -> None:
+    (tmp_path / "it.py").write_text(JOBS_AND_MODELS)
+    service = RunningService(f"{tmp_path}/it.py:app", tmp_path / "home", {"MLPKIT_GPUS": "4"})
+    try:
+        service.wait_ready()
+        first = service.client.train("it")
+        assert first.wait(LONG).status == "completed"
+        service.client.load("it", first.model_id)
+        assert service.client.predict(first.model_id, {}) == ["4", "4"]
+        second = service.client.train("it")
+        waiting = second.status()
+        assert (waiting.status, waiting.message) == ("init", "waits for 1 GPU: 0 of 1 are free now")
+        service.client.unload("it", first.model_id)
+        assert second.wait(LONG).status == "completed"
+    finally:
+        service.stop()

@@ -75,6 +75,15 @@ def test_who_waits_is_not_overtaken_by_who_needs_fewer() -> None:
     anyio.run(run)
 
 
+def test_why_a_job_waits_is_said_only_if_it_waits_for_devices() -> None:
+    devices = Devices(("0", "1"))
+    assert devices.take(0.5) is not None
+    assert [devices.why_waiting(gpus) for gpus in (0, 0.5, 1)] == ["", "", ""]
+    assert devices.why_waiting(2) == "waits for 2 GPUs: 1 of 2 are free now"
+    assert devices.take(1) is not None
+    assert devices.why_waiting(0.7) == "waits for 0.7 GPU: 0 of 2 are free now"
+
+
 def test_the_devices_that_the_user_has_chosen_stay() -> None:
     assert device_settings(("1", "2"), {}) == {"CUDA_VISIBLE_DEVICES": "1,2"}
     assert device_settings(("1",), {"CUDA_VISIBLE_DEVICES": "7"}) == {}
