@@ -34,6 +34,7 @@ from mlpkit import __version__
 from mlpkit.app import App
 from mlpkit.errors import SettingsError
 from mlpkit.log import LogOutput, configure, has_colours, logger, printable
+from mlpkit.metrics import AuthorMetrics
 from mlpkit.processes import Devices, log_prints
 from mlpkit.script import absolute_search_path, know_by_other_names, target_of
 from mlpkit.serving import Aliases, Models
@@ -84,6 +85,7 @@ class Service:
         engine = LocalEngine(self.target, settings, devices) if settings.engine == "local" else None
         self.training = TrainingQueue(app.build(), self.target, settings, log, engine=engine)
         self.models = Models(app, self.target, settings, log, storage=self.storage, devices=devices)
+        self.author_metrics = AuthorMetrics(settings.home)
         self.models.on_change = self.training.events.note_model
         self.aliases = Aliases(self.models, settings.home, settings.load_timeout)
         self.webhook = self._open_webhook() if settings.webhook else None
@@ -100,6 +102,7 @@ class Service:
                 log=log,
                 state=self.state,
                 cluster=self.cluster,
+                author_metrics=self.author_metrics,
                 target=self.target,
             )
         )
@@ -116,6 +119,8 @@ class Service:
             exits.callback(self.storage.close)
             exits.callback(self.stored_models.close)
             await self.training.open()
+            # Only now this service is the only one of the home.
+            self.author_metrics.open()
             exits.push_async_callback(self.training.close)
             self.aliases.open()
             await self.models.open()
@@ -211,6 +216,7 @@ class Service:
         while True:
             await asyncio.sleep(HISTORY_STEP)
             self.web.history.sample()
+            await anyio.to_thread.run_sync(self.author_metrics.fold, abandon_on_cancel=True)
 
     async def _check_store(self) -> None:
         limiter = anyio.CapacityLimiter(1)

@@ -20,8 +20,8 @@ import mlpkit
 LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     # what everybody may use
     ("L0", ("errors",)),
-    ("L0", ("settings", "log", "formats", "metrics")),
-    ("L0", ("tracing",)),
+    ("L0", ("settings", "log", "formats")),
+    ("L0", ("metrics", "tracing")),
     # the author's script, and a child process
     ("L1", ("processes",)),
     ("L1", ("injection",)),

@@ -20,6 +20,7 @@ import msgspec
 from mlpkit.app import App
 from mlpkit.errors import ArgumentError, MlpkitError, TimeLimitExceeded, UserCodeError, WorkerLost, WorkerNotReady
 from mlpkit.log import LogOutput
+from mlpkit.metrics import metrics_environment
 from mlpkit.processes import LONG, AsyncChannel, Child, Message, device_settings, start_child, thread_settings
 from mlpkit.script import absolute_search_path
 from mlpkit.serving.messages import (
@@ -155,7 +156,8 @@ class ProcessWorker:
             on_lines=self._log.write_all,
             process=self.name,
             environment=thread_settings(self._settings.workers + self._settings.train_task_num)
-            | device_settings(self._devices),
+            | device_settings(self._devices)
+            | metrics_environment(self._settings.home),
         )
         self._channel = await AsyncChannel.connect(self._child.channel, self._on_messages, self._on_close)
         settings = encode_settings(self._settings)

@@ -33,6 +33,7 @@ from mlpkit import start_folder
 from mlpkit.errors import JobConflict, MlpkitError
 from mlpkit.injection import ending_forked_copies
 from mlpkit.log import LogLine, context_fields, logger, printable
+from mlpkit.metrics import metrics_environment
 from mlpkit.processes import (
     THREAD_SETTINGS,
     AsyncChannel,
@@ -445,7 +446,7 @@ class _JobProcess:
         environment = thread_settings(self._settings.workers + self._settings.train_task_num)
         if self._options.cpus is not None:
             environment.update(dict.fromkeys(THREAD_SETTINGS, str(self._options.cpus)))
-        return environment | device_settings(self._devices)
+        return environment | device_settings(self._devices) | metrics_environment(self._settings.home)
 
 
 class Reporter:

@@ -67,7 +67,7 @@ class Application:
         self._state = dependencies.state
         self._access_log = settings.access_log != "off"
         self._has_fields = settings.log_format == "json"
-        self._algorithm_of = dependencies.models.algorithm_of
+        self._models = dependencies.models
         self._unlogged = _PROBES if settings.access_log == "no-probes" else ()
         self._cancel_paths = ("/cancel", settings.api_prefix + "cancel")
         self._token = settings.token.encode()
@@ -161,7 +161,7 @@ class Application:
             **_about(context),
         }
         model_id = context.subject.get("model_id")
-        if model_id is not None and "algorithm" not in fields and (algorithm := self._algorithm_of(model_id)):
+        if model_id is not None and "algorithm" not in fields and (algorithm := self._models.algorithm_of(model_id)):
             fields["algorithm"] = algorithm
         return fields
 

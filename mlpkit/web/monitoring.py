@@ -76,6 +76,7 @@ class MetricsRoute:
         memory = await to_thread.run_sync(_memory_of, pids, limiter=self._threads)
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self.collector(memory))
+        registry.register(self._dependencies.author_metrics)
         return HttpResponse(generate_latest(registry), content_type=_TEXT)
 
     def collector(self, memory: Mapping[int, int]) -> _Collector:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from mlpkit.algorithm import Algorithm
     from mlpkit.log import LogOutput
+    from mlpkit.metrics import AuthorMetrics
     from mlpkit.platform.cluster import ReplicaSync
     from mlpkit.serving import Aliases, Models
     from mlpkit.settings import Settings
@@ -93,6 +94,7 @@ class Dependencies:
     stored_models: StoredModels
     log: LogOutput
     state: ServiceState
+    author_metrics: AuthorMetrics
     cluster: ReplicaSync | None = None
     target: str = ""
 

@@ -127,7 +127,7 @@ class Platform:
 @contextlib.contextmanager
 def counted(platform: Platform, what: str, share: int) -> Iterator[None]:
     """Prints a row of the table: what happened, and what it asked of the database, for all and for each of `share`."""
-    await anyio.sleep(_SETTLED)
+    time.sleep(_SETTLED)
     before, started = platform.counts(), time.monotonic()
     yield
     seconds = time.monotonic() - started
