@@ -34,7 +34,7 @@ import anyio.to_thread
 import msgspec
 
 from mlpkit.algorithm import TrainOptions
-from mlpkit.errors import JobConflict, NoPlace, SettingsError, StorageError
+from mlpkit.errors import JobConflict, NoPlace, ObjectNotFound, SettingsError, StorageError
 from mlpkit.log import logger
 from mlpkit.settings import Settings, decode_settings, described, encode_settings, load_settings
 from mlpkit.storage import ObjectStat, Storage, open_storage
@@ -53,6 +53,7 @@ _COMMAND_SECONDS = 60.0
 _LARGEST_NOTE = 256 << 20
 _LONGEST_OUTPUT = 500
 _CANCEL_SECONDS = 15.0
+_LARGEST_NOTE = 128 << 20
 _STORE = ("MLPKIT_STORE", "MLPKIT_S3_REGION", "MINIO_HOST", "MINIO_SECURE")
 """Settings that the launched process takes from its own environment, with all secrets."""
 
@@ -115,6 +116,8 @@ class LaunchEngine:
         return (asked.cpus, asked.gpus, asked.memory) == (wanted.cpus, wanted.gpus, wanted.memory)
 
     def why_waiting(self, options: TrainOptions) -> str:
+        if not self._earlier.done():
+            return "waiting for the end of what an earlier run of this service has launched"
         return "waiting for the scheduler to start it" if self._launching else ""
 
     def keeps(self, job: Job) -> bool:
@@ -155,6 +158,7 @@ class _LaunchedPlace:
         self._code = code
         self._notes = notes
         self._renewing: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def launch(self, options: TrainOptions) -> None:
         """Runs the command, and waits until what it has launched says hello.
@@ -184,6 +188,14 @@ class _LaunchedPlace:
         raise NoPlace(f"what MLPKIT_LAUNCH has launched did not start within {limit:g} s (MLPKIT_PLACE_TIMEOUT)")
 
     async def run(self, run: JobRun) -> JobOutcome:
+        try:
+            return await self._follow(run)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.close(_CANCEL_SECONDS)
+            raise
+
+    async def _follow(self, run: JobRun) -> JobOutcome:
         order = JobOrder.of(self._service, run, _without_secrets(self._settings), self._code)
         await self._notes.write("order", msgspec.msgpack.encode(order))
         seen = time.monotonic()
@@ -218,19 +230,27 @@ class _LaunchedPlace:
             await anyio.sleep(_LOOK)
 
     async def close(self, within: float) -> None:
-        """Ends what was launched, waits for that, and removes the notes."""
+        """Ends what was launched, waits for that, and removes the notes.
+
+        A second call does nothing.
+        """
+        if self._closed:
+            return
+        self._closed = True
         if self._renewing is not None:
             self._renewing.cancel()
         found = await self._notes.all_if_possible()
         try:
+            # The launched process sees that, and ends its job in order.
             await self._notes.remove("lease")
-            if "launched" in found and "ended" not in found and self._settings.launch_cancel:
-                values = msgspec.json.decode(await self._notes.read(found["launched"]), type=dict[str, str])
-                await _run(self._settings.launch_cancel, values)
             with anyio.move_on_after(within):
                 while "hello" in found and "ended" not in found:
                     await anyio.sleep(_LOOK)
                     found = await self._notes.all_if_possible()
+            # Otherwise it has not started yet, or does not answer.
+            if "launched" in found and "ended" not in found and self._settings.launch_cancel:
+                values = msgspec.json.decode(await self._notes.read(found["launched"]), type=dict[str, str])
+                await _run(self._settings.launch_cancel, values)
             await self._notes.remove_all()
         except (OSError, StorageError) as error:
             logger.warning("a launched job ends only when its lease has: {}", error)
@@ -267,7 +287,11 @@ class _Notes:
         Raises:
             StorageError: the store cannot be asked.
         """
-        found = await anyio.to_thread.run_sync(self._storage.list, self._root)
+        try:
+            found = await anyio.to_thread.run_sync(self._storage.list, self._root)
+        except ObjectNotFound:
+            # There is no bucket yet: the first note makes it.
+            return {}
         return {stat.path.removeprefix(f"{self._root}/"): stat for stat in found}
 
     async def all_if_possible(self) -> dict[str, ObjectStat]:

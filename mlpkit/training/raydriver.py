@@ -23,7 +23,7 @@ import msgspec
 
 from mlpkit import __version__
 from mlpkit.errors import MlpkitError
-from mlpkit.processes import AsyncChannel, Message, channel_of_child, leave_signals_to_the_server
+from mlpkit.processes import AsyncChannel, Message, channel_of_child, leave_signals_to_the_server, prepare
 from mlpkit.training.progress import StopReason
 from mlpkit.training.remote import RemoteRun
 
@@ -117,6 +117,8 @@ class JobActor:
         """Who this is; the first answer says that the actor is ready."""
         import ray
 
+        # It imports what the job needs, while the order is on its way.
+        prepare()
         self._lease = asyncio.create_task(self._end_if_forgotten())
         node = f"{ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:8]})"
         return msgspec.msgpack.encode(ActorNode(node, __version__, platform.python_version()))

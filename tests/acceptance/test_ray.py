@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,13 +27,26 @@ SECRETS = ("MINIO_SECRET_KEY", "MINIO_ACCESS_KEY")
 JOBS = 30
 
 
-@pytest.fixture
+NODES: list[dict[str, Any]] = [{"num_cpus": 0}, {"num_cpus": 4}, {"num_cpus": 4}, {"num_cpus": 4, "num_gpus": 2}]
+"""A head without room for jobs, and three nodes: one has two GPUs."""
+
+
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
-    """A head without room for jobs, and three nodes: one has two GPUs."""
+    """A cluster that several tests use."""
+    yield from new_cluster()
+
+
+@pytest.fixture
+def own_cluster() -> Iterator[RayCluster]:
+    """A cluster that a test may break."""
+    yield from new_cluster()
+
+
+def new_cluster() -> Iterator[RayCluster]:
     if not is_installed():
         impossible("Ray is not installed: pip install 'mlpkit[ray]'")
-    nodes = [{"num_cpus": 0}, {"num_cpus": 4}, {"num_cpus": 4}, {"num_cpus": 4, "num_gpus": 2}]
-    with ray_cluster(nodes) as running:
+    with ray_cluster(NODES) as running:
         yield running
 
 
@@ -103,15 +117,15 @@ def test_what_a_job_says_arrives_while_it_runs(start: Start, cluster: RayCluster
 
 
 def test_a_job_of_a_killed_node_runs_again_on_another(
-    start: Start, cluster: RayCluster, folder: Path, report: Report
+    start: Start, own_cluster: RayCluster, folder: Path, report: Report
 ) -> None:
-    client = start("far", cluster.environment).client
+    client = start("far", own_cluster.environment).client
     plain = train(client, folder)
     first = process_of(folder, plain)
     node = node_of(client, plain)
 
     begun = time.monotonic()
-    cluster.kill(next(number for number, each in enumerate(cluster.node_ids()) if each.startswith(node)))
+    own_cluster.kill(next(number for number, each in enumerate(own_cluster.node_ids()) if each.startswith(node)))
     second = process_of(folder, plain, runs=2)
     report(f"a job runs again {time.monotonic() - begun:.1f} s after its node was killed")
 
@@ -124,13 +138,15 @@ def test_a_job_of_a_killed_node_runs_again_on_another(
     wait_until(lambda: gone(second), "its process has ended")
 
 
-def test_a_job_without_attempts_left_says_that_its_node_died(start: Start, cluster: RayCluster, folder: Path) -> None:
-    client = start("far", cluster.environment).client
+def test_a_job_without_attempts_left_says_that_its_node_died(
+    start: Start, own_cluster: RayCluster, folder: Path
+) -> None:
+    client = start("far", own_cluster.environment).client
     job = train(client, folder, "stuck")
     process = process_of(folder, job)
     node = node_of(client, job)
 
-    cluster.kill(next(number for number, each in enumerate(cluster.node_ids()) if each.startswith(node)))
+    own_cluster.kill(next(number for number, each in enumerate(own_cluster.node_ids()) if each.startswith(node)))
 
     assert re.search(r"node \S+ \(\w+\) of the Ray cluster died while the job ran", end_of(job))
     wait_until(lambda: gone(process), "its process has ended")
@@ -235,15 +251,15 @@ def test_nothing_of_the_service_stays_in_the_cluster(
 
 
 def test_a_service_without_its_cluster_serves_and_says_why_jobs_wait(
-    start: Start, cluster: RayCluster, folder: Path
+    start: Start, own_cluster: RayCluster, folder: Path
 ) -> None:
-    service: RunningService = start("far", {**cluster.environment, "MLPKIT_PLACE_TIMEOUT": "20s"})
+    service: RunningService = start("far", {**own_cluster.environment, "MLPKIT_PLACE_TIMEOUT": "20s"})
     (folder / "go").touch()
     done = train(service.client, folder)
     done.wait(LONG)
     service.client.load("far", done.model_id)
 
-    cluster.stop()
+    own_cluster.stop()
     job = train(service.client, folder)
 
     wait_until(lambda: "the Ray cluster cannot be used" in (job.status().message or ""), "the reason is shown")
