@@ -27,6 +27,7 @@ from mlpkit.algorithm import Algorithm
 from mlpkit.platform.aliases import AliasFollower
 from mlpkit.platform.checker import Checker
 from mlpkit.platform.database import Database, database_url, make_tables
+from mlpkit.platform.gate import GateCheck
 from mlpkit.serving.claims import Claims
 from mlpkit.settings import Settings, load_settings
 from tests.acceptance.scripts import replica as script
@@ -75,8 +76,10 @@ class SimulatedReplica:
     def __init__(self, database: Database, algorithms: Mapping[str, Algorithm], settings: Settings) -> None:
         self.loaded = Loaded()
         other = cast(Any, self.loaded)
-        aliases = AliasFollower(database, other, algorithms, settings.checker_period)
-        self._checker = Checker(database, other, other, aliases, algorithms, cast(Any, None), settings)
+        # The algorithms store no models, so nobody asks for their gates.
+        gate = GateCheck(algorithms, cast(Any, None), settings)
+        aliases = AliasFollower(database, other, algorithms, gate, settings.checker_period)
+        self._checker = Checker(database, other, other, aliases, algorithms, gate, settings.checker_period)
 
     async def look(self) -> None:
         """Reads the table once, and does what follows."""
