@@ -70,8 +70,14 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, **_: Any) -> st
 
 
 def _breakable(cell: re.Match[str]) -> str:
-    """A cell of a table whose long names may break between their parts: on a phone the columns are narrow."""
-    return re.sub(r"<code>[^<]{12,}</code>", lambda code: _BREAKS.sub("<wbr>", code[0]), cell[0])
+    """A cell of a table whose names may break between their parts, and whose sentences between their words."""
+    return re.sub(r"<code>[^<]{12,}</code>", _breakable_code, cell[0])
+
+
+def _breakable_code(code: re.Match[str]) -> str:
+    if code[0].count(" ") >= 3:
+        return code[0].replace("<code>", '<code class="sentence">')
+    return _BREAKS.sub("<wbr>", code[0])
 
 
 def _drawing(config: MkDocsConfig, image: re.Match[str]) -> str:

@@ -31,6 +31,7 @@ NOT_YET = {
     "guide/page.md",
     "guide/ray.md",
     "guide/replicas.md",
+    "guide/scaling.md",
     "guide/settings.md",
     "guide/storage.md",
     "how-to/",
@@ -158,6 +159,8 @@ def test_sections_say_an_english_term_with_its_chinese_one(page: Path) -> None:
     chinese = prose_by_anchor(read(translation(page)))
     found = []
     for anchor, text in prose_by_anchor(read(page)).items():
+        if anchor not in chinese:
+            continue  # the test of anchors tells
         for english, term in TERMS.items():
             spoken = re.search(rf"\b{english}\b", without_code_spans(text), re.IGNORECASE)
             if spoken and not re.search(term, chinese[anchor]):
