@@ -107,7 +107,8 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     `since` and `last_used` are in seconds since the epoch, `seconds` is the time in the user's code. `state` is
     `loading`, `loaded` or `unloading`; `problem` says what is wrong with a model that should be there and is not.
     `memory` is by how many bytes its worker grew, None if not known. `evaluation` is the summary of its evaluation.
-    `lazy`: it was loaded because a prediction asked for it.
+    `lazy`: it was loaded because a prediction asked for it. `p50` and `p99` are the median and the 99th percentile of a
+    call of `predict`, in seconds.
     """
 
     model_id: str
@@ -127,6 +128,8 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     evaluation: dict[str, Any] = {}
     lazy: bool = False
     last_used: float | None = None
+    p50: float | None = None
+    p99: float | None = None
 
 
 class StoredModelView(msgspec.Struct, frozen=True, kw_only=True):

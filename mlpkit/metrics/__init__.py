@@ -6,6 +6,6 @@ The front door of this folder.
 from __future__ import annotations
 
 from mlpkit.metrics.authors import AuthorMetrics, metrics_environment
-from mlpkit.metrics.histogram import HOURS, MOMENTS, SIZES, Histogram
+from mlpkit.metrics.histogram import HOURS, MOMENTS, SIZES, Histogram, quantile
 
-__all__ = ["HOURS", "MOMENTS", "SIZES", "AuthorMetrics", "Histogram", "metrics_environment"]
+__all__ = ["HOURS", "MOMENTS", "SIZES", "AuthorMetrics", "Histogram", "metrics_environment", "quantile"]

@@ -47,12 +47,13 @@ class AuthorMetrics:
 
     def collect(self) -> Iterator[Any]:
         """The metric families, without names that are mlpkit's own."""
-        from prometheus_client.multiprocess import MultiProcessCollector
+        from prometheus_client import multiprocess
 
+        collector: Any = multiprocess.MultiProcessCollector
         with self._lock:
             if not any(self._folder.glob("*.db")):
                 return
-            families = list(MultiProcessCollector(None, str(self._folder)).collect())
+            families = list(collector(None, str(self._folder)).collect())
         yield from (family for family in families if not family.name.startswith("mlpkit_"))
 
     def fold(self) -> None:
@@ -66,11 +67,13 @@ class AuthorMetrics:
                     file.unlink(missing_ok=True)
 
     def _add(self, file: Path, target: Path) -> None:
-        from prometheus_client.mmap_dict import MmapedDict
+        from prometheus_client import mmap_dict
 
+        # It has no types.
+        mapped: Any = mmap_dict.MmapedDict
         try:
-            values = list(MmapedDict.read_all_values_from_file(str(file)))
-            total = MmapedDict(str(target))
+            values = list(mapped.read_all_values_from_file(str(file)))
+            total = mapped(str(target))
             for key, value, moment, _ in values:
                 total.write_value(key, total.read_value(key)[0] + value, moment)
             total.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -42,3 +43,25 @@ class Histogram:
             total += count
             lines.append((limit, float(total)))
         return lines
+
+    def quantile(self, share: float) -> float | None:
+        """The value below which this share is; None if there are none."""
+        found = quantile(self.limits, self.counts, share)
+        return None if math.isnan(found) else found
+
+
+def quantile(limits: Sequence[float], counts: Sequence[int], share: float) -> float:
+    """The value below which this share of values is.
+
+    It is nan if there is no value. Between the limits of a bucket it is interpolated, as Prometheus does it.
+    """
+    wanted = share * sum(counts)
+    if not wanted:
+        return float("nan")
+    below = 0.0
+    for number, count in enumerate(counts[:-1]):
+        if below + count >= wanted:
+            lower = limits[number - 1] if number else 0.0
+            return lower + (limits[number] - lower) * (wanted - below) / count
+        below += count
+    return limits[-1]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from mlpkit import formats
 from mlpkit.log import logger
 from mlpkit.web.protocol import PREDICT, TRAIN, Field
 from mlpkit.web.request import HttpResponse, to_json
@@ -50,6 +51,15 @@ _NO_JSON = {
 _TRAIN_FIELDS = {"data": "data", "parameter": "parameters", "extend": "extend"}
 """The fields of a train request, and what handlers call them."""
 _PREDICT_FIELDS = ("features", "params")
+_TAGS = {
+    "predictions": ("predict",),
+    "training": ("train", "status", "jobs", "cancel", "data"),
+    "models": ("load", "unload", "delete", "models", "monitor", "alias", "unalias", "aliases"),
+    "service": (),
+}
+"""The groups of routes, by the first part of the path; all others belong to the last."""
+_OPEN = ("health/live", "health/ready", "docs")
+"""Routes that need no token."""
 _TYPED = (*[("train", name) for name in _TRAIN_FIELDS.values()], *[("predict", name) for name in _PREDICT_FIELDS])
 """The hooks and their fields for which authors can annotate types."""
 
@@ -60,8 +70,15 @@ class DocumentRoutes:
     It is made when it is first asked for.
     """
 
-    def __init__(self, algorithms: Mapping[str, Algorithm], tables: Sequence[tuple[str, Sequence[RouteSpec]]]) -> None:
+    def __init__(
+        self,
+        algorithms: Mapping[str, Algorithm],
+        tables: Sequence[tuple[str, Sequence[RouteSpec]]],
+        *,
+        has_token: bool = False,
+    ) -> None:
         self._algorithms = algorithms
+        self._has_token = has_token
         self._tables = tables
         self._documents: dict[str, bytes] = {}
 
@@ -69,7 +86,7 @@ class DocumentRoutes:
         """This description, as OpenAPI 3.1."""
         root_path = request.context.root_path
         if root_path not in self._documents:
-            document = describe(self._algorithms, self._tables)
+            document = describe(self._algorithms, self._tables, has_token=self._has_token)
             if root_path:
                 document["servers"] = [{"url": root_path}]
             self._documents[root_path] = to_json(document)
@@ -81,22 +98,37 @@ class DocumentRoutes:
         return HttpResponse(page, content_type=b"text/html; charset=utf-8")
 
 
-def describe(algorithms: Mapping[str, Algorithm], tables: Sequence[tuple[str, Sequence[RouteSpec]]]) -> Schema:
+def describe(
+    algorithms: Mapping[str, Algorithm],
+    tables: Sequence[tuple[str, Sequence[RouteSpec]]],
+    *,
+    has_token: bool = False,
+) -> Schema:
     """The OpenAPI document of these algorithms.
 
-    `tables` has the routes below each path.
+    `tables` has the routes below each path. `has_token`: requests need a bearer token.
     """
     types = AuthorTypes(algorithms)
     paths: dict[str, Schema] = {}
     for place, table in tables:
         for spec in table:
             path = place + spec.path.replace(":path}", "}")
-            paths[path] = {spec.method.lower(): _described(spec, _body_of(spec, algorithms, types))}
+            operation = {**_described(spec, _body_of(spec, algorithms, types)), "tags": [_tag_of(spec)]}
+            if has_token and spec.path in _OPEN:
+                operation["security"] = []
+            paths[path] = {spec.method.lower(): operation}
+    security: Schema = {}
+    schemes: Schema = {}
+    if has_token:
+        schemes = {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}}
+        security = {"security": [{"token": []}]}
     return {
         "openapi": "3.1.0",
         "info": {"title": "mlpkit", "version": "1", "description": f"Algorithms: {', '.join(algorithms)}."},
+        "tags": [{"name": name} for name in _TAGS],
         "paths": paths,
-        "components": {"schemas": {**types.components, "Success": _SUCCESS, "Failure": _FAILURE}},
+        **security,
+        "components": {"schemas": {**types.components, "Success": _SUCCESS, "Failure": _FAILURE}, **schemes},
     }
 
 
@@ -183,6 +215,11 @@ def _described(spec: RouteSpec, body: Schema) -> Schema:
     return _operation(name, summary, parameters=asked, body=body)
 
 
+def _tag_of(spec: RouteSpec) -> str:
+    first = spec.path.partition("/")[0]
+    return next((tag for tag, parts in _TAGS.items() if first in parts), "service")
+
+
 def _body_of(spec: RouteSpec, algorithms: Mapping[str, Algorithm], types: AuthorTypes) -> Schema:
     if spec.fields is TRAIN:
         return _train_body(algorithms, types)
@@ -233,6 +270,10 @@ def _predict_body(algorithms: Mapping[str, Algorithm], types: AuthorTypes) -> Sc
         found = [types.of(name, "predict", field) for name in algorithms]
         different = [schema for number, schema in enumerate(found) if schema not in found[:number]]
         body["properties"][field] = {"anyOf": [*different, {"type": "null"}]}
+    examples = [example for algorithm in algorithms.values() for example in algorithm.examples]
+    known = [{"model_id": "MODEL_ID", "features": example} for example in examples]
+    if known:
+        body["examples"] = msgspec.json.decode(formats.to_json(known))
     return body
 
 

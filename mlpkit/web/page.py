@@ -20,6 +20,7 @@ from anyio import CapacityLimiter, to_thread
 
 from mlpkit import __version__
 from mlpkit.formats import kind_of, to_json
+from mlpkit.metrics import quantile
 from mlpkit.training import TrainData, takes
 from mlpkit.web.openapi import AuthorTypes
 from mlpkit.web.request import DURATION_LIMITS, HttpResponse, success
@@ -192,8 +193,8 @@ class History:
             "requests": answers[0] - self._answers[0],
             "failures": answers[1] - self._answers[1],
             "predictions": sum(new),
-            "p50": quantile(new, 0.5),
-            "p99": quantile(new, 0.99),
+            "p50": quantile(DURATION_LIMITS, new, 0.5),
+            "p99": quantile(DURATION_LIMITS, new, 0.99),
             "waiting": sum(view.waiting for view in views),
             "in_flight": sum(view.in_flight for view in views),
             "jobs": jobs["training"],
@@ -214,25 +215,6 @@ class History:
             name: [None if value != value else value for value in values] for name, values in self._series.items()
         }
         return {"step": STEP, "end": self._end, "series": series}
-
-
-def quantile(buckets: Sequence[int], share: float) -> float:
-    """The time below which this share of requests is.
-
-    It is in seconds, and nan if there is no request.
-
-    Between the limits of a bucket it is interpolated, as Prometheus does it.
-    """
-    wanted = share * sum(buckets)
-    if not wanted:
-        return float("nan")
-    below = 0.0
-    for number, count in enumerate(buckets[:-1]):
-        if below + count >= wanted:
-            lower = DURATION_LIMITS[number - 1] if number else 0.0
-            return lower + (DURATION_LIMITS[number] - lower) * (wanted - below) / count
-        below += count
-    return DURATION_LIMITS[-1]
 
 
 def describe_algorithms(algorithms: Sequence[Algorithm]) -> dict[str, Any]:

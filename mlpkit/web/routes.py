@@ -192,7 +192,7 @@ def build_router(
         (prefix, own),
         ("/", _root_routes(dependencies, counts, page)),
     ]
-    documents = DocumentRoutes(dependencies.algorithms, described)
+    documents = DocumentRoutes(dependencies.algorithms, described, has_token=bool(settings.token))
     document_routes = [
         RouteSpec("GET", "openapi.json", documents.openapi),
         RouteSpec("GET", "docs", documents.docs),

@@ -92,6 +92,9 @@ def test_the_whole_life_of_a_model(client: Client) -> None:
     assert client.monitor().load == {job.model_id: [0]}
     (model,) = client.models()
     assert (model.model_id, model.state, model.predictions) == (job.model_id, "loaded", 1)
+    assert model.p50 is not None
+    assert model.p99 is not None
+    assert 0 < model.p50 <= model.p99
     client.unload("mood", job.model_id)
     with pytest.raises(ModelNotLoaded):
         client.predict(job.model_id, {"sentence": "a"})

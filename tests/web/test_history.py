@@ -6,18 +6,18 @@ import math
 
 import pytest
 
-from mlpkit.web.page import quantile
+from mlpkit.metrics import quantile
 from mlpkit.web.request import DURATION_LIMITS
 from tests.wire.replayer import Service
 
 
 def test_a_quantile_is_between_the_limits_of_its_bucket() -> None:
     buckets = [0] * (len(DURATION_LIMITS) + 1)
-    assert math.isnan(quantile(buckets, 0.5))
+    assert math.isnan(quantile(DURATION_LIMITS, buckets, 0.5))
     buckets[2] = 10
-    assert quantile(buckets, 0.5) == pytest.approx(0.00375)
+    assert quantile(DURATION_LIMITS, buckets, 0.5) == pytest.approx(0.00375)
     buckets[-1] = 10
-    assert quantile(buckets, 0.99) == DURATION_LIMITS[-1]
+    assert quantile(DURATION_LIMITS, buckets, 0.99) == DURATION_LIMITS[-1]
 
 
 def test_charts_have_a_value_of_every_series_for_each_sample(plain: Service) -> None:

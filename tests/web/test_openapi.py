@@ -13,6 +13,7 @@ from mlpkit import App
 from mlpkit.web.openapi import AuthorTypes, describe
 from mlpkit.web.protocol import PREDICT, TRAIN
 from mlpkit.web.routes import RouteSpec
+from tests.web.conftest import TOKEN
 from tests.wire.replayer import Service
 
 app = App("typed")
@@ -170,3 +171,26 @@ def test_type_without_a_schema_and_infinite_default_leave_the_rest_of_the_docume
     assert properties["limit"] == {"type": "number"}
     assert "default" not in properties["bounds"]
     json.dumps(document, allow_nan=False)
+
+
+def test_routes_are_in_groups_and_say_that_they_need_the_token(plain: Service, strict: Service) -> None:
+    open_to_all = plain.get("/openapi.json").json
+    assert "security" not in open_to_all
+    named = {tag["name"] for tag in open_to_all["tags"]}
+    used = [each["tags"] for methods in open_to_all["paths"].values() for each in methods.values()]
+    assert {tag for tags in used for tag in tags} == named
+    closed = strict.get("/openapi.json", Authorization=f"Bearer {TOKEN}").json
+    assert closed["security"] == [{"token": []}]
+    assert closed["components"]["securitySchemes"]["token"] == {"type": "http", "scheme": "bearer"}
+    assert closed["paths"]["/health/ready"]["get"]["security"] == []
+
+
+def test_examples_of_the_algorithm_are_examples_of_the_request() -> None:
+    async def handler(request: object) -> Any: ...
+
+    shown = App("shown", examples=[{"text": "a word"}])
+    shown.load(load)
+    shown.predict(predict_other)
+    document = describe(shown.build(), [("/", [RouteSpec("POST", "predict", handler, PREDICT)])])
+    body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["examples"] == [{"model_id": "MODEL_ID", "features": {"text": "a word"}}]
