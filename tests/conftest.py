@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -21,6 +22,10 @@ hypothesis.settings.register_profile("patient", PATIENT)
 # What CI says of a change must depend on the change alone; on a developer's machine, chance may find more.
 hypothesis.settings.register_profile("same-every-time", PATIENT, derandomize=True)
 hypothesis.settings.load_profile("same-every-time" if os.environ.get("CI") == "true" else "patient")
+
+# A shell has its background jobs ignore Ctrl-C, and the commands that the tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -145,8 +145,6 @@ def test_ctrl_c_ends_a_command_with_130(folder: Path) -> None:
             [sys.executable, "-m", "mlpkit", "jobs", "--url", f"http://127.0.0.1:{silent.getsockname()[1]}"],
             env=environment_of(folder / "home"),
             stderr=subprocess.PIPE,
-            # A shell has its background jobs ignore it, and so would the command under tests that are one.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         with silent.accept()[0]:
             process.send_signal(signal.SIGINT)
