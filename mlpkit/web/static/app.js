@@ -209,7 +209,7 @@ unloading|unloading|正在卸载
 unloaded|not loaded|未加载
 missing|missing|缺失
 evicted|evicted|已换出
-evictedWhy|Memory was short. A prediction loads it again.|因内存不足而卸载，收到预测请求时会重新加载。
+evictedWhy|Memory was short. A prediction loads it again.|因内存不足而卸载，预测时会重新加载。
 lazily|a prediction loaded it|由预测请求加载
 unload||卸载
 unloadAsk|Unload this model?|卸载这个模型？
