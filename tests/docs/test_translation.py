@@ -31,7 +31,6 @@ NOT_YET = {
     "guide/page.md",
     "guide/ray.md",
     "guide/replicas.md",
-    "guide/scaling.md",
     "guide/settings.md",
     "guide/storage.md",
     "how-to/",
