@@ -1311,7 +1311,7 @@ function workersView() {
 			const most = Math.max(1, ...workers.map(worker => worker.memory ?? 0))
 			return [h("div.head", {key: "head"}, h("h1", t("workers"))),
 				list("list", t("workers"), table([...["worker", "state", "memory", "models", "since2"].map(name => t(name)), `#${t("restarts")}`], workers.map(worker => h("tr", {key: worker.index},
-					h("td", h("strong", `${t("worker")} ${worker.index}`), h("div.soft.small.mono", worker.pid != null ? `pid ${worker.pid}` : "–", worker.isolated ? ` · ${t("isolated")}` : "", worker.devices.length ? ` · GPU ${worker.devices.join(", ")}` : "")),
+					h("td", h("strong", `${t("worker")} ${worker.index}`), h("div.soft.small.mono", worker.pid != null ? `pid ${worker.pid}` : "–", worker.isolated ? ` · ${t("isolated")}` : "", worker.devices.map(id => ` · GPU ${id}`))),
 					h("td", badge(worker.ready ? "good" : "bad", t(worker.ready ? "ready" : "down")), worker.problem && h("div.why.bad.user", firstLine(worker.problem))),
 					h("td", bytes(worker.memory), worker.memory != null && meter(worker.memory / most, "")),
 					h("td.full", worker.models.length === 0 ? "–" : worker.models.length <= 3 ? worker.models.map(id => h("div.mono.user", {title: id}, shortId(id))) : h("details", h("summary", plural("held", worker.models.length)), worker.models.slice(0, 500).map(id => h("div.mono.user", id)))),
