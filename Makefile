@@ -95,7 +95,7 @@ docs: $(VENV)/.mlpkit-dev ## the documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 docs-pictures: $(VENV)/.mlpkit-dev ## screenshots and recording of the documentation, from real services (needs chromium)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check pyte
+	@$(PIP_INSTALL) pyte
 	$(BIN)/python docs/pictures.py
 
 docs-serve: $(VENV)/.mlpkit-dev ## the documentation on 127.0.0.1:8001, built again on every change
