@@ -344,12 +344,13 @@ def _look(wanted: Resources) -> Outlook:
 def _kind_of(error: Exception) -> Problem:
     from ray import exceptions
 
+    # Ray has one class for the death of an actor; the reason is in its text, which mentions memory for each kill.
     text = str(error)
     if isinstance(error, exceptions.ActorUnavailableError):
         return "unavailable"
-    if isinstance(error, exceptions.OutOfMemoryError) or "OOM" in text or "memory" in text:
+    if isinstance(error, exceptions.OutOfMemoryError) or "running low on memory" in text:
         return "memory"
-    if isinstance(error, exceptions.NodeDiedError) or "node" in text:
+    if isinstance(error, exceptions.NodeDiedError) or "node has died" in text:
         return "node"
     if isinstance(error, exceptions.ActorDiedError):
         return "actor"

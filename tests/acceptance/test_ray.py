@@ -165,6 +165,25 @@ def test_a_killed_attempt_continues_from_its_checkpoint(start: Start, cluster: R
     assert [line.split(" ", 1)[1].strip() for line in runs_of(folder, job)] == ["from 0", "saved", "from 2"]
 
 
+def test_a_job_whose_actor_is_killed_runs_again(start: Start, cluster: RayCluster, folder: Path) -> None:
+    client = start("far", cluster.environment).client
+    job = train(client, folder)
+    process = process_of(folder, job)
+
+    actor_of(process).kill()
+    process_of(folder, job, runs=2)
+
+    assert gone(process)
+    (folder / "go").touch()
+    job.wait(LONG)
+    assert job.status().attempt == 2
+
+
+def actor_of(process: psutil.Process) -> psutil.Process:
+    """The process of the actor in which a job runs."""
+    return next(parent for parent in process.parents() if "JobActor" in " ".join([parent.name(), *parent.cmdline()]))
+
+
 def test_gpus_are_given_by_number_and_none_is_waited_for_in_vain(
     start: Start, cluster: RayCluster, folder: Path
 ) -> None:
@@ -237,10 +256,7 @@ def test_nothing_of_the_service_stays_in_the_cluster(
 
     code = Path(process.cwd())
     assert [each.name for each in code.rglob("*") if each.is_file() and each.suffix != ".pyc"] == ["far.py"]
-    actor = process.parent()
-    while actor is not None and "JobActor" not in actor.name() + " ".join(actor.cmdline()):
-        actor = actor.parent()
-    assert actor is not None
+    actor = actor_of(process)
     for each in (process, actor):
         assert not set(SECRETS) & set(each.environ())
         assert s3.secret_key not in " ".join([*each.environ().values(), *each.cmdline()])
