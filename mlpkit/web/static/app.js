@@ -210,7 +210,7 @@ unloaded|not loaded|未加载
 missing|missing|缺失
 evicted|evicted|已换出
 evictedWhy|Memory was short. A prediction loads it again.|因内存不足而卸载，预测时会重新加载。
-lazily|a prediction loaded it|由预测请求加载
+lazily|loaded when asked|按需加载
 unload||卸载
 unloadAsk|Unload this model?|卸载这个模型？
 unloadHelp|Predictions in flight end first. The stored model stays.|会先完成进行中的预测。存储的模型会保留。
