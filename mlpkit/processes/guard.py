@@ -50,6 +50,7 @@ class Guard:
 
     def _tell(self, line: str) -> None:
         if self._shell is None or self._shell.poll() is not None:
+            ended = self._shell
             try:
                 self._shell = _start_shell()
             except OSError as error:
@@ -58,6 +59,9 @@ class Guard:
                     "the guard cannot be started; if the server is killed, its children may keep running: {}", error
                 )
                 return
+            if ended is not None and ended.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    ended.stdin.close()
             line = "".join(f"+ {group}\n" for group in self._groups)
             with contextlib.suppress(RuntimeError):
                 threading.Thread(target=self._replace, args=(self._shell,), name="mlpkit-guard", daemon=True).start()

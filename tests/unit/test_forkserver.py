@@ -70,6 +70,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     home = Home(tmp_path, fork_server)
     yield home
     fork_server.kill()
+    fork_server.close()
     for child in home.children:
         child.channel.close()
 
@@ -301,6 +302,7 @@ def test_where_nothing_can_be_forked_children_are_fresh_interpreters(
             fork_server.start()
 
     asyncio.run(main())
+    fork_server.close()
 
 
 def test_a_request_that_is_too_large_for_the_fork_server_is_a_fresh_interpreters(home: Home) -> None:
