@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -238,6 +239,8 @@ def leave_signals_to_the_server() -> None:
     as usual.
     """
     child = os.getpid()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    masks = threading.local()
 
     def ignore(number: int, frame: FrameType | None) -> None:
         if os.getpid() != child:
@@ -245,8 +248,17 @@ def leave_signals_to_the_server() -> None:
             os.kill(os.getpid(), number)
 
     # A handler, not SIG_IGN: programs that the user's code starts would inherit SIG_IGN.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in numbers:
         signal.signal(number, ignore)
+
+    def hold_back() -> None:
+        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def let_through() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+
+    # Python forgets a signal that reaches a forked process in its first moment. Held back, it arrives afterwards.
+    os.register_at_fork(before=hold_back, after_in_parent=let_through, after_in_child=let_through)
 
 
 def memory_of(pid: int) -> int:

@@ -424,6 +424,33 @@ def predict(model, features):
         assert models.restarts == 0
 
 
+async def test_sigterm_in_the_first_moment_of_a_forked_process_is_not_lost(open_models: OpenModels) -> None:
+    script = """
+import multiprocessing, time
+app = App("forking")
+
+@app.load
+def load():
+    return multiprocessing.get_context("fork")
+
+@app.predict
+def predict(model, features):
+    codes = []
+    for _ in range(20):
+        process = model.Process(target=time.sleep, args=(600,), daemon=True)
+        process.start()
+        process.terminate()
+        process.join(20)
+        codes.append(process.exitcode)
+        if process.exitcode is None:
+            break
+    return codes
+"""
+    async with open_models(script) as models:
+        await models.load("forking", "m")
+        assert await ask(models) == [-signal.SIGTERM] * 20
+
+
 async def test_worker_runs_exit_handlers_when_it_is_stopped(open_models: OpenModels, here: Path) -> None:
     script = """
 import atexit, os
