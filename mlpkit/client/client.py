@@ -426,7 +426,15 @@ class JobHandle:
                 if isinstance(event, ProgressEvent):
                     report(msgspec.structs.replace(status, progress=event.progress))
                 elif isinstance(event, JobEvent) and event.state != status.status:
-                    status = self.status()
+                    # Without a request: a crowded service may not take a second connection.
+                    status = msgspec.structs.replace(
+                        status,
+                        status=event.state,
+                        message=event.message or None,
+                        attempt=event.attempt or None,
+                        queue_position=None,
+                        estimated_start=None,
+                    )
                     report(status)
 
     def _poll(self, deadline: float, timeout: float, report: Callable[[JobStatus], None]) -> JobStatus:

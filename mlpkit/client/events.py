@@ -5,10 +5,11 @@ Format: WHATWG HTML, "Server-sent events". `docs/reference/http.md` says what th
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import json
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
 from typing import Any, TypeAlias
 
 import msgspec
@@ -116,7 +117,7 @@ def follow(
                 raise
             problem = error
         else:
-            with closing(answer.parts):
+            with contextlib.closing(answer.parts):
                 messages = _messages(answer.parts)
                 while True:
                     try:
@@ -131,6 +132,9 @@ def follow(
                     kind = message.get("event")
                     last = message.get("id", last)
                     if kind == "end":
+                        # Only a connection whose answer was read to its end can be used again.
+                        with contextlib.suppress(ServiceUnreachable, TimeLimitExceeded):
+                            collections.deque(messages, maxlen=0)
                         return
                     if kind in _KINDS:
                         yield _event(_KINDS[kind], message)
@@ -154,7 +158,7 @@ def _opened(answer: StreamedAnswer) -> StreamedAnswer:
     """
     if answer.status == 200 and answer.headers.get("content-type", "").startswith("text/event-stream"):
         return answer
-    with closing(answer.parts):
+    with contextlib.closing(answer.parts):
         data_of(Answer(answer.status, answer.headers, b"".join(answer.parts)))
     raise UnexpectedAnswer(f"HTTP {answer.status} is not a stream of events")
 

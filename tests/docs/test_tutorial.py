@@ -14,6 +14,7 @@ import importlib.util
 import os
 import pty
 import re
+import secrets
 import select
 import shutil
 import signal
@@ -255,6 +256,9 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
     folder = tmp_path / "home"
     folder.mkdir()
     environment = {**os.environ, "PATH": path, "TERM": "xterm", "COLUMNS": str(WIDEST), "LC_ALL": "C.UTF-8"}
+    # The store is that of other tests too.
+    for name in ("MODEL", "DATA"):
+        environment[f"MLPKIT_{name}_BUCKET"] = f"tutorial-{name.lower()}-{secrets.token_hex(4)}"
     with Reader(folder, environment, ports) as reader:
         yield reader
 
