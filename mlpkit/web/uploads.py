@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -56,6 +57,8 @@ class UploadRoutes:
         self._settings = dependencies.settings
         self._folder = dependencies.settings.home / "uploads"
         self._running = 0
+        self._is_clean = False
+        self._lock = threading.Lock()
         self._threads = anyio.CapacityLimiter(_MOST_UPLOADS)
         self._checks = anyio.CapacityLimiter(1)
 
@@ -98,10 +101,12 @@ class UploadRoutes:
         return self._dependencies.algorithms[name]
 
     def _new_file(self) -> BinaryIO:
-        if self._running == 1:
-            # What a killed service has left.
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        with self._lock:
+            if not self._is_clean:
+                # What a killed service has left.
+                shutil.rmtree(self._folder, ignore_errors=True)
+                self._is_clean = True
+            self._folder.mkdir(mode=0o700, exist_ok=True)
         return tempfile.NamedTemporaryFile(dir=self._folder, delete=False)  # type: ignore[return-value]
 
     async def _receive(self, request: Request, file: BinaryIO) -> int:
