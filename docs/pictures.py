@@ -128,7 +128,8 @@ class Recording:
                 gone = when if when <= self.now else None
                 if present and (moving or gone is None):
                     parts.append(self._line(row, present, appeared if moving else None, gone))
-                appeared, present = when, lines[row]
+                appeared = when
+                present = lines[row]
         height = (1 + max(row for _, lines in self.seen for row in range(self.rows) if lines[row])) * LINE + 20
         width = COLUMNS * CELL + 24
         return (

@@ -27,7 +27,7 @@ from types import FrameType
 
 from mlpkit import start_folder
 from mlpkit.log import LogLine
-from mlpkit.processes.forkserver import ForkedChild, ForkServer, ForkServerGone, end_with_parent
+from mlpkit.processes.forkserver import LEFT_TO_THE_SERVER, ForkedChild, ForkServer, ForkServerGone, end_with_parent
 from mlpkit.processes.guard import guard
 from mlpkit.processes.output import LineSplitter, line_of_pipe
 
@@ -239,7 +239,6 @@ def leave_signals_to_the_server() -> None:
     as usual.
     """
     child = os.getpid()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     masks = threading.local()
 
     def ignore(number: int, frame: FrameType | None) -> None:
@@ -248,11 +247,11 @@ def leave_signals_to_the_server() -> None:
             os.kill(os.getpid(), number)
 
     # A handler, not SIG_IGN: programs that the user's code starts would inherit SIG_IGN.
-    for number in numbers:
+    for number in LEFT_TO_THE_SERVER:
         signal.signal(number, ignore)
 
     def hold_back() -> None:
-        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_THE_SERVER)
 
     def let_through() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)

@@ -272,11 +272,11 @@ def _child_spec(module: str, environment: Mapping[str, str], folder: str) -> Chi
 # --- The fork server's process ---------------------------------------------------------------------------------------
 
 
-_LEFT_TO_THE_SERVER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LEFT_TO_THE_SERVER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ORPHANED = signal.SIGRTMIN + 1 if sys.platform == "linux" else 0
 """What a keeper gets when the fork server is killed. Nobody else sends it."""
 _handlers: dict[int, object] = {}
-"""What the signals of `_LEFT_TO_THE_SERVER` did when this interpreter began."""
+"""What the signals of `LEFT_TO_THE_SERVER` did when this interpreter began."""
 
 
 def main() -> None:
@@ -293,7 +293,7 @@ def main() -> None:
     _name_process("mlpkit.forksrv")
     _be_subreaper()
     # A signal that reaches every process is for the server alone: it decides when its children end.
-    for number in _LEFT_TO_THE_SERVER:
+    for number in LEFT_TO_THE_SERVER:
         _handlers[number] = signal.signal(number, signal.SIG_IGN)
     for stream in (sys.stdout, sys.stderr):
         # Otherwise every child would write what is still in the buffer.

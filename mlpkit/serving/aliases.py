@@ -19,9 +19,9 @@ import msgspec
 
 from mlpkit.errors import ArgumentError, JournalError, TimeLimitExceeded
 from mlpkit.log import logger
-from mlpkit.serving.files import replace_file
 from mlpkit.serving.model import LoadedModelRecord
 from mlpkit.serving.models import Models
+from mlpkit.storage import replace_file
 
 
 class Alias(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ import msgspec
 
 from mlpkit.errors import LoadFailed
 from mlpkit.log import logger
-from mlpkit.serving.files import replace_file
+from mlpkit.storage import replace_file
 
 if TYPE_CHECKING:
     from mlpkit.serving.model import ModelState

@@ -22,10 +22,10 @@ from anyio.abc import TaskGroup
 from mlpkit.errors import ArgumentError, MlpkitError, WorkerLost, WorkerNotReady
 from mlpkit.log import level_of_failure, logger, with_request_id
 from mlpkit.serving.dispatch import Replica
-from mlpkit.serving.files import replace_file
 from mlpkit.serving.messages import PARALLEL_LOADS
 from mlpkit.serving.model import LoadedModelRecord, ModelState
 from mlpkit.serving.pool import WorkerSlot
+from mlpkit.storage import replace_file
 
 _MOST_DEATHS = 3
 """A model is given up after its worker died this many times while loading it."""

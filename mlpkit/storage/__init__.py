@@ -7,6 +7,7 @@ from mlpkit.storage.checkpoints import (
     open_checkpoint,
     save_checkpoint,
 )
+from mlpkit.storage.files import replace_file, temporary_file
 from mlpkit.storage.model_dir import (
     Manifest,
     ModelDir,
@@ -53,8 +54,10 @@ __all__ = [
     "open_storage",
     "read_manifest",
     "register_store",
+    "replace_file",
     "save_checkpoint",
     "save_model",
     "settings_for",
+    "temporary_file",
     "without_outer_slashes",
 ]

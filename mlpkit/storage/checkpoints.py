@@ -21,7 +21,8 @@ import msgspec
 from mlpkit.errors import IncompleteModel, ModelChanged, ObjectNotFound, StorageError
 from mlpkit.log import logger
 from mlpkit.settings import Settings
-from mlpkit.storage.model_dir import MANIFEST, json_file, read_json
+from mlpkit.storage.files import temporary_file
+from mlpkit.storage.model_dir import MANIFEST, read_json
 from mlpkit.storage.paths import checked_key, checked_name
 from mlpkit.storage.storage import Storage, local_files
 
@@ -80,7 +81,7 @@ def save_checkpoint(storage: Storage, directory: Path, place: str, manifest: Che
     _check_unchanged(directory, before)
     sizes = {name: size for name, (size, _) in before.items()}
     written = msgspec.structs.replace(manifest, files=sizes)
-    with json_file(msgspec.json.format(msgspec.json.encode(written))) as file:
+    with temporary_file(msgspec.json.format(msgspec.json.encode(written))) as file:
         storage.save(file, f"{place}/{MANIFEST}")
     try:
         _remove_others(storage, place, manifest.number)

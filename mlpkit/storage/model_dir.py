@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -22,6 +20,7 @@ from mlpkit.errors import IncompleteModel, ModelChanged, ObjectNotFound, Storage
 from mlpkit.injection import service
 from mlpkit.log import logger
 from mlpkit.settings import Settings
+from mlpkit.storage.files import temporary_file
 from mlpkit.storage.paths import checked_key, checked_name, checked_prefix, without_outer_slashes
 from mlpkit.storage.storage import Storage, local_files
 
@@ -98,7 +97,7 @@ def begin_model(storage: Storage, destination: str) -> None:
     names = read_json(storage, f"{prefix}/{INCOMPLETE}", list[str]) or []
     # First: without this right the marker would stay.
     storage.check_deletable(prefix)
-    with json_file(msgspec.json.encode(names)) as marker:
+    with temporary_file(msgspec.json.encode(names)) as marker:
         storage.save(marker, f"{prefix}/{INCOMPLETE}")
 
 
@@ -120,7 +119,7 @@ def save_model(storage: Storage, directory: Path, destination: str, manifest: Ma
     names = [checked_key(name) for name in versions]
     manifest = msgspec.structs.replace(manifest, files={name: found.size for name, found in versions.items()})
     earlier = _names_of_earlier(storage, prefix)
-    with json_file(msgspec.json.encode(sorted({*names, *earlier}))) as marker:
+    with temporary_file(msgspec.json.encode(sorted({*names, *earlier}))) as marker:
         storage.save(marker, f"{prefix}/{INCOMPLETE}")
     try:
         storage.delete(f"{prefix}/{MANIFEST}")
@@ -131,7 +130,7 @@ def save_model(storage: Storage, directory: Path, destination: str, manifest: Ma
             _check_unchanged(directory, versions)
             raise
         _check_unchanged(directory, versions)
-        with json_file(msgspec.json.format(msgspec.json.encode(manifest))) as written:
+        with temporary_file(msgspec.json.format(msgspec.json.encode(manifest))) as written:
             storage.save(written, f"{prefix}/{MANIFEST}")
         # After the manifest: `delete_model` removes the marker before it lists what there is, so one of the two
         # notices the other, whichever is first.
@@ -390,12 +389,3 @@ def read_json(storage: Storage, path: str, wanted: type[T]) -> T | None:
 def _delete_names(storage: Storage, prefix: str, names: set[str]) -> None:
     for name in sorted(names):
         storage.delete(f"{prefix}/{checked_key(name)}")
-
-
-@contextlib.contextmanager
-def json_file(content: bytes) -> Iterator[Path]:
-    """A local file with this content, for the block."""
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(content)
-        file.flush()
-        yield Path(file.name)

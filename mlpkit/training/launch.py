@@ -21,7 +21,6 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -37,7 +36,7 @@ from mlpkit.algorithm import TrainOptions
 from mlpkit.errors import JobConflict, NoPlace, ObjectNotFound, SettingsError, StorageError
 from mlpkit.log import logger
 from mlpkit.settings import Settings, decode_settings, described, encode_settings, load_settings
-from mlpkit.storage import ObjectStat, Storage, open_storage
+from mlpkit.storage import ObjectStat, Storage, open_storage, temporary_file
 from mlpkit.training.engine import JobRun, Place, ProcessUsage
 from mlpkit.training.job import Job, JobOutcome
 from mlpkit.training.process import discard_parts
@@ -50,7 +49,6 @@ _LOOK = 1.0
 _RENEW = 15.0
 _LEASE = 120.0
 _COMMAND_SECONDS = 60.0
-_LARGEST_NOTE = 256 << 20
 _LONGEST_OUTPUT = 500
 _CANCEL_SECONDS = 15.0
 _LARGEST_NOTE = 128 << 20
@@ -274,10 +272,8 @@ class _Notes:
         """Writes a note; one without content has the time."""
 
         def save() -> None:
-            with tempfile.NamedTemporaryFile() as file:
-                file.write(content or str(time.time()).encode())
-                file.flush()
-                self._storage.save(file.name, f"{self._root}/{name}")
+            with temporary_file(content or str(time.time()).encode()) as file:
+                self._storage.save(file, f"{self._root}/{name}")
 
         await anyio.to_thread.run_sync(save)
 

@@ -15,11 +15,8 @@ import hmac
 import socket
 import ssl
 import time
-from collections.abc import Callable
 from datetime import datetime, timezone
 from ipaddress import ip_address, ip_network
-from pathlib import Path
-from typing import TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -33,9 +30,8 @@ from mlpkit import __version__
 from mlpkit.errors import MlpkitError
 from mlpkit.log import level_of_failure, logger
 from mlpkit.settings import Settings
+from mlpkit.storage import replace_file
 from mlpkit.training.events import Event, Events
-
-T = TypeVar("T")
 
 _TIMEOUT = 15.0
 _FIRST_PAUSE = 1.0
@@ -119,7 +115,7 @@ class Webhook:
         At the first start it is the newest one.
         """
         try:
-            return await _in_thread(lambda: msgspec.json.decode(self._path.read_bytes(), type=_Delivered))
+            return await anyio.to_thread.run_sync(lambda: msgspec.json.decode(self._path.read_bytes(), type=_Delivered))
         except FileNotFoundError:
             pass
         except (OSError, msgspec.DecodeError) as error:
@@ -131,7 +127,7 @@ class Webhook:
 
     async def _keep(self, delivered: _Delivered) -> None:
         try:
-            await _in_thread(lambda: _write(self._path, msgspec.json.encode(delivered)))
+            await anyio.to_thread.run_sync(replace_file, self._path, msgspec.json.encode(delivered))
         except OSError as error:
             logger.error("{} cannot be written ({}): a restart sends the last events again", self._path, error)
 
@@ -282,13 +278,3 @@ def _content(event: Event) -> bytes:
     data = msgspec.json.decode(event.data)
     moment = datetime.fromtimestamp(data["time"], timezone.utc)
     return msgspec.json.encode({"type": f"{event.kind}.{data['state']}", "timestamp": moment.isoformat(), "data": data})
-
-
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_suffix(".part")
-    part.write_bytes(content)
-    part.replace(path)
-
-
-async def _in_thread(call: Callable[[], T]) -> T:
-    return await anyio.to_thread.run_sync(call)

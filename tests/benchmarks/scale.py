@@ -131,7 +131,8 @@ class Platform:
 def counted(platform: Platform, what: str, share: int) -> Iterator[None]:
     """Prints a row of the table: what happened, and what it asked of the database, for all and for each of `share`."""
     time.sleep(_SETTLED)
-    before, started = platform.counts(), time.monotonic()
+    before = platform.counts()
+    started = time.monotonic()
     yield
     seconds = time.monotonic() - started
     queries, sent, received = (after - count for count, after in zip(before, platform.counts(), strict=True))

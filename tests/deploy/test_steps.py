@@ -159,7 +159,8 @@ def proxy(folder: Path, ports: list[int]) -> Iterator[int]:
     program = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if program is None:
         raise Unavailable("nginx is not installed (apt-get install nginx)")
-    text, port = (DEPLOY / "nginx.conf").read_text(), free_port()
+    text = (DEPLOY / "nginx.conf").read_text()
+    port = free_port()
     for number, replica in enumerate(ports, 1):
         text = text.replace(f"sentiment-{number}:8000", f"127.0.0.1:{replica}")
     folder.mkdir()

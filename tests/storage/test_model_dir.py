@@ -31,8 +31,9 @@ from mlpkit.storage import (
     discard_model,
     open_model,
     save_model,
+    temporary_file,
 )
-from mlpkit.storage.model_dir import INCOMPLETE, MANIFEST, json_file
+from mlpkit.storage.model_dir import INCOMPLETE, MANIFEST
 from tests.servers import LONG, Relay, refusing, wait_until
 from tests.storage.conftest import OpenStorage
 
@@ -473,7 +474,8 @@ def test_credentials_that_may_not_list_open_a_model_by_the_names_in_its_manifest
 def test_what_reaches_the_store_after_the_kill_is_discarded_too(
     s3_settings: Settings, opened: OpenStorage, relay: Relay, tmp_path: Path
 ) -> None:
-    direct, destination = opened(s3_settings), f"{s3_settings.model_bucket}/m1"
+    direct = opened(s3_settings)
+    destination = f"{s3_settings.model_bucket}/m1"
     looking = opened(s3_settings.with_options(minio_host=relay.endpoint))
 
     def arrive_after(method: str, arrive: Callable[[], None]) -> None:
@@ -494,7 +496,7 @@ def test_what_reaches_the_store_after_the_kill_is_discarded_too(
     save_model(direct, _folder(tmp_path / "out", a=b"1"), destination, _manifest())
     manifest = direct.fetch(f"{destination}/{MANIFEST}").read_bytes()
     delete_model(direct, s3_settings, "m1")
-    with json_file(msgspec.json.encode(["a"])) as marker:
+    with temporary_file(msgspec.json.encode(["a"])) as marker:
         direct.save(marker, f"{destination}/{INCOMPLETE}")
-    with json_file(manifest) as written:
+    with temporary_file(manifest) as written:
         arrive_after("DELETE", lambda: direct.save(written, f"{destination}/{MANIFEST}"))

@@ -1,10 +1,21 @@
-"""Small files that are replaced as a whole."""
+"""Small local files: for a moment, or replaced as a whole."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+
+@contextlib.contextmanager
+def temporary_file(content: bytes) -> Iterator[Path]:
+    """A local file with this content, for the block."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        yield Path(file.name)
 
 
 def replace_file(path: Path, content: bytes) -> None:
