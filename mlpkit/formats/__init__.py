@@ -9,43 +9,40 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlpkit import front_door
-from mlpkit.formats.kinds import KINDS, kind_names, kind_of, register_kind
+from mlpkit.formats.kind import KINDS, BrokenRow, Doubt, Facts, Kind, Row, kind_names, kind_of, register_kind
 
 if TYPE_CHECKING:
-    from mlpkit.formats.answer import check_answer
-    from mlpkit.formats.classification import ClassificationRow, Info, Label, limited
+    from mlpkit.formats.answer import check_answer, plain, to_json
+    from mlpkit.formats.classification import (
+        ClassificationRow,
+        Info,
+        Label,
+        from_probabilities,
+        from_probability,
+        limited,
+    )
     from mlpkit.formats.cluster import Cluster, ClusterRow
-    from mlpkit.formats.convert import Converted, convert_file
+    from mlpkit.formats.convert import Converted, convert_file, from_bio, from_bmes, to_bio, to_bmes
     from mlpkit.formats.custom import CustomRow
     from mlpkit.formats.evaluation import Durations, EvaluationReport, FailedRows, Gate, Measure
     from mlpkit.formats.generation import Generated, GenerationRow
-    from mlpkit.formats.json import plain, to_json
-    from mlpkit.formats.kind import BrokenRow, Doubt, Facts, Kind, Row
     from mlpkit.formats.relation import Argument, Mention, Predicate, Relation, RelationRow
     from mlpkit.formats.report import DataReport, Finding, LabelCount, Report, check_rows, check_test_rows
-    from mlpkit.formats.rows import read_numbered_rows, read_rows, write_rows
-    from mlpkit.formats.score import from_probabilities, from_probability
+    from mlpkit.formats.rows import held_out, read_numbered_rows, read_rows, write_rows
     from mlpkit.formats.sequence_labeling import Entities, Entity, SequenceRow, Span, from_markup, to_markup
-    from mlpkit.formats.share import held_out
-    from mlpkit.formats.tags import from_bio, from_bmes, to_bio, to_bmes
 
 _NAMES = {
-    "answer": ("check_answer",),
-    "classification": ("ClassificationRow", "Info", "Label", "limited"),
-    "convert": ("Converted", "convert_file"),
+    "answer": ("check_answer", "plain", "to_json"),
+    "classification": ("ClassificationRow", "Info", "Label", "from_probabilities", "from_probability", "limited"),
+    "convert": ("Converted", "convert_file", "from_bio", "from_bmes", "to_bio", "to_bmes"),
     "cluster": ("Cluster", "ClusterRow"),
     "custom": ("CustomRow",),
     "evaluation": ("Durations", "EvaluationReport", "FailedRows", "Gate", "Measure"),
     "generation": ("Generated", "GenerationRow"),
-    "share": ("held_out",),
-    "json": ("plain", "to_json"),
-    "kind": ("BrokenRow", "Doubt", "Facts", "Kind", "Row"),
     "relation": ("Argument", "Mention", "Predicate", "Relation", "RelationRow"),
     "report": ("DataReport", "Finding", "LabelCount", "Report", "check_rows", "check_test_rows"),
-    "rows": ("read_numbered_rows", "read_rows", "write_rows"),
-    "score": ("from_probabilities", "from_probability"),
+    "rows": ("held_out", "read_numbered_rows", "read_rows", "write_rows"),
     "sequence_labeling": ("Entities", "Entity", "SequenceRow", "Span", "from_markup", "to_markup"),
-    "tags": ("from_bio", "from_bmes", "to_bio", "to_bmes"),
 }
 
 __all__ = [

@@ -12,8 +12,9 @@ import msgspec
 
 from mlpkit.errors import AnswerError, ArgumentError, DataError
 from mlpkit.formats.evaluation import LabelMeasure
-from mlpkit.formats.kind import SENTENCE_HEADERS, BrokenRow, Facts, Kind, Row, join, shown, split
-from mlpkit.formats.score import Score, from_probabilities, listed
+from mlpkit.formats.kind import SENTENCE_HEADERS, BrokenRow, Facts, Kind, Row, Score, join, shown, split
+
+_ROUNDING = 1e-4
 
 
 class Info(msgspec.Struct, frozen=True):
@@ -46,7 +47,7 @@ class Label(msgspec.Struct, frozen=True, omit_defaults=True):
         Raises:
             ValueError: as many probabilities as classes are needed, each from 0 to 1.
         """
-        names = [str(name) for name in listed(classes)]
+        names = [str(name) for name in _as_python(classes)]
         scores = from_probabilities(probabilities)
         if len(names) != len(scores):
             raise ValueError(f"{len(names)} classes but {len(scores)} probabilities")
@@ -62,12 +63,52 @@ class LabelAnswer(msgspec.Struct):
     other_info: list[Info] | None = None
 
 
+def from_probability(probability: Any) -> float:
+    """The score, 0 to 100, of a probability from 0 to 1.
+
+    It takes numbers and numpy and torch scalars. Up to 0.0001 below 0 or above 1, as float16 arithmetic has it, is cut
+    off.
+
+    Raises:
+        ValueError: not a number, or not between 0 and 1.
+    """
+    number = _as_python(probability)
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise ValueError(f"a probability is a number from 0 to 1, not {number!r}")
+    if not -_ROUNDING <= number <= 1 + _ROUNDING:
+        raise ValueError(f"a probability is a number from 0 to 1, not {number!r}: apply a softmax or a sigmoid first")
+    return min(max(number * 100.0, 0.0), 100.0)
+
+
+def from_probabilities(probabilities: Any) -> list[float]:
+    """The scores, 0 to 100, of probabilities from 0 to 1.
+
+    It takes a list, or a numpy or torch array of one dimension.
+
+    Raises:
+        ValueError: an item is not a number between 0 and 1.
+    """
+    numbers = _as_python(probabilities)
+    if not isinstance(numbers, Iterable):
+        raise ValueError(f"a row of probabilities is needed, not {numbers!r}")
+    return [from_probability(number) for number in numbers]
+
+
 class ClassificationRow(Row, frozen=True):
     """A sentence and a label; `posneg` says whether it is an example."""
 
     sentence: str
     label: str
     posneg: bool = True
+
+
+def _as_python(value: Any) -> Any:
+    """Python numbers and lists from a numpy or torch scalar or array.
+
+    Everything else stays as it is. They are known by their `tolist`, so that neither package is imported.
+    """
+    convert = getattr(value, "tolist", None)
+    return convert() if convert is not None and not isinstance(value, type) else value
 
 
 def _read(line: str) -> ClassificationRow:

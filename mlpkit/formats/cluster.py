@@ -10,8 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from mlpkit.formats.evaluation import ClusterMeasure
-from mlpkit.formats.kind import SENTENCE_HEADERS, Facts, Kind, Row, join, split
-from mlpkit.formats.score import Score
+from mlpkit.formats.kind import SENTENCE_HEADERS, Facts, Kind, Row, Score, join, split
 
 
 class Cluster(msgspec.Struct, frozen=True):

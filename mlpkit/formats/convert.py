@@ -1,6 +1,7 @@
-"""Files of labelled sentences in other formats, and their conversion.
+"""Labelled sentences in other formats: tags of tokens, and the conversion of files.
 
-- `bio`, `bioes`, `bilou`, `bmes`: a token and its tag on a line, a blank line after each sentence.
+- `bio`, `bioes`, `bilou`, `bmes`: a token and its tag on a line, a blank line after each sentence. `B-PER I-PER O` in
+  BIO; the others also mark the last tag of an entity and an entity of one tag: `B-PER I-PER E-PER` and `S-PER`.
 - `conll`: the same with further columns between token and tag, and `-DOCSTART-` lines; the tags are BIO.
 - `doccano`: a JSON object on a line, `{"text": "...", "label": [[0, 2, "PER"]]}`.
 - `markup`: the platform's `<START:PER>李华<END>`.
@@ -10,9 +11,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -20,12 +21,36 @@ from mlpkit.errors import ArgumentError, DataError
 from mlpkit.formats.kind import BrokenRow, is_blank, shown
 from mlpkit.formats.rows import first_lines, read_lines
 from mlpkit.formats.sequence_labeling import KIND, SequenceRow, Span
-from mlpkit.formats.tags import SCHEMES, from_tags, to_tags
 
-FORMATS = ("markup", *SCHEMES, "conll", "doccano")
+
+class _Scheme(NamedTuple):
+    """The marks of a scheme.
+
+    In BIO the last tag of an entity looks like those inside it, and a single one like the first.
+    """
+
+    name: str
+    begin: str
+    inside: str
+    end: str
+    single: str
+
+
+_SCHEMES = {
+    scheme.name.lower(): scheme
+    for scheme in (
+        _Scheme("BIO", "B", "I", "I", "B"),
+        _Scheme("BIOES", "B", "I", "E", "S"),
+        _Scheme("BILOU", "B", "I", "L", "U"),
+        _Scheme("BMES", "B", "M", "E", "S"),
+    )
+}
+
+
+FORMATS = ("markup", *_SCHEMES, "conll", "doccano")
 """The names of the formats that `convert_file` reads and writes."""
 
-_NAMES = {**{name: scheme.name for name, scheme in SCHEMES.items()}, "conll": "CoNLL", "doccano": "doccano JSONL"}
+_NAMES = {**{name: scheme.name for name, scheme in _SCHEMES.items()}, "conll": "CoNLL", "doccano": "doccano JSONL"}
 _TAG = re.compile(r"O|([BIESLUM])-\S+")
 _LEAST_TAGGED = 0.8
 """The share of lines with a tag that a file of tags has at least."""
@@ -34,6 +59,93 @@ _LONGEST_SENTENCE = 100_000
 _UNSPACED = r"\u2e80-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 _WITHOUT_SPACE = re.compile(rf"[{_UNSPACED}]")
+
+
+def _to_tags(scheme: str, length: int, spans: Iterable[Span]) -> list[str]:
+    """One tag of the scheme for each of `length` characters or words.
+
+    Raises:
+        DataError: the spans overlap, are empty or leave the sentence.
+    """
+    marks = _SCHEMES[scheme]
+    tags = ["O"] * length
+    for span in _in_order(length, spans):
+        tags[span.start : span.end] = [f"{marks.inside}-{span.label}"] * (span.end - span.start)
+        tags[span.end - 1] = f"{marks.end}-{span.label}"
+        tags[span.start] = f"{marks.begin}-{span.label}"
+        if span.end - span.start == 1:
+            tags[span.start] = f"{marks.single}-{span.label}"
+    return tags
+
+
+def _from_tags(scheme: str, tags: Sequence[str], *, repair: bool = False) -> list[Span]:
+    """The spans of tags of the scheme.
+
+    With `repair` a tag that cannot follow the one before it begins a new span, and a span without its end ends where
+    it can.
+
+    Raises:
+        DataError: an unknown tag; without `repair` also one that cannot follow the one before it.
+    """
+    marks = _SCHEMES[scheme]
+    spans: list[Span] = []
+    start = 0
+    before = label = ""
+    for index, tag in enumerate([*tags, "O"]):
+        mark, name = _parsed(marks, tag, index)
+        continues = mark in (marks.inside, marks.end) and before in (marks.begin, marks.inside)
+        if mark and continues and name == label:
+            before = mark
+            continue
+        if before:
+            spans.append(Span(start, index, label))
+        if not repair:
+            _check_order(marks, before, mark, tag, index)
+        start = index
+        before = mark
+        label = name
+    return spans
+
+
+def to_bio(length: int, spans: Iterable[Span]) -> list[str]:
+    """One BIO tag for each of `length` characters.
+
+    Raises:
+        DataError: the spans overlap, are empty or leave the sentence.
+    """
+    return _to_tags("bio", length, spans)
+
+
+def from_bio(tags: Sequence[str], *, repair: bool = False) -> list[Span]:
+    """The spans of BIO tags.
+
+    With `repair` a tag that cannot follow the one before it begins a new span, as what models answer needs.
+
+    Raises:
+        DataError: an unknown tag; without `repair` also an `I-` that does not continue a span.
+    """
+    return _from_tags("bio", tags, repair=repair)
+
+
+def to_bmes(length: int, spans: Iterable[Span]) -> list[str]:
+    """One BMES tag for each of `length` characters.
+
+    Raises:
+        DataError: the spans overlap, are empty or leave the sentence.
+    """
+    return _to_tags("bmes", length, spans)
+
+
+def from_bmes(tags: Sequence[str], *, repair: bool = False) -> list[Span]:
+    """The spans of BMES tags.
+
+    With `repair` a tag that cannot follow the one before it begins a new span, and a span without its end ends where
+    it can.
+
+    Raises:
+        DataError: an unknown tag; without `repair` also one that cannot follow the one before it.
+    """
+    return _from_tags("bmes", tags, repair=repair)
 
 
 class Converted(msgspec.Struct, frozen=True):
@@ -176,14 +288,14 @@ def _sentence(
     scheme = "bio" if name == "conll" else name
     repaired = False
     try:
-        spans = from_tags(scheme, tags)
+        spans = _from_tags(scheme, tags)
     except DataError as error:
         if not repair:
             advice = "is --from right?"
             if "cannot follow" in str(error):
                 advice = "--repair begins a new entity there, as the IOB1 tags of CoNLL-2003 mean it"
             raise DataError(f"{path}, sentence of line {number}: {error} ({advice})") from error
-        spans = from_tags(scheme, tags, repair=True)
+        spans = _from_tags(scheme, tags, repair=True)
         repaired = True
     text = ""
     starts: list[int] = []
@@ -260,7 +372,7 @@ def _written(row: SequenceRow, name: str) -> str:
         if any(char.isspace() for char in span.label):
             raise DataError(f"the label {shown(span.label)} has a space, which {name} cannot hold")
         spans.append(Span(starts[start], ends[end], span.label))
-    tags = to_tags("bio" if name == "conll" else name, len(tokens), spans)
+    tags = _to_tags("bio" if name == "conll" else name, len(tokens), spans)
     between = " -X- -X- " if name == "conll" else " "
     lines = [f"{row.sentence[start:end]}{between}{tag}\n" for (start, end), tag in zip(tokens, tags, strict=True)]
     return "".join(lines) + "\n"
@@ -280,3 +392,33 @@ def _tokens(row: SequenceRow) -> Iterator[tuple[int, int]]:
 def _wide(rows: list[list[str]]) -> bool:
     """Whether all lines have the same number of columns, more than two."""
     return len({len(columns) for columns in rows}) == 1 and len(rows[0]) > 2
+
+
+def _in_order(length: int, spans: Iterable[Span]) -> list[Span]:
+    ordered = sorted(spans)
+    position = 0
+    for span in ordered:
+        if not position <= span.start < span.end <= length:
+            raise DataError(f"{span} is empty, overlaps another one, or leaves the sentence of {length}")
+        if not span.label:
+            raise DataError(f"{span} has no label")
+        position = span.end
+    return ordered
+
+
+def _check_order(marks: _Scheme, before: str, mark: str, tag: str, index: int) -> None:
+    unfinished = before and before not in (marks.end, marks.single)
+    if marks.end == marks.inside:
+        unfinished = False
+    if unfinished or (mark and mark not in (marks.begin, marks.single)):
+        follows = f"{before}-..." if before else "O"
+        raise DataError(f"tag {index}, {tag!r}, cannot follow {follows!r} in {marks.name}")
+
+
+def _parsed(marks: _Scheme, tag: str, index: int) -> tuple[str, str]:
+    mark, dash, label = tag.partition("-")
+    if tag == "O":
+        return "", ""
+    if mark not in (marks.begin, marks.inside, marks.end, marks.single) or not dash or not label:
+        raise DataError(f"tag {index}, {tag!r}, is not a tag of {marks.name}")
+    return mark, label

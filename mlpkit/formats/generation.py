@@ -9,8 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from mlpkit.formats.evaluation import TextMeasure
-from mlpkit.formats.kind import SENTENCE_HEADERS, Facts, Kind, Row, join, split
-from mlpkit.formats.score import Score
+from mlpkit.formats.kind import SENTENCE_HEADERS, Facts, Kind, Row, Score, join, split
 
 
 class Generated(msgspec.Struct, frozen=True, omit_defaults=True):

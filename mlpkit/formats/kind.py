@@ -1,20 +1,38 @@
 """Kind: everything that mlpkit knows about one kind of algorithm.
 
-Each file of this folder that defines a kind ends with one `Kind` object, and `kinds.py` lists them all. A kind from
-outside the package is registered with `register_kind`.
+Each file of this folder that defines a kind ends with one `Kind` object, and `_FILES` lists them all: a new kind is one
+file and one line. A kind from outside the package is registered with `register_kind`.
+
+A kind's file is imported when the kind is first used, so that `import mlpkit` stays quick.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from mlpkit.errors import DataError
-from mlpkit.formats.evaluation import Measure
+from mlpkit.errors import DataError, did_you_mean
 
+if TYPE_CHECKING:
+    from mlpkit.formats.evaluation import Measure
+
+_FILES = {
+    "text_classification": "classification",
+    "text_sequence_labeling": "sequence_labeling",
+    "text_cluster": "cluster",
+    "text_generation": "generation",
+    "relation_extraction": "relation",
+    "text_custom": "custom",
+}
+KINDS = tuple(_FILES)
+"""The names of the platform's kinds; `text_custom` prescribes nothing."""
+
+Score = Annotated[float, msgspec.Meta(ge=0, le=100)]
+"""A score in an answer that is checked: a finite number from 0 to 100."""
 SENTENCE_HEADERS = frozenset(
     ("sentence", "text", "content", "sentences", "texts", "id", "index", "句子", "文本", "内容", "语句", "序号")
 )
@@ -28,9 +46,7 @@ class Row(msgspec.Struct, frozen=True):
         """Raises AttributeError, which names the kinds whose rows have the field."""
         text = f"a {type(self).__name__} has no {name!r}; its fields are {', '.join(self.__struct_fields__)}"
         if not name.startswith("_"):
-            from mlpkit.formats.kinds import kinds_with  # the registry imports this module
-
-            found = kinds_with(name)
+            found = [kind for kind in kind_names() if name in getattr(kind_of(kind).row, "__struct_fields__", ())]
             if found:
                 text += f". Rows of kind {' or '.join(found)} have {name!r}: set kind= of your App or algorithm"
         raise AttributeError(text, name=name, obj=self)
@@ -131,6 +147,42 @@ class Kind:
     measure: Callable[[], Measure] | None = None
     joined: Callable[[list[Any]], object] = list
     other_format: Callable[[Sequence[str]], str] | None = None
+
+
+_loaded: dict[str, Kind] = {}
+
+
+def kind_names() -> tuple[str, ...]:
+    """The names of all kinds: the platform's, then those that were registered."""
+    return (*KINDS, *(name for name in _loaded if name not in _FILES))
+
+
+def kind_of(name: str) -> Kind:
+    """The kind with this name.
+
+    Raises:
+        ValueError: no kind has this name; names those that exist.
+    """
+    kind = _loaded.get(name)
+    if kind is None:
+        if name not in _FILES:
+            known = kind_names()
+            raise ValueError(f"no kind {name!r}{did_you_mean(str(name), known)}; kinds: {', '.join(known)}")
+        kind = importlib.import_module(f"mlpkit.formats.{_FILES[name]}").KIND
+        _loaded[name] = kind
+    return kind
+
+
+def register_kind(kind: Kind) -> None:
+    """Adds a kind of your own.
+
+    Call it when your script is imported, before `App(kind=...)`.
+
+    Raises:
+        ValueError: another kind has this name.
+    """
+    if kind.name in _FILES or _loaded.setdefault(kind.name, kind) is not kind:
+        raise ValueError(f"there is already a kind {kind.name!r}")
 
 
 def split(line: str, least: int, names: tuple[str, ...]) -> list[str]:

@@ -16,8 +16,7 @@ import msgspec
 
 from mlpkit.errors import DataError
 from mlpkit.formats.evaluation import RelationMeasure
-from mlpkit.formats.kind import SENTENCE_HEADERS, BrokenRow, Facts, Kind, Row, check_encodable, shown
-from mlpkit.formats.score import Score
+from mlpkit.formats.kind import SENTENCE_HEADERS, BrokenRow, Facts, Kind, Row, Score, check_encodable, shown
 from mlpkit.formats.sequence_labeling import Position, check_end
 
 

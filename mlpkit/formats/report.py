@@ -18,8 +18,7 @@ from typing import Literal
 import msgspec
 
 from mlpkit.errors import DataError
-from mlpkit.formats.kind import BrokenRow, Facts, Kind, is_blank, shown
-from mlpkit.formats.kinds import kind_of
+from mlpkit.formats.kind import BrokenRow, Facts, Kind, is_blank, kind_of, shown
 from mlpkit.formats.rows import first_lines, read_lines, read_numbered_rows
 
 MOST_FINDINGS = 1000

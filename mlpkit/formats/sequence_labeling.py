@@ -15,8 +15,7 @@ import msgspec
 
 from mlpkit.errors import DataError
 from mlpkit.formats.evaluation import SpanMeasure
-from mlpkit.formats.kind import SENTENCE_HEADERS, BrokenRow, Doubt, Facts, Kind, Row, join, shown, split
-from mlpkit.formats.score import Score
+from mlpkit.formats.kind import SENTENCE_HEADERS, BrokenRow, Doubt, Facts, Kind, Row, Score, join, shown, split
 
 _HTML = (
     "a|b|i|p|s|u|br|em|li|ol|ul|h[1-6]|td|th|tr|div|img|pre|sub|sup"
