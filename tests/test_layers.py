@@ -53,7 +53,6 @@ UPWARD = {
 """The imports that go up all the same, and why."""
 
 SIDE_DOORS = {
-    "platform.node": "needs nothing of the database that its neighbours speak to",
     "platform.cluster": "needs SQLAlchemy, which only cluster mode has",
     "platform.database": "`mlpkit db` makes the tables before any service runs",
     "client.bar": "draws with rich, which a program that only calls a service need not import",

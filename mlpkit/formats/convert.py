@@ -1,4 +1,4 @@
-"""Labelled sentences in other formats: tags of tokens, and the conversion of files.
+"""Labelled sentences in other formats: tags, and conversion of files.
 
 - `bio`, `bioes`, `bilou`, `bmes`: a token and its tag on a line, a blank line after each sentence. `B-PER I-PER O` in
   BIO; the others also mark the last tag of an entity and an entity of one tag: `B-PER I-PER E-PER` and `S-PER`.

@@ -1,7 +1,7 @@
-"""Files of training data: read as a stream, written whole; and the rows that are held out for tests.
+"""Files of training data, and the rows that are held out.
 
-A row is a line of UTF-8. A byte order mark at the start and CRLF line ends are accepted. There is no header. Lines
-without any text are skipped.
+Files are read as a stream and written whole. A row is a line of UTF-8. A byte order mark at the start and CRLF line
+ends are accepted. There is no header. Lines without any text are skipped.
 """
 
 from __future__ import annotations

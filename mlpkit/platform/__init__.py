@@ -1,8 +1,4 @@
-"""The platform around mlpkit: the machine and the database.
+"""Several replicas around the platform's database.
 
-`ReplicaSync`, the front door to that database, is in `mlpkit.platform.cluster`, which imports SQLAlchemy.
+`ReplicaSync`, the front door, is in `mlpkit.platform.cluster`, because that imports SQLAlchemy.
 """
-
-from mlpkit.platform.node import node_info
-
-__all__ = ["node_info"]

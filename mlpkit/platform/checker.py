@@ -1,33 +1,41 @@
-"""Loads and unloads models until this replica has what the table wants.
+"""Loads models and moves aliases as the platform's tables want it.
 
 Every period one query asks when each algorithm's models changed last. The rows are read only if the answer differs
 from the one before. Loads and unloads run in the background, so that a slow load does not delay the next look. Models
 that `/load` loaded here stay as they are until the table wants them. While the database cannot be reached nothing
 changes.
+
+The replica that was asked to move an alias writes the table of aliases; all others follow with their next look. An
+alias leads to its old model until the new one is loaded here. What fails is tried again with pauses that grow.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import anyio
 import anyio.to_thread
 
-from mlpkit.errors import DatabaseError, JournalError, MlpkitError, ServiceStopping
+from mlpkit.algorithm import Algorithm
+from mlpkit.errors import BelowGate, DatabaseError, JournalError, MlpkitError, ServiceStopping, StorageError
 from mlpkit.log import level_of_failure, logger, with_request_id
-from mlpkit.platform.aliases import AliasFollower
-from mlpkit.platform.database import Change, Database
-from mlpkit.platform.gate import GateCheck
+from mlpkit.platform.database import Change, Database, WantedAlias, WantedModel
 from mlpkit.platform.notes import FollowedModel, Notes
-from mlpkit.platform.rows import RowProblems, checked
-from mlpkit.serving import Models
+from mlpkit.serving import Alias, Aliases, Models
+from mlpkit.settings import Settings
+from mlpkit.storage import ModelDir, Storage, gate_problem
+from mlpkit.training import LONGEST_ID, takes
 
 Start = Callable[..., object]
 """Starts a coroutine function with its arguments as a task."""
 
 _AT_ONCE = 8
+"""Models that are loaded or unloaded at the same time, and manifests that are asked for."""
+_MOST_LOGGED = 20
+"""Rows of an algorithm that are named in the log because they cannot be used."""
 _LONGEST_RETRY = 300.0
 _SAME_SECOND = 1.0
 """How many seconds after a change the rows are read again: a second change may have the same time."""
@@ -198,7 +206,7 @@ class Checker:
             return
         rows = await self._database.wanted(stale)
         foreign = await self._database.foreign(self._algorithms)
-        models = checked(rows, stale, self.row_problems)
+        models = _checked(rows, stale, self.row_problems)
         self.row_problems.update_foreign(foreign, rows, self._algorithms)
         for model in models.values():
             desired = self._desired.setdefault(model.model_id, DesiredModel(model.model_id, "", None))
@@ -312,3 +320,216 @@ class Checker:
         if add or remove:
             await anyio.to_thread.run_sync(self._notes.change_followed, add, remove)
             self._noted = now
+
+
+@dataclass
+class _Failure:
+    """Why an alias does not lead where it should.
+
+    `due` is on the monotonic clock.
+    """
+
+    desired: WantedAlias
+    error: str
+    pause: float
+    due: float
+
+
+class AliasFollower:
+    """Follows the table of aliases.
+
+    Used on one event loop.
+    """
+
+    def __init__(
+        self, database: Database, aliases: Aliases, algorithms: Iterable[str], gate: GateCheck, period: float
+    ) -> None:
+        self._database = database
+        self._aliases = aliases
+        self._algorithms = list(algorithms)
+        self._gate = gate
+        self._period = period
+        self._desired: dict[str, WantedAlias] | None = None
+        self._read = 0.0
+        self._busy: set[str] = set()
+        self._failures: dict[str, _Failure] = {}
+
+    def problems(self) -> list[str]:
+        """Which aliases do not lead where the table says, and why."""
+        return [
+            f"alias [{name}] should lead to model [{failure.desired.model_id}] and does not: {failure.error}"
+            for name, failure in sorted(self._failures.items())
+        ]
+
+    async def look(self) -> None:
+        """Reads the table.
+
+        Without a table, aliases stay as they are.
+        """
+        started = time.monotonic()
+        found = await self._database.aliases(self._algorithms)
+        self._desired = None if found is None else {alias.name: alias for alias in found}
+        self._read = started
+
+    def begin(self, start: Callable[..., object]) -> list[anyio.Event]:
+        """Starts the moves that are due; gives an event for each."""
+        desired = self._desired
+        if desired is None:
+            return []
+        here = {alias.name: alias for alias in self._aliases.listed() if alias.algorithm in self._algorithms}
+        begun = []
+        for name in sorted(here.keys() | desired.keys()):
+            wanted = desired.get(name)
+            present = here.get(name)
+            if wanted is not None and present is not None and wanted.model_id == present.model_id:
+                self._failures.pop(name, None)
+            elif name not in self._busy and self._is_due(name, wanted) and self._aliases.is_at_rest(name, self._read):
+                self._busy.add(name)
+                begun.append(anyio.Event())
+                start(self._follow, name, wanted, present, begun[-1])
+        return begun
+
+    def _is_due(self, name: str, wanted: WantedAlias | None) -> bool:
+        failure = self._failures.get(name)
+        return failure is None or failure.desired != wanted or time.monotonic() >= failure.due
+
+    async def _follow(self, name: str, wanted: WantedAlias | None, present: Alias | None, done: anyio.Event) -> None:
+        try:
+            with with_request_id("checker"):
+                if wanted is not None:
+                    # The replica that was asked has done so, but rows may also be written by hand.
+                    await self._gate.check(wanted.algorithm, wanted.model_id)
+                    await self._aliases.move(wanted.algorithm, wanted.alias, wanted.model_id)
+                elif present is not None:
+                    await self._aliases.remove(present.algorithm, present.alias)
+        except ServiceStopping:
+            pass
+        except MlpkitError as error:
+            self._note_failure(name, wanted, str(error))
+        except Exception as error:
+            logger.exception("alias {!r} could not be made what the database wants", name)
+            self._note_failure(name, wanted, repr(error))
+        else:
+            self._failures.pop(name, None)
+        finally:
+            self._busy.discard(name)
+            done.set()
+
+    def _note_failure(self, name: str, wanted: WantedAlias | None, error: str) -> None:
+        desired = wanted or WantedAlias("", name, "nothing")
+        before = self._failures.get(name)
+        again = before is not None and before.desired == desired
+        pause = min(_LONGEST_RETRY, before.pause * 2) if before is not None and again else self._period
+        if not again:
+            logger.error("alias {!r} should lead to {!r} and does not: {}", name, desired.model_id, error)
+        self._failures[name] = _Failure(desired, error, pause, time.monotonic() + pause)
+
+
+class RowProblems:
+    """What is wrong with the rows, by algorithm.
+
+    A problem is logged when it is new.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list[str]] = {}
+        self._foreign: set[str | None] = set()
+
+    def listed(self) -> list[str]:
+        """The present problems, at most `_MOST_LOGGED` of each algorithm."""
+        return [problem for problems in self._rows.values() for problem in problems[:_MOST_LOGGED]]
+
+    def update(self, algorithm: str, rows: Iterable[str]) -> None:
+        """Replaces what was wrong with the rows of an algorithm."""
+        before = set(self._rows.get(algorithm, ()))
+        now = list(dict.fromkeys(rows))
+        new = [problem for problem in now if problem not in before]
+        for problem in new[:_MOST_LOGGED]:
+            logger.warning("{}", problem)
+        if len(new) > _MOST_LOGGED:
+            logger.warning("{} more rows of algorithm [{}] cannot be used", len(new) - _MOST_LOGGED, algorithm)
+        self._rows[algorithm] = now
+
+    def update_foreign(
+        self, counts: Mapping[str | None, int], rows: Iterable[WantedModel], algorithms: Collection[str]
+    ) -> None:
+        """Notes models whose algorithm is not here, or is missing."""
+        # A database that ignores case finds rows whose algorithm is written differently.
+        found = {*counts, *(row.algorithm for row in rows if row.algorithm not in algorithms)}
+        for algorithm in sorted(found - self._foreign, key=str):
+            if algorithm:
+                logger.info(
+                    "the database wants models of algorithm {!r}, which this service has not: they are for another",
+                    algorithm,
+                )
+            else:
+                logger.warning("the database wants models that have no algorithm: nobody can load them")
+        self._foreign = found
+
+
+def _checked(
+    rows: Iterable[WantedModel], algorithms: Iterable[str], row_problems: RowProblems
+) -> dict[str, FollowedModel]:
+    """The models of these algorithms, by id.
+
+    If two rows have the same id, the first one counts.
+    """
+    found: dict[str, FollowedModel] = {}
+    wrong: dict[str, list[str]] = {name: [] for name in algorithms}
+    for row in rows:
+        if row.algorithm is None or row.algorithm not in wrong:
+            continue
+        problem = _problem_of(row, found)
+        if problem:
+            wrong[row.algorithm].append(f"a row of algorithm [{row.algorithm}] cannot be used: {problem}")
+        else:
+            model_id = str(row.model_id)
+            found[model_id] = FollowedModel(model_id, row.algorithm, row.path)
+    for algorithm, problems in wrong.items():
+        row_problems.update(algorithm, problems)
+    return found
+
+
+def _problem_of(row: WantedModel, found: Mapping[str, FollowedModel]) -> str:
+    if not row.model_id:
+        return "it has no model id"
+    if len(row.model_id) > LONGEST_ID:
+        shown = repr(row.model_id[:LONGEST_ID])
+        return f"the model id {shown}... has {len(row.model_id)} characters, {LONGEST_ID} are allowed"
+    if (other := found.get(row.model_id)) is not None:
+        return (
+            f"model {row.model_id!r} has another row, which counts (algorithm [{other.algorithm}], path {other.path!r})"
+        )
+    return ""
+
+
+class GateCheck:
+    """Keeps models below their gate (`min_f1`) from being loaded."""
+
+    def __init__(self, algorithms: Mapping[str, Algorithm], storage: Storage, settings: Settings) -> None:
+        # Only their models have a manifest: asking for those of a thousand others takes longer than their loads.
+        self._with_files = {name for name, algorithm in algorithms.items() if _has_files(algorithm)}
+        self._storage = storage
+        self._settings = settings
+        self._threads = anyio.CapacityLimiter(_AT_ONCE)
+
+    async def check(self, algorithm: str, model_id: str, path: str | None = None) -> None:
+        """Refuses a model below its gate.
+
+        If the store cannot be asked, the load says why.
+
+        Raises:
+            BelowGate: with the figure.
+        """
+        if algorithm not in self._with_files:
+            return
+        with contextlib.suppress(StorageError):
+            arguments = (self._storage, self._settings, model_id, path)
+            problem = await anyio.to_thread.run_sync(gate_problem, *arguments, limiter=self._threads)
+            if problem:
+                raise BelowGate(f"it is below its gate: {problem}")
+
+
+def _has_files(algorithm: Algorithm) -> bool:
+    """Whether models of the algorithm may be folders in the store."""
+    return any(plan is not None and takes(plan, ModelDir) for plan in map(algorithm.plan, ("load", "train")))

@@ -13,10 +13,8 @@ import anyio.to_thread
 
 from mlpkit.algorithm import Algorithm
 from mlpkit.log import logger
-from mlpkit.platform.aliases import AliasFollower
-from mlpkit.platform.checker import Checker, DesiredModel
+from mlpkit.platform.checker import AliasFollower, Checker, DesiredModel, GateCheck
 from mlpkit.platform.database import Database
-from mlpkit.platform.gate import GateCheck
 from mlpkit.platform.notes import Notes
 from mlpkit.platform.outbox import StatusOutbox
 from mlpkit.serving import Alias, Aliases, Models

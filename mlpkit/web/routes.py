@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 from starlette.routing import Route, Router
 
-from mlpkit.platform.node import node_info
 from mlpkit.web.algorithms import AlgorithmRoutes
 from mlpkit.web.aliases import AliasRoutes
 from mlpkit.web.body import read_body, work_on
 from mlpkit.web.events import EventRoutes
 from mlpkit.web.jobs import JobRoutes
-from mlpkit.web.monitoring import HealthRoutes, MetricsRoute
+from mlpkit.web.monitoring import HealthRoutes, MetricsRoute, node_info
 from mlpkit.web.openapi import DocumentRoutes
 from mlpkit.web.page import PAGE_FILES, PageRoutes
 from mlpkit.web.protocol import (
@@ -37,7 +36,7 @@ from mlpkit.web.protocol import (
     query_values,
     read_values,
 )
-from mlpkit.web.request import HttpResponse, StreamedResponse, other_method, path_not_found, success
+from mlpkit.web.request import HttpResponse, StreamedResponse, other_method, path_not_found
 from mlpkit.web.uploads import UploadRoutes
 
 if TYPE_CHECKING:
@@ -270,7 +269,7 @@ def _own_routes(dependencies: Dependencies) -> list[RouteSpec]:
 def _root_routes(dependencies: Dependencies, counts: RequestCounts, page: PageRoutes) -> list[RouteSpec]:
     health = HealthRoutes(dependencies.state)
     return [
-        RouteSpec("GET", "node_info", _node_info),
+        RouteSpec("GET", "node_info", node_info),
         RouteSpec("GET", "health/live", health.live),
         RouteSpec("GET", "health/ready", health.ready),
         RouteSpec("GET", "metrics", MetricsRoute(dependencies, counts).metrics),
@@ -278,8 +277,3 @@ def _root_routes(dependencies: Dependencies, counts: RequestCounts, page: PageRo
         RouteSpec("GET", "algorithms", page.algorithms),
         RouteSpec("GET", "charts", page.charts),
     ]
-
-
-async def _node_info(request: Request) -> HttpResponse:
-    """The machine: memory, processors, network and disk traffic since boot."""
-    return success(await node_info())

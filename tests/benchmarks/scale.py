@@ -24,10 +24,8 @@ from sqlalchemy.pool import NullPool
 
 from mlpkit import App
 from mlpkit.algorithm import Algorithm
-from mlpkit.platform.aliases import AliasFollower
-from mlpkit.platform.checker import Checker
+from mlpkit.platform.checker import AliasFollower, Checker, GateCheck
 from mlpkit.platform.database import Database, database_url, make_tables
-from mlpkit.platform.gate import GateCheck
 from mlpkit.serving.claims import Claims
 from mlpkit.settings import Settings, load_settings
 from tests.acceptance.scripts import replica as script

@@ -8,8 +8,7 @@ from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.schema import CreateTable
 
 from mlpkit.errors import SettingsError
-from mlpkit.platform.database import database_url
-from mlpkit.platform.tables import Tables
+from mlpkit.platform.database import Tables, database_url
 from mlpkit.settings import Settings, load_settings
 
 SECRET = "p@ss/w:rd#%?&='\" 密码"

@@ -7,11 +7,11 @@ import re
 import anyio
 import psutil
 
-from mlpkit.platform.node import node_info
+from mlpkit.web.monitoring import machine
 
 
 def test_the_machine_is_told_in_the_wire_s_words_and_units() -> None:
-    told = anyio.run(node_info)
+    told = anyio.run(machine)
     assert told["totol_memory"] == told["total_memory"] == psutil.virtual_memory().total / 2**30
     assert told["totol_cpu"] == told["total_cpu"] == psutil.cpu_count()
     for rate in (told["idle_memory_rate"], told["idle_cpu_rate"]):
@@ -34,7 +34,7 @@ def test_the_look_at_the_processors_blocks_nobody() -> None:
     async def both() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(count)
-            await node_info()
+            await machine()
             tasks.cancel_scope.cancel()
 
     anyio.run(both)
