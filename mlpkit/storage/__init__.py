@@ -1,22 +1,20 @@
 """Storage: objects by `bucket/key`, a file cache, and whole models."""
 
-from mlpkit.storage.checkpoints import (
-    CheckpointManifest,
-    checkpoint_place,
-    delete_checkpoint,
-    open_checkpoint,
-    save_checkpoint,
-)
 from mlpkit.storage.files import replace_file, temporary_file
 from mlpkit.storage.model_dir import (
+    CheckpointManifest,
     Manifest,
     ModelDir,
     begin_model,
+    checkpoint_place,
+    delete_checkpoint,
     delete_model,
     discard_model,
     gate_problem,
+    open_checkpoint,
     open_model,
     read_manifest,
+    save_checkpoint,
     save_model,
 )
 from mlpkit.storage.paths import (

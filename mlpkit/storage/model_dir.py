@@ -1,8 +1,16 @@
-"""A model's files: local for the author's code, whole in the store.
+"""A model's files and checkpoint: local for authors, whole in the store.
 
 In the store, a model is the files below a prefix and a manifest, `mlpkit.json`, which is written last and lists them
 with their sizes. While one is written, the object `mlpkit.incomplete` is next to them, with the names of all files
 that may have to be removed.
+
+The checkpoint of a training is below the model's folder, and is removed together with it:
+
+    <model bucket>/<model id>/mlpkit.checkpoint/mlpkit.json   the manifest, written last
+    <model bucket>/<model id>/mlpkit.checkpoint/<number>/...  the files of one save
+
+Each save has a folder of its own, and the manifest says which one counts. So the checkpoint before stays whole until
+the new one is.
 """
 
 from __future__ import annotations
@@ -10,9 +18,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
@@ -29,6 +38,15 @@ T = TypeVar("T")
 MANIFEST = "mlpkit.json"
 INCOMPLETE = "mlpkit.incomplete"
 
+_CHECKPOINT = "mlpkit.checkpoint"
+
+_What = Literal["model", "checkpoint"]
+_ADVICE: Mapping[_What, str] = {
+    "model": "close every file, and end whatever writes into the folder, before train returns",
+    "checkpoint": "finish writing before you call save()",
+}
+_OWN_FILES: Mapping[_What, tuple[str, ...]] = {"model": (MANIFEST, INCOMPLETE), "checkpoint": ()}
+"""Files that are not the author's: a copy of a model that was opened has a manifest in it."""
 _ATTEMPTS = 3
 _LAST_REQUEST = 2.0
 """Seconds that the last request of a killed process may be on its way: a proxy or a busy store delays it."""
@@ -53,6 +71,25 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
     below_gate: str = ""
+    files: dict[str, int] = {}
+
+
+class CheckpointManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Which training a checkpoint is of, and how far that was.
+
+    `fraction` is 0 to 1, or None if it is not known; `saved` is in seconds since the epoch. `request` is a digest of
+    what the job was asked to do. `number` counts the saves; `files` are names and sizes in bytes.
+    """
+
+    algorithm: str
+    model_id: str
+    request: str
+    parameters: dict[str, Any] = {}
+    data_etag: str | None = None
+    fraction: float | None = None
+    attempt: int = 1
+    saved: float = msgspec.field(default_factory=time.time)
+    number: int = 1
     files: dict[str, int] = {}
 
 
@@ -94,7 +131,7 @@ def begin_model(storage: Storage, destination: str) -> None:
     """
     prefix = _folder(destination)
     # Of an upload that never finished, whose files are still to be removed.
-    names = read_json(storage, f"{prefix}/{INCOMPLETE}", list[str]) or []
+    names = _read_json(storage, f"{prefix}/{INCOMPLETE}", list[str]) or []
     # First: without this right the marker would stay.
     storage.check_deletable(prefix)
     with temporary_file(msgspec.json.encode(names)) as marker:
@@ -115,7 +152,7 @@ def save_model(storage: Storage, directory: Path, destination: str, manifest: Ma
         FileNotFoundError: there is no such folder, or something in it is not a file; nothing was changed.
     """
     prefix = _folder(destination)
-    versions = _versions_of(directory)
+    versions = _versions_of(directory, "model")
     names = [checked_key(name) for name in versions]
     manifest = msgspec.structs.replace(manifest, files={name: found.size for name, found in versions.items()})
     earlier = _names_of_earlier(storage, prefix)
@@ -123,13 +160,7 @@ def save_model(storage: Storage, directory: Path, destination: str, manifest: Ma
         storage.save(marker, f"{prefix}/{INCOMPLETE}")
     try:
         storage.delete(f"{prefix}/{MANIFEST}")
-        try:
-            storage.save_dir(directory, prefix, only=names)
-        except OSError:
-            # A file that became shorter or went away breaks its upload.
-            _check_unchanged(directory, versions)
-            raise
-        _check_unchanged(directory, versions)
+        _upload(storage, directory, prefix, versions, "model")
         with temporary_file(msgspec.json.format(msgspec.json.encode(manifest))) as written:
             storage.save(written, f"{prefix}/{MANIFEST}")
         # After the manifest: `delete_model` removes the marker before it lists what there is, so one of the two
@@ -174,11 +205,11 @@ def _remove_parts(storage: Storage, prefix: str, removed: set[str]) -> set[str] 
 
     Gives the names of the files, or None if there is no marker.
     """
-    names = read_json(storage, f"{prefix}/{INCOMPLETE}", list[str])
+    names = _read_json(storage, f"{prefix}/{INCOMPLETE}", list[str])
     if names is None and not removed:
         return None
     storage.discard_uploads(prefix)
-    manifest = read_json(storage, f"{prefix}/{MANIFEST}", Manifest)
+    manifest = _read_json(storage, f"{prefix}/{MANIFEST}", Manifest)
     kept = set(manifest.files) if manifest else set()
     if not kept.isdisjoint(removed):
         # The manifest itself was the last request: its files are gone.
@@ -255,6 +286,94 @@ def delete_model(storage: Storage, settings: Settings, model_id: str) -> None:
     storage.delete(prefix, recursive=True)
 
 
+def checkpoint_place(settings: Settings, model_id: str) -> str:
+    """Where the checkpoint of this model id is, as `bucket/prefix`.
+
+    Raises:
+        UnsafePath: the id cannot be the name of a folder.
+    """
+    return f"{settings.model_bucket}/{checked_name(model_id)}/{_CHECKPOINT}"
+
+
+def save_checkpoint(storage: Storage, directory: Path, place: str, manifest: CheckpointManifest) -> None:
+    """Stores the files of a local folder as the checkpoint at `place`.
+
+    `manifest` has a number that no earlier save had; its `files` are filled in here. If this fails, or its process is
+    killed, the checkpoint before is still there, whole.
+
+    Raises:
+        StorageError: it could not be stored.
+        ModelChanged: a file changed meanwhile; the message names it.
+        UnsafePath: a file's name cannot be a key.
+        FileNotFoundError: something in the folder is not a file.
+    """
+    versions = _versions_of(directory, "checkpoint")
+    sizes = {checked_key(name): found.size for name, found in versions.items()}
+    _upload(storage, directory, f"{place}/{manifest.number}", versions, "checkpoint")
+    written = msgspec.structs.replace(manifest, files=sizes)
+    with temporary_file(msgspec.json.format(msgspec.json.encode(written))) as file:
+        storage.save(file, f"{place}/{MANIFEST}")
+    try:
+        _remove_others(storage, place, manifest.number)
+    except StorageError as error:
+        # The next save removes them.
+        logger.warning("files of an earlier checkpoint remain below {}: {}", place, error)
+
+
+def open_checkpoint(storage: Storage, place: str) -> tuple[CheckpointManifest, Path] | None:
+    """The manifest and a read-only copy of the files, or None.
+
+    Raises:
+        IncompleteModel: the manifest cannot be read, a file is missing or has another size.
+        StorageError: the store cannot be used.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            manifest = _checkpoint_manifest(storage, place)
+            if manifest is None:
+                return None
+            folder = storage.fetch_dir(f"{place}/{manifest.number}", only=list(manifest.files), ask=True)
+        except ObjectNotFound as error:
+            # A save that goes on elsewhere has just removed what the manifest named.
+            if _checkpoint_manifest(storage, place) != manifest:
+                continue
+            raise IncompleteModel(f"the checkpoint {place} is incomplete: {error}") from error
+        _check_sizes(storage, folder, manifest.files, f"checkpoint {place}")
+        return manifest, folder
+    raise IncompleteModel(
+        f"the checkpoint {place} is being replaced again and again: wait until its training has ended"
+    )
+
+
+def delete_checkpoint(storage: Storage, place: str) -> None:
+    """Removes the checkpoint; one that does not exist is not an error.
+
+    Raises:
+        StorageError: not all of it could be removed.
+    """
+    with contextlib.suppress(ObjectNotFound):
+        # First, so that what remains after an interruption is not a checkpoint.
+        storage.delete(f"{place}/{MANIFEST}")
+        storage.delete(place, recursive=True)
+        storage.discard_uploads(place)
+
+
+def _checkpoint_manifest(storage: Storage, place: str) -> CheckpointManifest | None:
+    manifest = _read_json(storage, f"{place}/{MANIFEST}", CheckpointManifest)
+    if manifest is None and storage.exists(f"{place}/{MANIFEST}"):
+        raise IncompleteModel(f"the checkpoint {place} is broken: its {MANIFEST} is not a manifest of mlpkit")
+    return manifest
+
+
+def _remove_others(storage: Storage, place: str, number: int) -> None:
+    """Removes the files of earlier saves, finished or not."""
+    bucket, _, prefix = place.partition("/")
+    kept = (f"{prefix}/{number}/", f"{prefix}/{MANIFEST}")
+    for found in storage.list(place):
+        if not found.key.startswith(kept):
+            storage.delete(f"{bucket}/{found.key}")
+
+
 def _fetched(storage: Storage, settings: Settings, path: str) -> Path | None:
     """The copy of an object, or None.
 
@@ -294,11 +413,7 @@ def _open_files(
     if msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest) != manifest:
         storage.release(folder)
         return None
-    for name, size in manifest.files.items():
-        found = (folder / name).stat().st_size
-        if found != size:
-            storage.release(folder)
-            raise IncompleteModel(f"the model {prefix} is incomplete: {name} has {found} bytes and should have {size}")
+    _check_sizes(storage, folder, manifest.files, f"model {prefix}")
     return ModelDir(folder, model_id, manifest)
 
 
@@ -332,30 +447,52 @@ class _Version(NamedTuple):
     inode: int
 
 
-def _versions_of(directory: Path) -> dict[str, _Version]:
-    """The files of a model's folder by name."""
-    # A manifest is in the folder if it is a copy of a model that was opened.
-    files = {name: file.stat() for name, file in local_files(directory).items() if name not in (MANIFEST, INCOMPLETE)}
-    return {name: _Version(stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in files.items()}
+def _versions_of(directory: Path, what: _What) -> dict[str, _Version]:
+    """The files of a folder by name, without those of mlpkit."""
+    stats = {name: file.stat() for name, file in local_files(directory).items() if name not in _OWN_FILES[what]}
+    return {name: _Version(stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats.items()}
 
 
-def _check_unchanged(directory: Path, before: dict[str, _Version]) -> None:
+def _upload(storage: Storage, directory: Path, prefix: str, versions: Mapping[str, _Version], what: _What) -> None:
+    """Stores these files of a folder below the prefix.
+
+    Raises:
+        ModelChanged: a file changed meanwhile; the message names it.
+    """
+    try:
+        storage.save_dir(directory, prefix, only=list(versions))
+    except OSError:
+        # A file that became shorter or went away breaks its upload.
+        _check_unchanged(directory, versions, what)
+        raise
+    _check_unchanged(directory, versions, what)
+
+
+def _check_unchanged(directory: Path, before: Mapping[str, _Version], what: _What) -> None:
     """Raises ModelChanged if the folder is not as it was before.
 
     The message names the file.
     """
     try:
-        now = _versions_of(directory)
+        now = _versions_of(directory, what)
     except FileNotFoundError as error:
-        raise ModelChanged(f"the model's folder changed while it was stored: {error}") from error
+        raise ModelChanged(f"the folder of the {what} changed while it was stored: {error}") from error
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             how = "is new" if name not in before else "is gone" if name not in now else "changed"
             sizes = f" from {before[name].size} to {now[name].size} bytes" if how == "changed" else ""
             raise ModelChanged(
-                f"the model was not stored: its file {name} {how}{sizes} while it was stored; "
-                "close every file, and end whatever writes into the folder, before train returns"
+                f"the {what} was not stored: its file {name} {how}{sizes} while it was stored; {_ADVICE[what]}"
             )
+
+
+def _check_sizes(storage: Storage, folder: Path, sizes: Mapping[str, int], what: str) -> None:
+    """Releases a fetched folder, and raises IncompleteModel, if a size is wrong."""
+    for name, size in sizes.items():
+        found = (folder / name).stat().st_size
+        if found != size:
+            storage.release(folder)
+            raise IncompleteModel(f"the {what} is incomplete: {name} has {found} bytes and should have {size}")
 
 
 def _folder(destination: str) -> str:
@@ -368,11 +505,11 @@ def _names_of_earlier(storage: Storage, prefix: str) -> set[str]:
 
     And those of an upload that never finished.
     """
-    manifest = read_json(storage, f"{prefix}/{MANIFEST}", Manifest)
-    return {*(manifest.files if manifest else ()), *(read_json(storage, f"{prefix}/{INCOMPLETE}", list[str]) or ())}
+    manifest = _read_json(storage, f"{prefix}/{MANIFEST}", Manifest)
+    return {*(manifest.files if manifest else ()), *(_read_json(storage, f"{prefix}/{INCOMPLETE}", list[str]) or ())}
 
 
-def read_json(storage: Storage, path: str, wanted: type[T]) -> T | None:
+def _read_json(storage: Storage, path: str, wanted: type[T]) -> T | None:
     """The decoded object; None if it is missing or something else."""
     try:
         local = storage.fetch(path, ask=True)
