@@ -8,12 +8,12 @@ error, and so do those that come before the next try, after a pause that grows.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from mlpkit.algorithm import Algorithm
@@ -32,7 +32,7 @@ from mlpkit.serving.dispatch import PendingPrediction
 from mlpkit.serving.model import LoadedModelRecord, ModelState
 from mlpkit.serving.recovery import Ledger, pause_after
 from mlpkit.settings import Settings
-from mlpkit.storage import Manifest, Storage, read_manifest
+from mlpkit.storage import Manifest, Storage, in_time, read_manifest
 
 _ABSENT_SECONDS = 1.0
 """How long a model that is not stored is not looked for again: it may be stored at any moment."""
@@ -192,15 +192,10 @@ class LazyLoads:
             return None
         limit = self._settings.hook_timeout
         arguments = (self._storage, self._settings, model_id)
-        try:
-            with anyio.fail_after(limit):
-                return await anyio.to_thread.run_sync(
-                    read_manifest, *arguments, limiter=self._threads, abandon_on_cancel=True
-                )
-        except TimeoutError:
-            raise TimeLimitExceeded(f"the store did not answer within {limit:g} s about [{model_id}]") from None
-        except (ObjectNotFound, UnsafePath):
-            return None
+        late = f"the store did not answer within {limit:g} s about [{model_id}]"
+        with contextlib.suppress(ObjectNotFound, UnsafePath):
+            return await in_time(read_manifest, *arguments, limit=limit, limiter=self._threads, late=late)
+        return None
 
     def _note_failure(self, model_id: str, error: MlpkitError) -> None:
         before = self._failures.pop(model_id, None)

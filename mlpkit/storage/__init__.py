@@ -25,7 +25,7 @@ from mlpkit.storage.paths import (
     location,
     without_outer_slashes,
 )
-from mlpkit.storage.storage import Storage, open_storage
+from mlpkit.storage.storage import Storage, in_time, open_storage
 from mlpkit.storage.store import folder_of, register_store, settings_for
 from mlpkit.storage.stored import StoredModels
 
@@ -46,6 +46,7 @@ __all__ = [
     "discard_model",
     "folder_of",
     "gate_problem",
+    "in_time",
     "location",
     "open_checkpoint",
     "open_model",

@@ -10,12 +10,12 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
-from mlpkit.errors import ArgumentError, ObjectNotFound
+from mlpkit.errors import ArgumentError, ObjectNotFound, TimeLimitExceeded
 from mlpkit.injection import service
 from mlpkit.settings import Settings
 from mlpkit.storage.paths import ObjectStat, checked_key, checked_path, checked_prefix
@@ -23,7 +23,11 @@ from mlpkit.storage.store import Store, Threads, check_store, objects_below, sto
 from mlpkit.tracing import span
 
 if TYPE_CHECKING:
+    from anyio import CapacityLimiter
+
     from mlpkit.storage.copies import Copies
+
+T = TypeVar("T")
 
 _TRANSFERS_AT_A_TIME = 16
 """As many as the pool of connections keeps. A store waits for its disks with every object; with 8 it would idle."""
@@ -324,6 +328,22 @@ def open_storage(settings: Settings) -> Storage:
         SettingsError: the store's URL cannot be used, or it has no credentials.
     """
     return Storage(settings)
+
+
+async def in_time(call: Callable[..., T], *arguments: object, limit: float, limiter: CapacityLimiter, late: str) -> T:
+    """What a call of the store gives, which runs in a thread.
+
+    Raises:
+        TimeLimitExceeded: it took longer than `limit` seconds; `late` is the sentence. Its thread is left behind.
+    """
+    import anyio
+    import anyio.to_thread
+
+    try:
+        with anyio.fail_after(limit):
+            return await anyio.to_thread.run_sync(call, *arguments, limiter=limiter, abandon_on_cancel=True)
+    except TimeoutError:
+        raise TimeLimitExceeded(late) from None
 
 
 def local_files(folder: Path) -> dict[str, Path]:

@@ -1,21 +1,27 @@
-"""The platform's routes: train, status, load, unload, delete, monitor."""
+"""The routes of algorithms and their models: train, status, load, unload, delete, alias."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import re
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import msgspec
-from anyio import to_thread
 
-from mlpkit.errors import AlgorithmNotFound, DatabaseError, ObjectNotFound, TimeLimitExceeded, UserCodeError
+from mlpkit.errors import (
+    AlgorithmNotFound,
+    ArgumentError,
+    DatabaseError,
+    ObjectNotFound,
+    UserCodeError,
+)
 from mlpkit.injection import NULL
 from mlpkit.processes import LONG
-from mlpkit.storage import checkpoint_place, delete_checkpoint, delete_model
+from mlpkit.serving import Alias, alias_name
+from mlpkit.storage import Manifest, checkpoint_place, delete_checkpoint, delete_model, in_time, read_manifest
 from mlpkit.training import LONGEST_ID, Job, check_job, new_model_id, takes_checkpoint, with_order
-from mlpkit.web.body import work_on
-from mlpkit.web.request import HttpResponse, success
+from mlpkit.web.request import HttpResponse, success, work_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,17 +29,20 @@ if TYPE_CHECKING:
     from mlpkit.algorithm import Algorithm
     from mlpkit.web.routes import Dependencies, Request
 
+_ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,30}")
+"""With an algorithm's name and `@` it fits into the 64 characters of `model_id`; a database may ignore case."""
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class AlgorithmRoutes:
-    """The functions of the platform's routes, except `predict`."""
+    """The functions of the platform's routes, except `predict`, and of aliases."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
         self._settings = dependencies.settings
         self._models = dependencies.models
         self._training = dependencies.training
+        self._aliases = dependencies.aliases
         self._cluster = dependencies.cluster
         self._storage_threads = anyio.CapacityLimiter(4)
 
@@ -139,6 +148,28 @@ class AlgorithmRoutes:
         """Which workers hold which models, and the algorithms in order."""
         return success({"load": self._models.placement(), "algorithms": list(self._dependencies.algorithms)})
 
+    async def alias(self, request: Request) -> HttpResponse:
+        """Lets an alias lead to a model, which is loaded first.
+
+        Predictions take `<algorithm>@<alias>` as `model_id`.
+        """
+        algorithm, alias = self._named(request)
+        model_id = request.arguments.text("model_id")
+        await self._check_alias(algorithm, alias_name(algorithm.name, alias), model_id)
+        announce = self._cluster.announce_alias if self._cluster is not None else None
+        return success(self._shown(await self._aliases.move(algorithm.name, alias, model_id, announce)))
+
+    async def unalias(self, request: Request) -> HttpResponse:
+        """Removes an alias; succeeds if there is none."""
+        algorithm, alias = self._named(request)
+        announce = self._cluster.announce_no_alias if self._cluster is not None else None
+        await self._aliases.remove(algorithm.name, alias, announce)
+        return success()
+
+    async def aliases(self, request: Request) -> HttpResponse:
+        """The aliases, the models that they lead to, and their states."""
+        return success({"aliases": [self._shown(alias) for alias in self._aliases.listed()]})
+
     async def _word_of_others(self, model_id: str) -> str:
         return "unknown" if self._cluster is None else await self._cluster.status(model_id)
 
@@ -168,14 +199,56 @@ class AlgorithmRoutes:
 
     async def _in_store(self, model_id: str, delete: Callable[..., None], *arguments: object) -> None:
         limit = self._settings.hook_timeout
-        try:
-            with anyio.fail_after(limit):
-                await to_thread.run_sync(delete, *arguments, limiter=self._storage_threads, abandon_on_cancel=True)
-        except TimeoutError:
-            raise TimeLimitExceeded(f"the store did not delete model [{model_id}] within {limit:g} s") from None
-        except ObjectNotFound:
-            # The platform repeats calls: a model that is gone already counts as deleted.
-            pass
+        late = f"the store did not delete model [{model_id}] within {limit:g} s"
+        # The platform repeats calls: a model that is gone already counts as deleted.
+        with suppress(ObjectNotFound):
+            await in_time(delete, *arguments, limit=limit, limiter=self._storage_threads, late=late)
+
+    def _named(self, request: Request) -> tuple[Algorithm, str]:
+        """The algorithm and the alias of a request, checked."""
+        algorithm = self._algorithm(request.arguments.text("algorithm"))
+        alias = request.arguments.text("alias")
+        if _ALIAS.fullmatch(alias) is None:
+            raise ArgumentError(
+                "[alias] must be 1 to 31 small letters (a to z), digits, dots, hyphens or underscores, "
+                f"and begin with a letter or digit, not {alias[:31]!r}"
+            )
+        return algorithm, alias
+
+    async def _check_alias(self, algorithm: Algorithm, name: str, model_id: str) -> None:
+        """Checks that the alias may lead to the model.
+
+        Raises:
+            ObjectNotFound, IncompleteModel: the model is not stored, and its algorithm stores models.
+            ArgumentError: it is of another algorithm or below its gate, or a model has the name of the alias.
+        """
+        if await self._manifest(name) is not None:
+            raise ArgumentError(f"there is a model with the id [{name}]: an alias needs another name")
+        manifest = await self._manifest(model_id)
+        if manifest is not None:
+            if manifest.algorithm != algorithm.name:
+                raise ArgumentError(
+                    f"model [{model_id}] is of algorithm [{manifest.algorithm}], not [{algorithm.name}]"
+                )
+            if manifest.below_gate:
+                raise ArgumentError(f"model [{model_id}] is below its gate: {manifest.below_gate}")
+        elif _reads_folder(algorithm):
+            place = f"{self._dependencies.settings.model_bucket}/{model_id}"
+            raise ObjectNotFound(f"model [{model_id}] is not stored: there is no model {place}")
+
+    async def _manifest(self, model_id: str) -> Manifest | None:
+        """The manifest of a stored model; None if there is none."""
+        limit = self._settings.hook_timeout
+        arguments = (self._dependencies.storage, self._settings, model_id)
+        late = f"the store did not answer within {limit:g} s about [{model_id}]"
+        with suppress(ObjectNotFound):
+            return await in_time(read_manifest, *arguments, limit=limit, limiter=self._storage_threads, late=late)
+        return None
+
+    def _shown(self, alias: Alias) -> dict[str, Any]:
+        states = {model.model_id: model.state for model in self._dependencies.models.listed()}
+        state = states.get(alias.model_id, "unloaded")
+        return {"name": alias.name, **msgspec.to_builtins(alias), "state": state}
 
 
 def _with_peer(extend: msgspec.Raw, peer: str) -> msgspec.Raw:
@@ -195,3 +268,10 @@ def _as_text(content: msgspec.Raw) -> str:
 def _shortened(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _reads_folder(algorithm: Algorithm) -> bool:
+    """Whether `load` needs the model's folder."""
+    load = algorithm.plan("load")
+    services = load.all_services() if load is not None else ()
+    return any(service.type.__name__ == "ModelDir" and not service.optional for service in services)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from anyio import CapacityLimiter, fail_after, to_thread
+from anyio import CapacityLimiter, to_thread
 
-from mlpkit.errors import ArgumentError, JobNotFound, ObjectNotFound, TimeLimitExceeded, did_you_mean
+from mlpkit.errors import ArgumentError, JobNotFound, ObjectNotFound, did_you_mean
 from mlpkit.processes import memory_of_each
+from mlpkit.storage import in_time
 from mlpkit.training import STATES, JobFilter, read_evaluation
 from mlpkit.web.request import HttpResponse, success
 
@@ -105,13 +105,8 @@ class JobRoutes:
         if _evaluation_of(job) is None:
             raise ObjectNotFound(f"job [{model_id}] has no evaluation: its training had no test rows, or has not ended")
         limit = self._settings.hook_timeout
-        try:
-            with fail_after(limit):
-                report = await to_thread.run_sync(
-                    read_evaluation, job, self._settings, limiter=self._threads, abandon_on_cancel=True
-                )
-        except TimeoutError:
-            raise TimeLimitExceeded(f"the store did not answer within {limit:g} s about [{model_id}]") from None
+        late = f"the store did not answer within {limit:g} s about [{model_id}]"
+        report = await in_time(read_evaluation, job, self._settings, limit=limit, limiter=self._threads, late=late)
         return HttpResponse(success().body.removesuffix(b"}") + b', "data": ' + report + b"}")
 
     async def stack(self, request: Request) -> HttpResponse:
@@ -155,12 +150,13 @@ class JobRoutes:
     async def _stored(self, request: Request) -> HttpResponse:
         """A page of the models in the store, newest first."""
         limit = min(number_of(request, "limit", None) or _STORED, _MOST_STORED)
-        call = partial(self._stored_models.page, request.query.get("algorithm"), limit, request.query.get("after"))
-        try:
-            with fail_after(self._timeout):
-                page = await to_thread.run_sync(call, limiter=self._store_threads, abandon_on_cancel=True)
-        except TimeoutError:
-            raise TimeLimitExceeded(f"the store did not list its models within {self._timeout:g} s") from None
+        page = await in_time(
+            self._stored_models.page,
+            *(request.query.get("algorithm"), limit, request.query.get("after")),
+            limit=self._timeout,
+            limiter=self._store_threads,
+            late=f"the store did not list its models within {self._timeout:g} s",
+        )
         states = {model.model_id: model.state for model in self._models.listed()}
         aliases: dict[str, list[str]] = {}
         for alias in self._aliases.listed():

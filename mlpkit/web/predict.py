@@ -15,9 +15,8 @@ import msgspec
 from mlpkit.injection import NULL
 from mlpkit.log import request_id
 from mlpkit.processes import LONG
-from mlpkit.web.body import body_too_large
 from mlpkit.web.protocol import PREDICT, caller_uuid, check, check_no_null, is_json, read_values
-from mlpkit.web.request import ClientGone, HttpResponse, StreamedResponse, failed, until_gone
+from mlpkit.web.request import ClientGone, HttpResponse, StreamedResponse, body_too_large, failed, until_gone
 
 if TYPE_CHECKING:
     from starlette.types import Receive

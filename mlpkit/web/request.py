@@ -9,12 +9,13 @@ import asyncio
 import json
 import traceback
 from bisect import bisect_left
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from mlpkit.errors import BodyTooLarge, MalformedBody, MlpkitError, Overloaded, Unauthorized
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from mlpkit.settings import Settings
 
+T = TypeVar("T")
 Header = tuple[bytes, bytes]
 CLOSE: Header = (b"connection", b"close")
 DURATION_LIMITS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -33,6 +35,12 @@ ABORT = "mlpkit.abort"
 """The extension of ASGI with which `web.connection` lets a response close its connection without sending the rest."""
 _NOT_BUFFERED: tuple[Header, ...] = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 _UNREAD_SECONDS = 30.0
+_BODY_SECONDS = 60.0
+"""How long the body of a request may take to arrive."""
+_LONG_BODY = 1 << 20
+"""Work on a body of at least this many bytes is done in a thread. For a smaller one the hand-over takes longer."""
+_MOST_DROPPED = 16 << 20
+"""Bytes beyond the limit that are read and dropped: a client that still sends would not see the response."""
 CLIENT_CLOSED = 499
 """The status in the access log of a caller who has gone; nothing was sent."""
 _ALWAYS_TRUE_CODE = (BodyTooLarge, MalformedBody, Unauthorized)
@@ -202,6 +210,45 @@ class RequestContext:
                 finally:
                     gone.cancel()
             await send({"type": "http.response.body", "body": b""})
+
+
+async def read_body(receive: Receive, limit: int) -> bytes:
+    """The request's body.
+
+    Raises:
+        BodyTooLarge: it has more than `limit` bytes.
+        MalformedBody: it did not arrive within a minute.
+        ClientGone: the connection was closed before its end.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        with anyio.fail_after(_BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size <= limit:
+                    chunks.append(chunk)
+                if not message.get("more_body", False) or size > limit + _MOST_DROPPED:
+                    break
+    except TimeoutError:
+        raise MalformedBody(f"the body did not arrive within {_BODY_SECONDS:g} s") from None
+    if size > limit:
+        raise body_too_large(limit)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def body_too_large(limit: int) -> BodyTooLarge:
+    """The refusal of a body of more than `limit` bytes."""
+    return BodyTooLarge(f"the body is larger than {limit} bytes (MLPKIT_MAX_BODY)")
+
+
+async def work_on(body: bytes, call: Callable[[], T]) -> T:
+    """What a call on the whole body gives; other requests continue meanwhile."""
+    return await anyio.to_thread.run_sync(call) if len(body) > _LONG_BODY else call()
 
 
 async def until_gone(receive: Receive) -> None:

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Literal
 from starlette.routing import Route, Router
 
 from mlpkit.web.algorithms import AlgorithmRoutes
-from mlpkit.web.aliases import AliasRoutes
-from mlpkit.web.body import read_body, work_on
 from mlpkit.web.events import EventRoutes
 from mlpkit.web.jobs import JobRoutes
 from mlpkit.web.monitoring import HealthRoutes, MetricsRoute, node_info
@@ -36,7 +34,7 @@ from mlpkit.web.protocol import (
     query_values,
     read_values,
 )
-from mlpkit.web.request import HttpResponse, StreamedResponse, other_method, path_not_found
+from mlpkit.web.request import HttpResponse, StreamedResponse, other_method, path_not_found, read_body, work_on
 from mlpkit.web.uploads import UploadRoutes
 
 if TYPE_CHECKING:
@@ -185,9 +183,10 @@ def build_router(
         await context.send(not_found, send)
 
     prefix = settings.api_prefix
-    own = _own_routes(dependencies)
+    algorithms = AlgorithmRoutes(dependencies)
+    own = _own_routes(dependencies, algorithms)
     described = [
-        (prefix, _platform_routes(dependencies, predict)),
+        (prefix, _platform_routes(algorithms, predict)),
         (prefix, own),
         ("/", _root_routes(dependencies, counts, page)),
     ]
@@ -206,8 +205,7 @@ def build_router(
     return Router(routes, redirect_slashes=False, default=unknown)
 
 
-def _platform_routes(dependencies: Dependencies, predict: PredictEndpoint) -> list[RouteSpec]:
-    algorithms = AlgorithmRoutes(dependencies)
+def _platform_routes(algorithms: AlgorithmRoutes, predict: PredictEndpoint) -> list[RouteSpec]:
     return [
         RouteSpec("POST", "predict", predict.predict, PREDICT, reads_body=True),
         RouteSpec("POST", "train", algorithms.train, TRAIN),
@@ -219,10 +217,9 @@ def _platform_routes(dependencies: Dependencies, predict: PredictEndpoint) -> li
     ]
 
 
-def _own_routes(dependencies: Dependencies) -> list[RouteSpec]:
+def _own_routes(dependencies: Dependencies, algorithms: AlgorithmRoutes) -> list[RouteSpec]:
     jobs = JobRoutes(dependencies)
     listening = EventRoutes(dependencies)
-    aliases = AliasRoutes(dependencies)
     choice = {
         "algorithm": "only the jobs of this algorithm",
         "state": "only the jobs in this state: init, training, completed or error",
@@ -259,9 +256,9 @@ def _own_routes(dependencies: Dependencies) -> list[RouteSpec]:
         RouteSpec("GET", "models", jobs.models, query=stored),
         RouteSpec("GET", "workers", jobs.workers),
         RouteSpec("GET", "events", listening.events),
-        RouteSpec("POST", "alias", aliases.alias, ALIAS),
-        RouteSpec("POST", "unalias", aliases.unalias, UNALIAS),
-        RouteSpec("GET", "aliases", aliases.aliases),
+        RouteSpec("POST", "alias", algorithms.alias, ALIAS),
+        RouteSpec("POST", "unalias", algorithms.unalias, UNALIAS),
+        RouteSpec("GET", "aliases", algorithms.aliases),
         RouteSpec("PUT", "data/{key:path}", UploadRoutes(dependencies).upload, query=upload),
     ]
 

@@ -32,7 +32,7 @@ from mlpkit.errors import (
     UploadsOff,
 )
 from mlpkit.formats import KINDS, DataReport
-from mlpkit.storage import location
+from mlpkit.storage import in_time, location
 from mlpkit.web.request import ClientGone, HttpResponse, failure, success, to_json
 
 if TYPE_CHECKING:
@@ -164,11 +164,8 @@ class UploadRoutes:
 
     async def _store(self, path: Path, place: str) -> None:
         save = self._dependencies.storage.save
-        try:
-            with anyio.fail_after(_STORE_SECONDS):
-                await to_thread.run_sync(save, path, place, limiter=self._threads, abandon_on_cancel=True)
-        except TimeoutError:
-            raise TimeLimitExceeded(f"the store did not take the file within {_STORE_SECONDS:g} s") from None
+        late = f"the store did not take the file within {_STORE_SECONDS:g} s"
+        await in_time(save, path, place, limit=_STORE_SECONDS, limiter=self._threads, late=late)
 
 
 async def _next_part(receive: Receive) -> tuple[bytes, bool]:

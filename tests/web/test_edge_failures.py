@@ -75,7 +75,7 @@ def test_a_failure_after_the_start_of_an_answer_sends_no_second_one() -> None:
 
 
 def test_a_caller_who_has_gone_is_noted_and_not_answered() -> None:
-    from mlpkit.web.body import read_body
+    from mlpkit.web.request import read_body
 
     async def reading(scope: Scope, receive: Receive, send: Send) -> None:
         await read_body(receive, 1000)
