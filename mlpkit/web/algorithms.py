@@ -1,4 +1,4 @@
-"""The routes of algorithms and their models: train, status, load, unload, delete, alias."""
+"""The routes of algorithms and models: train, load, unload, delete, alias."""
 
 from __future__ import annotations
 

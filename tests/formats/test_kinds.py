@@ -27,11 +27,11 @@ from mlpkit.formats import (
     check_rows,
     kind_names,
     kind_of,
-    kinds,
     read_rows,
     register_kind,
     write_rows,
 )
+from mlpkit.formats import kind as kinds
 from mlpkit.testing import FakeTrainData
 from mlpkit.training import Evaluation, ModelUnderTest
 from tests.servers import LONG
