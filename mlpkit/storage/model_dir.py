@@ -41,10 +41,14 @@ INCOMPLETE = "mlpkit.incomplete"
 _CHECKPOINT = "mlpkit.checkpoint"
 
 _What = Literal["model", "checkpoint"]
-_ADVICE: Mapping[_What, str] = {
-    "model": "close every file, and end whatever writes into the folder, before train returns",
-    "checkpoint": "finish writing before you call save()",
+_IF_CHANGED: Mapping[_What, tuple[str, str]] = {
+    "model": (
+        "the model was not stored: its file",
+        "close every file, and end whatever writes into the folder, before train returns",
+    ),
+    "checkpoint": ("the checkpoint was not stored: its file", "finish writing before you call save()"),
 }
+"""How the message about a file that changed during its upload begins and ends."""
 _OWN_FILES: Mapping[_What, tuple[str, ...]] = {"model": (MANIFEST, INCOMPLETE), "checkpoint": ()}
 """Files that are not the author's: a copy of a model that was opened has a manifest in it."""
 _ATTEMPTS = 3
@@ -481,9 +485,8 @@ def _check_unchanged(directory: Path, before: Mapping[str, _Version], what: _Wha
         if before.get(name) != now.get(name):
             how = "is new" if name not in before else "is gone" if name not in now else "changed"
             sizes = f" from {before[name].size} to {now[name].size} bytes" if how == "changed" else ""
-            raise ModelChanged(
-                f"the {what} was not stored: its file {name} {how}{sizes} while it was stored; {_ADVICE[what]}"
-            )
+            problem, advice = _IF_CHANGED[what]
+            raise ModelChanged(f"{problem} {name} {how}{sizes} while it was stored; {advice}")
 
 
 def _check_sizes(storage: Storage, folder: Path, sizes: Mapping[str, int], what: str) -> None:

@@ -71,7 +71,7 @@ async def test_a_move_loads_the_new_model_and_unloads_the_old_one(
         assert second.previous == "one"
         assert await ask(models, "echo@current", NOW) == "two"
         await until(lambda: set(models.placement()) == {"two"})
-        assert read(calls).splitlines() == ["load one", "load two", "unload one"]
+        await until(lambda: read(calls).splitlines() == ["load one", "load two", "unload one"])
 
 
 async def test_what_is_in_flight_ends_on_the_old_model(open_models: OpenModels, tmp_path: Path, calls: Path) -> None:
