@@ -23,11 +23,10 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from mlpkit import __version__
 from mlpkit.algorithm import TrainOptions
 from mlpkit.errors import JobConflict, NoPlace, SettingsError, TimeLimitExceeded
 from mlpkit.log import LogLine, level_of_failure, logger
-from mlpkit.processes import AsyncChannel, Child, Message, gpus_in_words, start_child
+from mlpkit.processes import AsyncChannel, Child, Message, start_child
 from mlpkit.settings import Settings
 from mlpkit.training.engine import JobRun, Place, ProcessUsage
 from mlpkit.training.job import Job, JobOutcome
@@ -41,6 +40,8 @@ from mlpkit.training.raydriver import (
     DriverError,
     Outlook,
     Resources,
+    other_version,
+    resources_in_words,
 )
 from mlpkit.training.remote import JobOrder, apply_event, decode_events, pack_code, service_id
 
@@ -225,8 +226,8 @@ class RayEngine:
             opened = False
             try:
                 node = msgspec.msgpack.decode(await driver.ask("open", name, wanted, within=None), type=ActorNode)
-                if node.mlpkit != __version__:
-                    waiting.problem = _other_version(node)
+                waiting.problem = other_version(node)
+                if waiting.problem:
                     return None
                 place.node = node.node
                 opened = True
@@ -248,7 +249,8 @@ class RayEngine:
         it takes.
         """
         limit = self._settings.place_timeout
-        node = f"a node with {_words(waiting.options)}"
+        asked = waiting.options
+        node = f"a node with {resources_in_words(asked.cpus, asked.gpus, asked.memory)}"
         since = time.monotonic()
         await anyio.sleep(_LOOK_FIRST)
         while True:
@@ -462,25 +464,8 @@ class _DriverProcess:
                 waiting.set_exception(DriverError("lost", "the process that speaks to Ray has ended"))
 
 
-def _other_version(node: ActorNode) -> str:
-    return f"node {node.node} has mlpkit {node.mlpkit}, this service has {__version__}: both must be the same"
-
-
 def _resources(options: TrainOptions) -> Resources:
     return Resources(options.cpus or 1, options.gpus, options.memory)
-
-
-def _words(options: TrainOptions) -> str:
-    """What a job asks for, such as `2 GPUs and 4 CPUs`."""
-    found = []
-    if options.gpus:
-        found.append(gpus_in_words(options.gpus))
-    if options.cpus or not found:
-        cpus = options.cpus or 1
-        found.append(f"{cpus} CPU{'s' * (cpus != 1)}")
-    if options.memory:
-        found.append(f"{options.memory / 2**30:.1f} GiB of memory")
-    return " and ".join(found)
 
 
 def _log(lines: list[LogLine]) -> None:

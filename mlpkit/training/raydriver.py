@@ -23,7 +23,14 @@ import msgspec
 
 from mlpkit import __version__
 from mlpkit.errors import MlpkitError
-from mlpkit.processes import AsyncChannel, Message, channel_of_child, leave_signals_to_the_server, prepare
+from mlpkit.processes import (
+    AsyncChannel,
+    Message,
+    channel_of_child,
+    gpus_in_words,
+    leave_signals_to_the_server,
+    prepare,
+)
 from mlpkit.training.progress import StopReason
 from mlpkit.training.remote import RemoteRun
 
@@ -95,21 +102,38 @@ class DriverError(Exception):
         self.problem = problem
 
 
+def other_version(node: ActorNode) -> str:
+    """What is wrong with the node, or an empty string."""
+    if node.mlpkit == __version__:
+        return ""
+    return f"node {node.node} has mlpkit {node.mlpkit}, this service has {__version__}: both must be the same"
+
+
+def resources_in_words(cpus: int | None, gpus: float, memory: int | None) -> str:
+    """What is asked for, such as `2 GPUs and 4 CPUs`."""
+    found = []
+    if gpus:
+        found.append(gpus_in_words(gpus))
+    if cpus or not found:
+        found.append(f"{cpus or 1} CPU{'s' * ((cpus or 1) != 1)}")
+    if memory:
+        found.append(f"{memory / 2**30:.1f} GiB of memory")
+    return " and ".join(found)
+
+
 _request_decoder = msgspec.msgpack.Decoder(DriverCall)
 
 
 # --- The actor -------------------------------------------------------------------------------------------------------
 
 
-class JobActor:
-    """Runs one job on a node.
+class NodeActor:
+    """An actor that has a process on its node.
 
     Its methods take and give bytes: nothing of the author's is pickled.
     """
 
     def __init__(self) -> None:
-        self._run: RemoteRun | None = None
-        self._task: asyncio.Task[None] | None = None
         self._lease: asyncio.Task[None] | None = None
         self._asked = time.monotonic()
 
@@ -117,11 +141,30 @@ class JobActor:
         """Who this is; the first answer says that the actor is ready."""
         import ray
 
-        # It imports what the job needs, while the order is on its way.
+        # It imports what the process needs, while the order is on its way.
         prepare()
         self._lease = asyncio.create_task(self._end_if_forgotten())
         node = f"{ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:8]})"
         return msgspec.msgpack.encode(ActorNode(node, __version__, platform.python_version()))
+
+    async def cancel(self, nothing: bytes = b"") -> bytes:
+        """Ends the process, and all that it has started."""
+        raise NotImplementedError
+
+    async def _end_if_forgotten(self) -> None:
+        while (left := self._asked + LEASE_SECONDS - time.monotonic()) > 0:  # noqa: ASYNC110 - a clock has no event
+            await asyncio.sleep(left)
+        await self.cancel()
+        os._exit(1)
+
+
+class JobActor(NodeActor):
+    """Runs one job on a node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._run: RemoteRun | None = None
+        self._task: asyncio.Task[None] | None = None
 
     async def start(self, order: bytes) -> bytes:
         """Starts the job; a second call changes nothing."""
@@ -145,7 +188,6 @@ class JobActor:
         return b""
 
     async def cancel(self, nothing: bytes = b"") -> bytes:
-        """Ends the process of the job, and all that it has started."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -163,12 +205,6 @@ class JobActor:
             return msgspec.msgpack.encode(("", await self._run.stack()))
         except MlpkitError as error:
             return msgspec.msgpack.encode((type(error).__name__, str(error)))
-
-    async def _end_if_forgotten(self) -> None:
-        while (left := self._asked + LEASE_SECONDS - time.monotonic()) > 0:  # noqa: ASYNC110 - a clock has no event
-            await asyncio.sleep(left)
-        await self.cancel()
-        os._exit(1)
 
 
 # --- The driver ------------------------------------------------------------------------------------------------------
@@ -200,19 +236,20 @@ class _Driver:
         except DriverError as error:
             answer = DriverAnswer(request.number, b"", error.problem, str(error))
         except Exception as error:
-            answer = DriverAnswer(request.number, b"", _kind_of(error), _first_line(error))
+            failure = driver_error(error)
+            answer = DriverAnswer(request.number, b"", failure.problem, str(failure))
         if self._channel is not None:
             self._channel.send(msgspec.msgpack.encode(answer))
 
     async def _do(self, request: DriverCall) -> bytes:
         match request.method:
             case "connect":
-                _connect(request.place)
+                connect(f"mlpkit-{request.place}")
                 await self._end_earlier()
                 return b""
             case "look":
                 wanted = msgspec.msgpack.decode(request.argument, type=Resources)
-                return msgspec.msgpack.encode(await asyncio.to_thread(_look, wanted))
+                return msgspec.msgpack.encode(await asyncio.to_thread(look, wanted))
             case "open":
                 return await self._open(request.place, msgspec.msgpack.decode(request.argument, type=Resources))
             case "close":
@@ -225,22 +262,8 @@ class _Driver:
                 return bytes(await getattr(actor, method).remote(request.argument))
 
     async def _open(self, place: str, wanted: Resources) -> bytes:
-        import ray
-
         try:
-            actor = (
-                ray.remote(JobActor)
-                .options(
-                    name=place,
-                    num_cpus=wanted.cpus,
-                    num_gpus=wanted.gpus,
-                    memory=wanted.memory,
-                    max_restarts=0,
-                    max_task_retries=0,
-                    scheduling_strategy="SPREAD",
-                )
-                .remote()
-            )
+            actor = new_actor(JobActor, wanted, place)
         except ValueError as error:
             raise DriverError("taken", str(error)) from error
         self._actors[place] = actor
@@ -272,7 +295,7 @@ class _Driver:
             await asyncio.sleep(_STEP)
 
 
-def _connect(service: str) -> None:
+def connect(namespace: str) -> None:
     """Becomes a driver of the cluster.
 
     Raises:
@@ -289,7 +312,7 @@ def _connect(service: str) -> None:
     try:
         ray.init(
             address="auto",
-            namespace=f"mlpkit-{service}",
+            namespace=namespace,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
@@ -314,7 +337,22 @@ def _mismatch(text: str) -> str:
     return " ".join(text.split())
 
 
-def _look(wanted: Resources) -> Outlook:
+def new_actor(kind: type[NodeActor], wanted: Resources, name: str | None = None) -> Any:
+    """An actor that Ray will start on a node with these resources.
+
+    It ends with its driver, and Ray never starts it again.
+
+    Raises:
+        ValueError: another actor has the name.
+    """
+    import ray
+
+    options = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "memory": wanted.memory, "name": name}
+    actor = ray.remote(kind)
+    return actor.options(**options, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD").remote()
+
+
+def look(wanted: Resources) -> Outlook:
     """Whether a node has what is wanted."""
     import ray
     from ray._private.state import available_resources_per_node
@@ -339,6 +377,11 @@ def _look(wanted: Resources) -> Outlook:
         return Outlook("none", text)
     free = available_resources_per_node()
     return Outlook("free" if any(has(free.get(number, {})) for number in large_enough) else "busy", text)
+
+
+def driver_error(error: Exception) -> DriverError:
+    """What an error of Ray means."""
+    return DriverError(_kind_of(error), _first_line(error))
 
 
 def _kind_of(error: Exception) -> Problem:

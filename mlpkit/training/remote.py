@@ -273,9 +273,9 @@ class RemoteRun:
 
     async def _run_in_folder(self) -> JobOutcome:
         order = self._order
-        home = await anyio.to_thread.run_sync(_node_home)
+        home = await anyio.to_thread.run_sync(node_home)
         folder = home / f"job-{order.service}-{file_name(order.job.model_id)}"
-        script = await anyio.to_thread.run_sync(_unpack, order, folder)
+        script = await anyio.to_thread.run_sync(unpack, Code(order.target, order.archive), folder)
         settings = self._settings.with_options(home=home)
         try:
             with JobLog(folder / "log", settings.job_log_size, self, order.job.log_uuid, used=order.log_used) as log:
@@ -319,8 +319,10 @@ class RemoteRun:
         self._added.set()
 
 
-def _node_home() -> Path:
-    """The folder of mlpkit's jobs on this node, for this user only.
+def node_home() -> Path:
+    """The folder of mlpkit on this node, for this user only.
+
+    Folders that jobs and workers have left there are removed if nobody holds the lock of their `log`.
 
     Raises:
         OSError: it cannot be made, or belongs to somebody else.
@@ -330,7 +332,7 @@ def _node_home() -> Path:
     found = home.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise PermissionError(f"{home} belongs to somebody else")
-    for folder in home.glob("job-*"):
+    for folder in (*home.glob("job-*"), *home.glob("worker-*")):
         with contextlib.suppress(OSError):
             if time.time() - folder.stat().st_mtime > _ABANDONED and _is_free(folder / "log"):
                 remove(folder)
@@ -338,7 +340,7 @@ def _node_home() -> Path:
 
 
 def _is_free(log: Path) -> bool:
-    """Whether no process of a job holds this log."""
+    """Whether no process of a job or worker holds this log."""
     try:
         with log.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -349,16 +351,16 @@ def _is_free(log: Path) -> bool:
     return True
 
 
-def _unpack(order: JobOrder, folder: Path) -> Script:
-    """Makes the job's folder on this node, with the script in it."""
+def unpack(code: Code, folder: Path) -> Script:
+    """Makes a folder on this node, with the script in it."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    code = folder / "code"
-    shutil.rmtree(code, ignore_errors=True)
-    code.mkdir()
-    if order.archive:
-        with zipfile.ZipFile(io.BytesIO(order.archive)) as archive:
-            archive.extractall(code)
-    return Script(order.target, str(code), (str(code), *sys.path))
+    inner = folder / "code"
+    shutil.rmtree(inner, ignore_errors=True)
+    inner.mkdir()
+    if code.archive:
+        with zipfile.ZipFile(io.BytesIO(code.archive)) as archive:
+            archive.extractall(inner)
+    return Script(code.target, str(inner), (str(inner), *sys.path))
 
 
 # --- Back at the service ---------------------------------------------------------------------------------------------
