@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, get_args, get_origin, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, get_args, get_origin, overload
 
 from mlpkit.errors import DeclarationError, did_you_mean
 from mlpkit.formats import kind_names, kind_of
@@ -97,6 +97,12 @@ def _flag(value: Any) -> object:
     return value
 
 
+def _placement(value: Any) -> object:
+    if value not in ("local", "cluster"):
+        raise ValueError('"local" or "cluster"')
+    return value
+
+
 def _ids(value: Any) -> object:
     if isinstance(value, str):
         raise ValueError(f"a list of model ids: [{value!r}]")
@@ -132,7 +138,8 @@ class LoadOptions:
     `isolated`: each alone in a process. `replicas`: in how many workers. `preload`: which from the start.
     `memory` is what one copy needs, in bytes; None means what it needed when it was last loaded. `warm_up`: predict the
     examples before the model counts as loaded. `lazy`: a prediction for a stored model loads it. `gpus`: how many
-    devices each copy sees, or which share of one it has; such a model is isolated.
+    devices each copy sees, or which share of one it has. `placement`: on the machine of the service, or on the nodes of
+    a Ray cluster. A model with GPUs or on a cluster is isolated.
     """
 
     isolated: bool = _option(False, _flag)
@@ -143,10 +150,11 @@ class LoadOptions:
     warm_up: bool = _option(True, _flag)
     lazy: bool = _option(False, _flag)
     gpus: float = _option(0, _gpus)
+    placement: Literal["local", "cluster"] = _option("local", _placement)
 
     def __post_init__(self) -> None:
         """Isolates models with GPUs: a process keeps its devices for life."""
-        if self.gpus:
+        if self.gpus or self.placement == "cluster":
             object.__setattr__(self, "isolated", True)
 
 
@@ -191,6 +199,7 @@ class LoadKeywords(TypedDict, total=False):
     warm_up: bool
     lazy: bool
     gpus: float
+    placement: Literal["local", "cluster"]
 
 
 class PredictKeywords(TypedDict, total=False):
@@ -361,6 +370,8 @@ class Algorithm:
                 do not predict the examples of the algorithm before the model counts as loaded. `lazy=True`: a
                 prediction for a stored model that is not loaded loads it. `gpus`: how many devices of `MLPKIT_GPUS`
                 each process of the model sees, or a share such as 0.5; such a model is isolated.
+                `placement="cluster"`: its processes are on the nodes of a Ray cluster, which have the `gpus` and the
+                `memory`; for services that run with `--engine ray`.
         """
         return self._record("load", function, LoadOptions, options)
 

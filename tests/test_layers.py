@@ -49,6 +49,10 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
 UPWARD = {
     ("app", "service"): "an App is an ASGI application and can run itself; imported when it does",
     ("app", "local"): "`app.local()` trains and predicts in a notebook; imported when it is called",
+    (
+        "serving",
+        "training",
+    ): "`serving.ray` brings workers to Ray nodes as jobs get there; imported for these",
 }
 """The imports that go up all the same, and why."""
 
@@ -58,6 +62,8 @@ SIDE_DOORS = {
     "client.bar": "draws with rich, which a program that only calls a service need not import",
     "serving.runtime": "`mlpkit predict` and `app.local()` hold a model in the process of their user",
     "serving.messages": "what that host understands",
+    "training.raydriver": "how mlpkit speaks to Ray, for jobs and for models",
+    "training.remote": "how the script gets to a Ray node, for jobs and for models",
 }
 """The modules that are imported past the front door of their folder, and why."""
 

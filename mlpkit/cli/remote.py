@@ -15,7 +15,7 @@ from mlpkit.cli.options import as_json, prefix, token, url
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mlpkit.client import Client, JobEvent, JobView
+    from mlpkit.client import Client, JobEvent, JobView, ModelView
 
 _PAGE = 500
 """Models of one request, at most as many as the service gives."""
@@ -309,12 +309,20 @@ def models(
             model.algorithm,
             model.state,
             _moment(model.since),
-            ", ".join(map(str, model.workers)),
+            _workers(model),
             str(model.predictions),
         ]
         for model in found
     ]
     _print_table("models", columns, rows, [model.problem for model in found])
+
+
+def _workers(model: ModelView) -> str:
+    """The workers of a model, and their nodes on a cluster."""
+    if not model.nodes:
+        return ", ".join(map(str, model.workers))
+    pairs = zip(model.workers, model.nodes, strict=False)
+    return ", ".join(f"{worker} on {node}" if node else str(worker) for worker, node in pairs)
 
 
 def _print_stored(client: Client, algorithm: str | None, limit: int, as_json: bool) -> None:

@@ -108,7 +108,7 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     `loading`, `loaded` or `unloading`; `problem` says what is wrong with a model that should be there and is not.
     `memory` is by how many bytes its worker grew, None if not known. `evaluation` is the summary of its evaluation.
     `lazy`: it was loaded because a prediction asked for it. `p50` and `p99` are the median and the 99th percentile of a
-    call of `predict`, in seconds.
+    call of `predict`, in seconds. `nodes` are where the workers are if they are on a cluster.
     """
 
     model_id: str
@@ -130,6 +130,7 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     last_used: float | None = None
     p50: float | None = None
     p99: float | None = None
+    nodes: list[str] = []
 
 
 class StoredModelView(msgspec.Struct, frozen=True, kw_only=True):

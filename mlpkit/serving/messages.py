@@ -184,7 +184,10 @@ class Ready(msgspec.Struct, array_like=True, tag=1):
 
 
 class Broken(msgspec.Struct, array_like=True, tag=2):
-    """The worker could not start; it ends after this message."""
+    """The worker could not start, or is lost.
+
+    It ends after this message.
+    """
 
     text: str
 
@@ -195,7 +198,13 @@ class Logged(msgspec.Struct, array_like=True, tag=3):
     line: LogLine
 
 
-WorkerMessage = Reply | Ready | Broken | Logged
+class Placed(msgspec.Struct, array_like=True, tag=4):
+    """A worker on a Ray cluster is starting on this node."""
+
+    node: str
+
+
+WorkerMessage = Reply | Ready | Broken | Logged | Placed
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode

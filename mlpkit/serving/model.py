@@ -61,6 +61,7 @@ class ModelInfo(msgspec.Struct):
     many bytes the worker grew when the model was last loaded; None if that is not known, or little. `evaluation` is the
     summary in the model's manifest, empty if there is none. `lazy`: it was loaded because a prediction asked for it.
     `p50` and `p99` are the median and the 99th percentile of a call of `predict`, in seconds; None before the first.
+    `nodes` are where the workers are, in the same order, if they are on a cluster; empty for one that is starting.
     """
 
     model_id: str
@@ -83,6 +84,7 @@ class ModelInfo(msgspec.Struct):
     last_used: float = 0.0
     p50: float | None = None
     p99: float | None = None
+    nodes: list[str] = []
 
 
 class MissingModel(msgspec.Struct):
@@ -111,7 +113,8 @@ class WorkerInfo(msgspec.Struct):
     """A worker at one moment.
 
     `pid` and `since` (seconds since the epoch) are None while none is ready; then `problem` says why. `restarts` counts
-    the workers that ended here. `devices` are the GPUs that it sees, if its model asked for some.
+    the workers that ended here. `devices` are the GPUs that it sees, if its model asked for some. `node` is the node of
+    the cluster on which it is, empty if it is here; then `pid` is the process here that speaks to it.
     """
 
     index: int
@@ -123,6 +126,7 @@ class WorkerInfo(msgspec.Struct):
     restarts: int
     problem: str
     devices: list[str] = []
+    node: str = ""
 
 
 @dataclass(eq=False)
@@ -158,6 +162,11 @@ class ModelState:
     def replicas(self) -> list[Replica]:
         """The workers that hold the model, or are about to."""
         return self.dispatcher.replicas
+
+    @property
+    def is_on_cluster(self) -> bool:
+        """Whether its workers are on a Ray cluster."""
+        return any(replica.slot.cluster is not None for replica in self.replicas)
 
     @property
     def counts(self) -> Counts:
@@ -209,6 +218,7 @@ class ModelState:
             last_used=time.time() - time.monotonic() + self.dispatcher.last_used,
             p50=counts.call.quantile(0.5),
             p99=counts.call.quantile(0.99),
+            nodes=[replica.slot.node for replica in self.replicas if replica.slot.cluster is not None],
         )
 
 

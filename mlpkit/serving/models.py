@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
+from mlpkit.algorithm import Algorithm
 from mlpkit.app import App
 from mlpkit.errors import (
     AlgorithmNotFound,
@@ -25,6 +26,7 @@ from mlpkit.errors import (
     ModelNotLoaded,
     Overloaded,
     ServiceStopping,
+    SettingsError,
     WorkerLost,
 )
 from mlpkit.injection import NULL
@@ -94,6 +96,7 @@ class Models:
     ) -> None:
         self._app = app
         self._algorithms = app.build()
+        _check_placements(self._algorithms, settings)
         self._target = target
         self._settings = settings
         self._log = log
@@ -343,6 +346,7 @@ class Models:
                 restarts=slot.restarts,
                 problem="" if slot.ready else slot.problem,
                 devices=list(slot.devices),
+                node=slot.node,
             )
             for slot in self._pool.slots.values()
         ]
@@ -364,7 +368,11 @@ class Models:
         """Why predictions cannot all be answered now, a sentence each."""
         found = [self._recovery.problem] if self._recovery.problem else []
         found += self._pool.problems()
-        found += [f"model [{model.model_id}] {model.problem}" for model in self._models.values() if model.returning]
+        for model in self._models.values():
+            # A cluster may have no place for a replica for hours, while the others answer.
+            answers = model.is_on_cluster and any(replica.ready for replica in model.replicas)
+            if model.returning and not answers:
+                found.append(f"model [{model.model_id}] {model.problem}")
         return found
 
     def warnings(self) -> list[str]:
@@ -481,17 +489,25 @@ class Models:
             options = model.algorithm.load_options
             isolated = options.isolated and self._settings.workers > 0
             copies = options.replicas if isolated else min(options.replicas, len(self._pool.shared))
+            on_cluster = isolated and options.placement == "cluster"
+            # Those that take memory of this machine.
+            copies_here = 0 if on_cluster else copies
             try:
                 limit = self._replicas.limit(model)
-                await self._eviction.make_room(model, copies * self._budget.need(model), limit)
-                async with self._budget.taken(model, copies, limit):
+                await self._eviction.make_room(model, copies_here * self._budget.need(model), limit)
+                async with self._budget.taken(model, copies_here, limit):
                     shared = [] if isolated else self._pool.place(options.replicas)
                     for number in range(copies):
-                        slot = self._pool.add(isolated=True, gpus=options.gpus) if isolated else shared[number]
+                        if on_cluster:
+                            slot = self._pool.add(isolated=True, cluster=options)
+                        elif isolated:
+                            slot = self._pool.add(isolated=True, gpus=options.gpus)
+                        else:
+                            slot = shared[number]
                         slot.models += 1
                         model.replicas.append(Replica(slot))
                     await self._replicas.load_all(model)
-                    self._eviction.count(model, copies * self._budget.need(model))
+                    self._eviction.count(model, copies_here * self._budget.need(model))
                     if not model.record.lazy:
                         await self._ledger.add(model.record)
                     # Meanwhile the load of another model may have ended a worker that had this one already.
@@ -510,7 +526,10 @@ class Models:
             model.since = time.time()
             self._eviction.forget(model.model_id)
             self._lazy.forget_failure(model.model_id)
-            workers = ", ".join(str(replica.slot.index) for replica in model.replicas)
+            workers = ", ".join(
+                f"{replica.slot.index} on {replica.slot.node}" if replica.slot.node else str(replica.slot.index)
+                for replica in model.replicas
+            )
             taken = time.monotonic() - started
             self.loads[model.algorithm.name].seconds.add(taken)
             logger.info("model {!r} is loaded in worker {} after {:.2f} s", model.model_id, workers, taken)
@@ -523,7 +542,7 @@ class Models:
 
     async def _load_again(self, model: ModelState, replica: Replica) -> None:
         """Loads a model again into a worker that was replaced."""
-        async with self._budget.taken(model, 1, self._replicas.limit(model)):
+        async with self._budget.taken(model, 1 if replica.slot.cluster is None else 0, self._replicas.limit(model)):
             await self._replicas.load(model, replica)
         if all(other.ready for other in model.replicas):
             self._tell(model, "loaded")
@@ -583,6 +602,7 @@ class Models:
             name=name,
             single=slot.isolated,
             devices=slot.devices,
+            cluster=slot.cluster,
         )
 
     def _worker_up(self, slot: WorkerSlot) -> None:
@@ -619,3 +639,17 @@ class Models:
             workers = [replica.slot.index for replica in model.replicas if replica.ready]
             about = {"algorithm": model.algorithm.name, "state": state, "message": message}
             self.on_change(model.model_id, {**about, "workers": workers})
+
+
+def _check_placements(algorithms: Mapping[str, Algorithm], settings: Settings) -> None:
+    """Refuses models on a cluster if the service uses none.
+
+    Raises:
+        SettingsError: says what to do.
+    """
+    for algorithm in algorithms.values():
+        if algorithm.load_options.placement == "cluster" and settings.engine != "ray" and settings.workers > 0:
+            raise SettingsError(
+                f"algorithm {algorithm.name!r} has @app.load(placement='cluster'), and this service uses no Ray "
+                "cluster: start it with --engine ray (RAY_ADDRESS says where the cluster is), or leave out placement="
+            )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import anyio
 from anyio.abc import TaskGroup
 
+from mlpkit.algorithm import LoadOptions
 from mlpkit.errors import LoadFailed, MlpkitError, ServiceStopping, TimeLimitExceeded, WorkerNotReady
 from mlpkit.log import logger
 from mlpkit.processes import Devices, gpus_in_words
@@ -33,15 +34,26 @@ class WorkerSlot:
     `worker` is None while none is ready; `since` is when it became so, in seconds since the epoch. `deaths` are those
     in a row, `restarts` all. `loads` is to be held by every load into it. `is_repeat`: the
     log has already that the model which is tried here ended a worker. `devices` are the GPUs that its workers see, of
-    which it has `gpus`.
+    which it has `gpus`. `cluster` are the options of its model if its workers are on a Ray cluster.
     """
 
-    def __init__(self, index: int, *, isolated: bool, gpus: float = 0, devices: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        index: int,
+        *,
+        isolated: bool,
+        gpus: float = 0,
+        devices: tuple[str, ...] = (),
+        cluster: LoadOptions | None = None,
+    ) -> None:
         self.index = index
         self.isolated = isolated
+        self.cluster = cluster
         self.gpus = gpus
         self.devices = devices
         self.worker: Worker | None = None
+        self.starting: Worker | None = None
+        """One that waits for a place on the cluster, perhaps for minutes."""
         self.closed = asyncio.Event()
         self.problem = "is starting"
         self.deaths = 0
@@ -58,6 +70,11 @@ class WorkerSlot:
     def ready(self) -> bool:
         """Whether there is a worker that takes requests."""
         return self.worker is not None
+
+    @property
+    def node(self) -> str:
+        """The node of its worker on a cluster, or an empty string."""
+        return self.worker.node if self.worker is not None else ""
 
     @property
     def failing(self) -> bool:
@@ -110,14 +127,15 @@ class WorkerSlot:
         self.restarts += 1
         self.worker = None
         self.since = None
-        if self._failed_starts < _HOPELESS:
+        # On a cluster it has waited for a place already.
+        if self._failed_starts < (_HOPELESS if self.cluster is None else 1):
             self._known.clear()
         else:
             self._known.set()
 
     def close(self) -> Worker | None:
         """Takes no more workers; gives the present one, to be stopped."""
-        worker = self.worker
+        worker = self.worker or self.starting
         self.worker = None
         self.problem = "was stopped"
         self.closed.set()
@@ -159,8 +177,10 @@ class Pool:
         for _ in range(count):
             self.add(isolated=False)
 
-    def add(self, *, isolated: bool, gpus: float = 0) -> WorkerSlot:
+    def add(self, *, isolated: bool, gpus: float = 0, cluster: LoadOptions | None = None) -> WorkerSlot:
         """A new slot; its worker is being started.
+
+        On a cluster, GPUs are Ray's.
 
         Raises:
             ArgumentError: the service has fewer GPUs.
@@ -174,7 +194,7 @@ class Pool:
                 "model, or wait for a job"
             )
         index = next(number for number in range(len(self.slots) + 1) if number not in self.slots)
-        slot = self.slots[index] = WorkerSlot(index, isolated=isolated, gpus=gpus, devices=devices)
+        slot = self.slots[index] = WorkerSlot(index, isolated=isolated, gpus=gpus, devices=devices, cluster=cluster)
         assert self._tasks is not None
         self._tasks.start_soon(self._keep, slot)
         return slot
@@ -203,6 +223,8 @@ class Pool:
 
     async def remove(self, slot: WorkerSlot, grace: float) -> None:
         """Ends the worker of a slot, and the slot."""
+        if slot.worker is None:
+            grace = 0
         worker = slot.close()
         if worker is not None:
             await worker.stop(grace)
@@ -235,6 +257,7 @@ class Pool:
 
     async def _live(self, slot: WorkerSlot, worker: Worker) -> str:
         """The life of one worker; how it ended."""
+        slot.starting = worker if slot.cluster is not None else None
         try:
             await worker.start()
             if slot.closed.is_set():
@@ -250,3 +273,5 @@ class Pool:
             logger.exception("worker {} could not be started", slot.index)
             await worker.stop(0)
             return f"could not be started: {error}"
+        finally:
+            slot.starting = None

@@ -19,7 +19,7 @@ from mlpkit.serving.dispatch import Replica
 from mlpkit.serving.memory import MemoryBudget
 from mlpkit.serving.messages import Load, LoadResult, Unload
 from mlpkit.serving.model import ModelState
-from mlpkit.serving.pool import Pool
+from mlpkit.serving.pool import Pool, WorkerSlot
 from mlpkit.serving.recovery import Suspects, has_ended_worker
 from mlpkit.serving.worker import Worker, all_of, ask, request_ids
 from mlpkit.settings import Settings
@@ -27,6 +27,7 @@ from mlpkit.settings import Settings
 STOPPING = "the service is stopping and takes no new work"
 LOAD_ROUNDS = 3
 """How often a load goes back to workers that ended after they had the model."""
+_LATER = 10.0
 _WATCH = 0.1
 """Seconds between two looks whether a model has left its own process."""
 
@@ -69,6 +70,13 @@ class ReplicaLoads:
     def limit(self, model: ModelState) -> float:
         """The seconds that a load or unload may take."""
         return model.algorithm.load_options.timeout or self._settings.load_timeout
+
+    def _start_limit(self, slot: WorkerSlot, limit: float) -> float:
+        """The seconds that a load waits for its worker."""
+        if slot.cluster is None:
+            return min(limit, self._settings.start_timeout)
+        # On a cluster, the start itself ends before that, and says why there is no place.
+        return self._settings.place_timeout + self._settings.start_timeout + _LATER
 
     async def load_all(self, model: ModelState) -> None:
         """Loads a model into all its workers.
@@ -128,7 +136,7 @@ class ReplicaLoads:
         replica.loading = True
         try:
             async with slot.loads:
-                worker = await slot.wait_ready(min(limit, self._settings.start_timeout))
+                worker = await slot.wait_ready(self._start_limit(slot, limit))
                 result = msgspec.json.decode(await ask(worker, request, limit), type=LoadResult | None) or LoadResult()
                 model.evaluation = result.evaluation
                 model.grown = max(model.grown, result.growth or 0, result.size)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from mlpkit.algorithm import LoadOptions
 from mlpkit.app import App
 from mlpkit.errors import ArgumentError, MlpkitError, TimeLimitExceeded, UserCodeError, WorkerLost, WorkerNotReady
 from mlpkit.log import LogOutput
@@ -28,6 +29,7 @@ from mlpkit.serving.messages import (
     Cancel,
     Failure,
     Logged,
+    Placed,
     Predict,
     Ready,
     Reply,
@@ -54,10 +56,12 @@ _MOST_OVERDUE = 4
 class Worker(Protocol):
     """Something that holds models: a process, or the server itself.
 
-    `ready`: it takes requests. `held_at_end` is how many requests it held when it died.
+    `ready`: it takes requests. `node` is where it is on a cluster, empty if it is here. `held_at_end` is how many
+    requests it held when it died.
     """
 
     index: int
+    node: str
     ready: bool
     held_at_end: int
 
@@ -118,7 +122,8 @@ class ProcessWorker:
     """A worker in a process of its own: the server's end.
 
     `single`: it is to hold one model, which gets the process's main thread. `devices` are the GPUs that it sees; with
-    none it sees what the service sees.
+    none it sees what the service sees. `cluster` are the options of its model if it is to be on a node of the Ray
+    cluster: then the process here only passes messages on (`ray.py`).
     """
 
     def __init__(
@@ -131,9 +136,11 @@ class ProcessWorker:
         name: str,
         single: bool = False,
         devices: Sequence[str] = (),
+        cluster: LoadOptions | None = None,
     ) -> None:
         self.index = index
         self.name = name
+        self.node = ""
         self.ready = False
         self.held_at_end = 0
         self._target = target
@@ -141,6 +148,7 @@ class ProcessWorker:
         self._log = log
         self._single = single
         self._devices = devices
+        self._cluster = cluster
         self._held: dict[int, InFlight] = {}
         self._child: Child | None = None
         self._channel: AsyncChannel | None = None
@@ -151,22 +159,32 @@ class ProcessWorker:
 
     async def start(self) -> None:
         self._started = asyncio.get_running_loop().create_future()
+        settings = self._settings
+        start = StartWorker(self._target, absolute_search_path(), encode_settings(settings), self.name, self._single)
+        message = encode(start)
+        module = "mlpkit.serving"
+        environment = thread_settings(settings.workers + settings.train_task_num)
+        environment |= device_settings(self._devices) | metrics_environment(settings.home)
+        seconds = settings.start_timeout
+        limit = f"{seconds:g} s (MLPKIT_START_TIMEOUT)"
+        if self._cluster is not None:
+            from mlpkit.serving.ray import order_for  # only for models on a cluster
+
+            message = await order_for(start, self._cluster, settings)
+            module = "mlpkit.serving.ray"
+            environment = {}
+            seconds += settings.place_timeout
+            limit = f"{seconds:g} s (MLPKIT_PLACE_TIMEOUT and MLPKIT_START_TIMEOUT)"
         self._child = await start_child(
-            "mlpkit.serving",
-            on_lines=self._log.write_all,
-            process=self.name,
-            environment=thread_settings(self._settings.workers + self._settings.train_task_num)
-            | device_settings(self._devices)
-            | metrics_environment(self._settings.home),
+            module, on_lines=self._log.write_all, process=self.name, environment=environment
         )
         self._channel = await AsyncChannel.connect(self._child.channel, self._on_messages, self._on_close)
-        settings = encode_settings(self._settings)
-        search_path = absolute_search_path()
-        self._channel.send(encode(StartWorker(self._target, search_path, settings, self.name, self._single)))
+        if self._asked:
+            raise WorkerLost(f"{self.name} {self._asked}")
+        self._channel.send(message)
         try:
-            await asyncio.wait_for(self._started, self._settings.start_timeout)
+            await asyncio.wait_for(self._started, seconds)
         except asyncio.TimeoutError:
-            limit = f"{self._settings.start_timeout:g} s (MLPKIT_START_TIMEOUT)"
             self._child.kill(f"did not import the script within {limit}")
             raise WorkerLost(f"{self.name} did not start: importing the script took longer than {limit}") from None
         self.ready = True
@@ -258,8 +276,10 @@ class ProcessWorker:
             elif isinstance(received, Ready):
                 if self._started is not None and not self._started.done():
                     self._started.set_result(None)
+            elif isinstance(received, Placed):
+                self.node = received.node
             elif isinstance(received, Broken):
-                self._why = received.text
+                self._why = self._why or received.text
 
     def _on_close(self) -> None:
         self.ready = False
@@ -285,7 +305,7 @@ class ProcessWorker:
         self._held = {}
         self.held_at_end = max(self.held_at_end, len(lost))
         for held in lost.values():
-            held.on_reply(WorkerLost(f"{self.name} {self._asked or how} while it held the request"))
+            held.on_reply(WorkerLost(f"{self.name} {self._asked or self._why or how} while it held the request"))
 
 
 class LocalWorker:
@@ -302,6 +322,7 @@ class LocalWorker:
         from mlpkit.serving.runtime import WorkerRuntime
 
         self.index = index
+        self.node = ""
         self.ready = False
         self.held_at_end = 0
         self._held: dict[int, InFlight] = {}

@@ -25,6 +25,7 @@ class LetterWorker:
     """Answers a prediction with its features, letter by letter, one letter in a turn of the loop."""
 
     held_at_end = 0
+    node = ""
 
     def __init__(self, slot: WorkerSlot) -> None:
         self.index = slot.index

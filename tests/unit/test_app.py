@@ -87,6 +87,8 @@ def test_without_options_there_are_defaults() -> None:
         ("load", {"replicas": 0}),
         ("load", {"preload": [1]}),
         ("load", {"preload": {"m1": 1}}),
+        ("load", {"placement": "clutser"}),
+        ("load", {"placement": True}),
         ("predict", {"max_batch_size": 0}),
         ("predict", {"max_wait_ms": -1}),
         ("predict", {"max_wait_ms": float("nan")}),

@@ -1,0 +1,198 @@
+"""Models on a Ray cluster of three nodes: no answer is wrong, none hangs, and replicas of a dead node come back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from mlpkit.client import Client
+from mlpkit.errors import LoadFailed, MlpkitError
+from tests.acceptance.conftest import Start
+from tests.acceptance.service import gone
+from tests.acceptance.test_ray import cluster, own_cluster
+from tests.conftest import Report
+from tests.servers import LONG, wait_until
+from tests.servers.raycluster import RayCluster
+
+__all__ = ["cluster", "own_cluster"]
+
+pytestmark = pytest.mark.slow
+
+PREDICTIONS = 10_000
+CALLERS = 16
+
+
+def nodes_of(client: Client, model_id: str) -> list[str]:
+    """The nodes of a model's replicas; an empty text for one that is starting."""
+    return next((model.nodes for model in client.models() if model.model_id == model_id), [])
+
+
+def node_workers() -> set[psutil.Process]:
+    """The processes on the nodes that hold models: those below an actor."""
+    found = set()
+    for each in psutil.process_iter():
+        try:
+            if "WorkerActor" in " ".join(each.cmdline()):
+                found |= {child for child in each.children(recursive=True) if child.name() == "mlpkit.serving"}
+        except psutil.Error:
+            continue
+    return found
+
+
+class Crowd:
+    """Callers that predict squares, and what they got."""
+
+    def __init__(self, client: Client, model_id: str) -> None:
+        self.client = client
+        self.model_id = model_id
+        self.right = 0
+        self.wrong: list[object] = []
+        self.errors: Counter[str] = Counter()
+        self._next = iter(range(PREDICTIONS))
+        self._lock = threading.Lock()
+
+    def call_all(self, count: int = PREDICTIONS) -> float:
+        """Makes this many predictions; the seconds that it took."""
+        self._next = iter(range(count))
+        begun = time.monotonic()
+        with ThreadPoolExecutor(CALLERS) as callers:
+            for done in [callers.submit(self._call) for _ in range(CALLERS)]:
+                done.result()
+        return time.monotonic() - begun
+
+    def _call(self) -> None:
+        client = Client(self.client.url, timeout=LONG)
+        while True:
+            with self._lock:
+                number = next(self._next, None)
+            if number is None:
+                return
+            try:
+                answer: object = client.predict(self.model_id, {"number": number})
+            except MlpkitError as error:
+                with self._lock:
+                    self.errors[str(error)] += 1
+                continue
+            with self._lock:
+                if answer == number**2:
+                    self.right += 1
+                else:
+                    self.wrong.append((number, answer))
+
+
+def test_no_prediction_is_wrong_or_hangs_while_a_node_dies(
+    start: Start, own_cluster: RayCluster, report: Report
+) -> None:
+    client = start("spread", own_cluster.environment).client
+    begun = time.monotonic()
+    client.load("spread", "m")
+    report(f"four replicas on three nodes were loaded after {time.monotonic() - begun:.1f} s")
+    before = nodes_of(client, "m")
+    assert len(before) == 4
+    assert len(set(before)) == 3
+    ids = own_cluster.node_ids()
+    victim = before[0]
+    crowd = Crowd(client, "m")
+
+    def kill_in_the_middle() -> None:
+        wait_until(lambda: crowd.right > PREDICTIONS / 3, "a third is answered")
+        own_cluster.kill(next(number for number, each in enumerate(ids) if each[:8] in victim))
+
+    with ThreadPoolExecutor(1) as killer:
+        killed = killer.submit(kill_in_the_middle)
+        seconds = crowd.call_all()
+        killed.result()
+    report(f"{PREDICTIONS} predictions while a node dies: {seconds:.1f} s, {sum(crowd.errors.values())} errors")
+    report(f"errors: {dict(crowd.errors.most_common(5))}")
+
+    assert crowd.wrong == []
+    assert crowd.right + sum(crowd.errors.values()) == PREDICTIONS
+    assert crowd.right > PREDICTIONS * 0.95
+    assert all("node" in error for error in crowd.errors)
+    begun = time.monotonic()
+    wait_until(lambda: all(nodes_of(client, "m")), "all replicas are back")
+    report(f"all replicas were back {time.monotonic() - begun:.1f} s later")
+    after = nodes_of(client, "m")
+    assert len(after) == 4
+    assert victim not in after
+    assert client.predict("m", {"number": 7}) == 49
+
+
+def test_unload_ends_the_processes_on_the_nodes_and_so_does_the_end_of_the_service(
+    start: Start, cluster: RayCluster
+) -> None:
+    service = start("spread", cluster.environment)
+    client = service.client
+    client.load("spread", "m")
+    workers = node_workers()
+    assert len(workers) == 4
+    client.unload("spread", "m")
+    wait_until(lambda: all(gone(each) for each in workers), "the workers have ended")
+    assert nodes_of(client, "m") == []
+
+    client.load("slow", "n")
+    workers = node_workers()
+    assert len(workers) == 4
+    service.kill()
+    wait_until(lambda: all(gone(each) for each in workers), "the workers have ended with their service")
+
+
+def test_gpus_come_from_ray_and_a_place_that_no_node_has_is_refused(start: Start, cluster: RayCluster) -> None:
+    service = start("spread", {**cluster.environment, "MLPKIT_PLACE_TIMEOUT": "5s"})
+    client = service.client
+    client.load("gpu", "a")
+    client.load("gpu", "b")
+    devices = {client.predict(each, {"number": 0})[1] for each in "ab"}
+    assert devices == {"0", "1"}
+
+    with pytest.raises(LoadFailed) as failed:
+        client.load("nine_gpus", "c")
+    assert "there is no node with 9 GPUs: the cluster has 4 nodes, with at most 4 CPUs, 2 GPUs" in str(failed.value)
+    assert "MLPKIT_PLACE_TIMEOUT" in str(failed.value)
+    with pytest.raises(LoadFailed, match="all nodes with 1 GPU are in use"):
+        client.load("gpu", "d")
+    assert {model.model_id for model in client.models()} == {"a", "b"}
+    client.unload("gpu", "a")
+    client.load("gpu", "d")
+
+
+def test_a_worker_that_is_killed_on_its_node_comes_back(start: Start, cluster: RayCluster) -> None:
+    client = start("spread", cluster.environment).client
+    client.load("gpu", "m")
+    first = psutil.Process(int(client.predict("m", {"number": 0})[0]))
+    first.kill()
+
+    def answers() -> bool:
+        try:
+            return int(client.predict("m", {"number": 0})[0]) != first.pid
+        except MlpkitError:
+            return False
+
+    wait_until(answers, "another worker answers")
+
+
+def test_figures_of_a_hop(start: Start, cluster: RayCluster, report: Report) -> None:
+    client = start("spread", cluster.environment).client
+    for algorithm, count in (("spread", 4000), ("near", 4000), ("slow", 2000), ("slow_near", 2000)):
+        client.load(algorithm, algorithm)
+        crowd = Crowd(client, algorithm)
+        crowd.call_all(200)
+        seconds = crowd.call_all(count)
+        one = [_seconds(lambda: client.predict(algorithm, {"number": 3})) for _ in range(100)]  # noqa: B023
+        assert not crowd.wrong
+        assert not crowd.errors
+        median = sorted(one)[50] * 1000
+        report(f"{algorithm}: {count / seconds:.0f} predictions/s by {CALLERS} callers, one alone {median:.1f} ms")
+        client.unload(algorithm, algorithm)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begun = time.monotonic()
+    call()
+    return time.monotonic() - begun
