@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from mlpkit.app import Algorithm, App
     from mlpkit.client import Client, JobHandle
+    from mlpkit.handler_log import Log
     from mlpkit.injection import Depends
-    from mlpkit.services import Log
     from mlpkit.storage import ModelDir, Storage
     from mlpkit.training import Checkpoint, Progress, TrainData, TrainJob
 
@@ -80,7 +80,7 @@ __getattr__ = front_door(
         "Client": "mlpkit.client",
         "Depends": "mlpkit.injection",
         "JobHandle": "mlpkit.client",
-        "Log": "mlpkit.services",
+        "Log": "mlpkit.handler_log",
         "ModelDir": "mlpkit.storage",
         "Progress": "mlpkit.training",
         "Storage": "mlpkit.storage",

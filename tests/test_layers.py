@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     # the author's script, and a child process
     ("L1", ("processes",)),
     ("L1", ("injection",)),
-    ("L1", ("algorithm", "services")),
+    ("L1", ("algorithm", "handler_log")),
     ("L1", ("app",)),
     ("L1", ("script",)),
     # files and models

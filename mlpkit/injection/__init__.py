@@ -6,7 +6,17 @@ A plan is made when the app is built, so that every mistake in a signature is fo
 User code runs behind `user_code`, the one boundary at which its exceptions (BaseException too) are caught.
 """
 
-from mlpkit.injection.boundary import async_user_code, ending_forked_copies, user_code, user_error
+from mlpkit.injection.boundary import (
+    async_user_code,
+    calling_frame,
+    calling_place,
+    ending_forked_copies,
+    is_importing,
+    place_of_error,
+    user_code,
+    user_error,
+    where,
+)
 from mlpkit.injection.declarations import (
     BATCHED,
     FIELDS,
@@ -19,9 +29,15 @@ from mlpkit.injection.declarations import (
     service,
 )
 from mlpkit.injection.decoding import fits_request
-from mlpkit.injection.plan import Call, DependencyParameter, FieldParameter, Plan, ProcessScope, ServiceParameter
-from mlpkit.injection.signature import compile_plan
-from mlpkit.injection.source import calling_frame, calling_place, is_importing, place_of_error, where
+from mlpkit.injection.plan import (
+    Call,
+    DependencyParameter,
+    FieldParameter,
+    Plan,
+    ProcessScope,
+    ServiceParameter,
+    compile_plan,
+)
 
 __all__ = [
     "BATCHED",

@@ -11,10 +11,9 @@ from mlpkit.processes.child import (
     prepare,
     start_child,
 )
-from mlpkit.processes.cpus import THREAD_SETTINGS, thread_settings
 from mlpkit.processes.debugger import listen_for_debugger
-from mlpkit.processes.devices import Devices, device_settings, gpus_in_words
 from mlpkit.processes.output import LineStream, capture_output, flush_streams, log_prints, name_requests_in_loguru
+from mlpkit.processes.resources import THREAD_SETTINGS, Devices, device_settings, gpus_in_words, thread_settings
 
 __all__ = [
     "LONG",

@@ -5,7 +5,7 @@ it, or it is a fresh interpreter if no fork server can run. It has its own sessi
 stdout and stderr are read line by line.
 `Child.stop` ends it (SIGTERM, then SIGKILL to its process group), and so does the end of the event loop. What it leaves
 behind is killed, by its keeper (`forkserver.py`) also in other sessions. If the server itself is killed, the keeper and
-the guard (`guard.py`) kill it.
+the guard (`_Guard`) kill it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from dataclasses import dataclass
 from types import FrameType
 
 from mlpkit import start_folder
-from mlpkit.log import LogLine
+from mlpkit.log import LogLine, logger
 from mlpkit.processes.forkserver import LEFT_TO_THE_SERVER, ForkedChild, ForkServer, ForkServerGone, end_with_parent
-from mlpkit.processes.guard import guard
 from mlpkit.processes.output import LineSplitter, line_of_pipe
 
 _FRAMEWORK = ("mlpkit.serving.runtime", "mlpkit.training.process", "mlpkit.script")
@@ -42,6 +41,18 @@ _PIECE = 1024
 """Bytes that become lines together: the server does nothing else meanwhile, and they may be 500 lines."""
 _DROP_PAUSE = 0.002
 """Seconds to rest after output that nobody keeps, so that `yes` does not fill the server's time."""
+
+_GUARD_SCRIPT = """
+trap '' HUP INT TERM
+groups=''
+while read -r sign group; do
+    kept=''
+    for each in $groups; do [ "$each" = "$group" ] || kept="$kept $each"; done
+    groups=$kept
+    [ "$sign" = + ] && groups="$groups $group"
+done
+for each in $groups; do kill -s KILL -- "-$each" 2>/dev/null; done
+"""
 
 
 @dataclass(frozen=True)
@@ -138,7 +149,7 @@ class Child:
         finally:
             # The event loop may be ending: then no later clean-up runs.
             _kill_group(self.pid)
-            guard.forget(self.pid)
+            _guard.forget(self.pid)
             if isinstance(self._process, ForkedChild):
                 self._process.close()
         with contextlib.suppress(asyncio.TimeoutError):
@@ -178,7 +189,7 @@ async def start_child(
     finally:
         theirs.close()
         os.close(write_end)
-    guard.watch(started.pid)
+    _guard.watch(started.pid)
     ours.setblocking(False)
     return Child(started, ours, output)
 
@@ -194,10 +205,10 @@ def prepare() -> None:
         if not started:
             return
     if before is not None:
-        guard.forget(before)
+        _guard.forget(before)
     if started:
         assert _fork_server.pid is not None
-        guard.watch(_fork_server.pid)
+        _guard.watch(_fork_server.pid)
 
 
 async def _start_process(
@@ -393,5 +404,71 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
+class _Guard:
+    """A shell that kills the children of a killed server.
+
+    It is told which process groups to kill, and does so when the server's pipe closes: it runs a moment longer than the
+    server. If the shell itself is killed, another one is started.
+    """
+
+    def __init__(self) -> None:
+        self._groups: set[int] = set()
+        self._shell: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def watch(self, group: int) -> None:
+        """Adds a process group."""
+        with self._lock:
+            self._groups.add(group)
+            self._tell(f"+ {group}\n")
+
+    def forget(self, group: int) -> None:
+        """Takes a process group out: it has ended."""
+        with self._lock:
+            if group in self._groups:
+                self._groups.discard(group)
+                self._tell(f"- {group}\n")
+
+    def _tell(self, line: str) -> None:
+        if self._shell is None or self._shell.poll() is not None:
+            ended = self._shell
+            try:
+                self._shell = _start_shell()
+            except OSError as error:
+                # The caller, which starts or ends a child, cannot do anything about it; the next call tries again.
+                logger.error(
+                    "the guard cannot be started; if the server is killed, its children may keep running: {}", error
+                )
+                return
+            if ended is not None and ended.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    ended.stdin.close()
+            line = "".join(f"+ {group}\n" for group in self._groups)
+            with contextlib.suppress(RuntimeError):
+                threading.Thread(target=self._replace, args=(self._shell,), name="mlpkit-guard", daemon=True).start()
+        assert self._shell.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._shell.stdin.write(line.encode())
+            self._shell.stdin.flush()
+
+    def _replace(self, shell: subprocess.Popen[bytes]) -> None:
+        """Starts another shell as soon as this one has been killed."""
+        shell.wait()
+        with self._lock:
+            if self._groups and self._shell is shell:
+                self._tell("")
+
+
+def _start_shell() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - the command is a constant
+        ["/bin/sh", "-c", _GUARD_SCRIPT],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+_guard = _Guard()
 _fork_server = ForkServer(*_FRAMEWORK)
 atexit.register(_fork_server.close)

@@ -32,13 +32,13 @@ from mlpkit.errors import (
 from mlpkit.injection import NULL
 from mlpkit.log import LogOutput, logger, request_id, traceparent, with_request_id
 from mlpkit.processes import Devices
-from mlpkit.serving.claims import Claims
 from mlpkit.serving.dispatch import Counts, Dispatcher, OnOutcome, OnPart, PendingPrediction, Replica
 from mlpkit.serving.eviction import Eviction
 from mlpkit.serving.lazy import LazyLoads
 from mlpkit.serving.memory import MemoryBudget
 from mlpkit.serving.messages import Item, Json, RunHook
 from mlpkit.serving.model import (
+    Claims,
     EvictedModel,
     LoadedModelRecord,
     Loads,

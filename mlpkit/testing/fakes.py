@@ -13,7 +13,7 @@ from mlpkit.algorithm import TrainOptions
 from mlpkit.client import LocalFiles
 from mlpkit.errors import ArgumentError
 from mlpkit.formats import read_numbered_rows, read_rows, write_rows
-from mlpkit.services import Log
+from mlpkit.handler_log import Log
 from mlpkit.settings import Settings
 from mlpkit.storage import CheckpointManifest, Manifest, ModelDir, Storage, open_storage
 from mlpkit.training import Checkpoint, Progress, Snapshot, TrainData, TrainJob

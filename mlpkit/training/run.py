@@ -33,9 +33,9 @@ from mlpkit.errors import (
     UserCodeError,
 )
 from mlpkit.formats import EvaluationReport, Gate, kind_of
+from mlpkit.handler_log import Log
 from mlpkit.injection import Plan, ProcessScope, ending_forked_copies
 from mlpkit.log import logger, printable
-from mlpkit.services import Log
 from mlpkit.settings import Settings
 from mlpkit.storage import (
     Manifest,

@@ -26,7 +26,7 @@ from mlpkit import App
 from mlpkit.algorithm import Algorithm
 from mlpkit.platform.checker import AliasFollower, Checker, GateCheck
 from mlpkit.platform.database import Database, database_url, make_tables
-from mlpkit.serving.claims import Claims
+from mlpkit.serving.model import Claims
 from mlpkit.settings import Settings, load_settings
 from tests.acceptance.scripts import replica as script
 from tests.acceptance.service import RunningService

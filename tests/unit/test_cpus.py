@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlpkit.processes.cpus import THREAD_SETTINGS, _quota, available_cpus, thread_settings
+from mlpkit.processes.resources import THREAD_SETTINGS, _quota, available_cpus, thread_settings
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
+from mlpkit.handler_log import Log
 from mlpkit.log import (
     Logger,
     LogLine,
@@ -33,7 +34,6 @@ from mlpkit.log import (
     with_request_id,
 )
 from mlpkit.processes.output import LineSplitter
-from mlpkit.services import Log
 from tests.servers import LONG, SOON
 
 

@@ -20,8 +20,8 @@ import uvloop
 
 from mlpkit.log import LogLine
 from mlpkit.processes import AsyncChannel, Child, Exit, Message, start_child
+from mlpkit.processes.child import _guard as service_guard
 from mlpkit.processes.forkserver import ForkServer, ForkServerGone
-from mlpkit.processes.guard import guard as service_guard
 from tests.servers import LONG, SOON
 
 WAIT = LONG
@@ -370,7 +370,7 @@ SERVER = """
 import asyncio, os, sys
 from mlpkit.processes import child as process
 from mlpkit.processes import start_child
-from mlpkit.processes.guard import guard
+from mlpkit.processes.child import _guard as guard
 
 async def main():
     def on_lines(lines):
