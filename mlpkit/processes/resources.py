@@ -24,7 +24,7 @@ THREAD_SETTINGS = (
     "VECLIB_MAXIMUM_THREADS",
 )
 """What OpenMP, OpenBLAS, MKL, numexpr and Accelerate read when they are loaded."""
-_VISIBLE_DEVICES = "CUDA__VISIBLE_DEVICES"
+_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 """What CUDA reads when it is loaded: the devices that a process sees."""
 _WHOLE = 1000
 """A device in thousandths, because shares such as 0.1 are not exact as floats."""
