@@ -165,6 +165,8 @@ class Plan:
     services: tuple[ServiceParameter, ...]
     dependencies: tuple[DependencyParameter, ...]
     batch: bool = False
+    returns: Any = Any
+    """The type that it is annotated to return."""
     is_async: bool = field(init=False)
     is_generator: bool = field(init=False)
     is_simple: bool = field(init=False)
@@ -344,7 +346,9 @@ class _Compiler:
                 services.append(ServiceParameter(parameter.name, service_type, optional))
             else:
                 fields.append(self._field(function, parameter, annotation))
-        return Plan(function, self.hook, tuple(fields), tuple(services), tuple(dependencies), self.batch)
+        called = called_code(function)
+        returns = called if inspect.isclass(called) else hints.get("return", Any)
+        return Plan(function, self.hook, tuple(fields), tuple(services), tuple(dependencies), self.batch, returns)
 
     def compile_factory(self, factory: _Function, scope: str) -> Plan:
         plan = self.compile(factory)

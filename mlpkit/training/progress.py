@@ -89,7 +89,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     done: int | None = None
     total: int | None = None
     message: str = ""
-    metrics: dict[str, object] = msgspec.field(default_factory=dict)
+    metrics: dict[str, Any] = msgspec.field(default_factory=dict)
     seconds: float = 0.0
     remaining: float | None = None
     bars: tuple[BarState, ...] = ()

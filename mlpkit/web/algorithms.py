@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlpkit.algorithm import Algorithm
+    from mlpkit.web.answers import TrainingStatus
     from mlpkit.web.routes import Dependencies, Request
 
 _ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,30}")
@@ -84,7 +85,7 @@ class AlgorithmRoutes:
         if "status" in algorithm.hooks:
             fields = {"model_id": model_id, "default": word}
             word = await self._models.call(algorithm.name, "status", fields)
-        data: dict[str, Any] = {"status": word}
+        data: TrainingStatus = {"status": word}
         if job is not None:
             data["message"] = job.note
             data["attempt"] = job.attempt

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from mlpkit.platform.cluster import DesiredModel
     from mlpkit.training import Job
+    from mlpkit.web.answers import JobLine
     from mlpkit.web.routes import Dependencies, Request
 
 _MOST_JOBS = 1000
@@ -177,7 +178,7 @@ class JobRoutes:
             raise JobNotFound(model_id)
         return job
 
-    def _line(self, job: Job) -> dict[str, Any]:
+    def _line(self, job: Job) -> JobLine:
         return {
             "model_id": job.model_id,
             "algorithm": job.algorithm,

@@ -30,6 +30,18 @@ if TYPE_CHECKING:
 
     from mlpkit.algorithm import Algorithm
     from mlpkit.training import Job
+    from mlpkit.web.answers import (
+        AlgorithmDetails,
+        AlgorithmPage,
+        Charts,
+        DiskUse,
+        FailedJob,
+        KnownAtOnce,
+        MemoryUse,
+        ModelCounts,
+        ReadFromDisks,
+        WorkerCounts,
+    )
     from mlpkit.web.request import Header, RequestCounts
     from mlpkit.web.routes import Dependencies, Request
 
@@ -67,7 +79,7 @@ class PageRoutes:
         self._counts = counts
         self._started = time.time()
         self._files: dict[str, tuple[bytes, bytes]] = {}
-        self._described: dict[str, Any] | None = None
+        self._described: AlgorithmPage | None = None
         self._threads = CapacityLimiter(1)
         self.history = History(dependencies, counts)
 
@@ -98,7 +110,7 @@ class PageRoutes:
         """The last hour in steps of 10 seconds; the newest is last."""
         return success(self.history.listed())
 
-    def _known(self) -> dict[str, Any]:
+    def _known(self) -> KnownAtOnce:
         """What the server knows without reading anything."""
         dependencies = self._dependencies
         settings = dependencies.settings
@@ -126,7 +138,7 @@ class PageRoutes:
             ],
         }
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> ReadFromDisks:
         """What must be read from disks and the system."""
         settings = self._dependencies.settings
         failed = self._dependencies.training.recent_failures()
@@ -137,7 +149,7 @@ class PageRoutes:
             "memory": _memory(),
         }
 
-    def _models(self) -> dict[str, int]:
+    def _models(self) -> ModelCounts:
         models = self._dependencies.models
         views = models.listed()
         states = [view.state for view in views]
@@ -154,7 +166,7 @@ class PageRoutes:
             "in_flight": sum(view.in_flight for view in views),
         }
 
-    def _workers(self) -> dict[str, int]:
+    def _workers(self) -> WorkerCounts:
         models = self._dependencies.models
         workers = models.workers()
         return {"ready": sum(worker.ready for worker in workers), "all": len(workers), "restarts": models.restarts}
@@ -209,7 +221,7 @@ class History:
         self._buckets = buckets
         self._end = time.time()
 
-    def listed(self) -> dict[str, Any]:
+    def listed(self) -> Charts:
         """All samples; None stands for what is not known."""
         series = {
             name: [None if value != value else value for value in values] for name, values in self._series.items()
@@ -217,13 +229,13 @@ class History:
         return {"step": STEP, "end": self._end, "series": series}
 
 
-def describe_algorithms(algorithms: Sequence[Algorithm]) -> dict[str, Any]:
+def describe_algorithms(algorithms: Sequence[Algorithm]) -> AlgorithmPage:
     """What a form needs to train and to predict.
 
     `schemas` has what the types refer to.
     """
     types = AuthorTypes({algorithm.name: algorithm for algorithm in algorithms})
-    described = []
+    described: list[AlgorithmDetails] = []
     for algorithm in algorithms:
         known = kind_of(algorithm.kind)
         described.append(
@@ -257,11 +269,11 @@ def _takes_data(algorithm: Algorithm) -> bool:
     return plan is not None and takes(plan, TrainData)
 
 
-def _failure(job: Job) -> dict[str, Any]:
+def _failure(job: Job) -> FailedJob:
     return {"model_id": job.model_id, "algorithm": job.algorithm, "message": job.message, "ended": job.ended}
 
 
-def _disk(home: str) -> dict[str, int] | None:
+def _disk(home: str) -> DiskUse | None:
     try:
         usage = shutil.disk_usage(home)
     except OSError:
@@ -269,7 +281,7 @@ def _disk(home: str) -> dict[str, int] | None:
     return {"total": usage.total, "free": usage.free}
 
 
-def _memory() -> dict[str, int]:
+def _memory() -> MemoryUse:
     import psutil
 
     machine = psutil.virtual_memory()

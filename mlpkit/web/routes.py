@@ -11,7 +11,28 @@ from typing import TYPE_CHECKING, Literal
 
 from starlette.routing import Route, Router
 
+from mlpkit.formats import EvaluationReport
 from mlpkit.web.algorithms import AlgorithmRoutes
+from mlpkit.web.answers import (
+    AlgorithmPage,
+    AliasLine,
+    AliasPage,
+    CancelledJob,
+    Charts,
+    JobDetails,
+    JobPage,
+    Liveness,
+    MachineState,
+    ModelPage,
+    Placement,
+    ReadyState,
+    ServiceSummary,
+    StoredFile,
+    StoredModelPage,
+    SubmittedJob,
+    TrainingStatus,
+    WorkerPage,
+)
 from mlpkit.web.events import EventRoutes
 from mlpkit.web.jobs import JobRoutes
 from mlpkit.web.monitoring import HealthRoutes, MetricsRoute, node_info
@@ -123,13 +144,15 @@ class RouteSpec:
     """One line of the table of routes.
 
     `fields` are the protocol's, `query` says what others in the query mean. `reads_body` is whether the function reads
-    the fields from the body itself.
+    the fields from the body itself. `answers` are the types that the `data` of its answer can have; those of `predict`
+    are the author's.
     """
 
     method: Literal["GET", "POST", "PUT"]
     path: str
     function: RouteFunction
     fields: tuple[Field, ...] = ()
+    answers: tuple[type, ...] = ()
     query: Mapping[str, str] = field(default_factory=dict)
     reads_body: bool = False
 
@@ -208,12 +231,12 @@ def build_router(
 def _platform_routes(algorithms: AlgorithmRoutes, predict: PredictEndpoint) -> list[RouteSpec]:
     return [
         RouteSpec("POST", "predict", predict.predict, PREDICT, reads_body=True),
-        RouteSpec("POST", "train", algorithms.train, TRAIN),
-        RouteSpec("GET", "status", algorithms.status, STATUS),
+        RouteSpec("POST", "train", algorithms.train, TRAIN, (SubmittedJob,)),
+        RouteSpec("GET", "status", algorithms.status, STATUS, (TrainingStatus,)),
         RouteSpec("POST", "load", algorithms.load, LOAD),
         RouteSpec("POST", "unload", algorithms.unload, UNLOAD),
         RouteSpec("POST", "delete", algorithms.delete, DELETE),
-        RouteSpec("GET", "monitor", algorithms.monitor),
+        RouteSpec("GET", "monitor", algorithms.monitor, answers=(Placement,)),
     ]
 
 
@@ -241,36 +264,36 @@ def _own_routes(dependencies: Dependencies, algorithms: AlgorithmRoutes) -> list
         "after": "with stored=1: the `next` of the page before",
     }
     return [
-        RouteSpec("GET", "jobs", jobs.jobs, query=choice),
+        RouteSpec("GET", "jobs", jobs.jobs, answers=(JobPage,), query=choice),
         RouteSpec("GET", "jobs/{model_id:path}/log", jobs.log, query=part),
         RouteSpec("GET", "jobs/{model_id:path}/stack", jobs.stack),
-        RouteSpec("GET", "jobs/{model_id:path}/evaluation", jobs.evaluation),
+        RouteSpec("GET", "jobs/{model_id:path}/evaluation", jobs.evaluation, answers=(EvaluationReport,)),
         RouteSpec(
             "GET",
             "jobs/{model_id:path}/events",
             listening.job_events,
             query={"tail": "only this number of lines of the log that is there already"},
         ),
-        RouteSpec("GET", "jobs/{model_id:path}", jobs.job),
-        RouteSpec("POST", "cancel", jobs.cancel, CANCEL),
-        RouteSpec("GET", "models", jobs.models, query=stored),
-        RouteSpec("GET", "workers", jobs.workers),
+        RouteSpec("GET", "jobs/{model_id:path}", jobs.job, answers=(JobDetails,)),
+        RouteSpec("POST", "cancel", jobs.cancel, CANCEL, (CancelledJob,)),
+        RouteSpec("GET", "models", jobs.models, answers=(StoredModelPage, ModelPage), query=stored),
+        RouteSpec("GET", "workers", jobs.workers, answers=(WorkerPage,)),
         RouteSpec("GET", "events", listening.events),
-        RouteSpec("POST", "alias", algorithms.alias, ALIAS),
+        RouteSpec("POST", "alias", algorithms.alias, ALIAS, (AliasLine,)),
         RouteSpec("POST", "unalias", algorithms.unalias, UNALIAS),
-        RouteSpec("GET", "aliases", algorithms.aliases),
-        RouteSpec("PUT", "data/{key:path}", UploadRoutes(dependencies).upload, query=upload),
+        RouteSpec("GET", "aliases", algorithms.aliases, answers=(AliasPage,)),
+        RouteSpec("PUT", "data/{key:path}", UploadRoutes(dependencies).upload, answers=(StoredFile,), query=upload),
     ]
 
 
 def _root_routes(dependencies: Dependencies, counts: RequestCounts, page: PageRoutes) -> list[RouteSpec]:
     health = HealthRoutes(dependencies.state)
     return [
-        RouteSpec("GET", "node_info", node_info),
-        RouteSpec("GET", "health/live", health.live),
-        RouteSpec("GET", "health/ready", health.ready),
+        RouteSpec("GET", "node_info", node_info, answers=(MachineState,)),
+        RouteSpec("GET", "health/live", health.live, answers=(Liveness,)),
+        RouteSpec("GET", "health/ready", health.ready, answers=(ReadyState,)),
         RouteSpec("GET", "metrics", MetricsRoute(dependencies, counts).metrics),
-        RouteSpec("GET", "summary", page.summary),
-        RouteSpec("GET", "algorithms", page.algorithms),
-        RouteSpec("GET", "charts", page.charts),
+        RouteSpec("GET", "summary", page.summary, answers=(ServiceSummary,)),
+        RouteSpec("GET", "algorithms", page.algorithms, answers=(AlgorithmPage,)),
+        RouteSpec("GET", "charts", page.charts, answers=(Charts,)),
     ]

@@ -405,5 +405,5 @@ async def test_job_shows_its_evaluation_and_that_it_is_below_its_gate(
     assert ended.state == "error"
     assert "below min_f1=0.5" in ended.message
     assert ended.progress is not None
-    assert ended.progress.metrics["evaluation"]["accuracy"] == 0.5  # type: ignore[index]
+    assert ended.progress.metrics["evaluation"]["accuracy"] == 0.5
     assert (home / "storage/ml-platform-model/m/mlpkit.json").exists()

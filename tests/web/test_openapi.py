@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -194,3 +197,92 @@ def test_examples_of_the_algorithm_are_examples_of_the_request() -> None:
     document = describe(shown.build(), [("/", [RouteSpec("POST", "predict", handler, PREDICT)])])
     body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body["examples"] == [{"model_id": "MODEL_ID", "features": {"text": "a word"}}]
+
+
+class Verdict(msgspec.Struct):
+    share: Decimal
+    at: datetime
+    near: tuple[int, int]
+
+
+class Both(msgspec.Struct):
+    share: Decimal
+
+
+judged, parted, twice = App("judged"), App("parted"), App("twice")
+kept = App("kept", kind="text_classification")
+for each in (judged, parted, twice, kept):
+    each.load(load)
+
+
+@judged.predict(max_batch_size=4)
+def predict_batch(features: list[dict[str, Any]]) -> list[Verdict]:
+    return []
+
+
+@parted.predict
+def predict_parts(features: dict[str, Any]) -> Iterator[Word]:
+    yield Word("a")
+
+
+@twice.predict
+def predict_same_type(features: Both) -> Both:
+    return features
+
+
+@kept.predict
+def predict_unannotated(features):  # type: ignore[no-untyped-def]
+    ...
+
+
+def predictions_of(shown: App) -> tuple[Any, Any]:
+    """The schema of the predictions that an app answers, and the whole document."""
+
+    async def handler(request: object) -> Any: ...
+
+    document = describe(shown.build(), [("/", [RouteSpec("POST", "predict", handler, PREDICT)])])
+    answered = document["paths"]["/predict"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    envelope, failure = described(answered, document)["anyOf"]
+    assert failure["required"] == ["message"]
+    return envelope["properties"]["data"]["properties"]["predictions"], document
+
+
+def test_predict_tells_the_answer_of_the_author_as_mlpkit_writes_it() -> None:
+    answer, _ = predictions_of(judged)
+    two_numbers = [{"type": "integer"}, {"type": "integer"}]
+    assert answer["properties"] == {
+        "share": {"type": "number"},
+        "at": {"type": "string"},
+        "near": {"type": "array", "minItems": 2, "maxItems": 2, "prefixItems": two_numbers},
+    }
+
+
+def test_an_answer_in_parts_is_told_as_the_list_of_its_parts() -> None:
+    answer, _ = predictions_of(parted)
+    assert (answer["type"], answer["items"]["properties"]) == ("array", {"text": {"type": "string"}})
+
+
+def test_without_an_annotation_the_answer_of_the_kind_is_told() -> None:
+    answer, _ = predictions_of(kept)
+    assert answer["items"]["properties"]["score"]["maximum"] == 100
+
+
+def test_a_type_that_is_asked_and_answered_differently_has_two_schemas() -> None:
+    answer, document = predictions_of(twice)
+    body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    asked = described(body, document)["properties"]["features"]["anyOf"][0]
+    assert asked["properties"]["share"] == {"type": "string", "format": "decimal"}
+    assert answer["properties"]["share"] == {"type": "number"}
+
+
+def test_every_answer_has_a_type(plain: Service) -> None:
+    document = plain.get("/openapi.json").json
+    untyped = set()
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            answer = operation["responses"]["200"]["content"].get("application/json", {}).get("schema")
+            if "anyOf" in (answer or {}):
+                envelope = described(answer["anyOf"][0], document)
+                if not envelope["properties"].get("data"):
+                    untyped.add(operation["operationId"])
+    assert untyped == {"load", "unload", "delete", "unalias"}
