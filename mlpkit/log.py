@@ -304,6 +304,11 @@ class LogOutput:
             with self._lock:
                 self._flush()
 
+    @property
+    def behind(self) -> bool:
+        """Whether lines could not be written yet: nobody reads the log."""
+        return bool(self._unwritten)
+
     def close(self) -> None:
         """Writes what is left, for at most half a second."""
         deadline = time.monotonic() + _LAST_WRITE_SECONDS

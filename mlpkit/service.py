@@ -49,7 +49,9 @@ if TYPE_CHECKING:
     from mlpkit.platform.cluster import ReplicaSync
     from mlpkit.training import Webhook
 
-_FLUSH_SECONDS = 0.05
+_FLUSH_SECONDS = 1.0
+_FLUSH_SECONDS_BEHIND = 0.05
+_TICK_SECONDS = 1.0
 """How long a line of the access log may wait, to be written with others."""
 _STORE_CHECK_SECONDS = 10.0
 _NOT_CHECKED = "the store has not been checked yet"
@@ -209,7 +211,8 @@ class Service:
 
     async def _flush_log(self) -> None:
         while True:
-            await asyncio.sleep(_FLUSH_SECONDS)
+            # Lines wait here only while nobody reads the log.
+            await asyncio.sleep(_FLUSH_SECONDS_BEHIND if self.log.behind else _FLUSH_SECONDS)
             self.log.flush()
 
     async def _keep_history(self) -> None:
@@ -368,6 +371,13 @@ class _Server(uvicorn.Server):
         self._service = service
         self._loop = asyncio.get_running_loop()
         self._stopping: asyncio.Task[None] | None = None
+        self._exits = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        # uvicorn's own looks ten times a second whether to exit. Only the date of the responses needs a clock.
+        while not await self.on_tick(0):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._exits.wait(), _TICK_SECONDS)
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         try:
@@ -395,6 +405,7 @@ class _Server(uvicorn.Server):
         else:
             logger.warning("a second signal: stopping at once")
             self.force_exit = self.should_exit = True
+            self._exits.set()
             self._service.hurry()
 
     async def _drain(self) -> None:
@@ -404,6 +415,7 @@ class _Server(uvicorn.Server):
         if not self.force_exit:
             self.config.timeout_graceful_shutdown = max(1, math.ceil(end - time.monotonic()))
         self.should_exit = True
+        self._exits.set()
 
 
 def _banner(service: Service, url: str) -> str:

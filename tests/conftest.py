@@ -28,6 +28,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes warnings errors in CI: something is left open, or will stop working.
+
+    Other versions of Python and of the packages have warnings of their own, which must not stop anybody's `make test`.
+    """
+    if os.environ.get("CI") == "true":
+        config.getini("filterwarnings").insert(0, "error")
+
+
 @pytest.fixture(scope="session")
 def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all workers of this test session share."""

@@ -1,7 +1,7 @@
 """Which models leave if a load does not fit into `MLPKIT_MODEL_MEMORY`.
 
 - Every model counts, from the begin of its load until it is gone, with what it needs in all its workers.
-- Models that are idle leave, the least recently used first.
+- Models that are idle leave, the least recently used first. None leaves if that would still be too little.
 - A model stays while predictions wait for it or are in flight, and while an alias, the table or `preload` names it.
 - A load waits for room within its time limit. If those that stay leave too little, it is refused with the figures.
 
@@ -48,8 +48,8 @@ class Eviction:
         self._is_asked = is_asked
         self._evict = evict
         self._evicted: dict[str, EvictedModel] = {}
-        self._wanted = 0
-        """Bytes that all loads need which wait for room: they are freed together, not for one after the other."""
+        self._wanted: list[int] = []
+        """Bytes that each load needs that waits for room: they are freed together, not for one after the other."""
 
     def evicted(self) -> list[EvictedModel]:
         """The models that have left, and would be loaded again."""
@@ -77,7 +77,7 @@ class Eviction:
         if not self._limit:
             return
         end = time.monotonic() + seconds
-        self._wanted += needed
+        self._wanted.append(needed)
         try:
             while self._taken() + needed > self._limit:
                 self._check(model, needed)
@@ -86,11 +86,11 @@ class Eviction:
                         f"the model needs {_mebibytes(needed)} of memory, and the models that are in use leave too "
                         f"little of {_mebibytes(self._limit)} (MLPKIT_MODEL_MEMORY)"
                     )
-                self._free(self._taken() + self._wanted - self._limit)
+                self._free(self._taken() + self._attainable() - self._limit)
                 await asyncio.sleep(_LOOK)
             model.memory = needed
         finally:
-            self._wanted -= needed
+            self._wanted.remove(needed)
 
     def count(self, model: ModelState, needed: int) -> None:
         """Counts what a model that was loaded needs.
@@ -109,6 +109,18 @@ class Eviction:
 
     def _taken(self) -> int:
         return sum(model.memory for model in self._models.values())
+
+    def _attainable(self) -> int:
+        """Bytes of waiting loads that fit once idle models have left."""
+        leaving = sum(
+            model.memory for model in self._models.values() if model.state == "unloading" or self._may_leave(model)
+        )
+        room = self._limit - self._taken() + leaving
+        found = 0
+        for needed in self._wanted:
+            if found + needed <= room:
+                found += needed
+        return found
 
     def _free(self, missing: int) -> None:
         """Evicts idle models of this size, or as many as there are."""

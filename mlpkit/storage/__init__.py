@@ -1,6 +1,6 @@
 """Storage: objects by `bucket/key`, a file cache, and whole models."""
 
-from mlpkit.storage.files import replace_file, temporary_file
+from mlpkit.storage.files import replace_file, temporary_file, write_through
 from mlpkit.storage.model_dir import (
     CheckpointManifest,
     Manifest,
@@ -59,4 +59,5 @@ __all__ = [
     "settings_for",
     "temporary_file",
     "without_outer_slashes",
+    "write_through",
 ]

@@ -38,8 +38,30 @@ def replace_file(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def write_through(folder: Path) -> None:
+    """Returns when the files in the folder are on the disk.
+
+    What cannot be opened is left out: who reads it later says so.
+
+    Raises:
+        OSError: the disk has refused a file.
+    """
+    for base, _, names in os.walk(folder):
+        # Opening a pipe would wait for its writer.
+        files = [file for name in names if (file := Path(base, name)).is_file()]
+        for path in (*files, Path(base)):
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
     try:
-        os.fsync(folder)
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

@@ -7,9 +7,10 @@ it asks for, and runs it there. The engine must never run a job twice at the sam
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, cast
 
 import anyio
@@ -48,6 +49,7 @@ class JobRun:
     """One run of a job, as the queue orders it.
 
     Attributes:
+        folder: for files of the job on this machine; the queue removes it when the job has ended.
         log: takes the lines of the job while it runs.
         on_progress: gets each snapshot of the progress.
         on_storing: called when `train` has made a model, before it is stored.
@@ -57,6 +59,7 @@ class JobRun:
 
     job: Job
     options: TrainOptions
+    folder: Path
     log: JobLog
     on_progress: Callable[[Snapshot], None]
     on_storing: Callable[[], None]
@@ -79,14 +82,25 @@ class Place(Protocol):
     """Resources that one job has for itself."""
 
     async def run(self, run: JobRun) -> JobOutcome:
-        """Runs the job and returns how it ended.
+        """Runs the job and returns how it ended; called once.
 
         A cancellation ends the job first.
 
-        If the job had trained its model when it was cancelled, the engine may keep the files: see `Engine.keeps`.
-
         Raises:
             OSError: the job could not be started.
+        """
+        ...
+
+    async def usage(self) -> ProcessUsage | None:
+        """The process of the job; None if there is none now."""
+        ...
+
+    async def stack(self) -> str:
+        """Where each thread of the job is now, as text.
+
+        Raises:
+            JobConflict: it cannot be asked; says why.
+            TimeLimitExceeded: it does not answer.
         """
         ...
 
@@ -97,11 +111,8 @@ class Engine(Protocol):
     All methods belong to the event loop of the queue.
     """
 
-    async def open(self, jobs: Sequence[Job]) -> None:
-        """Starts the engine.
-
-        `jobs` have not ended; what the engine keeps of other jobs can be removed.
-        """
+    async def open(self) -> None:
+        """Starts the engine."""
         ...
 
     async def close(self) -> None:
@@ -134,33 +145,6 @@ class Engine(Protocol):
         """Why such a job has no place yet, for its status.
 
         It is empty if it only waits for others to end.
-        """
-        ...
-
-    def keeps(self, job: Job) -> bool:
-        """Whether the engine keeps a trained model of the job.
-
-        Then the next run only stores it.
-        """
-        ...
-
-    async def discard(self, job: Job) -> None:
-        """Removes what is left of a job that will not run again.
-
-        That is kept files, and a model that was stored in part.
-        """
-        ...
-
-    async def usage(self, job: Job) -> ProcessUsage | None:
-        """The process of a running job; None if it has none here."""
-        ...
-
-    async def stack(self, job: Job) -> str:
-        """Where each thread of a running job is now, as text.
-
-        Raises:
-            JobConflict: it cannot be asked; says why.
-            TimeLimitExceeded: it does not answer.
         """
         ...
 

@@ -168,6 +168,7 @@ class JobOutcome:
 
     `message` is for people; `trace` is the user's traceback, for the log only. `lost` means that its process was killed
     for no fault of its own, so it may run again. `stopped` means that it was asked to stop, and is to continue later.
+    `told` means that the process has said so itself: nothing is left of a model that it has not stored.
     """
 
     state: Literal["completed", "error"]
@@ -175,6 +176,7 @@ class JobOutcome:
     trace: str = ""
     lost: bool = False
     stopped: bool = False
+    told: bool = False
 
 
 @dataclass

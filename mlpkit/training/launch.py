@@ -22,7 +22,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -38,8 +38,7 @@ from mlpkit.log import logger
 from mlpkit.settings import Settings, decode_settings, described, encode_settings, load_settings
 from mlpkit.storage import ObjectStat, Storage, open_storage, temporary_file
 from mlpkit.training.engine import JobRun, Place, ProcessUsage
-from mlpkit.training.job import Job, JobOutcome
-from mlpkit.training.process import discard_parts
+from mlpkit.training.job import JobOutcome
 from mlpkit.training.progress import StopReason
 from mlpkit.training.remote import Code, JobOrder, RemoteRun, apply_event, decode_events, pack_code, service_id
 
@@ -76,7 +75,7 @@ class LaunchEngine:
         self._settings = settings
         self._launching = 0
 
-    async def open(self, jobs: Sequence[Job]) -> None:
+    async def open(self) -> None:
         self._slots = anyio.CapacityLimiter(self._settings.train_task_num)
         self._service = await anyio.to_thread.run_sync(service_id, self._settings.home)
         self._code = await anyio.to_thread.run_sync(pack_code, self._target, self._settings)
@@ -117,19 +116,6 @@ class LaunchEngine:
         if not self._earlier.done():
             return "waiting for the end of what an earlier run of this service has launched"
         return "waiting for the scheduler to start it" if self._launching else ""
-
-    def keeps(self, job: Job) -> bool:
-        return False
-
-    async def discard(self, job: Job) -> None:
-        if job.attempt:
-            await discard_parts(job, self._settings)
-
-    async def usage(self, job: Job) -> ProcessUsage | None:
-        return None
-
-    async def stack(self, job: Job) -> str:
-        raise JobConflict("a job that a command has launched cannot be asked for its stack")
 
     def _place(self, name: str) -> _LaunchedPlace:
         notes = _Notes(self._storage, f"{self._root}/{name}")
@@ -192,6 +178,12 @@ class _LaunchedPlace:
             with anyio.CancelScope(shield=True):
                 await self.close(_CANCEL_SECONDS)
             raise
+
+    async def usage(self) -> ProcessUsage | None:
+        return None
+
+    async def stack(self) -> str:
+        raise JobConflict("a job that a command has launched cannot be asked for its stack")
 
     async def _follow(self, run: JobRun) -> JobOutcome:
         order = JobOrder.of(self._service, run, _without_secrets(self._settings), self._code)

@@ -7,9 +7,9 @@ the script by its target, runs one job and ends (`main`). Between them goes one 
 needs, then messages up (lines of the log, progress, the outcome) in msgpack. The process ends by itself; the watching
 end kills it at a limit and when the job is cancelled, and keeper and guard kill it if the watching end dies.
 
-The files of a job are in `work/<job>`: `out` is what `train` writes, `begun` says that the store may hold part of the
-model, and `trained.json` is the manifest of a model that has been trained and not been stored yet. If a process ends
-while it evaluates the model, the next one evaluates it again, and then stores it in any case.
+In the job's folder, `out` is what `train` writes, and `trained.json` is the manifest of a model that has been trained
+and not been stored yet. The next process only stores it. If a process ends while it evaluates the model, the next one
+evaluates it again, and then stores it in any case.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -30,6 +31,7 @@ import anyio.to_thread
 import msgspec
 
 from mlpkit import start_folder
+from mlpkit.algorithm import Algorithm
 from mlpkit.errors import JobConflict, MlpkitError
 from mlpkit.injection import ending_forked_copies
 from mlpkit.log import LogLine, context_fields, logger, printable
@@ -52,7 +54,7 @@ from mlpkit.processes import (
 )
 from mlpkit.script import absolute_search_path, import_app
 from mlpkit.settings import Settings, decode_settings, encode_settings
-from mlpkit.storage import Manifest, discard_model, open_storage, settings_for
+from mlpkit.storage import Manifest, discard_model, open_storage, replace_file, settings_for, write_through
 from mlpkit.tracing import note_failure, span
 from mlpkit.training.engine import JobRun, ProcessUsage
 from mlpkit.training.job import Job, JobOutcome, in_log_of
@@ -79,7 +81,6 @@ _DISCARD_SECONDS = 5.0
 """How long a cancel waits for the removal of a model that was stored in part."""
 _STREAMS = ("stdout:0", "stderr:0")
 _OUT = "out"
-BEGUN = "begun"
 _TRAINED = "trained.json"
 _MOST_EVALUATIONS = 2
 """After how many processes that ended in it the evaluation is given up."""
@@ -164,60 +165,18 @@ class Script:
         return cls(target, start_folder, tuple(absolute_search_path()))
 
 
-class ProcessPlace:
-    """Runs one job in a process, which sees these GPUs.
-
-    `work` is the folder in which each job has its own. `running` holds the place while its job runs, by the model id.
-    """
-
-    def __init__(
-        self,
-        script: Script,
-        settings: Settings,
-        work: Path,
-        devices: tuple[str, ...],
-        running: dict[str, ProcessPlace],
-    ) -> None:
-        self._script = script
-        self._settings = settings
-        self._work = work
-        self._devices = devices
-        self._running = running
-        self._process: _JobProcess | None = None
-
-    async def run(self, run: JobRun) -> JobOutcome:
-        folder = folder_of(self._work, run.job)
-        await anyio.to_thread.run_sync(_prepare_folder, folder, run.job)
-        self._process = _JobProcess(self._script, self._settings, folder, self._devices, run)
-        self._running[run.job.model_id] = self
-        try:
-            outcome = await self._process.run()
-        finally:
-            self._running.pop(run.job.model_id, None)
-        if outcome.state == "completed":
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(remove, folder)
-        return outcome
-
-    async def usage(self) -> ProcessUsage | None:
-        """The process of the job; None if it does not run."""
-        return None if self._process is None else await self._process.usage()
-
-    async def stack(self) -> str:
-        """The stack of each thread of the job's process.
-
-        Raises:
-            JobConflict: it does not run, or cannot be asked.
-            TimeLimitExceeded: it does not answer.
-        """
-        if self._process is None:
-            raise JobConflict("the process of the job is starting: try again in a moment")
-        return await self._process.stack()
+def folder_of(home: Path, job: Job) -> Path:
+    """The folder of a job on this machine."""
+    return (home / "work" / f"train-{file_name(job.model_id)}").absolute()
 
 
-def folder_of(work: Path, job: Job) -> Path:
-    """The folder of a job below `work`."""
-    return work.absolute() / f"train-{file_name(job.model_id)}"
+def remove_other_folders(home: Path, jobs: Sequence[Job]) -> None:
+    """Removes the folders of all jobs but these."""
+    kept = {folder_of(home, job) for job in jobs}
+    with contextlib.suppress(FileNotFoundError):
+        for folder in (home / "work").absolute().iterdir():
+            if folder not in kept:
+                remove(folder)
 
 
 def _prepare_folder(folder: Path, job: Job) -> None:
@@ -234,11 +193,14 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-async def discard_parts(job: Job, settings: Settings) -> None:
+async def discard_parts(job: Job, algorithm: Algorithm | None, settings: Settings) -> None:
     """Removes what a killed job may have stored of its model.
 
-    A complete model stays. It is given up, with a warning, if the store is silent for 5 seconds.
+    A complete model stays. It is given up, with a warning, if the store is silent for 5 seconds. `algorithm` is None if
+    the script does not have it any more.
     """
+    if not job.attempt or (algorithm is not None and not stores_model(algorithm)):
+        return
 
     def discard() -> None:
         try:
@@ -276,23 +238,13 @@ def trained_in(folder: Path, job: Job) -> _Trained | None:
     return found if found.job_created == job.created else None
 
 
-def _keep_trained(folder: Path, note: _Trained) -> None:
-    written = folder / f"{_TRAINED}.part"
-    written.write_bytes(msgspec.json.encode(note))
-    written.replace(folder / _TRAINED)
+class ProcessPlace:
+    """Runs one job in a process, which sees these GPUs."""
 
-
-class _JobProcess:
-    """The watching end of one job's process. Make one for each run."""
-
-    def __init__(self, script: Script, settings: Settings, folder: Path, devices: tuple[str, ...], run: JobRun) -> None:
+    def __init__(self, script: Script, settings: Settings, devices: tuple[str, ...]) -> None:
         self._script = script
         self._settings = settings
-        self._folder = folder
         self._devices = devices
-        self._run = run
-        self._options = run.options
-        self._log = run.log
         self._started = anyio.Event()
         self._trained = anyio.Event()
         self._closed = anyio.Event()
@@ -308,17 +260,14 @@ class _JobProcess:
 
     async def stack(self) -> str:
         if self._child is None or not self._child.running:
-            raise JobConflict(f"job [{self._run.job.model_id}] has no process now: try again in a moment")
-        return await stack_of(self._child.pid, self._folder)
+            raise JobConflict("the job has no process now: try again in a moment")
+        return await stack_of(self._child.pid, self._run.folder)
 
-    async def run(self) -> JobOutcome:
-        """Runs the job, and says how it ended.
-
-        A cancellation kills the process.
-
-        Raises:
-            OSError: no process could be started.
-        """
+    async def run(self, run: JobRun) -> JobOutcome:
+        self._run = run
+        self._options = run.options
+        self._log = run.log
+        await anyio.to_thread.run_sync(_prepare_folder, run.folder, run.job)
         with anyio.CancelScope(shield=True):
             self._child = child = await start_child(
                 _MODULE,
@@ -358,8 +307,8 @@ class _JobProcess:
     def _outcome(self, exit: Exit) -> JobOutcome:
         if self._ended is not None:
             ended = self._ended
-            return JobOutcome(ended.state, ended.message, ended.trace, stopped=ended.stopped)
-        note = trained_in(self._folder, self._run.job)
+            return JobOutcome(ended.state, ended.message, ended.trace, stopped=ended.stopped, told=True)
+        note = trained_in(self._run.folder, self._run.job)
         # The model is trained: another process evaluates it, or only stores it.
         was_evaluating = note is not None and note.evaluations > 0
         lost = exit.lost or was_evaluating
@@ -437,7 +386,7 @@ class _JobProcess:
             sys_path=list(self._script.sys_path),
             settings=encode_settings(self._settings),
             job=self._run.job,
-            folder=str(self._folder),
+            folder=str(self._run.folder),
             lock=str(self._log.path.absolute()),
             log_room=self._log.room,
         )
@@ -550,7 +499,10 @@ def main() -> None:
 def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutcome:
     def on_trained(manifest: Manifest, is_to_evaluate: bool) -> None:
         evaluations = 1 + (note.evaluations if note is not None else 0) if is_to_evaluate else 0
-        _keep_trained(folder, _Trained(start.job.created, manifest, keep_checkpoint, evaluations))
+        note_of_model = _Trained(start.job.created, manifest, keep_checkpoint, evaluations)
+        # After a crash of the machine, the note must not be there without the files of the model.
+        write_through(folder / _OUT)
+        replace_file(folder / _TRAINED, msgspec.json.encode(note_of_model))
         report.trained()
 
     folder = Path(start.folder)
@@ -563,7 +515,7 @@ def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutco
                 # An earlier run has trained the model: only storing is left, and the script is not needed.
                 report.started()
                 report.trained()
-                outcome = store_trained(
+                return store_trained(
                     start.job,
                     settings,
                     folder / _OUT,
@@ -571,20 +523,16 @@ def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutco
                     progress,
                     keep_checkpoint=note.keep_checkpoint,
                 )
-                (folder / BEGUN).unlink(missing_ok=True)
-                return outcome
             listen_for_debugger(settings.debugpy)
             with ending_forked_copies():
                 app = import_app(start.target)
             report.started()
             algorithm = algorithm_of(app, start.job)
             keep_checkpoint = algorithm.train_options.keep_checkpoint or not takes_checkpoint(algorithm)
-            if stores_model(algorithm):
-                (folder / BEGUN).touch()
             problem = ""
             if note is not None and note.evaluations >= _MOST_EVALUATIONS:
                 problem = "the process ended each time while it evaluated the model"
-            outcome = run_train(
+            return run_train(
                 app,
                 start.job,
                 settings,
@@ -594,9 +542,6 @@ def _run(start: StartTraining, settings: Settings, report: Reporter) -> JobOutco
                 trained=note.manifest if note is not None else None,
                 evaluation_problem=problem,
             )
-            # If the process is killed before this, the server removes what is left in the store.
-            (folder / BEGUN).unlink(missing_ok=True)
-            return outcome
     except MlpkitError as error:
         return JobOutcome("error", str(error))
 

@@ -7,6 +7,7 @@ line"), one for each bar above it; this is how several bars are told apart.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import length_hint
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -366,6 +368,21 @@ class Curves:
     def points(self) -> dict[str, list[tuple[float, float]]]:
         """The points of each metric: seconds since the start, and value."""
         return {name: list(points) for name, points in self._points.items()}
+
+    def write(self, path: Path) -> None:
+        """Writes the points into a file, if there are any."""
+        if self._points:
+            # A full disk must not end a job: it has no curves then.
+            with contextlib.suppress(OSError):
+                path.write_bytes(msgspec.json.encode(self._points))
+
+
+def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """What `Curves.write` has written; empty if it cannot be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, list[tuple[float, float]]])
+    except (OSError, msgspec.DecodeError):
+        return {}
 
 
 class BarLines:

@@ -40,7 +40,8 @@ from mlpkit.training.job import EndedJobs, Job, JobOutcome, in_log_of
 from mlpkit.training.joblog import JobLog, file_name
 from mlpkit.training.journal import JobFilter, Journal
 from mlpkit.training.order import Turns, estimated_start
-from mlpkit.training.progress import Curves, Snapshot
+from mlpkit.training.process import discard_parts, folder_of, remove, remove_other_folders, trained_in
+from mlpkit.training.progress import Curves, Snapshot, read_curves
 from mlpkit.training.run import takes_checkpoint
 
 T = TypeVar("T")
@@ -84,6 +85,7 @@ class _LiveJob:
     reported: float | None = None
     curves: Curves = field(default_factory=Curves)
     refusal: MlpkitError | None = None
+    place: Place | None = None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     answered: anyio.Event = field(default_factory=anyio.Event)
     left: anyio.Event = field(default_factory=anyio.Event)
@@ -146,7 +148,8 @@ class TrainingQueue:
         unfinished = await self._on_disk(self._journal.unfinished)
         if self._settings.train_fair == "app_id":
             self._turns.last_starts = await self._on_disk(self._journal.last_starts)
-        await self._engine.open(unfinished)
+        await anyio.to_thread.run_sync(remove_other_folders, self._settings.home, unfinished)
+        await self._engine.open()
         self._host = asyncio.create_task(self._run_tasks(opened))
         await opened.wait()
         self._tasks.start_soon(self._remove_old)
@@ -263,7 +266,7 @@ class TrainingQueue:
         job, event = await self._on_disk(lambda: self._cancel_on_disk(model_id))
         if event is not None:
             self.events.publish(event)
-            await self._engine.discard(job)
+            await discard_parts(job, self._algorithms.get(job.algorithm), self._settings)
             await self._remove_checkpoint(job)
             self._tell_end(job)
         return job
@@ -352,18 +355,12 @@ class TrainingQueue:
         It may read a file.
         """
         live = self._live.get(model_id)
-        if live is not None:
-            return live.curves.points()
-        try:
-            content = self._curves_path(model_id).read_bytes()
-            return msgspec.json.decode(content, type=dict[str, list[tuple[float, float]]])
-        except (OSError, msgspec.DecodeError):
-            return {}
+        return read_curves(self._curves_path(model_id)) if live is None else live.curves.points()
 
     async def usage(self, model_id: str) -> ProcessUsage | None:
         """The process of a job; None if it has none now."""
         live = self._live.get(model_id)
-        return None if live is None or live.job.state != "training" else await self._engine.usage(live.job)
+        return None if live is None or live.place is None else await live.place.usage()
 
     async def stack(self, model_id: str) -> str:
         """Where each thread of a running job is now, as text.
@@ -374,8 +371,8 @@ class TrainingQueue:
             TimeLimitExceeded: its process does not answer.
         """
         live = self._live.get(model_id)
-        if live is not None and live.job.state == "training":
-            return await self._engine.stack(live.job)
+        if live is not None and live.place is not None:
+            return await live.place.stack()
         job = self.summary(model_id)
         if job is None:
             raise JobNotFound(model_id)
@@ -431,7 +428,8 @@ class TrainingQueue:
         options = self._options(job)
         attempts = job.counted_attempts
         used_up = job.state == "training" and attempts >= options.max_attempts
-        if used_up and not self._engine.keeps(job):
+        # With a trained model in its folder, the next run only stores that.
+        if used_up and trained_in(folder_of(self._settings.home, job), job) is None:
             return f"the service ended while it ran (attempt {attempts} of {options.max_attempts}, max_attempts=)"
         try:
             # It would wait for ever, and all jobs behind it, if there are fewer devices now.
@@ -492,7 +490,7 @@ class TrainingQueue:
             return None
         with anyio.CancelScope() as live.scope:
             try:
-                async with self._turns.place(live.job, self._options(live.job)) as place:
+                async with self._turns.place(live.job, self._options(live.job)) as live.place:
                     started = live.job.moved(
                         "training", attempt=live.job.attempt + 1, started=time.time(), progress=None
                     )
@@ -502,7 +500,7 @@ class TrainingQueue:
                     if started.attempt == 1 and started.started is not None:
                         counts = self.ended.setdefault(started.algorithm, EndedJobs())
                         counts.waiting.add(started.started - started.created)
-                    return await self._run(live, place)
+                    return await self._run(live, live.place)
             except NoPlace as error:
                 return JobOutcome("error", str(error))
         return None
@@ -529,6 +527,7 @@ class TrainingQueue:
                 run = JobRun(
                     job,
                     self._options(job),
+                    folder_of(self._settings.home, job),
                     log,
                     on_progress,
                     on_storing,
@@ -542,14 +541,7 @@ class TrainingQueue:
         finally:
             live.storing = False
             with anyio.CancelScope(shield=True):
-                await self._on_disk(lambda: self._write_curves(job.model_id, live.curves))
-
-    def _write_curves(self, model_id: str, curves: Curves) -> None:
-        points = curves.points()
-        if points:
-            # A full disk must not end a job: it has no curves then.
-            with contextlib.suppress(OSError):
-                self._curves_path(model_id).write_bytes(msgspec.json.encode(points))
+                await self._on_disk(lambda: live.curves.write(self._curves_path(job.model_id)))
 
     async def _finish(self, live: _LiveJob, outcome: JobOutcome | None) -> None:
         job = live.job
@@ -564,12 +556,16 @@ class TrainingQueue:
         elif job.state == "training":
             job = job.waiting_again()
         if job.state == "error":
-            await self._engine.discard(job)
+            # An earlier attempt may have been killed.
+            if outcome is None or not outcome.told or job.attempt > 1:
+                await discard_parts(job, self._algorithms.get(job.algorithm), self._settings)
             if live.asked == "cancel":
                 await self._remove_checkpoint(job)
         elif job.state == "completed" and job.progress is not None:
             job = msgspec.structs.replace(job, progress=job.progress.completed())
         await self._write(live, job)
+        if job.has_ended and live.written:
+            await anyio.to_thread.run_sync(remove, folder_of(self._settings.home, job))
         live.job = job
         if job.has_ended:
             self._tell_end(job)

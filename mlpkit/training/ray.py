@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import importlib.util
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -29,8 +29,7 @@ from mlpkit.log import LogLine, level_of_failure, logger
 from mlpkit.processes import AsyncChannel, Child, Message, start_child
 from mlpkit.settings import Settings
 from mlpkit.training.engine import JobRun, Place, ProcessUsage
-from mlpkit.training.job import Job, JobOutcome
-from mlpkit.training.process import discard_parts
+from mlpkit.training.job import JobOutcome
 from mlpkit.training.raydriver import (
     LEASE_SECONDS,
     POLL_SECONDS,
@@ -98,13 +97,12 @@ class RayEngine:
         self._problem = "it has not answered yet"
         self._refusal = ""
         self._waiting: list[_Waiting] = []
-        self._running: dict[str, _RayPlace] = {}
 
-    async def open(self, jobs: Sequence[Job]) -> None:
+    async def open(self) -> None:
         self._slots = anyio.CapacityLimiter(self._settings.train_task_num)
         self._names = [f"place-{number}" for number in range(self._settings.train_task_num)]
-        self.service = await anyio.to_thread.run_sync(service_id, self._settings.home)
-        self.code = await anyio.to_thread.run_sync(pack_code, self._target, self._settings)
+        self._service = await anyio.to_thread.run_sync(service_id, self._settings.home)
+        self._code = await anyio.to_thread.run_sync(pack_code, self._target, self._settings)
         self._connected = asyncio.Event()
         self._tried = asyncio.Event()
         self._keeping = asyncio.create_task(self._keep_connected())
@@ -140,26 +138,13 @@ class RayEngine:
     def fits(self, asked: TrainOptions, wanted: TrainOptions) -> bool:
         return _resources(asked) == _resources(wanted)
 
-    def keeps(self, job: Job) -> bool:
-        return False
-
     def why_waiting(self, options: TrainOptions) -> str:
         wanted = _resources(options)
         return next((claim.reason for claim in self._waiting if _resources(claim.options) == wanted), "")
 
-    async def discard(self, job: Job) -> None:
-        if job.attempt:
-            await discard_parts(job, self._settings)
-
-    async def usage(self, job: Job) -> ProcessUsage | None:
-        place = self._running.get(job.model_id)
-        return None if place is None else await place.usage()
-
-    async def stack(self, job: Job) -> str:
-        place = self._running.get(job.model_id)
-        if place is None:
-            raise JobConflict(f"job [{job.model_id}] has no process now: try again in a moment")
-        return await place.stack()
+    def order(self, run: JobRun) -> bytes:
+        """What a node needs to run the job."""
+        return msgspec.msgpack.encode(JobOrder.of(self._service, run, self._settings, self._code))
 
     async def _keep_connected(self) -> None:
         """Keeps a driver that is connected, as long as the service runs."""
@@ -169,7 +154,7 @@ class RayEngine:
             driver = _DriverProcess()
             try:
                 await driver.start()
-                await driver.ask("connect", self.service, within=_CONNECT_SECONDS)
+                await driver.ask("connect", self._service, within=_CONNECT_SECONDS)
             except (DriverError, OSError) as error:
                 self._problem = str(error)
                 if isinstance(error, DriverError) and error.problem == "refused":
@@ -177,7 +162,7 @@ class RayEngine:
                 failures += 1
                 logger.log(level_of_failure(failures), "the Ray cluster cannot be used: {}", error)
             else:
-                logger.info("jobs run on the Ray cluster, as service {}", self.service)
+                logger.info("jobs run on the Ray cluster, as service {}", self._service)
                 self._driver = driver
                 self._problem = self._refusal = ""
                 self._connected.set()
@@ -222,7 +207,7 @@ class RayEngine:
             driver = self._driver
             if driver is None:
                 continue
-            place = _RayPlace(self, driver, name, self._settings, self._running)
+            place = _RayPlace(self, driver, name)
             opened = False
             try:
                 node = msgspec.msgpack.decode(await driver.ask("open", name, wanted, within=None), type=ActorNode)
@@ -289,25 +274,19 @@ class RayEngine:
 class _RayPlace:
     """An actor on a node, for one job."""
 
-    def __init__(
-        self, engine: RayEngine, driver: _DriverProcess, name: str, settings: Settings, running: dict[str, _RayPlace]
-    ) -> None:
+    def __init__(self, engine: RayEngine, driver: _DriverProcess, name: str) -> None:
         self._engine = engine
         self._driver = driver
         self._name = name
-        self._settings = settings
-        self._running = running
         self.node = ""
 
     async def run(self, run: JobRun) -> JobOutcome:
-        order = JobOrder.of(self._engine.service, run, self._settings, self._engine.code)
         run.log.say(f"it runs on node {self.node}")
-        self._running[run.job.model_id] = self
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._pass_on_stop, run)
                 try:
-                    await self._ask("start", msgspec.msgpack.encode(order), within=_START_SECONDS)
+                    await self._ask("start", self._engine.order(run), within=_START_SECONDS)
                     outcome = await self._follow(run)
                 except DriverError as error:
                     outcome = self._ended(error)
@@ -318,8 +297,6 @@ class _RayPlace:
             with anyio.CancelScope(shield=True), contextlib.suppress(DriverError):
                 await self._ask("cancel", within=_CANCEL_SECONDS)
             raise
-        finally:
-            self._running.pop(run.job.model_id, None)
 
     async def close(self) -> None:
         """Ends the actor."""
@@ -327,19 +304,12 @@ class _RayPlace:
             await self._ask("close")
 
     async def usage(self) -> ProcessUsage | None:
-        """The process of the job on its node."""
         try:
             return msgspec.msgpack.decode(await self._ask("usage"), type=ProcessUsage | None)
         except DriverError:
             return None
 
     async def stack(self) -> str:
-        """The stack of each thread of the job's process.
-
-        Raises:
-            JobConflict: it does not run, or cannot be asked.
-            TimeLimitExceeded: it does not answer.
-        """
         try:
             name, text = msgspec.msgpack.decode(await self._ask("stack"), type=tuple[str, str])
         except DriverError as error:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import msgspec
 
 from mlpkit import __version__
-from mlpkit.errors import MlpkitError
+from mlpkit.errors import JobConflict, MlpkitError
 from mlpkit.processes import (
     AsyncChannel,
     Message,
@@ -200,8 +200,9 @@ class JobActor(NodeActor):
 
     async def stack(self, nothing: bytes) -> bytes:
         """The stack of the job's process, or an error and its name."""
-        assert self._run is not None
         try:
+            if self._run is None:
+                raise JobConflict("the job is starting: try again in a moment")
             return msgspec.msgpack.encode(("", await self._run.stack()))
         except MlpkitError as error:
             return msgspec.msgpack.encode((type(error).__name__, str(error)))

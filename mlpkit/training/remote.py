@@ -257,18 +257,13 @@ class RemoteRun:
             self._run.stop.make(reason)
 
     async def usage(self) -> ProcessUsage | None:
-        """The process of the job; None if it does not run."""
+        """As `Place.usage`."""
         return None if self._place is None else await self._place.usage()
 
     async def stack(self) -> str:
-        """The stack of each thread of the job's process.
-
-        Raises:
-            JobConflict: it does not run, or cannot be asked.
-            TimeLimitExceeded: it does not answer.
-        """
+        """As `Place.stack`."""
         if self._place is None:
-            raise JobConflict("the process of the job is starting: try again in a moment")
+            raise JobConflict("the job is starting: try again in a moment")
         return await self._place.stack()
 
     async def _run_in_folder(self) -> JobOutcome:
@@ -282,6 +277,7 @@ class RemoteRun:
                 self._run = JobRun(
                     order.job,
                     order.options,
+                    folder / "job",
                     log,
                     self._on_progress,
                     lambda: self._add(msgspec.msgpack.encode(Trained())),
@@ -289,7 +285,7 @@ class RemoteRun:
                 )
                 if self._stop_reason is not None:
                     self._run.stop.make(self._stop_reason)
-                self._place = ProcessPlace(script, settings, folder, (), {})
+                self._place = ProcessPlace(script, settings, ())
                 return await self._place.run(self._run)
         finally:
             with anyio.CancelScope(shield=True):

@@ -45,6 +45,8 @@ _PREFLIGHT = (
     (b"access-control-max-age", b"86400"),
     (b"access-control-allow-headers", b"Authorization,Origin,Content-Type,Accept"),
 )
+_WRITTEN_TOGETHER = 0.05
+"""Seconds for which lines of the access log wait for others."""
 _NO_FIELDS: Mapping[str, object] = {}
 _shown_path = lru_cache(maxsize=64)(printable_path)
 
@@ -74,6 +76,7 @@ class Application:
         self._any_origin = "*" in settings.cors_origins
         self._origins = frozenset(origin.rstrip("/").encode() for origin in settings.cors_origins)
         self._unnoted: list[tuple[RequestContext, float]] = []
+        self._writing: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -148,6 +151,12 @@ class Application:
                 word = "" if context.word == "success" else f" {context.word}"
                 text = f"{text} {context.status}{word} {seconds * 1e3:.1f} ms {context.sent} B"
             self._log.write_soon(LogLine(time(), "INFO", text, context.request_id, "server", "access", "", fields))
+            if self._writing is None:
+                self._writing = asyncio.get_running_loop().call_later(_WRITTEN_TOGETHER, self._write_log)
+
+    def _write_log(self) -> None:
+        self._writing = None
+        self._log.flush()
 
     def _fields(self, context: RequestContext, seconds: float) -> dict[str, object]:
         """What a line of the access log tells in JSON."""

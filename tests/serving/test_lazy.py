@@ -287,6 +287,28 @@ async def test_model_with_predictions_in_flight_is_not_evicted(
     assert read(calls).splitlines()[:3] == ["load a", "unload a", "load b"]
 
 
+async def test_idle_models_stay_if_their_room_is_too_little_while_another_is_in_use(
+    open_lazy: Open, store: Store, tmp_path: Path, calls: Path
+) -> None:
+    script = SCRIPT.replace('@eager.load(memory="10MiB")', '@eager.load(memory="20MiB")')
+    store("used", "idle")
+    store("large", algorithm="eager")
+    async with open_lazy(script, model_memory=25 << 20, workers=2) as models:
+        await ask(models, "used")
+        await ask(models, "idle")
+        running = asyncio.ensure_future(ask(models, "used", {"until": str(tmp_path / "end")}))
+        waiting = asyncio.ensure_future(models.load("eager", "large"))
+        await until(lambda: len(models.listed()) == 3)
+        # Longer than between two looks for room.
+        await asyncio.sleep(0.2)
+        states = {view.model_id: view.state for view in models.listed()}
+        assert states == {"used": "loaded", "idle": "loaded", "large": "loading"}
+        (tmp_path / "end").touch()
+        assert await running == "used"
+        await waiting
+        assert list(models.placement()) == ["large"]
+
+
 async def test_models_that_an_alias_or_the_table_names_stay(open_lazy: Open, store: Store, tmp_path: Path) -> None:
     store("named", "in-table", "other")
     async with open_lazy(model_memory=25 << 20) as models:

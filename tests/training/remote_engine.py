@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -12,9 +12,8 @@ import msgspec
 
 from mlpkit.algorithm import TrainOptions
 from mlpkit.settings import Settings
-from mlpkit.training import Job, JobOutcome
+from mlpkit.training import JobOutcome
 from mlpkit.training.engine import JobRun, Place, ProcessUsage
-from mlpkit.training.process import discard_parts
 from mlpkit.training.remote import JobOrder, RemoteRun, apply_event, decode_events, pack_code
 
 
@@ -25,9 +24,8 @@ class RemoteEngine:
         self._target = target
         # Its machine has another home.
         self._settings = settings.with_options(store_url=settings.store)
-        self.running: dict[str, RemoteRun] = {}
 
-    async def open(self, jobs: Sequence[Job]) -> None:
+    async def open(self) -> None:
         self._slots = anyio.CapacityLimiter(self._settings.train_task_num)
 
     async def close(self) -> None:
@@ -39,7 +37,7 @@ class RemoteEngine:
     @asynccontextmanager
     async def place(self, options: TrainOptions) -> AsyncIterator[Place]:
         async with self._slots:
-            yield _Elsewhere(self, self._target, self._settings)
+            yield _Elsewhere(self._target, self._settings)
 
     def fits(self, asked: TrainOptions, wanted: TrainOptions) -> bool:
         return True
@@ -47,23 +45,9 @@ class RemoteEngine:
     def why_waiting(self, options: TrainOptions) -> str:
         return ""
 
-    def keeps(self, job: Job) -> bool:
-        return False
-
-    async def discard(self, job: Job) -> None:
-        if job.attempt:
-            await discard_parts(job, self._settings)
-
-    async def usage(self, job: Job) -> ProcessUsage | None:
-        return await self.running[job.model_id].usage()
-
-    async def stack(self, job: Job) -> str:
-        return await self.running[job.model_id].stack()
-
 
 class _Elsewhere:
-    def __init__(self, engine: RemoteEngine, target: str, settings: Settings) -> None:
-        self._engine = engine
+    def __init__(self, target: str, settings: Settings) -> None:
         self._target = target
         self._settings = settings
 
@@ -71,19 +55,25 @@ class _Elsewhere:
         async def stop_when_asked() -> None:
             await run.stop.made.wait()
             assert run.stop.reason is not None
-            remote.stop(run.stop.reason)
+            self._remote.stop(run.stop.reason)
 
         code = pack_code(self._target, self._settings)
         order = msgspec.msgpack.encode(JobOrder.of("tests", run, self._settings, code))
-        remote = self._engine.running[run.job.model_id] = RemoteRun(order)
-        tasks = [asyncio.create_task(remote.run()), asyncio.create_task(stop_when_asked())]
+        self._remote = RemoteRun(order)
+        tasks = [asyncio.create_task(self._remote.run()), asyncio.create_task(stop_when_asked())]
         try:
-            return await self._follow(remote, run)
+            return await self._follow(self._remote, run)
         finally:
             for task in tasks:
                 task.cancel()
                 with anyio.CancelScope(shield=True), contextlib.suppress(asyncio.CancelledError):
                     await task
+
+    async def usage(self) -> ProcessUsage | None:
+        return await self._remote.usage()
+
+    async def stack(self) -> str:
+        return await self._remote.stack()
 
     async def _follow(self, remote: RemoteRun, run: JobRun) -> JobOutcome:
         after = 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlpkit.errors import ArgumentError, SettingsError
+from mlpkit.errors import ArgumentError, JobConflict, SettingsError
 from mlpkit.log import configure
 from mlpkit.script import import_app
 from mlpkit.settings import Settings
@@ -60,6 +60,9 @@ async def test_engine_from_outside_runs_the_jobs(
         await queue.submit(job("b"))
         await queue.submit(job("c"))
         await reached(queue, "a", lambda each: each.state == "training")
+        assert await queue.usage("a") is None
+        with pytest.raises(JobConflict, match="has no stack of its own"):
+            await queue.stack("a")
         assert [queue.position(name) for name in "abc"] == [None, 1, 2]
         assert (await queue.cancel("b")).message == "cancelled"
         (tmp_path / "go").touch()
@@ -76,7 +79,8 @@ async def test_engine_from_outside_runs_the_jobs(
         await queue.close()
 
     assert (home / "storage/ml-platform-model/a/weights").read_text() == "a"
-    assert engine.calls == ["open with []", "discard b", "discard d", "close"]
+    assert engine.calls == ["open", "close"]
+    assert list((home / "work").iterdir()) == []
 
 
 async def test_setting_chooses_the_engine(threads: None, write_script: WriteScript, home: Path) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 
 import anyio
 import anyio.from_thread
@@ -18,7 +16,7 @@ from mlpkit.errors import ArgumentError, JobConflict
 from mlpkit.log import LogLine
 from mlpkit.script import import_app
 from mlpkit.settings import Settings
-from mlpkit.training import Job, JobOutcome, Progress, run_train
+from mlpkit.training import JobOutcome, Progress, run_train
 from mlpkit.training.engine import JobRun, Place, ProcessUsage
 
 
@@ -30,9 +28,9 @@ class ThreadEngine:
         self._settings = settings
         self.calls: list[str] = []
 
-    async def open(self, jobs: Sequence[Job]) -> None:
+    async def open(self) -> None:
         self._slots = anyio.CapacityLimiter(1)
-        self.calls.append(f"open with {[job.model_id for job in jobs]}")
+        self.calls.append("open")
 
     async def close(self) -> None:
         self.calls.append("close")
@@ -52,18 +50,6 @@ class ThreadEngine:
     def why_waiting(self, options: TrainOptions) -> str:
         return "the one thread is busy"
 
-    def keeps(self, job: Job) -> bool:
-        return False
-
-    async def discard(self, job: Job) -> None:
-        self.calls.append(f"discard {job.model_id}")
-
-    async def usage(self, job: Job) -> ProcessUsage | None:
-        return None
-
-    async def stack(self, job: Job) -> str:
-        raise JobConflict("a thread of the service has no stack of its own")
-
 
 class _Thread:
     def __init__(self, target: str, settings: Settings) -> None:
@@ -74,21 +60,27 @@ class _Thread:
         run.log.write(LogLine(time.time(), "INFO", "runs in a thread", run.job.log_uuid))
         return await anyio.to_thread.run_sync(self._train, run, abandon_on_cancel=True)
 
+    async def usage(self) -> ProcessUsage | None:
+        return None
+
+    async def stack(self) -> str:
+        raise JobConflict("a thread of the service has no stack of its own")
+
     def _train(self, run: JobRun) -> JobOutcome:
         def in_loop(call: Callable[[], None]) -> None:
             anyio.from_thread.run_sync(call)
 
         sent: list[Callable[[], None]] = []
         progress = Progress(lambda snapshot: sent.append(partial(run.on_progress, snapshot)))
-        with tempfile.TemporaryDirectory() as folder:
-            outcome = run_train(
-                import_app(self._target),
-                run.job,
-                self._settings,
-                Path(folder),
-                progress,
-                on_trained=lambda manifest, is_to_evaluate: in_loop(run.on_storing),
-            )
+        run.folder.mkdir(parents=True)
+        outcome = run_train(
+            import_app(self._target),
+            run.job,
+            self._settings,
+            run.folder,
+            progress,
+            on_trained=lambda manifest, is_to_evaluate: in_loop(run.on_storing),
+        )
         progress.close()
         for call in sent:
             in_loop(call)

@@ -128,6 +128,7 @@ def test_only_a_valid_traceparent_is_taken() -> None:
         assert read_traceparent(wrong) == ""
 
 
+@pytest.mark.filterwarnings("default:from warnings")
 def test_loguru_stdlib_logging_and_warnings_go_into_one_log(written: io.StringIO) -> None:
     with with_request_id("u1"):
         logger.info("from loguru")
