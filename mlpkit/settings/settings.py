@@ -101,7 +101,8 @@ class Settings:
         "MLPKIT_PLACE_TIMEOUT",
         600.0,
         time_limit,
-        "How long a job waits if no node of the cluster has what it asks for. While nodes are only busy, it waits on.",
+        "How long a job waits if no node of the cluster has what it asks for (while nodes are only busy, it waits on), "
+        "and how long a load waits for a place there.",
         shown="10m",
     )
     launch: str = _setting(
