@@ -128,13 +128,13 @@ class ModelNotLoaded(MlpkitError):
     """A prediction was asked of a model that is not loaded here.
 
     What to do: Load the model with `POST /load`, and wait for its answer. `GET /models` shows what is loaded, and
-    what failed.
+    what failed. If the message says that the model is being loaded again, wait: the service has just started.
     """
 
     http_status = 404
 
-    def __init__(self, model_id: str) -> None:
-        super().__init__(f"model [{model_id}] not loaded")
+    def __init__(self, model_id: str, why: str = "") -> None:
+        super().__init__(f"model [{model_id}] not loaded{why}")
 
 
 class ModelInUse(MlpkitError):

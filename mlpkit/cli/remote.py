@@ -147,7 +147,9 @@ def _print_log(text: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console().print(Text.from_ansi(text), soft_wrap=True, end="\n" if text.endswith("\n") else "")
+    # Newer versions of rich keep the line feed at the end, older ones drop it.
+    end = "\n" if text.endswith("\n") else ""
+    Console().print(Text.from_ansi(text.removesuffix("\n")), soft_wrap=True, end=end)
 
 
 @click.command()

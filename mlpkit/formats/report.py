@@ -346,7 +346,7 @@ class _Check:
         if self.kind.classes:
             for label, count in self.labels.items():
                 if _is_quoted(label):
-                    message = f"the label {shown(label)} is in quotes, as spreadsheets write it: save the file without"
+                    message = f"the label {shown(label)} is quoted as a spreadsheet does: save the file without quotes"
                     self.find(count.line, None, "error", "quotes", message)
                     quotes.doubled = True
         if quotes.first is None:

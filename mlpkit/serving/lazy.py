@@ -39,6 +39,7 @@ _ABSENT_SECONDS = 1.0
 _AT_ONCE = 8
 """Manifests that are asked for at the same time."""
 _MOST_FAILURES = 1000
+_AGAIN = ": it is being loaded again, see GET /models"
 
 
 @dataclass
@@ -92,8 +93,10 @@ class LazyLoads:
         """Whether predictions wait for the model."""
         return model_id in self._asked
 
-    def add(self, model_id: str, prediction: PendingPrediction) -> None:
+    def add(self, model_id: str, prediction: PendingPrediction, *, leaves: bool = False) -> None:
         """Lets a prediction wait for its model, whose load begins.
+
+        `leaves` if the model is being unloaded.
 
         Raises:
             ModelNotLoaded: the model is not loaded when it is asked for.
@@ -102,7 +105,9 @@ class LazyLoads:
         """
         record = self._ledger.get(model_id)
         if not (self._lazy or (record is not None and record.evicted)):
-            raise ModelNotLoaded(model_id)
+            # A service answers as soon as it has started, and loads what it had before meanwhile.
+            known = record is not None and record.algorithm in self._algorithms and not record.given_up
+            raise ModelNotLoaded(model_id, _AGAIN if known and not leaves else "")
         failure = self._failures.get(model_id)
         if failure is not None and prediction.since < failure.until:
             raise failure.error.with_traceback(None)

@@ -270,7 +270,7 @@ class Models:
         if model is None or model.state != "loaded":
             if self._closing:
                 raise ServiceStopping(STOPPING)
-            self._lazy.add(model_id, prediction)
+            self._lazy.add(model_id, prediction, leaves=model is not None and model.state == "unloading")
             return prediction
         dispatcher = model.dispatcher
         most = self._settings.max_waiting

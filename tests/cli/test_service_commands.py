@@ -111,6 +111,12 @@ def test_a_job_is_shown_followed_and_loaded_by_its_id_alone(folder: Path, mlpkit
         job = client.train("mood", parameters={"steps": 4, "seconds": 1.0})
         followed = mlpkit("logs", "-f", job.model_id, *at)
         printed = mlpkit("logs", job.model_id, *at)
+        drawn = in_terminal(
+            [sys.executable, "-m", "mlpkit", "logs", job.model_id, *at],
+            folder,
+            environment_of(folder / "home"),
+            columns=200,
+        )
         shown = mlpkit("status", job.model_id, *at)
         listed = json.loads(mlpkit("status", job.model_id, "--json", *at).stdout)
         loaded = mlpkit("load", job.model_id, *at)
@@ -122,6 +128,7 @@ def test_a_job_is_shown_followed_and_loaded_by_its_id_alone(folder: Path, mlpkit
     assert followed.returncode == 0, followed.stderr
     assert followed.stdout == printed.stdout
     assert followed.stdout.count("a line of the job") == 1
+    assert [line.rstrip() for line in drawn.screen] == printed.stdout.splitlines()
     assert followed.stderr.splitlines()[-1] == f"mood {job.model_id}: completed"
     lines = dict(line.split(maxsplit=1) for line in shown.stdout.splitlines())
     assert (lines["model"], lines["algorithm"], lines["state"]) == (job.model_id, "mood", "completed")

@@ -105,6 +105,26 @@ async def test_unload_of_a_model_that_is_being_restored_holds_though_its_load_fa
     assert msgspec.json.decode((here / "home" / "models.json").read_bytes()) == []
 
 
+async def test_a_prediction_is_told_that_its_model_is_being_loaded_again(open_models: OpenModels, here: Path) -> None:
+    script = FRAIL.format(options="")
+    async with open_models(script) as models:
+        await models.load("frail", "m")
+    (here / "wait").touch()
+    async with open_models(script) as models:
+        with pytest.raises(
+            ModelNotLoaded, match=r"^model \[m\] not loaded: it is being loaded again, see GET /models$"
+        ):
+            await ask(models)
+        with pytest.raises(ModelNotLoaded, match=r"^model \[never\] not loaded$"):
+            await ask(models, "never")
+        (here / "wait").unlink()
+        await until(lambda: [each.state for each in models.listed()] == ["loaded"], seconds=20)
+        assert isinstance(await ask(models), int)
+        await models.unload("m")
+        with pytest.raises(ModelNotLoaded, match=r"^model \[m\] not loaded$"):
+            await ask(models)
+
+
 async def test_unload_of_a_model_that_is_being_given_up_drops_it_once(open_models: OpenModels, here: Path) -> None:
     async with open_models(FRAIL.format(options="(replicas=2)"), workers=2) as models:
         await models.load("frail", "m")
