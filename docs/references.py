@@ -80,7 +80,8 @@ def routes() -> tuple[ServedRoute, ...]:
 def metrics() -> tuple[Any, ...]:
     """The families of metrics, as prometheus_client has them."""
     (spec,) = (route.spec for route in routes() if route.path == "/metrics")
-    return tuple(spec.function.__self__.collector({}).collect())  # type: ignore[attr-defined]
+    route = spec.function.__self__  # type: ignore[attr-defined]
+    return tuple(route.collector(route.read({})).collect())
 
 
 def error_classes() -> list[type[BaseException]]:

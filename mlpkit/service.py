@@ -39,7 +39,7 @@ from mlpkit.processes import Devices, log_prints
 from mlpkit.script import absolute_search_path, know_by_other_names, target_of
 from mlpkit.serving import Aliases, Models
 from mlpkit.settings import Settings, environment_remarks, load_settings
-from mlpkit.storage import Storage, StoredModels, open_storage
+from mlpkit.storage import Storage, StorageTotals, StoredModels, open_storage
 from mlpkit.training import LocalEngine, TrainingQueue
 from mlpkit.web import HISTORY_STEP, Application, Dependencies, ServiceState, connections
 
@@ -88,6 +88,7 @@ class Service:
         self.training = TrainingQueue(app.build(), self.target, settings, log, engine=engine)
         self.models = Models(app, self.target, settings, log, storage=self.storage, devices=devices)
         self.author_metrics = AuthorMetrics(settings.home)
+        self.storage_totals = StorageTotals(settings.home)
         self.models.on_change = self.training.events.note_model
         self.aliases = Aliases(self.models, settings.home, settings.load_timeout)
         self.webhook = self._open_webhook() if settings.webhook else None
@@ -105,6 +106,7 @@ class Service:
                 state=self.state,
                 cluster=self.cluster,
                 author_metrics=self.author_metrics,
+                storage_totals=self.storage_totals,
                 target=self.target,
             )
         )
@@ -220,6 +222,7 @@ class Service:
             await asyncio.sleep(HISTORY_STEP)
             self.web.history.sample()
             await anyio.to_thread.run_sync(self.author_metrics.fold, abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(self.storage_totals.counts, abandon_on_cancel=True)
 
     async def _check_store(self) -> None:
         limiter = anyio.CapacityLimiter(1)

@@ -17,10 +17,16 @@ from typing import Any
 import msgspec
 
 from mlpkit.log import logger
+from mlpkit.metrics.shared import is_alive
 
 _VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _KEPT = ("counter", "histogram", "summary")
 """Kinds whose values count on after their process has ended. A gauge has no value then."""
+
+
+def metrics_folder(home: Path) -> Path:
+    """Where the processes of a service write what they count."""
+    return home / "metrics"
 
 
 def metrics_environment(home: Path) -> dict[str, str]:
@@ -28,14 +34,14 @@ def metrics_environment(home: Path) -> dict[str, str]:
 
     Nothing, if the operator uses that mode otherwise.
     """
-    return {} if os.environ.get(_VARIABLE) else {_VARIABLE: str(home / "metrics")}
+    return {} if os.environ.get(_VARIABLE) else {_VARIABLE: str(metrics_folder(home))}
 
 
 class AuthorMetrics:
     """The metrics of all scripts' processes; any thread may call."""
 
     def __init__(self, home: Path) -> None:
-        self._folder = home / "metrics"
+        self._folder = metrics_folder(home)
         self._lock = threading.Lock()
 
     def open(self) -> None:
@@ -61,7 +67,7 @@ class AuthorMetrics:
         with self._lock:
             for file in self._folder.glob("*_*.db"):
                 kind, _, process = file.stem.rpartition("_")
-                if process.isdigit() and int(process) and not _is_alive(int(process)):
+                if process.isdigit() and int(process) and not is_alive(int(process)):
                     if kind in _KEPT:
                         self._add(file, file.with_name(f"{kind}_0.db"))
                     file.unlink(missing_ok=True)
@@ -79,13 +85,3 @@ class AuthorMetrics:
             total.close()
         except (OSError, ValueError, msgspec.MsgspecError) as error:
             logger.debug("the metrics of a process that was killed cannot be read: {}", error)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

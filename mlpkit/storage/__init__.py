@@ -1,5 +1,6 @@
 """Storage: objects by `bucket/key`, a file cache, and whole models."""
 
+from mlpkit.storage.counts import StorageCounts, StorageTotals
 from mlpkit.storage.files import replace_file, temporary_file, write_through
 from mlpkit.storage.model_dir import (
     CheckpointManifest,
@@ -35,6 +36,8 @@ __all__ = [
     "ModelDir",
     "ObjectStat",
     "Storage",
+    "StorageCounts",
+    "StorageTotals",
     "StoredModels",
     "begin_model",
     "checked_key",

@@ -23,6 +23,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 import filelock
 import msgspec
@@ -45,6 +46,12 @@ _Fingerprint = tuple[tuple[str, int, int, int, int], ...]
 """Name, inode, size and times of each file."""
 Make = Callable[[Path], Mapping[str, str]]
 """Fills a folder; gives the digests that it knows of files in it, by their names."""
+Count = Callable[[Literal["hit", "miss", "eviction"], int], None]
+"""Gets what the cache did, and how often."""
+
+
+def _do_not_count(event: str, number: int) -> None:
+    """For a cache of which nobody wants to know."""
 
 
 class FileCache:
@@ -56,9 +63,10 @@ class FileCache:
     be made anew. Files that several entries share (hard links) are counted once.
     """
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    def __init__(self, folder: Path, limit: int, count: Count = _do_not_count) -> None:
         self._folder = folder.absolute()
         self._limit = limit
+        self._count = count
         self._entries = self._folder / "entries"
         self._making = self._folder / "making"
         self._locks = self._folder / "locks"
@@ -93,15 +101,23 @@ class FileCache:
         """
         entry = _digest(name)
         subject = _digest(subject)
+        was_there = True
+
+        def fill(folder: Path) -> Mapping[str, str]:
+            nonlocal was_there
+            was_there = False
+            return make(folder)
+
         with self._translated(source):
             # Held before it is looked at: from here on nobody removes it.
             self._holds.hold(entry)
             with self._released_by_failure(entry):
                 if not self._is_known(entry):
                     with self._locked(entry):
-                        while not self._is_there(entry, subject, source, make):
+                        while not self._is_there(entry, subject, source, fill):
                             pass
                 self.index.note_obtained(subject, entry)
+        self._count("hit" if was_there else "miss", 1)
         return self._files_of(entry)
 
     def held(self, copy: Path) -> Path | None:
@@ -160,13 +176,15 @@ class FileCache:
     def _held(self, entry: str) -> Path | None:
         self._holds.hold(entry)
         with self._released_by_failure(entry):
-            if self._is_known(entry):
-                return self._files_of(entry)
-            with self._locked(entry):
-                if self._is_intact(entry):
-                    return self._files_of(entry)
-        self._holds.release(entry)
-        return None
+            found = self._is_known(entry)
+            if not found:
+                with self._locked(entry):
+                    found = self._is_intact(entry)
+        if not found:
+            self._holds.release(entry)
+            return None
+        self._count("hit", 1)
+        return self._files_of(entry)
 
     @contextlib.contextmanager
     def _released_by_failure(self, entry: str) -> Iterator[None]:
@@ -353,6 +371,8 @@ class FileCache:
                 removed += 1
             else:
                 self.index.note_use(entry, started)
+        if removed:
+            self._count("eviction", removed)
         return removed
 
     def _last_use(self, entry: str) -> int:
@@ -398,7 +418,7 @@ class FileCache:
         return removed > 0
 
 
-def open_cache(settings: Settings) -> FileCache:
+def open_cache(settings: Settings, count: Count) -> FileCache:
     """The cache of the settings.
 
     If the folder belongs to another user and only that user may write there, it is a folder in the home, with a
@@ -414,7 +434,7 @@ def open_cache(settings: Settings) -> FileCache:
             private,
         )
         folder = private
-    return FileCache(folder, settings.cache_size)
+    return FileCache(folder, settings.cache_size, count)
 
 
 def _is_private_of_another(folder: Path) -> bool:

@@ -288,11 +288,13 @@ class Storage:
                 # SQLite and the locks of files take 2 MiB, in every worker: not before something is fetched or saved.
                 from mlpkit.storage.cache import open_cache
                 from mlpkit.storage.copies import Copies
+                from mlpkit.storage.counts import CountedStore, StorageCounter
 
                 if self._made is not None:
                     _OF_PARENTS.append(self._made)
-                store = store_of(self._settings)
-                cache = open_cache(self._settings)
+                counter = StorageCounter(self._settings.home)
+                store = CountedStore(store_of(self._settings), counter)
+                cache = open_cache(self._settings, counter.cache)
                 threads = Threads(_TRANSFERS_AT_A_TIME)
                 copies = Copies(
                     store,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -18,6 +19,7 @@ from mlpkit.web.request import DURATION_LIMITS, HttpResponse, success, to_json
 if TYPE_CHECKING:
     from mlpkit.metrics import Histogram
     from mlpkit.serving import Counts
+    from mlpkit.storage import StorageCounts
     from mlpkit.web.request import RequestCounts
     from mlpkit.web.routes import Dependencies, Request, ServiceState
 
@@ -132,24 +134,41 @@ class MetricsRoute:
         from prometheus_client import CollectorRegistry, generate_latest
 
         pids = {worker.index: worker.pid for worker in self._dependencies.models.workers() if worker.pid is not None}
-        memory = await to_thread.run_sync(_memory_of, pids, limiter=self._threads)
+        read = await to_thread.run_sync(self.read, pids, limiter=self._threads)
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(self.collector(memory))
+        registry.register(self.collector(read))
         registry.register(self._dependencies.author_metrics)
         return HttpResponse(generate_latest(registry), content_type=_TEXT)
 
-    def collector(self, memory: Mapping[int, int]) -> _Collector:
-        """The metric families of this moment; `memory` is bytes by worker."""
-        return _Collector(self._dependencies, self._counts, memory)
+    def read(self, pids: Mapping[int, int]) -> Measured:
+        """What must be read for a scrape; `pids` is by worker."""
+        dependencies = self._dependencies
+        return Measured(_memory_of(pids), dependencies.storage_totals.counts(), dependencies.storage.cached())
+
+    def collector(self, measured: Measured) -> _Collector:
+        """The metric families of this moment."""
+        return _Collector(self._dependencies, self._counts, measured)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a scrape has read.
+
+    `memory` is bytes by worker, `cached` the bytes in the cache, None if that is not known.
+    """
+
+    memory: Mapping[int, int]
+    storage: StorageCounts
+    cached: int | None
 
 
 class _Collector:
-    """The numbers of one moment; `memory` is bytes by worker."""
+    """The numbers of one moment."""
 
-    def __init__(self, dependencies: Dependencies, counts: RequestCounts, memory: Mapping[int, int]) -> None:
+    def __init__(self, dependencies: Dependencies, counts: RequestCounts, measured: Measured) -> None:
         self._dependencies = dependencies
         self._counts = counts
-        self._memory = memory
+        self._measured = measured
 
     def collect(self) -> Iterator[Any]:
         """The metric families, as prometheus_client collects them."""
@@ -160,6 +179,7 @@ class _Collector:
         yield from self._of_loads()
         yield from self._of_workers()
         yield from self._of_jobs()
+        yield from self._of_storage()
 
     def _of_service(self) -> Iterator[Any]:
         from prometheus_client.core import GaugeMetricFamily
@@ -291,7 +311,7 @@ class _Collector:
         workers = models.workers()
         yield _gauge("mlpkit_workers_ready", "Workers that take requests.", sum(worker.ready for worker in workers))
         memory = GaugeMetricFamily("mlpkit_worker_memory_bytes", "Resident memory of a worker.", labels=("worker",))
-        for index, size in self._memory.items():
+        for index, size in self._measured.memory.items():
             memory.add_metric((str(index),), size)
         yield memory
         yield _gauge(
@@ -329,6 +349,38 @@ class _Collector:
             _add(waiting, name, counts.waiting)
         yield from (ended, running, waiting)
 
+    def _of_storage(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
+        counts = self._measured.storage
+        hits = CounterMetricFamily("mlpkit_cache_hits", "Objects and folders that were in the cache.")
+        hits.add_metric((), counts.cache["hit"])
+        misses = CounterMetricFamily("mlpkit_cache_misses", "Objects and folders that had to be fetched.")
+        misses.add_metric((), counts.cache["miss"])
+        evictions = CounterMetricFamily(
+            "mlpkit_cache_evictions", "Objects and folders that the cache removed to make room."
+        )
+        evictions.add_metric((), counts.cache["eviction"])
+        yield from (hits, misses, evictions)
+        yield _gauge("mlpkit_cache_bytes", "Bytes in the cache.", self._measured.cached or 0)
+        yield _gauge(
+            "mlpkit_cache_limit_bytes", "Bytes that the cache may have.", self._dependencies.settings.cache_size
+        )
+        seconds = HistogramMetricFamily(
+            "mlpkit_store_seconds",
+            "Time of an operation of the store, with its retries, in all processes on this machine.",
+            labels=("operation",),
+        )
+        errors = CounterMetricFamily(
+            "mlpkit_store_errors",
+            "Operations of the store that failed. That an object is missing is not an error.",
+            labels=("operation",),
+        )
+        for operation, histogram in counts.seconds.items():
+            _add(seconds, operation, histogram)
+            errors.add_metric((operation,), counts.errors[operation])
+        yield from (seconds, errors)
+
 
 def _gauge(name: str, text: str, value: float) -> Any:
     from prometheus_client.core import GaugeMetricFamily
@@ -336,8 +388,8 @@ def _gauge(name: str, text: str, value: float) -> Any:
     return GaugeMetricFamily(name, text, value=value)
 
 
-def _add(family: Any, algorithm: str, histogram: Histogram) -> None:
-    family.add_metric((algorithm,), histogram.lines(), histogram.sum)
+def _add(family: Any, label: str, histogram: Histogram) -> None:
+    family.add_metric((label,), histogram.lines(), histogram.sum)
 
 
 def _memory_of(pids: Mapping[int, int]) -> dict[int, int]:

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from mlpkit.platform.cluster import ReplicaSync
     from mlpkit.serving import Aliases, Models
     from mlpkit.settings import Settings
-    from mlpkit.storage import Storage, StoredModels
+    from mlpkit.storage import Storage, StorageTotals, StoredModels
     from mlpkit.training import TrainingQueue
     from mlpkit.web.predict import PredictEndpoint
     from mlpkit.web.request import RequestContext, RequestCounts
@@ -113,6 +113,7 @@ class Dependencies:
     log: LogOutput
     state: ServiceState
     author_metrics: AuthorMetrics
+    storage_totals: StorageTotals
     cluster: ReplicaSync | None = None
     target: str = ""
 

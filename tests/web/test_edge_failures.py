@@ -40,7 +40,7 @@ def asked(failing: Any, path: str = "/anything") -> tuple[Connection, str]:
     output = LogOutput(log)
     nothing: Any = None
     dependencies = Dependencies(
-        {}, Settings(), nothing, nothing, nothing, nothing, nothing, output, ServiceState("ready"), nothing
+        {}, Settings(), nothing, nothing, nothing, nothing, nothing, output, ServiceState("ready"), nothing, nothing
     )
     application = Application(dependencies)
     application.router = failing
@@ -90,7 +90,7 @@ def test_a_websocket_is_closed() -> None:
     nothing = cast(Any, None)
     state = ServiceState("ready")
     dependencies = Dependencies(
-        {}, Settings(), nothing, nothing, nothing, nothing, nothing, LogOutput(io.StringIO()), state, nothing
+        {}, Settings(), nothing, nothing, nothing, nothing, nothing, LogOutput(io.StringIO()), state, nothing, nothing
     )
     asyncio.run(Application(dependencies)({"type": "websocket"}, connection.receive, connection.send))
     assert connection.sent[0]["type"] == "websocket.close"

@@ -18,7 +18,19 @@ from tests.web.test_jobs import job_in, train
 from tests.wire.replayer import Service
 
 DEPLOY = Path(__file__).parent.parent.parent / "examples" / "deploy"
-BOUNDED = {"route", "status", "algorithm", "outcome", "state", "worker", "model_id", "le", "version", "python"}
+BOUNDED = {
+    "route",
+    "status",
+    "algorithm",
+    "outcome",
+    "state",
+    "worker",
+    "model_id",
+    "le",
+    "version",
+    "python",
+    "operation",
+}
 
 
 def scraped(service: Service) -> dict[str, Metric]:
@@ -88,6 +100,38 @@ def test_loads_and_predictions_are_counted_with_their_times(plain: Service) -> N
     assert value(plain, "mlpkit_prediction_transfer_seconds_sum", algorithm="echo") > 0
     assert value(plain, "mlpkit_worker_memory_bytes", worker="0") > 1 << 20
     assert 0 <= value(plain, "mlpkit_saturation") <= 1
+
+
+def test_what_jobs_and_workers_do_with_the_store_and_the_cache_is_counted() -> None:
+    service = Service("default", command=("-m", "mlpkit", "run", "tests.servers.mood:app"), MLP_CLIENT_WORKER="1")
+    names = ("mlpkit_cache_hits_total", "mlpkit_cache_misses_total", "mlpkit_cache_evictions_total")
+    uploads = {"name": "mlpkit_store_seconds_count", "operation": "upload"}
+    try:
+        before = [value(service, name) for name in names]
+        assert value(service, **uploads) == 0
+        model_id = train(service, "mood")
+        job_in(service, model_id, "completed")
+        # The file, its manifest, and perhaps what the check of rights writes: by a process that has ended since.
+        assert value(service, **uploads) >= 2
+        assert value(service, "mlpkit_store_seconds_sum", operation="upload") > 0
+        for action in ("load", "unload", "load"):
+            body = f'{{"algorithm": "mood", "model_id": "{model_id}"}}'
+            assert service.post(f"/{action}", body).json["status"] == "success"
+        hits, misses, evictions = (value(service, name) - old for name, old in zip(names, before, strict=True))
+        assert (hits > 0, misses > 0, evictions) == (True, True, 0)
+        assert 0 < value(service, "mlpkit_cache_bytes") < value(service, "mlpkit_cache_limit_bytes")
+        # A model that is not stored is an answer, and no fault of the store.
+        assert service.post("/load", '{"algorithm": "mood", "model_id": "no-such"}').json["status"] == "fail"
+        assert {errors(service, name) for name in ("stat", "read", "download", "list")} == {0.0}
+        Path(service.folder.name, "home/storage/ml-platform-model/circle").symlink_to("circle")
+        assert service.post("/load", '{"algorithm": "mood", "model_id": "circle"}').json["status"] == "fail"
+        assert sum(errors(service, name) for name in ("stat", "read", "download", "list")) > 0
+    finally:
+        service.stop()
+
+
+def errors(service: Service, operation: str) -> float:
+    return value(service, "mlpkit_store_errors_total", operation=operation)
 
 
 def test_a_prediction_tells_where_its_time_went_if_it_is_asked_to(plain: Service) -> None:
