@@ -21,7 +21,7 @@ SUBJECTS = (
     ("Settings and start", "设置与启动", ("settings", "service.py", "processes")),
     ("Requests", "请求", ("web", "errors.py")),
     ("Trainings", "训练", ("training",)),
-    ("Data and answers", "数据与回答", ("formats",)),
+    ("Data and answers", "数据与预测结果", ("formats",)),
     ("Models and predictions", "模型与预测", ("serving",)),
     ("Storage", "存储", ("storage",)),
     ("Database and replicas", "数据库与副本", ("platform",)),
@@ -80,7 +80,7 @@ def escaped(text: str) -> str:
 
 
 def _section(english: str, chinese: str, places: tuple[str, ...], is_chinese: bool) -> str:
-    head = "| 消息 | 错误 |" if is_chinese else "| message | error |"
+    head = "| 错误信息 | 错误类 |" if is_chinese else "| message | error |"
     rows = [f"| <code>{escaped(each.text)}</code> | `{each.error}` |" for each in messages_of(*places)]
     return "\n".join((f"### {chinese if is_chinese else english}\n", head, "| --- | --- |", *rows, ""))
 

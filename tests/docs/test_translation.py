@@ -62,6 +62,12 @@ UNWANTED = {
     r"存储仓|储存": "存储",
     r"伺服器|服务端进程": "服务器",
     r"鲁棒": "稳健",
+    r"测试行": "测试数据",
+    r"(?<!返回)网页": "Web 界面 for the page at /",
+    r"提问|请它回答": "请求预测: a model is not asked questions",
+    r"死掉": "异常退出",
+    r"移动(这个|一个)?别名|别名移动": "切换别名",
+    r"最有把握": "置信度最高",
 }
 """Chinese words that are not used, and what to write."""
 
