@@ -206,7 +206,7 @@ def _compared(listed: list[dict[str, Any]], desired_models: list[DesiredModel]) 
 
     Those that it wants and that are not here are listed too.
     """
-    undesired = {"desired": None, "desired_since": None, "error": "", "failures": 0, "next_try": None}
+    undesired = {"desired": None, "desired_since": None, "error": "", "load_failures": 0, "next_try": None}
     models = {model["model_id"]: {**model, **undesired} for model in listed}
     for desired in desired_models:
         absent = {
@@ -220,7 +220,7 @@ def _compared(listed: list[dict[str, Any]], desired_models: list[DesiredModel]) 
             "desired": "loaded" if desired.wanted else "unloaded",
             "desired_since": desired.since,
             "error": desired.error,
-            "failures": desired.failures,
+            "load_failures": desired.failures,
             "next_try": desired.next_try,
         }
     return list(models.values())

@@ -97,6 +97,8 @@ def test_models_shows_what_is_wanted_beside_what_is_there(leader: Service, small
     assert (found["bad"]["desired"], found["bad"]["state"]) == ("loaded", "unloaded")
     assert "boom in load" in found["bad"]["error"]
     assert found["bad"]["next_try"] > found["bad"]["desired_since"] > 1e9
+    assert found["bad"]["load_failures"] >= 1
+    assert found["good"]["failures"] == 0, "it counts predictions"
     tries = found["bad"]["next_try"]
     wait_until(lambda: models(leader)["bad"]["next_try"] > tries + 0.5, "it was tried again, several times")
     log = Path(leader.folder.name, "state", "service.log").read_text()
