@@ -121,8 +121,9 @@ class ModelLine(ModelName, total=False):
 
     `seconds` is the time in the author's code. `memory` is by how much its worker grew. `evaluation` is the summary of
     its evaluation. `lazy`: it was loaded because a prediction asked for it. `p50` and `p99` are the median and the
-    99th percentile of a call of `predict`, in seconds. In cluster mode, `desired` is `loaded` or `unloaded`, None if
-    the database does not name the model; `error` says why it could not be loaded.
+    99th percentile of a call of `predict`, in seconds, and `failures` counts predictions. In cluster mode, `desired` is
+    `loaded` or `unloaded`, None if the database does not name the model; `error` says why it could not be loaded, and
+    `load_failures` how often.
     """
 
     workers: list[int]
@@ -144,6 +145,7 @@ class ModelLine(ModelName, total=False):
     desired: Literal["loaded", "unloaded"] | None
     desired_since: float | None
     error: str
+    load_failures: int
     next_try: float | None
 
 
@@ -347,7 +349,10 @@ class MemoryUse(TypedDict):
 
 
 class KnownAtOnce(TypedDict):
-    """What the server knows of itself without reading anything."""
+    """What the server knows of itself without reading anything.
+
+    `upload_size` is how many bytes a file may have, None if uploads are off.
+    """
 
     phase: Phase
     ready: bool
@@ -358,6 +363,7 @@ class KnownAtOnce(TypedDict):
     started: float
     now: float
     prefix: str
+    upload_size: int | None
     store: str
     database: str | None
     jobs: JobCounts
@@ -382,7 +388,7 @@ class ServiceSummary(KnownAtOnce, ReadFromDisks):
 class AlgorithmDetails(TypedDict):
     """What a form needs to train and to predict.
 
-    `features`, `params` and `parameters` are JSON schemas.
+    `features`, `params` and `parameters` are JSON schemas. `streams`: `predict` yields.
     """
 
     name: str
@@ -395,6 +401,7 @@ class AlgorithmDetails(TypedDict):
     params: dict[str, Any]
     parameters: dict[str, Any]
     takes_data: bool
+    streams: bool
 
 
 class AlgorithmPage(TypedDict):

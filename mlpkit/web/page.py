@@ -68,6 +68,14 @@ _HEADERS: tuple[Header, ...] = (
 STEP = 10.0
 """Seconds between two samples."""
 _SAMPLES = 360
+_LABEL_PARAMS = {
+    "type": "object",
+    "properties": {
+        "threshold": {"type": "number", "minimum": 0, "maximum": 100},
+        "top_n": {"type": "integer", "minimum": 0},
+    },
+}
+"""The `params` that are applied to labels, if `predict` does not say what it takes."""
 _SERIES = ("requests", "failures", "predictions", "p50", "p99", "waiting", "in_flight", "jobs", "queue", "memory")
 
 
@@ -128,6 +136,7 @@ class PageRoutes:
             "started": self._started,
             "now": time.time(),
             "prefix": settings.api_prefix,
+            "upload_size": settings.upload_size if settings.upload else None,
             "store": settings.store,
             "database": database,
             "jobs": {"waiting": jobs["init"], "running": jobs["training"], "places": settings.train_task_num},
@@ -238,6 +247,8 @@ def describe_algorithms(algorithms: Sequence[Algorithm]) -> AlgorithmPage:
     described: list[AlgorithmDetails] = []
     for algorithm in algorithms:
         known = kind_of(algorithm.kind)
+        plan = algorithm.plan("predict")
+        params = types.of(algorithm.name, "predict", "params")
         described.append(
             {
                 "name": algorithm.name,
@@ -247,9 +258,10 @@ def describe_algorithms(algorithms: Sequence[Algorithm]) -> AlgorithmPage:
                 "columns": known.columns,
                 "max_batch_size": algorithm.predict_options.max_batch_size,
                 "features": types.of(algorithm.name, "predict", "features"),
-                "params": types.of(algorithm.name, "predict", "params"),
+                "params": _LABEL_PARAMS if known.limit is not None and params == {"type": "object"} else params,
                 "parameters": types.of(algorithm.name, "train", "parameters"),
                 "takes_data": _takes_data(algorithm),
+                "streams": plan is not None and plan.is_generator,
             }
         )
     return {"algorithms": described, "schemas": types.components}

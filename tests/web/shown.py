@@ -1,20 +1,24 @@
-"""Algorithms to look at on the page: typed ones of several kinds, and a training that writes hostile text."""
+"""Algorithms to look at on the page: typed ones of several kinds, a training that writes hostile text, and a stream."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from mlpkit import App, Progress
+from mlpkit import App, Progress, TrainData
 from mlpkit.formats import Entities, Label, Span
 
 HOSTILE = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1> \x1b[31mred\x1b[0m \u202egnp.exe"
 
 app = App("labels", kind="text_classification", examples=[{"sentence": "味道很好"}])
 names = App("names", kind="text_sequence_labeling", examples=[{"sentence": "😀李华住在杭州。"}])
+talk = App("talk", kind="text_generation")
+rows = App("rows", kind="text_classification")
 
 
 class Hyper(msgspec.Struct):
@@ -50,8 +54,15 @@ def train(parameters: Hyper, progress: Progress) -> None:
         raise ValueError(HOSTILE)
 
 
+@rows.train
+def train_rows(data: TrainData) -> None:
+    print(f"{sum(1 for _ in data.rows())} rows were read")
+
+
 @app.load
 @names.load
+@talk.load
+@rows.load
 def load() -> str:
     return "a model"
 
@@ -66,4 +77,19 @@ def predict_names(features: dict[str, Any]) -> list[Entities]:
     return [Entities.of(features["sentence"], [Span(1, 3, "PER"), Span(5, 7, "LOC")])]
 
 
-both = App("both").include(app, names)
+@talk.predict
+def predict_talk(features: dict[str, str]) -> Iterator[str]:
+    """Says the second half of its text only when a file is there."""
+    yield "Once"
+    end = time.monotonic() + 120
+    while not Path(features["file"]).exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    yield " upon a time"
+
+
+@rows.predict
+def predict_rows(features: Sentence) -> list[Label]:
+    return [Label("a", 100.0)]
+
+
+both = App("both").include(app, names, talk, rows)

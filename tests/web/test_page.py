@@ -10,6 +10,8 @@ from tests.wire.replayer import Service
 
 FILES = Path(__file__).parent.parent.parent / "mlpkit" / "web" / "static"
 LARGEST = 100_000
+MEASURED = "macro micro missed invented wrong_type wrong_border"
+"""Names of figures that evaluations have."""
 
 
 def test_the_page_is_small_and_holds_no_data(strict: Service) -> None:
@@ -29,8 +31,10 @@ def test_the_page_is_small_and_holds_no_data(strict: Service) -> None:
 
 def test_every_text_is_there_in_both_languages() -> None:
     script = (FILES / "app.js").read_text(encoding="utf-8")
-    table = script.partition("const TEXT = Object.fromEntries(`\n")[2].partition("\n`")[0].splitlines()
-    texts = [line.split("|") for line in table]
+    _, found, rest = script.partition("const TEXT = new Map(`\n")
+    assert found
+    table, _, code = rest.partition("\n`")
+    texts = [line.split("|") for line in table.splitlines()]
     assert all(len(text) == 3 and text[0] and text[2] for text in texts)
     assert not [key for key, english, _ in texts if english == key[0].upper() + key[1:]], "left out: key with a capital"
     keys = [key for key, _, _ in texts]
@@ -38,7 +42,14 @@ def test_every_text_is_there_in_both_languages() -> None:
     for key, english, chinese in texts:
         assert english or "{" not in chinese, key
         assert set(re.findall(r"\{\w+\}", english)) == set(re.findall(r"\{\w+\}", chinese)), key
-    assert set(re.findall(r"\bt\(\"(\w+)\"", script)) <= set(keys)
+    columns = re.findall(r"\b(?:table|part)\((?:\"\w+\", )?\"([^\"]+)\"", code)
+    named = {column.lstrip("#:*") for line in columns for column in line.split()} - {"A", "B", "F1"}
+    assert len(named) > 30
+    named |= set(
+        re.findall(r"\b(?:t|button|because|heading|card|list|titled|fact|field|choice|say)\(\"(\w{3,})\"", code)
+    )
+    assert named - {"bad", "warn"} <= set(keys)
+    assert not [key for key in keys if not re.search(rf"\b{re.sub('(Ask|Help)$', '', key)}\b", code + MEASURED)]
 
 
 def test_the_page_can_be_switched_off() -> None:

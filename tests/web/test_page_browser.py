@@ -55,30 +55,37 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         labels={"praise": Figures(0.8, 0.7, 0.74666, 500)},
         errors=[WrongAnswer(1796, "tasty", "blame", "praise", 97.5)],
     )
-    summary = Snapshot(fraction=1.0, metrics={"accuracy": 0.9, "evaluation": report.summary()})
-    journal.add(
-        Job(
-            model_id="evaluated",
-            algorithm="labels",
-            state="completed",
-            progress=summary,
-            created=now,
-            started=now - 9000,
-            ended=now - 5000,
-        )
+    worse = msgspec.structs.replace(
+        report, f1=0.7, accuracy=0.72, labels={"praise": Figures(0.6, 0.7, 0.64615, 500)}, milliseconds={"p50": 2.0}
     )
+    better = msgspec.structs.replace(report, accuracy=0.75, milliseconds={"p50": 4.0, "p99": 9.0})
+    for number, (model_id, found) in enumerate({"evaluated-before": worse, "evaluated": better}.items()):
+        journal.add(
+            Job(
+                model_id=model_id,
+                algorithm="labels",
+                state="completed",
+                progress=Snapshot(fraction=1.0, metrics={"accuracy": 0.9, "evaluation": found.summary()}),
+                created=now + number,
+                started=now - 9000,
+                ended=now - 5000,
+            )
+        )
+        place = home / "storage" / "ml-platform-model" / model_id / "evaluation.json"
+        place.parent.mkdir(parents=True)
+        place.write_bytes(msgspec.json.encode(found))
     journal.close()
-    place = home / "storage" / "ml-platform-model" / "evaluated" / "evaluation.json"
-    place.parent.mkdir(parents=True)
-    place.write_bytes(msgspec.json.encode(report))
-    loaded = [LoadedModelRecord("labels", f"model-{number:03}") for number in range(299)]
-    (home / "models.json").write_bytes(msgspec.json.encode([*loaded, LoadedModelRecord("names", "names-1")]))
+    loaded = [LoadedModelRecord("labels", f"model-{number:03}") for number in range(298)]
+    others = [LoadedModelRecord("names", "names-1"), LoadedModelRecord("talk", "talk-1")]
+    (home / "models.json").write_bytes(msgspec.json.encode([*loaded, *others]))
     running = Service(
         "default",
         command=COMMAND,
         MLP_CLIENT_WORKER="1",
         MLPKIT_TOKEN=TOKEN,
         MLPKIT_HOME=str(home),
+        MLPKIT_UPLOAD="on",
+        MLPKIT_SERVER_TIMING="on",
     )
     end = time.monotonic() + LONG
     while running.get("/summary", **AUTHORIZED).json["data"]["models"]["loaded"] < 300:
@@ -125,8 +132,8 @@ def test_first_line_says_what_an_operator_needs(browser: Browser) -> None:
     browser.wait_for("300 models are loaded in 1 worker.")
     browser.click("button", "Dark")
     assert browser.run("document.documentElement.dataset.theme") == "dark"
-    browser.click("button", "切换到中文")
-    browser.wait_for("过去 24 小时有 50 个失败")
+    browser.click("button", "中文")
+    browser.wait_for("过去 24 小时有 50 个任务失败")
     assert browser.run("document.documentElement.lang") == "zh-CN"
 
 
@@ -134,7 +141,7 @@ def test_jobs_are_filtered_and_shown_in_pages(browser: Browser) -> None:
     browser.open("#/jobs")
     browser.wait_for("job-499")
     browser.wait_until("document.querySelectorAll('tbody tr').length === 25")
-    browser.click("button", "Older")
+    browser.click("button", "Next")
     browser.wait_for("job-474")
     browser.choose("state", "error")
     browser.wait_for("–25 of")
@@ -155,7 +162,7 @@ def test_a_job_is_trained_watched_and_cancelled_with_the_keyboard(browser: Brows
     browser.press(Keys.ENTER)
     browser.wait_for("How many steps.")
     browser.fill("steps", "0")
-    browser.wait_for("At least 1.")
+    browser.wait_for("Must be ≥ 1.")
     browser.fill("steps", "4")
     browser.choose("mode", '"stuck"')
     browser.tab_to("Start training")
@@ -169,7 +176,7 @@ def test_a_job_is_trained_watched_and_cancelled_with_the_keyboard(browser: Brows
     browser.wait_until("!document.querySelector('dialog')")
     browser.tab_to("Cancel")
     browser.press(Keys.ENTER)
-    browser.wait_for("Its process is ended now")
+    browser.wait_for("It ends now")
     browser.press(Keys.TAB, Keys.ENTER)
     browser.wait_for("cancelled")
     browser.tab_to("Train again")
@@ -197,7 +204,7 @@ def test_alias_is_set_in_a_form_that_shows_refusals(browser: Browser) -> None:
     browser.fill("alias", "Not a name")
     browser.fill("model_id", "model-002")
     browser.press(Keys.ENTER)
-    browser.wait_for("The alias was not moved: ")
+    browser.wait_for("This did not work: ")
     browser.fill("alias", "current")
     browser.press(Keys.ENTER)
     browser.wait_for("labels@current")
@@ -212,12 +219,12 @@ def test_models_are_found_unloaded_and_loaded(browser: Browser) -> None:
     browser.wait_until("document.querySelectorAll('[aria-label=Models] tbody tr').length === 1")
     browser.click("button", "Unload: model-077")
     browser.click("dialog button.danger")
-    browser.wait_for("The model is unloaded")
+    browser.wait_for("Done")
     browser.wait_for("Nothing fits")
     browser.click("button", "Load a model")
     browser.fill("model_id", "model-077")
     browser.press(Keys.ENTER)
-    browser.wait_for("The model is loaded")
+    browser.wait_until("document.querySelectorAll('[aria-label=Models] tbody tr').length === 1")
     browser.open("#/workers")
     browser.wait_for("300 models")
     browser.wait_for("pid ")
@@ -234,11 +241,111 @@ def test_a_model_is_tried_with_the_form_of_its_types(browser: Browser) -> None:
     browser.click("button", "Predict")
     browser.wait_for("好评")
     browser.wait_for("65")
+    browser.wait_for("· predict ")
     assert len(browser.driver.find_elements("css selector", ".labels .track")) == 2
     browser.open("#/tryit?model=names-1")
     browser.click("button", "Predict")
     browser.wait_until("document.querySelectorAll('mark').length === 2")
     assert browser.run("[...document.querySelectorAll('mark')].map(each => each.firstChild.data).join()") == "李华,杭州"
+
+
+def test_streamed_text_is_shown_as_it_arrives(browser: Browser, tmp_path: Path) -> None:
+    browser.open("#/tryit?model=talk-1")
+    browser.fill("Input", f'{{"file": "{tmp_path / "go"}"}}')
+    browser.wait_for("Accept: text/event-stream")
+    browser.click("button", "Predict")
+    browser.wait_until("document.querySelector('.marked')?.innerText === 'Once'")
+    (tmp_path / "go").touch()
+    browser.wait_until("document.querySelector('.marked').innerText === 'Once upon a time'")
+    browser.wait_for("in all, network included")
+
+
+def test_a_model_shows_the_figures_of_its_predictions(browser: Browser, service: Service) -> None:
+    bodies = ['{"model_id": "model-200", "features": {"sentence": "a"}}', '{"model_id": "model-200", "features": {}}']
+    for body in bodies:
+        service.post("/predict", body, **AUTHORIZED)
+    browser.open("#/models")
+    browser.find("input[type=search]").send_keys("model-200")
+    browser.wait_until("document.querySelectorAll('[aria-label=Models] tbody tr').length === 1")
+    browser.wait_for("2 in all")
+    browser.wait_for("p99 ")
+    row = browser.run("[...document.querySelectorAll('[aria-label=Models] td')].map(cell => cell.innerText)")
+    heads = browser.run("[...document.querySelectorAll('[aria-label=Models] th')].map(head => head.innerText)")
+    shown = dict(zip(heads, row, strict=True))
+    assert (shown["Failures"], shown["Batch size"], shown["Waiting"]) == ("1", "1", "0")
+
+
+def test_two_evaluations_are_compared_and_the_differences_marked(browser: Browser) -> None:
+    browser.open("#/jobs/evaluated-before")
+    browser.wait_for("Macro F1")
+    browser.click("a", "Compare")
+    browser.wait_for("+0.050 better")
+    browser.choose("A", "evaluated")
+    browser.choose("B", "evaluated-before")
+    browser.wait_for("−0.050 worse")
+    rows = browser.run("[...document.querySelectorAll('tbody tr')].map(row => row.innerText.replaceAll('\\t', ' '))")
+    assert rows == [
+        "Rows 1,000 1,000 –",
+        "Macro F1 0.750 0.700 −0.050 worse",
+        "Accuracy 0.750 0.720 −0.030 worse",
+        "Time per row 4 ms 2 ms −2 ms better",
+        "praise 0.747 0.646 −0.101 worse",
+    ]
+    assert "a=evaluated&b=evaluated-before" in browser.run("location.hash")
+
+
+def test_a_file_is_dropped_checked_and_trained_on(browser: Browser) -> None:
+    browser.open("#/jobs")
+    browser.wait_for("job-499")
+    good = "".join(f"a {word} day\t{label}\t1\n" for word in "abcdefgh" for label in ("good", "bad"))
+    drop = (
+        "const files = new DataTransfer(); files.items.add(new File([arguments[0]], '<b>rows</b>.tsv'));"
+        "document.querySelector('main').dispatchEvent("
+        "new DragEvent('drop', {dataTransfer: files, bubbles: true, cancelable: true}))"
+    )
+    browser.driver.execute_script(drop, "only one column\n" * 60)
+    browser.wait_for("This did not work: ")
+    browser.wait_for("errors: 61")
+    browser.wait_for("1–25 of 61")
+    browser.click("button", "Next")
+    browser.wait_until("document.querySelector('tbody td:nth-child(2)').innerText === '26'")
+    assert "Train on it" not in browser.text()
+    browser.driver.execute_script(drop, good)
+    browser.wait_for("The file is in the data bucket: uploads/")
+    browser.wait_for("rows: 16")
+    assert browser.run("document.querySelectorAll('main b > *, main strong b').length") == 0
+    browser.click("a", "Train on it")
+    browser.wait_until("document.querySelector('[name=location]')?.value.endsWith('/<b>rows</b>.tsv')")
+    browser.tab_to("Start training")
+    browser.press(Keys.ENTER)
+    browser.wait_for("16 rows were read")
+
+
+def test_a_file_is_chosen_with_the_keyboard(browser: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "rows.tsv"
+    file.write_text("good day\tgood\n", encoding="utf-8")
+    browser.open("#/data")
+    browser.wait_for("Drop a file here, or choose one")
+    browser.tab_to("Drop a file here")
+    for _ in range(2):
+        browser.find("input[type=file]").send_keys(str(file))
+        browser.wait_for("This did not work: ")
+        browser.wait_until("document.querySelector('input[type=file]').value === ''")
+    assert browser.problems() == []
+
+
+def test_page_says_how_to_allow_uploads(signed_out: Browser, plain: Service) -> None:
+    signed_out.driver.get(f"http://127.0.0.1:{plain.port}/#/data")
+    signed_out.wait_for("MLPKIT_UPLOAD=on")
+    assert signed_out.driver.find_elements("css selector", "input[type=file]") == []
+
+
+def test_docs_lists_every_route(signed_out: Browser, plain: Service) -> None:
+    signed_out.driver.get(f"http://127.0.0.1:{plain.port}/docs")
+    paths = plain.get("/openapi.json").json["paths"]
+    signed_out.wait_until(f"document.querySelectorAll('#routes > details').length === {len(paths)}")
+    assert [path for path in paths if path not in signed_out.text()] == []
+    assert signed_out.run("document.querySelectorAll('input[type=file]').length") == 1
 
 
 def test_hostile_text_is_only_text(browser: Browser, service: Service) -> None:
@@ -278,8 +385,8 @@ def test_a_service_that_is_gone_is_said_and_comes_back(browser: Browser) -> None
 @pytest.mark.parametrize(
     ("theme", "width", "places"),
     [
-        ("light", 1280, ("#/", "#/jobs", "#/tryit?model=model-001")),
-        ("dark", 390, ("#/jobs/job-490", "#/train", "#/models", "#/workers")),
+        ("light", 1280, ("#/", "#/jobs", "#/tryit?model=model-001", "#/compare", "#/data")),
+        ("dark", 390, ("#/jobs/evaluated", "#/train", "#/models", "#/workers", "#/compare", "#/data")),
     ],
 )
 def test_every_view_is_accessible_and_fits(browser: Browser, theme: str, width: int, places: tuple[str, ...]) -> None:
