@@ -24,7 +24,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=2 * LONG, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=5 * LONG, check=False
     )
     assert done.returncode == 0, done.stderr
     return folder

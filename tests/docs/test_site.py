@@ -16,6 +16,9 @@ import mlpkit
 from tests.docs.pages import DOCS, english_pages, translation
 from tests.web.browser import Browser, opened
 
+# Whoever asks first builds the site: 10 s of processor time, or minutes on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 LOADED = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src", "object": "data"}
 """Elements that a browser loads by itself, and the attribute with the address."""
 
