@@ -1,7 +1,7 @@
 """The steps of `mlpkit check` in their order, and their runner.
 
-A step returns a sentence, or raises: `StepFailed` with a sentence of its own, `StepSkipped` if it has nothing to check,
-`StepWarning` for a warning, or any error of mlpkit, whose text is then the sentence.
+A step returns a sentence, or raises: `_StepEnded` with another verdict and its sentence, or any error of mlpkit, which
+means that it failed, and whose text is the sentence.
 """
 
 from __future__ import annotations
@@ -44,16 +44,12 @@ _MUST_BE_REFUSED = {"text for features", "a number for features", "null inside",
 """What the protocol itself forbids; whether the rest is refused is the algorithm's choice."""
 
 
-class StepFailed(Exception):
-    """The step failed; the text is the sentence."""
+class _StepEnded(Exception):
+    """A step has ended otherwise than `passed`; the text is the sentence."""
 
-
-class StepWarning(Exception):
-    """The step is worth a warning; the text is the sentence."""
-
-
-class StepSkipped(Exception):
-    """The step has nothing to look at; the text says why."""
+    def __init__(self, verdict: Verdict, sentence: str) -> None:
+        super().__init__(sentence)
+        self.verdict = verdict
 
 
 @dataclass
@@ -97,16 +93,16 @@ def upload_data(run: CheckRun) -> str:
     run.files.check()
     report = check_rows(data, service.kind, name=data.name) if data is not None and kind.checked else None
     if report is not None and report.fatal:
-        raise StepFailed(f"{report.summary()}; `mlpkit data check` shows every row")
+        raise _StepEnded("failed", f"{report.summary()}; `mlpkit data check` shows every row")
     if data is not None and not service.examples:
         run.examples = _examples_of(data, service.kind) or run.examples
     with contextlib.closing(open_storage(service.settings)) as storage:
         run.request = upload(run.files, storage, service.settings.data_bucket, "check", run.parameters)
     if data is None:
-        raise StepSkipped("no data was given (--data FILE)")
+        raise _StepEnded("skipped", "no data was given (--data FILE)")
     sentence = f"{data.stat().st_size:,} bytes uploaded"
     if report is not None and report.warnings:
-        raise StepWarning(f"{sentence}; {report.warnings} warnings (`mlpkit data check` shows them)")
+        raise _StepEnded("warning", f"{sentence}; {report.warnings} warnings (`mlpkit data check` shows them)")
     return sentence
 
 
@@ -116,14 +112,14 @@ def refuse_unknown_algorithm(run: CheckRun) -> str:
         run.service.client.train("no such algorithm")
     except ArgumentError as error:
         return str(error)
-    raise StepFailed("a train of an algorithm that does not exist was accepted")
+    raise _StepEnded("failed", "a train of an algorithm that does not exist was accepted")
 
 
 def submit(run: CheckRun) -> str:
     """The training is accepted."""
     if not run.service.trains:
         run.model_id = f"check-{secrets.token_hex(8)}"
-        raise StepSkipped(f"the algorithm has no train function; model {run.model_id} is loaded without one")
+        raise _StepEnded("skipped", f"the algorithm has no train function; model {run.model_id} is loaded without one")
     request = run.request or TrainRequest({}, run.parameters, {})
     job = run.service.client.train(run.service.algorithm, request.data, request.parameters, request.extend)
     run.model_id = job.model_id
@@ -133,7 +129,7 @@ def submit(run: CheckRun) -> str:
 def wait_for_training(run: CheckRun) -> str:
     """The training completes within the limit."""
     if not run.service.trains:
-        raise StepSkipped("nothing was trained")
+        raise _StepEnded("skipped", "nothing was trained")
     seen: list[str] = []
 
     def note(status: Any) -> None:
@@ -148,8 +144,8 @@ def wait_for_training(run: CheckRun) -> str:
         # Only mlpkit has cancel; in another service the job continues.
         with contextlib.suppress(MlpkitError):
             job.cancel()
-        raise StepFailed(
-            f"the training has not ended within {run.timeout:g} s (--timeout); status {seen[-1]}"
+        raise _StepEnded(
+            "failed", f"the training has not ended within {run.timeout:g} s (--timeout); status {seen[-1]}"
         ) from None
     return " → ".join(seen)
 
@@ -161,7 +157,7 @@ def load(run: CheckRun) -> str:
     run.levels["before"] = service.memory()
     client.load(service.algorithm, run.model_id)
     if not client.monitor().load.get(run.model_id):
-        raise StepFailed("load answered success, but monitor does not show the model")
+        raise _StepEnded("failed", "load answered success, but monitor does not show the model")
     run.levels["loaded"] = service.memory()
     return ""
 
@@ -179,7 +175,7 @@ def predict(run: CheckRun) -> str:
             run.answers.append(run.predict(features))
         except ArgumentError as error:
             where = "examples= of the App, or --features, say what to ask"
-            raise StepFailed(f"{excerpt(features)} is refused: {error}; {where}") from None
+            raise _StepEnded("failed", f"{excerpt(features)} is refused: {error}; {where}") from None
     return excerpt(run.answers[0])
 
 
@@ -189,12 +185,12 @@ def check_kind(run: CheckRun) -> str:
 
     kind = run.service.kind
     if kind_of(kind).answer is None:
-        raise StepSkipped(f"kind {kind} prescribes nothing")
+        raise _StepEnded("skipped", f"kind {kind} prescribes nothing")
     for features, answer in zip(run.examples, run.answers, strict=True):
         try:
             check_answer(kind, answer)
         except AnswerError as error:
-            raise StepFailed(f"the answer to {excerpt(features)} is not a {kind}: {error}") from None
+            raise _StepEnded("failed", f"the answer to {excerpt(features)} is not a {kind}: {error}") from None
     return ""
 
 
@@ -205,8 +201,8 @@ def predict_again(run: CheckRun) -> str:
         if not same(answer, second):
             sentence = f"the same features got {excerpt(answer)} and then {excerpt(second)}"
             if kind_of(run.service.kind).may_differ:
-                raise StepWarning(sentence)
-            raise StepFailed(sentence)
+                raise _StepEnded("warning", sentence)
+            raise _StepEnded("failed", sentence)
     return ""
 
 
@@ -220,10 +216,10 @@ def predict_at_once(run: CheckRun) -> str:
     run.throughput = _AT_ONCE / seconds
     failures = [answer for answer in answers if isinstance(answer, MlpkitError)]
     if failures:
-        raise StepFailed(f"{len(failures)} of {_AT_ONCE} predictions at once failed: {failures[0]}")
+        raise _StepEnded("failed", f"{len(failures)} of {_AT_ONCE} predictions at once failed: {failures[0]}")
     wrong = [n for n in range(_AT_ONCE) if not same(answers[n], run.answers[n % len(run.answers)])]
     if wrong and not kind_of(run.service.kind).may_differ:
-        raise StepFailed(f"{len(wrong)} of {_AT_ONCE} predictions at once got another answer than alone")
+        raise _StepEnded("failed", f"{len(wrong)} of {_AT_ONCE} predictions at once got another answer than alone")
     return f"{run.throughput:.0f} a second"
 
 
@@ -232,7 +228,7 @@ def answer_bad_input(run: CheckRun) -> str:
     refused = [ask_badly(run, name, body) for name, body in bad_bodies(run.model_id).items()]
     after = run.predict(run.examples[0])
     if not same(after, run.answers[0]) and not kind_of(run.service.kind).may_differ:
-        raise StepFailed("after the bad input the model gives another answer than before")
+        raise _StepEnded("failed", "after the bad input the model gives another answer than before")
     return f"{len(refused)} tried, {sum(refused)} refused, {refused.count(False)} answered"
 
 
@@ -258,7 +254,7 @@ def same_after_loading_again(run: CheckRun) -> str:
     run.levels["unloaded again"] = _settled_memory(service)
     for before, now in zip(run.answers, answers, strict=True):
         if not same(before, now) and not kind_of(service.kind).may_differ:
-            raise StepFailed(f"before it was unloaded it answered {excerpt(before)}, now {excerpt(now)}")
+            raise _StepEnded("failed", f"before it was unloaded it answered {excerpt(before)}, now {excerpt(now)}")
     return ""
 
 
@@ -268,17 +264,18 @@ def give_memory_back(run: CheckRun) -> str:
     The first load is not counted: it brings libraries into memory that stay there for good.
     """
     if run.service.pid is None:
-        raise StepSkipped("the memory of a service that runs elsewhere cannot be seen")
+        raise _StepEnded("skipped", "the memory of a service that runs elsewhere cannot be seen")
     if "unloaded again" not in run.levels:
-        raise StepSkipped("the model was not loaded again")
+        raise _StepEnded("skipped", "the model was not loaded again")
     first = run.levels["unloaded"]
     second = run.levels["unloaded again"]
     model = max(0, run.levels["loaded again"] - first)
     kept = second - first
     if kept > max(_LEAST_LEAK, model // 2):
-        raise StepFailed(
+        raise _StepEnded(
+            "failed",
             f"after unload {kept / _MIB:.0f} MiB more are in use than after the first one: the model is still "
-            "referred to (a global list, a cache, a thread?); @app.load(isolated=True) ends the process with the model"
+            "referred to (a global list, a cache, a thread?); @app.load(isolated=True) ends the process with the model",
         )
     return f"{model / _MIB:.0f} MiB for the model, {max(0, kept) / _MIB:.0f} MiB kept"
 
@@ -297,7 +294,7 @@ def delete(run: CheckRun) -> str:
     except MlpkitError:
         return ""
     client.unload(service.algorithm, run.model_id)
-    raise StepWarning("the model can still be loaded after delete: are its files in another place?")
+    raise _StepEnded("warning", "the model can still be loaded after delete: are its files in another place?")
 
 
 STEPS: Mapping[str, Step] = {
@@ -354,10 +351,10 @@ def _expect_not_loaded(run: CheckRun, after: str) -> None:
     except (ModelNotLoaded, UnexpectedAnswer):
         return
     except MlpkitError as error:
-        raise StepFailed(
-            f"after {after} a prediction should say that the model is not loaded, it says: {error}"
+        raise _StepEnded(
+            "failed", f"after {after} a prediction should say that the model is not loaded, it says: {error}"
         ) from None
-    raise StepFailed(f"after {after} the model still answers predictions")
+    raise _StepEnded("failed", f"after {after} the model still answers predictions")
 
 
 def _settled_memory(service: CheckedService) -> int:
@@ -398,8 +395,8 @@ def ask_badly(run: CheckRun, name: str, body: bytes) -> bool:
     """Sends such a body; True if it was refused, False if answered.
 
     Raises:
-        StepFailed: the answer is missing, late or not of the protocol, a worker died, or a success is impossible.
-        StepWarning: the answer shows a traceback.
+        _StepEnded: the answer is missing, late or not of the protocol, a worker died, or a success is impossible; it
+            shows a traceback.
     """
     client = run.service.client
     started = time.monotonic()
@@ -408,16 +405,16 @@ def ask_badly(run: CheckRun, name: str, body: bytes) -> bool:
         answer = client.request("POST", f"{client.prefix}predict", body)
         data_of(answer)
     except (ServiceUnreachable, TimeLimitExceeded, UnexpectedAnswer, WorkerLost) as error:
-        raise StepFailed(f"{name}: {error}") from None
+        raise _StepEnded("failed", f"{name}: {error}") from None
     except MlpkitError:
         refused = True
     seconds = time.monotonic() - started
     if seconds > _LONGEST_SECONDS:
-        raise StepFailed(f"{name}: the answer took {seconds:.0f} s")
+        raise _StepEnded("failed", f"{name}: the answer took {seconds:.0f} s")
     if name in _MUST_BE_REFUSED and not refused:
-        raise StepFailed(f"{name}: it was accepted")
+        raise _StepEnded("failed", f"{name}: it was accepted")
     if b"Traceback" in answer.body:
-        raise StepWarning(f"{name}: the answer shows a traceback")
+        raise _StepEnded("warning", f"{name}: the answer shows a traceback")
     return refused
 
 
@@ -479,13 +476,10 @@ def _outcome(name: str, step: Step, run: CheckRun, memory: MemoryWatch) -> StepR
     verdict: Verdict = "passed"
     try:
         sentence = step(run)
-    except StepSkipped as reason:
-        verdict = "skipped"
+    except _StepEnded as reason:
+        verdict = reason.verdict
         sentence = str(reason)
-    except StepWarning as reason:
-        verdict = "warning"
-        sentence = str(reason)
-    except (StepFailed, MlpkitError) as reason:
+    except MlpkitError as reason:
         verdict = "failed"
         sentence = str(reason)
     return StepResult(

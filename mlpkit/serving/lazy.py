@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import anyio
 import msgspec
@@ -29,10 +30,13 @@ from mlpkit.errors import (
 )
 from mlpkit.log import logger
 from mlpkit.serving.dispatch import PendingPrediction
-from mlpkit.serving.model import LoadedModelRecord, ModelState
+from mlpkit.serving.model import LoadedModelRecord
 from mlpkit.serving.recovery import Ledger, pause_after
 from mlpkit.settings import Settings
 from mlpkit.storage import Manifest, Storage, in_time, read_manifest
+
+if TYPE_CHECKING:
+    from mlpkit.serving.models import Models
 
 _ABSENT_SECONDS = 1.0
 """How long a model that is not stored is not looked for again: it may be stored at any moment."""
@@ -67,22 +71,21 @@ class LazyLoads:
     """The models that predictions ask for and that are not loaded.
 
     Args:
-        load: loads a model, as `/load` does.
         storage: where models are stored; None: none is.
     """
 
     def __init__(
         self,
+        models: Models,
         algorithms: Mapping[str, Algorithm],
         ledger: Ledger,
-        load: Callable[[LoadedModelRecord], Awaitable[ModelState]],
         settings: Settings,
         storage: Storage | None,
     ) -> None:
+        self._models = models
         self._algorithms = algorithms
         self._lazy = {name for name, algorithm in algorithms.items() if algorithm.load_options.lazy}
         self._ledger = ledger
-        self._load = load
         self._settings = settings
         self._storage = storage
         self._asked: dict[str, _Asked] = {}
@@ -151,7 +154,7 @@ class LazyLoads:
             record = await self._find(model_id)
             timeout = self._algorithms[record.algorithm].predict_options.timeout or 0.0
             self._asked[model_id].limit = max(timeout, self._settings.predict_timeout)
-            model = await self._load(record)
+            model = await self._models.load_asked(record)
         except MlpkitError as error:
             problem = error
         except Exception as error:

@@ -100,20 +100,19 @@ class Models:
         self._target = target
         self._settings = settings
         self._log = log
-        self._models: dict[str, ModelState] = {}
+        self.states: dict[str, ModelState] = {}
+        """The models that there are now, by id."""
         algorithms = self._algorithms.values()
         self.claims = Claims(model_id for algorithm in algorithms for model_id in algorithm.load_options.preload)
-        make = make_worker or self._make_worker
-        self._pool = Pool(make, self._worker_up, self._worker_down, devices or Devices(settings.gpus))
+        self.make_worker = make_worker or self._make_worker
+        self._pool = Pool(self, devices or Devices(settings.gpus))
         self._ledger = Ledger(settings.home / "models.json")
         self._budget = MemoryBudget(settings.home / "memory.json")
-        self._recovery = Recovery(self._models, self._load_record, self._load_again, self._give_up)
-        self._replicas = ReplicaLoads(
-            self._models, self._pool, self._recovery.suspects, self._budget, settings, self._start
-        )
-        self._lazy = LazyLoads(self._algorithms, self._ledger, self._load_asked, settings, storage)
+        self._recovery = Recovery(self)
+        self._replicas = ReplicaLoads(self, self._pool, self._recovery.suspects, self._budget, settings)
+        self._lazy = LazyLoads(self, self._algorithms, self._ledger, settings, storage)
         self._eviction = Eviction(
-            settings.model_memory, self._models, self.claims.keeps, self._lazy.is_asked, self._evict
+            settings.model_memory, self.states, self.claims.keeps, self._lazy.is_asked, self._evict
         )
         self._local_state = LocalWorker.state_here() if settings.workers == 0 else None
         self._closing = False
@@ -144,8 +143,8 @@ class Models:
         self._closing = self._replicas.stopping = True
         self._lazy.close(ServiceStopping(STOPPING))
         end = time.monotonic() + grace
-        in_time = await asyncio.gather(*(model.at_rest(end) for model in self._models.values()))
-        for model in self._models.values():
+        in_time = await asyncio.gather(*(model.at_rest(end) for model in self.states.values()))
+        for model in self.states.values():
             if model.state == "loaded":
                 model.state = "unloading"
             model.dispatcher.fail_waiting(ServiceStopping(STOPPING))
@@ -185,7 +184,7 @@ class Models:
             ServiceStopping: the service is being shut down.
         """
         record = LoadedModelRecord(algorithm, model_id, model_path, bytes(extend).decode(), by_alias=by_alias)
-        await self._load_record(record, failures, uuid)
+        await self.load_record(record, failures, uuid)
 
     async def unload(self, model_id: str) -> None:
         """Returns when the model is gone and its predictions have ended.
@@ -198,7 +197,7 @@ class Models:
         """
         self.claims.check_unloadable(model_id)
         self._recovery.forget(model_id)
-        model = self._models.get(model_id)
+        model = self.states.get(model_id)
         if model is not None and model.state == "loading":
             with contextlib.suppress(MlpkitError):
                 await model.ended()
@@ -206,10 +205,10 @@ class Models:
         if model is not None and model.state == "loaded":
             model.begin_unload()
             self._tell(model, "unloading")
-            self._start(self._unload_model, model)
-        if model is not None and self._models.get(model_id) is model:
+            self.start(self._unload_model, model)
+        if model is not None and self.states.get(model_id) is model:
             await model.ended()
-        if model_id not in self._models:
+        if model_id not in self.states:
             self._eviction.forget(model_id)
             # Not loaded, or its load has failed, or it was given up meanwhile: a restart would try it again.
             await self._ledger.remove(model_id)
@@ -221,20 +220,20 @@ class Models:
         """
         record = self._ledger.get(model_id)
         if record is not None and record.by_alias and self.claims.alias_of(model_id) is None:
-            self._start(self._leave, model_id)
+            self.start(self._leave, model_id)
 
     async def leave_to_aliases(self, model_id: str) -> None:
         """Unloads a model as soon as no alias leads to it."""
         if self.claims.alias_of(model_id) is None:
             await self.unload(model_id)
-        elif (model := self._models.get(model_id)) is not None and not model.record.by_alias:
+        elif (model := self.states.get(model_id)) is not None and not model.record.by_alias:
             model.record = msgspec.structs.replace(model.record, by_alias=True)
             await self._ledger.add(model.record)
             self.release(model_id)
 
     def is_wanted_by_aliases_only(self, model_id: str) -> bool:
         """Whether a model leaves when no alias leads to it."""
-        model = self._models.get(model_id)
+        model = self.states.get(model_id)
         return model is not None and model.record.by_alias
 
     def predict(
@@ -263,10 +262,10 @@ class Models:
             params=params, uuid=uuid, log_uuid=request_id.get(), traceparent=trace, parts=parts, features=features
         )
         prediction = PendingPrediction(item, on_outcome, on_part, time.monotonic())
-        model = self._models.get(model_id)
+        model = self.states.get(model_id)
         if model is None and model_id in self.claims.named:
             model_id = self.claims.named[model_id].model_id
-            model = self._models.get(model_id)
+            model = self.states.get(model_id)
         if model is None or model.state != "loaded":
             if self._closing:
                 raise ServiceStopping(STOPPING)
@@ -300,20 +299,20 @@ class Models:
 
         None if it is not loaded.
         """
-        model = self._models.get(model_id)
+        model = self.states.get(model_id)
         return model.algorithm.name if model is not None else None
 
     def placement(self) -> dict[str, list[int]]:
         """The workers that hold each loaded model."""
         return {
             model.model_id: [replica.slot.index for replica in model.replicas]
-            for model in self._models.values()
+            for model in self.states.values()
             if model.state == "loaded"
         }
 
     def listed(self) -> list[ModelInfo]:
         """Every model that is loaded, being loaded or being unloaded."""
-        return [self._info(model) for model in self._models.values()]
+        return [self._info(model) for model in self.states.values()]
 
     def missing(self) -> list[MissingModel]:
         """The models that should be loaded and are not, with the reason."""
@@ -321,7 +320,7 @@ class Models:
         return [
             MissingModel(record.model_id, record.algorithm, record.model_path, reason)
             for record, reason in [*self._recovery.missing(), *given_up]
-            if record.model_id not in self._models
+            if record.model_id not in self.states
         ]
 
     def evicted(self) -> list[EvictedModel]:
@@ -331,7 +330,7 @@ class Models:
     def workers(self) -> list[WorkerInfo]:
         """Every worker, with the models that it holds."""
         held: dict[int, list[str]] = {index: [] for index in self._pool.slots}
-        for model in self._models.values():
+        for model in self.states.values():
             for replica in model.replicas:
                 if replica.ready:
                     held.setdefault(replica.slot.index, []).append(model.model_id)
@@ -356,7 +355,7 @@ class Models:
 
         Since the service started, and including models that are gone.
         """
-        present = (model.counts for model in self._models.values() if model.algorithm.name == algorithm)
+        present = (model.counts for model in self.states.values() if model.algorithm.name == algorithm)
         return sum(present, start=self._past[algorithm])
 
     @property
@@ -368,7 +367,7 @@ class Models:
         """Why predictions cannot all be answered now, a sentence each."""
         found = [self._recovery.problem] if self._recovery.problem else []
         found += self._pool.problems()
-        for model in self._models.values():
+        for model in self.states.values():
             # A cluster may have no place for a replica for hours, while the others answer.
             answers = model.is_on_cluster and any(replica.ready for replica in model.replicas)
             if model.returning and not answers:
@@ -394,7 +393,8 @@ class Models:
         aliases = self.claims.aliases_of(model.model_id)
         return msgspec.structs.replace(model.info(), memory=self._budget.known(model.model_id), aliases=aliases)
 
-    def _start(self, function: Any, *args: object) -> None:
+    def start(self, function: Any, *args: object) -> None:
+        """Starts a coroutine function with its arguments as a task."""
         assert self._tasks is not None
         self._tasks.start_soon(function, *args)
 
@@ -405,7 +405,7 @@ class Models:
             for slot in list(self._pool.slots.values()):
                 if slot.worker is not None:
                     slot.worker.watch(now)
-            for model in list(self._models.values()):
+            for model in list(self.states.values()):
                 model.dispatcher.expire(now)
             self._lazy.expire(now)
             self._eviction.trim()
@@ -413,7 +413,7 @@ class Models:
 
     def _note_busy(self) -> None:
         """Takes a sample of which workers are busy: this costs predictions nothing."""
-        busy = {replica.slot.index for model in self._models.values() for replica in model.replicas if replica.busy}
+        busy = {replica.slot.index for model in self.states.values() for replica in model.replicas if replica.busy}
         share = len(busy) / max(1, len(self._pool.slots))
         self.saturation += (share - self.saturation) * _WATCH / _SATURATION_SECONDS
 
@@ -436,14 +436,14 @@ class Models:
         isolated = [algorithm.name for algorithm in self._algorithms.values() if algorithm.load_options.isolated]
         await self._recovery.restore(records.values(), self._pool.shared, isolated, self._settings.start_timeout)
 
-    async def _load_record(self, record: LoadedModelRecord, failures: int = 0, uuid: str | None = None) -> None:
+    async def load_record(self, record: LoadedModelRecord, failures: int = 0, uuid: str | None = None) -> None:
         """Loads a model as `load` does."""
         if record.algorithm not in self._algorithms:
             raise AlgorithmNotFound(record.algorithm)
         self.claims.check_model_id(record.model_id)
         if self._closing:
             raise ServiceStopping(STOPPING)
-        while (model := self._models.get(record.model_id)) is not None and model.state == "unloading":
+        while (model := self.states.get(record.model_id)) is not None and model.state == "unloading":
             await model.ended()
         if model is None:
             earlier = self._ledger.get(record.model_id)
@@ -458,11 +458,11 @@ class Models:
             model.record = msgspec.structs.replace(model.record, by_alias=False, lazy=False)
             await self._ledger.add(model.record)
 
-    async def _load_asked(self, record: LoadedModelRecord) -> ModelState:
+    async def load_asked(self, record: LoadedModelRecord) -> ModelState:
         """Loads a model that a prediction has asked for."""
-        is_new = record.model_id not in self._models
-        await self._load_record(record)
-        model = self._models.get(record.model_id)
+        is_new = record.model_id not in self.states
+        await self.load_record(record)
+        model = self.states.get(record.model_id)
         if model is None or model.state != "loaded":
             # Somebody has unloaded it meanwhile.
             raise ModelNotLoaded(record.model_id)
@@ -478,9 +478,9 @@ class Models:
         limit = algorithm.predict_options.timeout or usual
         dispatcher = Dispatcher(algorithm, record.model_id, limit, longest_wait=max(limit, usual))
         model = ModelState(algorithm, record, uuid, dispatcher, failures=failures)
-        self._models[record.model_id] = model
+        self.states[record.model_id] = model
         self._tell(model, "loading")
-        self._start(self._load_model, model, request_id.get())
+        self.start(self._load_model, model, request_id.get())
         return model
 
     async def _load_model(self, model: ModelState, log_uuid: str) -> None:
@@ -540,7 +540,7 @@ class Models:
             # At the start, an alias may have moved to another model meanwhile.
             self.release(model.model_id)
 
-    async def _load_again(self, model: ModelState, replica: Replica) -> None:
+    async def load_again(self, model: ModelState, replica: Replica) -> None:
         """Loads a model again into a worker that was replaced."""
         async with self._budget.taken(model, 1 if replica.slot.cluster is None else 0, self._replicas.limit(model)):
             await self._replicas.load(model, replica)
@@ -554,7 +554,7 @@ class Models:
         model.evicted = True
         self.loads[model.algorithm.name].evictions += 1
         self._tell(model, "unloading", _EVICTED)
-        self._start(self._unload_model, model)
+        self.start(self._unload_model, model)
 
     async def _leave(self, model_id: str) -> None:
         """Unloads a model if no alias leads to it."""
@@ -591,7 +591,7 @@ class Models:
                 await self._pool.remove(replica.slot, grace=5.0)
         model.dispatcher.fail_waiting(ModelNotLoaded(model.model_id))
         self._past[model.algorithm.name] += model.counts
-        self._models.pop(model.model_id, None)
+        self.states.pop(model.model_id, None)
 
     def _make_worker(self, slot: WorkerSlot) -> Worker:
         if self._local_state is not None:
@@ -605,11 +605,13 @@ class Models:
             cluster=slot.cluster,
         )
 
-    def _worker_up(self, slot: WorkerSlot) -> None:
-        self._start(self._recovery.reload, slot)
+    def worker_up(self, slot: WorkerSlot) -> None:
+        """Loads the models of a worker that was replaced, and is ready now."""
+        self.start(self._recovery.reload, slot)
 
-    def _worker_down(self, slot: WorkerSlot, how: str) -> None:
-        for model in self._models.values():
+    def worker_down(self, slot: WorkerSlot, how: str) -> None:
+        """Notes that a worker has ended, and lost its models."""
+        for model in self.states.values():
             for replica in model.replicas:
                 if replica.slot is slot:
                     replica.ready = False
@@ -622,8 +624,9 @@ class Models:
                 lost = WorkerLost(f"worker {slot.index} {how} while the model was being unloaded")
                 model.dispatcher.fail_waiting(lost)
 
-    async def _give_up(self, record: LoadedModelRecord, error: MlpkitError) -> None:
-        model = self._models.get(record.model_id)
+    async def give_up(self, record: LoadedModelRecord, error: MlpkitError) -> None:
+        """Drops a model until somebody asks for it."""
+        model = self.states.get(record.model_id)
         if model is not None:
             if model.state != "loaded":
                 return  # Somebody else has begun to load or unload it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskGroup
@@ -19,6 +19,9 @@ from mlpkit.log import logger
 from mlpkit.processes import Devices, gpus_in_words
 from mlpkit.serving.messages import PARALLEL_LOADS
 from mlpkit.serving.worker import Worker
+
+if TYPE_CHECKING:
+    from mlpkit.serving.models import Models
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 30.0
@@ -146,21 +149,13 @@ class WorkerSlot:
 class Pool:
     """The slots of a service, and a task for each.
 
-    `make` builds the worker of a slot; `on_up` and `on_down` are told when it is ready and when it has ended.
-    Slots take GPUs from `devices`.
+    `models` makes the worker of a slot, and is told when it is ready and when it has ended. Slots take GPUs from
+    `devices`.
     """
 
-    def __init__(
-        self,
-        make: Callable[[WorkerSlot], Worker],
-        on_up: Callable[[WorkerSlot], None],
-        on_down: Callable[[WorkerSlot, str], None],
-        devices: Devices,
-    ) -> None:
-        self._make = make
+    def __init__(self, models: Models, devices: Devices) -> None:
+        self._models = models
         self._devices = devices
-        self._on_up = on_up
-        self._on_down = on_down
         self._tasks: TaskGroup | None = None
         self.slots: dict[int, WorkerSlot] = {}
         self.restarts = 0
@@ -241,7 +236,7 @@ class Pool:
 
     async def _keep(self, slot: WorkerSlot) -> None:
         while not slot.closed.is_set():
-            worker = self._make(slot)
+            worker = self._models.make_worker(slot)
             started = time.monotonic()
             how = await self._live(slot, worker)
             if slot.closed.is_set():
@@ -251,7 +246,7 @@ class Pool:
             pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (slot.deaths - 1))
             slot.leave(how, pause)
             logger.log("DEBUG" if slot.is_repeat else "ERROR", "worker {} {}", slot.index, slot.problem)
-            self._on_down(slot, how)
+            self._models.worker_down(slot, how)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(slot.closed.wait(), pause)
 
@@ -264,7 +259,7 @@ class Pool:
                 await worker.stop(0)
                 return "was stopped"
             slot.enter(worker)
-            self._on_up(slot)
+            self._models.worker_up(slot)
             return await worker.ended()
         except MlpkitError as error:
             await worker.stop(0)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
@@ -27,6 +28,9 @@ from mlpkit.serving.model import LoadedModelRecord, ModelState
 from mlpkit.serving.pool import WorkerSlot
 from mlpkit.storage import replace_file
 
+if TYPE_CHECKING:
+    from mlpkit.serving.models import Models
+
 _MOST_DEATHS = 3
 """A model is given up after its worker died this many times while loading it."""
 _FIRST_RETRY = 1.0
@@ -36,9 +40,6 @@ _PARALLEL_SUSPECTS = 2
 _MOST_SUSPECTS = 1000
 _WRITE_AGAIN = 5.0
 """Seconds between two tries to write what could not be written."""
-
-Load = Callable[[LoadedModelRecord, int], Awaitable[None]]
-"""Loads a model, which has failed this many times before."""
 
 
 class Ledger:
@@ -174,26 +175,10 @@ class Suspects:
 
 
 class Recovery:
-    """Loads again what was loaded.
+    """Loads again what was loaded, through `Models`."""
 
-    Args:
-        models: the models that there are now.
-        load: loads a model as `/load` does.
-        load_replica: loads a model again into one worker.
-        give_up: drops a model until somebody asks for it.
-    """
-
-    def __init__(
-        self,
-        models: Mapping[str, ModelState],
-        load: Load,
-        load_replica: Callable[[ModelState, Replica], Awaitable[None]],
-        give_up: Callable[[LoadedModelRecord, MlpkitError], Awaitable[None]],
-    ) -> None:
+    def __init__(self, models: Models) -> None:
         self._models = models
-        self._load = load
-        self._load_replica = load_replica
-        self._give_up = give_up
         self._wanted: dict[str, LoadedModelRecord] = {}
         self._reasons: dict[str, str] = {}
         """Why the last try to load a wanted model failed."""
@@ -216,7 +201,7 @@ class Recovery:
         return [
             (record, self._reasons.get(record.model_id, "waits for its turn to be loaded"))
             for record in self._wanted.values()
-            if record.model_id not in self._models
+            if record.model_id not in self._models.states
         ]
 
     async def restore(
@@ -260,7 +245,7 @@ class Recovery:
         worker = slot.worker
         replicas = [
             (model, replica)
-            for model in self._models.values()
+            for model in self._models.states.values()
             for replica in model.replicas
             if replica.slot is slot and model.state == "loaded"
         ]
@@ -286,7 +271,7 @@ class Recovery:
             return
         with with_request_id("restore"):
             try:
-                await self._load(record, failures)
+                await self._models.load_record(record, failures)
             except ArgumentError as error:
                 logger.error("model {!r} could not be loaded at the start: {}", record.model_id, error)
             except MlpkitError as error:
@@ -312,7 +297,7 @@ class Recovery:
             return
         model.failures = failures
         try:
-            await self._load_replica(model, replica)
+            await self._models.load_again(model, replica)
         except MlpkitError as error:
             if has_ended_worker(error):
                 deaths = self.suspects.deaths(model.model_id)
@@ -338,7 +323,7 @@ class Recovery:
     async def _abandon(self, record: LoadedModelRecord, deaths: int, error: MlpkitError) -> None:
         logger.error("model {!r} is given up: its worker died {} times while loading it", record.model_id, deaths)
         self.suspects.clear(record.model_id)
-        await self._give_up(record, error)
+        await self._models.give_up(record, error)
 
     def _later(self, pause: float, retry: Callable[..., Awaitable[None]], *args: object) -> None:
         async def wait() -> None:

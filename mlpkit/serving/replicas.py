@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -23,6 +23,9 @@ from mlpkit.serving.pool import Pool, WorkerSlot
 from mlpkit.serving.recovery import Suspects, has_ended_worker
 from mlpkit.serving.worker import Worker, all_of, ask, request_ids
 from mlpkit.settings import Settings
+
+if TYPE_CHECKING:
+    from mlpkit.serving.models import Models
 
 STOPPING = "the service is stopping and takes no new work"
 LOAD_ROUNDS = 3
@@ -42,29 +45,18 @@ class _LostWithOthers(WorkerLost):
 class ReplicaLoads:
     """Loads and unloads single replicas.
 
-    Args:
-        models: the models that there are now.
-        start: starts a coroutine function with its arguments as a task.
-
     Attributes:
         stopping: no suspect gets a process any more.
     """
 
     def __init__(
-        self,
-        models: Mapping[str, ModelState],
-        pool: Pool,
-        suspects: Suspects,
-        budget: MemoryBudget,
-        settings: Settings,
-        start: Callable[..., None],
+        self, models: Models, pool: Pool, suspects: Suspects, budget: MemoryBudget, settings: Settings
     ) -> None:
         self._models = models
         self._pool = pool
         self._suspects = suspects
         self._budget = budget
         self._settings = settings
-        self._start = start
         self.stopping = False
 
     def limit(self, model: ModelState) -> float:
@@ -151,7 +143,7 @@ class ReplicaLoads:
             replica.loading = False
         if not slot.isolated or model.algorithm.load_options.isolated:
             self._suspects.clear(model.model_id)
-        if self._models.get(model.model_id) is not model:
+        if self._models.states.get(model.model_id) is not model:
             await self.unload(replica, model.model_id, limit)
         elif result.growth is not None:
             await self._budget.remember(model.model_id, result.growth)
@@ -161,7 +153,7 @@ class ReplicaLoads:
         alone = replica.slot.isolated and not model.algorithm.load_options.isolated
         # One that has ended a shared worker twice stays alone.
         if alone and self._suspects.deaths(model.model_id) == 1:
-            self._start(self._rejoin, model, replica)
+            self._models.start(self._rejoin, model, replica)
 
     async def _rejoin(self, model: ModelState, alone: Replica) -> None:
         """Moves a model from its own process into a shared worker."""
