@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from mlpkit.cli.foreground import script_prints_to_stderr
-from mlpkit.cli.options import FILE, algorithm_name, as_json, check_kind
+from mlpkit.cli.options import FILE, algorithm_name, as_json, check_kind, script_prints_to_stderr
 from mlpkit.errors import ArgumentError
 from mlpkit.formats import KINDS
 

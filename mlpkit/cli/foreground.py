@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import sys
 import tempfile
@@ -20,8 +19,16 @@ from typing import TYPE_CHECKING
 import click
 
 from mlpkit import start_folder
-from mlpkit.cli.options import FILE, algorithm_name, json_value, target, training_files
-from mlpkit.cli.show import show_report
+from mlpkit.cli.evaluate import show_report
+from mlpkit.cli.options import (
+    FILE,
+    algorithm_name,
+    json_value,
+    placed_model,
+    script_prints_to_stderr,
+    target,
+    training_files,
+)
 from mlpkit.errors import ArgumentError, ObjectNotFound, StorageError, TrainFailed
 from mlpkit.script import choose_algorithm
 from mlpkit.settings import Settings, load_settings
@@ -359,32 +366,6 @@ def predict(target: str, model: str, features: str, params: str, algorithm: str 
     print(answer.decode())
 
 
-@contextlib.contextmanager
-def placed_model(model: str, settings: Settings) -> Iterator[tuple[str, str | None]]:
-    """The id and the path of a model in the store.
-
-    A folder from another place is put into the store until the block ends.
-    """
-    from mlpkit.storage import folder_of, open_storage
-
-    folder = Path(start_folder, model)
-    store = folder_of(settings)
-    if not folder.exists():
-        yield (model, None) if "/" not in model else (model.rstrip("/").rpartition("/")[2], model)
-    elif not folder.is_dir():
-        raise ArgumentError(f"--model: {model} is a file; the folder of a model is needed")
-    elif store is not None and folder.is_relative_to(store):
-        yield folder.name, folder.relative_to(store).as_posix()
-    else:
-        path = f"{settings.model_bucket}/foreground/{secrets.token_hex(16)}"
-        with contextlib.closing(open_storage(settings)) as storage:
-            storage.save_dir(folder, path)
-            try:
-                yield folder.name, path
-            finally:
-                storage.delete(path + "/", recursive=True)
-
-
 def _check_model(algorithm: Algorithm, settings: Settings, model_id: str, model_path: str | None) -> None:
     """Checks that the store has the model, if `load` takes its files.
 
@@ -442,24 +423,3 @@ def _predicted(
         return result(Predict(2, model_id, [Item(params=params, uuid=None, log_uuid="-", features=features)]))
     finally:
         runtime.stop()
-
-
-@contextlib.contextmanager
-def script_prints_to_stderr() -> Iterator[None]:
-    """Sends what the script prints to stderr, unless stdout is a terminal.
-
-    So `MODEL=$(mlpkit train ...)` gets nothing but the result; a terminal shows both anyway.
-    """
-    if os.isatty(1):
-        yield
-        return
-    sys.stdout.flush()
-    kept = os.dup(1)
-    # The descriptor itself: C code and grandchildren write there too.
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)

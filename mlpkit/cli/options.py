@@ -1,15 +1,23 @@
-"""Arguments and options that several commands share, and what their texts mean."""
+"""What several commands share: arguments, options, and what their texts mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 
+from mlpkit import start_folder
 from mlpkit.errors import ArgumentError, did_you_mean
 from mlpkit.formats import kind_names
+from mlpkit.settings import Settings
 
 FILE = click.Path(path_type=Path)
 """The type of an option that names a file or folder."""
@@ -18,7 +26,7 @@ target = click.argument("target", metavar="TARGET")
 """The app; click shows no help of arguments, so the docstrings of the commands explain it."""
 
 algorithm_name = click.option("--algorithm", "-a", metavar="NAME", help="Which algorithm, if the app has several.")
-url = click.option("--url", default="http://127.0.0.1:8000", metavar="URL", help="Address of the running service.")
+_url = click.option("--url", default="http://127.0.0.1:8000", metavar="URL", help="Address of the running service.")
 prefix = click.option(
     "--prefix",
     default="/",
@@ -29,6 +37,22 @@ prefix = click.option(
 )
 token = click.option("--token", metavar="TOKEN", envvar="MLPKIT_TOKEN", show_envvar=True, help="Its bearer token.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def of_service(command: Callable[..., None]) -> Callable[..., None]:
+    """The options `--url`, `--prefix` and `--token`; the command gets the client that they make."""
+
+    @_url
+    @prefix
+    @token
+    @functools.wraps(command)
+    def run(url: str, prefix: str, token: str | None, **arguments: Any) -> None:
+        from mlpkit.client import Client
+
+        with Client(url, prefix, token) as client:
+            command(client=client, **arguments)
+
+    return run
 
 
 def training_files(command: Callable[..., None]) -> Callable[..., None]:
@@ -70,3 +94,50 @@ def json_value(text: str, option: str) -> bytes:
     except msgspec.DecodeError as error:
         raise ArgumentError(f"{option} {text!r} is not valid JSON: {error}") from None
     return content
+
+
+@contextlib.contextmanager
+def placed_model(model: str, settings: Settings) -> Iterator[tuple[str, str | None]]:
+    """The id and the path of a model in the store.
+
+    A folder from another place is put into the store until the block ends.
+    """
+    from mlpkit.storage import folder_of, open_storage
+
+    folder = Path(start_folder, model)
+    store = folder_of(settings)
+    if not folder.exists():
+        yield (model, None) if "/" not in model else (model.rstrip("/").rpartition("/")[2], model)
+    elif not folder.is_dir():
+        raise ArgumentError(f"--model: {model} is a file; the folder of a model is needed")
+    elif store is not None and folder.is_relative_to(store):
+        yield folder.name, folder.relative_to(store).as_posix()
+    else:
+        path = f"{settings.model_bucket}/foreground/{secrets.token_hex(16)}"
+        with contextlib.closing(open_storage(settings)) as storage:
+            storage.save_dir(folder, path)
+            try:
+                yield folder.name, path
+            finally:
+                storage.delete(path + "/", recursive=True)
+
+
+@contextlib.contextmanager
+def script_prints_to_stderr() -> Iterator[None]:
+    """Sends what the script prints to stderr, unless stdout is a terminal.
+
+    So `MODEL=$(mlpkit train ...)` gets nothing but the result; a terminal shows both anyway.
+    """
+    if os.isatty(1):
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    # The descriptor itself: C code and grandchildren write there too.
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)

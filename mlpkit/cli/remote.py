@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from mlpkit.cli.options import as_json, prefix, token, url
+from mlpkit.cli.options import as_json, of_service
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _PAGE = 500
 """Models of one request, at most as many as the service gives."""
-_LOAD_SECONDS = 600.0
 _INTERRUPTED = 130
 """The exit code of a command that Ctrl-C has ended; shells use the same."""
 
@@ -27,21 +26,16 @@ _model_id = click.argument("model_id", metavar="ID")
 
 
 @click.command()
-@url
-@prefix
-@token
+@of_service
 @as_json
-def jobs(url: str, prefix: str, token: str | None, as_json: bool) -> None:
+def jobs(client: Client, as_json: bool) -> None:
     """List the training jobs of a running service, newest first.
 
     \b
     Example:
       mlpkit jobs --url http://127.0.0.1:8000
     """
-    from mlpkit.client import Client
-
-    with Client(url, prefix, token) as client:
-        found = client.jobs()
+    found = client.jobs()
     if as_json:
         print(msgspec.json.encode(found).decode())
         return
@@ -54,11 +48,9 @@ def jobs(url: str, prefix: str, token: str | None, as_json: bool) -> None:
 
 @click.command()
 @_model_id
-@url
-@prefix
-@token
+@of_service
 @as_json
-def status(model_id: str, url: str, prefix: str, token: str | None, as_json: bool) -> None:
+def status(model_id: str, client: Client, as_json: bool) -> None:
     """Show one training job of a running service.
 
     ID is the id of the model that the job makes.
@@ -67,10 +59,7 @@ def status(model_id: str, url: str, prefix: str, token: str | None, as_json: boo
     Example:
       mlpkit status 0f8e2c_20261122143000
     """
-    from mlpkit.client import Client
-
-    with Client(url, prefix, token) as client:
-        job = client.job_view(model_id)
+    job = client.job_view(model_id)
     if as_json:
         print(msgspec.json.encode(job).decode())
         return
@@ -80,10 +69,8 @@ def status(model_id: str, url: str, prefix: str, token: str | None, as_json: boo
 @click.command()
 @click.option("--follow", "-f", is_flag=True, help="Print new lines too, until the job ends.")
 @_model_id
-@url
-@prefix
-@token
-def logs(follow: bool, model_id: str, url: str, prefix: str, token: str | None) -> None:
+@of_service
+def logs(follow: bool, model_id: str, client: Client) -> None:
     """Print the log of a training job.
 
     ID is the id of the model that the job makes. With -f, new states of the job are printed on stderr, and the exit
@@ -93,17 +80,14 @@ def logs(follow: bool, model_id: str, url: str, prefix: str, token: str | None) 
     Example:
       mlpkit logs -f 0f8e2c_20261122143000
     """
-    from mlpkit.client import Client
-
-    with Client(url, prefix, token) as client:
-        if not follow:
-            _print_log(client.log(model_id))
-            return
-        try:
-            _follow(client, model_id)
-        except KeyboardInterrupt:
-            print("interrupted: the job continues", file=sys.stderr)
-            sys.exit(_INTERRUPTED)
+    if not follow:
+        _print_log(client.log(model_id))
+        return
+    try:
+        _follow(client, model_id)
+    except KeyboardInterrupt:
+        print("interrupted: the job continues", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
 
 
 def _follow(client: Client, model_id: str) -> None:
@@ -154,10 +138,8 @@ def _print_log(text: str) -> None:
 
 @click.command()
 @_model_id
-@url
-@prefix
-@token
-def stack(model_id: str, url: str, prefix: str, token: str | None) -> None:
+@of_service
+def stack(model_id: str, client: Client) -> None:
     """Print where each thread of a running job is now.
 
     ID is the id of the model that the job makes. The job is not disturbed. It answers also if it is stuck.
@@ -166,20 +148,15 @@ def stack(model_id: str, url: str, prefix: str, token: str | None) -> None:
     Example:
       mlpkit stack 0f8e2c_20261122143000
     """
-    from mlpkit.client import Client
-
-    with Client(url, prefix, token) as client:
-        print(client.stack(model_id).rstrip("\n"))
+    print(client.stack(model_id).rstrip("\n"))
 
 
 @click.command()
 @click.option("--soft", is_flag=True, help="Only ask it to end: it may save a checkpoint, or make a model.")
 @_model_id
-@url
-@prefix
-@token
+@of_service
 @as_json
-def cancel(soft: bool, model_id: str, url: str, prefix: str, token: str | None, as_json: bool) -> None:
+def cancel(soft: bool, model_id: str, client: Client, as_json: bool) -> None:
     """End a training job, waiting or running.
 
     ID is the id of the model that the job makes.
@@ -189,12 +166,9 @@ def cancel(soft: bool, model_id: str, url: str, prefix: str, token: str | None, 
       mlpkit cancel 0f8e2c_20261122143000
       mlpkit cancel --soft 0f8e2c_20261122143000
     """
-    from mlpkit.client import Client
-
-    with Client(url, prefix, token) as client:
-        before = client.job_view(model_id)
-        client.cancel(before.algorithm, model_id, soft=soft)
-        after = client.job_view(model_id)
+    before = client.job_view(model_id)
+    client.cancel(before.algorithm, model_id, soft=soft)
+    after = client.job_view(model_id)
     if as_json:
         print(msgspec.json.encode(after).decode())
     elif before.ended is not None:
@@ -208,10 +182,8 @@ def cancel(soft: bool, model_id: str, url: str, prefix: str, token: str | None, 
 @click.command()
 @click.option("--algorithm", "-a", metavar="NAME", help="Its algorithm, if the service does not know the model.")
 @_model_id
-@url
-@prefix
-@token
-def load(algorithm: str | None, model_id: str, url: str, prefix: str, token: str | None) -> None:
+@of_service
+def load(algorithm: str | None, model_id: str, client: Client) -> None:
     """Load a model, so that it answers predictions.
 
     ID is the id of the model. The service finds its algorithm among its jobs and the models in its store.
@@ -220,10 +192,7 @@ def load(algorithm: str | None, model_id: str, url: str, prefix: str, token: str
     Example:
       mlpkit load 0f8e2c_20261122143000
     """
-    from mlpkit.client import Client
-
-    with Client(url, prefix, token, timeout=_LOAD_SECONDS) as client:
-        client.load(algorithm or _algorithm_of(client, model_id), model_id)
+    client.load(algorithm or _algorithm_of(client, model_id), model_id)
     print(f"{model_id} is loaded")
 
 
@@ -253,10 +222,8 @@ def _algorithm_of(client: Client, model_id: str) -> str:
 
 @click.command()
 @_model_id
-@url
-@prefix
-@token
-def unload(model_id: str, url: str, prefix: str, token: str | None) -> None:
+@of_service
+def unload(model_id: str, client: Client) -> None:
     """Unload a model, when its predictions have been answered.
 
     ID is the id of the model.
@@ -265,14 +232,12 @@ def unload(model_id: str, url: str, prefix: str, token: str | None) -> None:
     Example:
       mlpkit unload 0f8e2c_20261122143000
     """
-    from mlpkit.client import Client
     from mlpkit.errors import ModelNotLoaded
 
-    with Client(url, prefix, token, timeout=_LOAD_SECONDS) as client:
-        algorithm = next((model.algorithm for model in client.models() if model.model_id == model_id), None)
-        if algorithm is None:
-            raise ModelNotLoaded(model_id)
-        client.unload(algorithm, model_id)
+    algorithm = next((model.algorithm for model in client.models() if model.model_id == model_id), None)
+    if algorithm is None:
+        raise ModelNotLoaded(model_id)
+    client.unload(algorithm, model_id)
     print(f"{model_id} is unloaded")
 
 
@@ -280,13 +245,9 @@ def unload(model_id: str, url: str, prefix: str, token: str | None) -> None:
 @click.option("--stored", is_flag=True, help="List the models in the store, newest first.")
 @click.option("--algorithm", "-a", metavar="NAME", help="With --stored: only the models of this algorithm.")
 @click.option("--limit", type=click.IntRange(1), default=50, metavar="N", help="With --stored: how many at most.")
-@url
-@prefix
-@token
+@of_service
 @as_json
-def models(
-    stored: bool, algorithm: str | None, limit: int, url: str, prefix: str, token: str | None, as_json: bool
-) -> None:
+def models(stored: bool, algorithm: str | None, limit: int, client: Client, as_json: bool) -> None:
     """List the models of a running service, and their workers.
 
     \b
@@ -294,13 +255,10 @@ def models(
       mlpkit models --url http://127.0.0.1:8000
       mlpkit models --stored --algorithm sentiment --limit 20
     """
-    from mlpkit.client import Client
-
-    with Client(url, prefix, token) as client:
-        if stored:
-            _print_stored(client, algorithm, limit, as_json)
-            return
-        found = client.models()
+    if stored:
+        _print_stored(client, algorithm, limit, as_json)
+        return
+    found = client.models()
     if as_json:
         print(msgspec.json.encode(found).decode())
         return
@@ -376,13 +334,9 @@ def _size(size: float) -> str:
 @click.argument("name", required=False)
 @click.argument("model_id", required=False)
 @click.option("--remove", is_flag=True, help="Remove the alias.")
-@url
-@prefix
-@token
+@of_service
 @as_json
-def alias(
-    name: str | None, model_id: str | None, remove: bool, url: str, prefix: str, token: str | None, as_json: bool
-) -> None:
+def alias(name: str | None, model_id: str | None, remove: bool, client: Client, as_json: bool) -> None:
     """List the aliases of a running service, or move one.
 
     NAME is ALGORITHM@ALIAS, such as sentiment@current; predictions take it as their model id. MODEL_ID is the model
@@ -394,23 +348,20 @@ def alias(
       mlpkit alias sentiment@current 0f8e2c_20261122143000
       mlpkit alias sentiment@current --remove
     """
-    from mlpkit.client import Client
-
     if name is not None and remove == (model_id is not None):
         raise click.UsageError("give NAME and MODEL_ID to move an alias, or NAME and --remove to remove it")
     if name is None and remove:
         raise click.UsageError("--remove needs the NAME of an alias")
-    with Client(url, prefix, token, timeout=600.0) as client:
-        if name is not None:
-            algorithm, at, short = name.rpartition("@")
-            if not at:
-                raise click.UsageError(f"{name!r} is not the name of an alias: it is ALGORITHM@ALIAS")
-            if model_id is None:
-                client.unalias(algorithm, short)
-                return
-            found = [client.alias(algorithm, short, model_id)]
-        else:
-            found = client.aliases()
+    if name is not None:
+        algorithm, at, short = name.rpartition("@")
+        if not at:
+            raise click.UsageError(f"{name!r} is not the name of an alias: it is ALGORITHM@ALIAS")
+        if model_id is None:
+            client.unalias(algorithm, short)
+            return
+        found = [client.alias(algorithm, short, model_id)]
+    else:
+        found = client.aliases()
     if as_json:
         print(msgspec.json.encode(found).decode())
         return
