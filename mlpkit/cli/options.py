@@ -40,7 +40,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON inste
 
 
 def of_service(command: Callable[..., None]) -> Callable[..., None]:
-    """The options `--url`, `--prefix` and `--token`; the command gets the client that they make."""
+    """Gives a command the client of `--url`, `--prefix` and `--token`."""
 
     @_url
     @prefix

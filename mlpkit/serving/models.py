@@ -606,7 +606,7 @@ class Models:
         )
 
     def worker_up(self, slot: WorkerSlot) -> None:
-        """Loads the models of a worker that was replaced, and is ready now."""
+        """Loads the models of a worker that was replaced."""
         self.start(self._recovery.reload, slot)
 
     def worker_down(self, slot: WorkerSlot, how: str) -> None:
