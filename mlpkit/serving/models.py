@@ -199,6 +199,10 @@ class Models:
         self._recovery.forget(model_id)
         model = self.states.get(model_id)
         if model is not None and model.state == "loading":
+            for replica in list(model.replicas):
+                if replica.slot.starting is not None:
+                    # It may wait for a place on the cluster for minutes: the load fails then.
+                    await self._pool.remove(replica.slot, 0)
             with contextlib.suppress(MlpkitError):
                 await model.ended()
             self.claims.check_unloadable(model_id)

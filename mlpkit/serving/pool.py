@@ -223,7 +223,9 @@ class Pool:
         worker = slot.close()
         if worker is not None:
             await worker.stop(grace)
-        if self.slots.pop(slot.index, None) is not None:
+        # Removed twice, it must not take a new slot of the same number with it.
+        if self.slots.get(slot.index) is slot:
+            del self.slots[slot.index]
             self._devices.give_back(slot.devices, slot.gpus)
 
     async def close(self, grace: float) -> None:

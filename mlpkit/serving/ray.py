@@ -100,6 +100,29 @@ async def order_for(start: StartWorker, options: LoadOptions, settings: Settings
     return encode(WorkerOrder(Resources(1, options.gpus, options.memory), start, code.archive))
 
 
+class _Inbox:
+    """Messages that wait to be passed on."""
+
+    def __init__(self) -> None:
+        self._messages: list[Message] = []
+        self._come = asyncio.Event()
+
+    def add(self, messages: list[Message]) -> None:
+        """Adds messages; with none, `take` ends its wait."""
+        self._messages += messages
+        self._come.set()
+
+    async def take(self, wait: float | None = None) -> list[Message]:
+        """All messages; waits for the first, at most `wait` seconds."""
+        if not self._messages:
+            self._come.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._come.wait(), wait)
+        messages = self._messages
+        self._messages = []
+        return messages
+
+
 # --- On the node -----------------------------------------------------------------------------------------------------
 
 
@@ -110,8 +133,7 @@ class WorkerActor(NodeActor):
         super().__init__()
         self._child: Child | None = None
         self._channel: AsyncChannel | None = None
-        self._messages: list[Message] = []
-        self._come = asyncio.Event()
+        self._said = _Inbox()
         self._ended = ""
         self._watching: asyncio.Task[None] | None = None
 
@@ -131,15 +153,10 @@ class WorkerActor(NodeActor):
         self._channel.flush()
         return b""
 
-    async def take(self, nothing: bytes = b"") -> bytes:
+    async def take(self) -> bytes:
         """What the worker has sent; waits a while for the first message."""
         self._asked = time.monotonic()
-        if not self._messages and not self._ended:
-            self._come.clear()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._come.wait(), POLL_SECONDS)
-        messages = self._messages
-        self._messages = []
+        messages = await self._said.take(0 if self._ended else POLL_SECONDS)
         return msgspec.msgpack.encode([messages, self._ended])
 
     async def cancel(self, nothing: bytes = b"") -> bytes:
@@ -160,25 +177,21 @@ class WorkerActor(NodeActor):
             environment=dict.fromkeys(THREAD_SETTINGS, str(asked.wanted.cpus)),
             folder=script.folder,
         )
-        self._channel = await AsyncChannel.connect(self._child.channel, self._take_messages, self._come.set)
+        self._channel = await AsyncChannel.connect(self._child.channel, self._said.add, lambda: None)
         settings = encode_settings(decode_settings(asked.start.settings).with_options(home=home))
         start = msgspec.structs.replace(asked.start, sys_path=list(script.sys_path), settings=settings)
         self._channel.send(encode(start))
         self._watching = asyncio.create_task(self._watch(self._child, folder, lock))
 
-    def _take_messages(self, messages: list[Message]) -> None:
-        self._messages += messages
-        self._come.set()
-
     def _take_lines(self, lines: list[LogLine]) -> None:
-        self._take_messages([encode(Logged(line)) for line in lines])
+        self._said.add([encode(Logged(line)) for line in lines])
 
     async def _watch(self, child: Child, folder: Path, lock: IO[bytes]) -> None:
         end = await child.wait()
         await anyio.to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True))
         lock.close()
         self._ended = end.words
-        self._come.set()
+        self._said.add([])
 
 
 def _locked(file: Path) -> IO[bytes]:
@@ -195,14 +208,13 @@ class _Messenger:
     """Passes messages on between the server and one actor."""
 
     def __init__(self) -> None:
-        self._messages: list[Message] = []
-        self._come = asyncio.Event()
+        self._asked = _Inbox()
         self._closed = asyncio.Event()
         self._node = ""
 
     async def serve(self) -> None:
         """Lives until the worker has ended, or the server is gone."""
-        channel = await AsyncChannel.connect(channel_of_child(), self._take_messages, self._closed.set)
+        channel = await AsyncChannel.connect(channel_of_child(), self._asked.add, self._closed.set)
         serving = asyncio.create_task(self._serve(channel))
         closed = asyncio.create_task(self._closed.wait())
         await asyncio.wait([serving, closed], return_when=asyncio.FIRST_COMPLETED)
@@ -212,21 +224,10 @@ class _Messenger:
             channel.close()
             await asyncio.wait([closed], timeout=_CLOSE_SECONDS)
 
-    def _take_messages(self, messages: list[Message]) -> None:
-        self._messages += messages
-        self._come.set()
-
-    async def _next_messages(self) -> list[Message]:
-        while not self._messages:
-            self._come.clear()
-            await self._come.wait()
-        messages = self._messages
-        self._messages = []
-        return messages
-
     async def _serve(self, channel: AsyncChannel) -> str:
         """Has a worker on a node; gives how that ended."""
-        first, *self._messages = await self._next_messages()
+        first, *rest = await self._asked.take()
+        self._asked.add(rest)
         order = _order_decoder.decode(first)
         try:
             connect(_NAMESPACE)
@@ -276,7 +277,7 @@ class _Messenger:
     async def _put(self, actor: Any) -> str:
         # One call after the other, because Ray keeps no order: what comes meanwhile travels together.
         while True:
-            messages = await self._next_messages()
+            messages = await self._asked.take()
             await _answer(actor.put.remote(msgspec.msgpack.encode(messages)), _SILENCE)
 
     async def _take(self, actor: Any, channel: AsyncChannel) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -40,6 +43,13 @@ def workers_of(client: Client, model_id: str) -> list[dict[str, Any]]:
     """The workers of a model, as `/workers` tells of them."""
     content = json.loads(client.request("GET", "/workers").body)
     return [worker for worker in content["data"]["workers"] if model_id in worker["models"]]
+
+
+def shown_models(client: Client) -> str:
+    """What `mlpkit models` prints."""
+    command = [sys.executable, "-m", "mlpkit", "models", "--url", client.url]
+    done = subprocess.run(command, env={**os.environ, "COLUMNS": "300"}, capture_output=True, text=True, timeout=LONG)
+    return done.stdout
 
 
 def node_workers() -> set[psutil.Process]:
@@ -105,6 +115,8 @@ def test_no_prediction_is_wrong_or_hangs_while_a_node_dies(
     before = nodes_of(client, "m")
     assert len(before) == 4
     assert len(set(before)) == 3
+    assert [worker["node"] for worker in workers_of(client, "m")] == before
+    assert all(f"on {node}" in shown_models(client) for node in before)
     ids = own_cluster.node_ids()
     victim = before[0]
     crowd = Crowd(client, "m")
@@ -169,6 +181,18 @@ def test_gpus_come_from_ray_and_a_place_that_no_node_has_is_refused(start: Start
     assert {model.model_id for model in client.models()} == {"a", "b"}
     client.unload("gpu", "a")
     client.load("gpu", "d")
+
+
+def test_an_unload_ends_a_load_that_waits_for_a_node(start: Start, cluster: RayCluster) -> None:
+    service = start("spread", cluster.environment)
+    client = service.client
+    with ThreadPoolExecutor(1) as caller:
+        load = caller.submit(Client(client.url, timeout=LONG).load, "nine_gpus", "c")
+        wait_until(lambda: "waits: there is no node with 9 GPUs" in service.log, "the log says what it waits for")
+        client.unload("nine_gpus", "c")
+        with pytest.raises(LoadFailed, match="was stopped"):
+            load.result(LONG)
+    assert client.models() == []
 
 
 def test_a_worker_that_is_killed_on_its_node_comes_back(start: Start, cluster: RayCluster) -> None:
