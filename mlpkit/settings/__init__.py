@@ -3,6 +3,7 @@
 The front door of this folder.
 """
 
+from mlpkit.settings.proxy import Proxy, proxy_for
 from mlpkit.settings.readers import DATABASE_NAMES, boolean, seconds, size
 from mlpkit.settings.settings import (
     IGNORED,
@@ -17,6 +18,7 @@ from mlpkit.settings.settings import (
 __all__ = [
     "DATABASE_NAMES",
     "IGNORED",
+    "Proxy",
     "Settings",
     "boolean",
     "decode_settings",
@@ -24,6 +26,7 @@ __all__ = [
     "encode_settings",
     "environment_remarks",
     "load_settings",
+    "proxy_for",
     "seconds",
     "size",
 ]

@@ -14,7 +14,6 @@ import contextlib
 import os
 import ssl
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 from xml.etree.ElementTree import ParseError
 
 import tenacity
@@ -43,7 +41,7 @@ from urllib3.exceptions import (
 
 from mlpkit.errors import ObjectNotFound, SettingsError, StorageDenied, StorageError, StorageUnavailable
 from mlpkit.log import logger
-from mlpkit.settings import Settings
+from mlpkit.settings import Settings, proxy_for
 from mlpkit.storage.paths import ObjectStat
 from mlpkit.storage.store import (
     BLOCK,
@@ -415,12 +413,8 @@ class _ThroughProxy(_Limited, urllib3.ProxyManager):
 def _pool(limits: CallLimits, place: str) -> urllib3.PoolManager:
     """The connections to the store, through a proxy if one is set."""
     options: dict[str, Any] = {"maxsize": 16, "ssl_context": _trust() if place.startswith("https") else None}
-    proxy = _proxy_for(place)
-    if proxy is None:
-        pool = _Limited(**options)
-    else:
-        url, headers = proxy
-        pool = _ThroughProxy(url, proxy_headers=headers, **options)
+    proxy = proxy_for(place)
+    pool = _Limited(**options) if proxy is None else _ThroughProxy(proxy.url, proxy_headers=proxy.headers, **options)
     pool.limits = limits
     return pool
 
@@ -431,27 +425,6 @@ def _trust() -> ssl.SSLContext:
         return ssl.create_default_context(cafile=authorities_file())
     except OSError as error:
         raise StorageError(f"SSL_CERT_FILE is {authorities_file()!r}: it cannot be used ({error})") from None
-
-
-def _proxy_for(place: str) -> tuple[str, dict[str, str]] | None:
-    """The address of the proxy for this URL, and its headers.
-
-    None if no proxy is set for it.
-
-    A loopback address is never asked for through a proxy.
-    """
-    parts = urlsplit(place)
-    host = parts.hostname or ""
-    url = urllib.request.getproxies().get(parts.scheme, "")
-    loopback = host == "localhost" or host.startswith("127.") or host == "::1"
-    if not url or loopback or urllib.request.proxy_bypass(parts.netloc):
-        return None
-    proxy = urlsplit(url if "://" in url else f"http://{url}")
-    if not proxy.hostname:
-        raise SettingsError(f"{parts.scheme}_proxy is not the URL of a proxy, such as http://proxy:3128")
-    user = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}" if proxy.username else ""
-    headers = urllib3.make_headers(proxy_basic_auth=user) if user else {}
-    return f"{proxy.scheme}://{proxy.netloc.rpartition('@')[2]}", dict(headers)
 
 
 def _may_pass(response: urllib3.BaseHTTPResponse) -> bool:

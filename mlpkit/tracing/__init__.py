@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from mlpkit.log import logger, trace_id_of, traceparent
+from mlpkit.settings import proxy_for
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
@@ -97,4 +98,23 @@ def _exporter() -> Any:
         return ConsoleSpanExporter()
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    return OTLPSpanExporter()
+    return OTLPSpanExporter(session=_direct_session())
+
+
+def _direct_session() -> Any:
+    """What sends past the proxy; None if the exporter may decide.
+
+    It reads the environment as the store does, but sends to this machine through the proxy too.
+    """
+    endpoint = next(filter(None, map(os.environ.get, reversed(_ENDPOINTS))), "http://localhost:4318")
+    if proxy_for(endpoint) is not None:
+        return None
+    import urllib.request
+
+    if not urllib.request.getproxies():
+        return None
+    import requests
+
+    session = requests.Session()
+    session.trust_env = False
+    return session

@@ -29,7 +29,7 @@ from anyio.streams.tls import TLSStream
 from mlpkit import __version__
 from mlpkit.errors import MlpkitError
 from mlpkit.log import level_of_failure, logger
-from mlpkit.settings import Settings
+from mlpkit.settings import Proxy, Settings, proxy_for
 from mlpkit.storage import replace_file
 from mlpkit.training.events import Event, Events
 
@@ -38,7 +38,8 @@ _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 300.0
 _MOST_REFUSALS = 5
 """How often an event is sent to a receiver that answers with a 4xx, which will most likely not change."""
-_TEMPORARY = (408, 425, 429)
+_TEMPORARY = (407, 408, 425, 429)
+"""The first is of a proxy that does not know the service."""
 _GONE = 410
 _LONGEST_HEAD = 8 << 10
 _IDLE_SECONDS = 60.0
@@ -78,6 +79,7 @@ class Webhook:
     ) -> None:
         self._events = events
         self._url = urlsplit(settings.webhook)
+        self._proxy = proxy_for(settings.webhook)
         self._key = webhook_key(settings.webhook_secret)
         self._allowed = [ip_network(network) for network in settings.webhook_allow]
         self._timeout = timeout
@@ -193,6 +195,10 @@ class Webhook:
         timestamp = int(time.time())
         port = self._url.port or (443 if self._url.scheme == "https" else 80)
         target = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
+        headers: dict[str, str] = {}
+        if self._proxy is not None and self._tls is None:
+            target = f"http://{self._url.netloc}{target}"
+            headers = self._proxy.headers
         head = {
             "Host": self._url.netloc,
             "User-Agent": f"mlpkit/{__version__}",
@@ -202,6 +208,7 @@ class Webhook:
             "webhook-id": webhook_id,
             "webhook-timestamp": str(timestamp),
             "webhook-signature": signature(self._key, webhook_id, timestamp, content),
+            **headers,
         }
         lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
         request = f"POST {target} HTTP/1.1\r\n{lines}\r\n".encode() + content
@@ -212,14 +219,16 @@ class Webhook:
         except TimeoutError:
             raise _Refused(f"it did not answer within {self._timeout:g} s") from None
         except (OSError, ValueError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
-            raise _Refused(f"it cannot be reached: {error or type(error).__name__}") from error
+            way = "" if self._proxy is None else f" through the proxy {self._proxy.url} (http_proxy, no_proxy)"
+            raise _Refused(f"it cannot be reached{way}: {error or type(error).__name__}") from error
         if not 200 <= code < 300:
             raise _Refused(f"HTTP {code}", code)
 
     async def _address(self, port: int) -> str:
         """An address of the receiver that is allowed.
 
-        The connection is made to just this address, so that a name cannot lead to another one meanwhile.
+        Without a proxy, the connection is made to just this address, so that a name cannot lead to another one
+        meanwhile. A proxy looks for it itself.
         """
         host = self._url.hostname or ""
         found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -231,28 +240,64 @@ class Webhook:
 
     async def _status_of(self, address: str, port: int, request: bytes) -> int:
         """The HTTP status that answers the request; redirects are not followed."""
-        plain = await anyio.connect_tcp(address, port)
+        proxy = self._proxy
+        plain: ByteStream = await anyio.connect_tcp(address, port) if proxy is None else await _connected(proxy)
         async with plain:
             stream: ByteStream = plain
             if self._tls is not None:
-                stream = await TLSStream.wrap(
-                    plain,
-                    hostname=self._url.hostname,
-                    ssl_context=self._tls,
-                    standard_compatible=False,
-                )
+                if proxy is not None:
+                    host = self._url.hostname or ""
+                    await _open_tunnel(plain, proxy, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+                stream = await _encrypted(stream, self._url.hostname, self._tls)
             await stream.send(request)
-            received = b""
-            while b"\r\n" not in received:
-                received += await stream.receive()
-                if len(received) > _LONGEST_HEAD:
-                    raise ValueError("the answer is not HTTP")
-            version, _, rest = received.partition(b"\r\n")[0].partition(b" ")
-            if not version.startswith(b"HTTP/1.") or not rest[:3].isdigit():
-                raise ValueError("the answer is not HTTP")
+            code = _status_in(await _received(stream, b"\r\n"))
             with contextlib.suppress(Exception):
                 await stream.aclose()
-            return int(rest[:3])
+            return code
+
+
+async def _connected(proxy: Proxy) -> ByteStream:
+    """A connection to the proxy."""
+    place = urlsplit(proxy.url)
+    encrypted = place.scheme == "https"
+    stream: ByteStream = await anyio.connect_tcp(place.hostname or "", place.port or (443 if encrypted else 80))
+    return await _encrypted(stream, place.hostname, ssl.create_default_context()) if encrypted else stream
+
+
+async def _open_tunnel(stream: ByteStream, proxy: Proxy, place: str) -> None:
+    """Asks the proxy to send on what follows, unread.
+
+    Raises:
+        _Refused: it does not.
+    """
+    head = {"Host": place, **proxy.headers}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+    await stream.send(f"CONNECT {place} HTTP/1.1\r\n{lines}\r\n".encode())
+    code = _status_in(await _received(stream, b"\r\n\r\n"))
+    if not 200 <= code < 300:
+        raise _Refused(f"the proxy {proxy.url} answered HTTP {code}")
+
+
+async def _encrypted(stream: ByteStream, hostname: str | None, context: ssl.SSLContext) -> ByteStream:
+    return await TLSStream.wrap(stream, hostname=hostname, ssl_context=context, standard_compatible=False)
+
+
+async def _received(stream: ByteStream, end: bytes) -> bytes:
+    """What arrives up to this end, and maybe more."""
+    received = b""
+    while end not in received:
+        received += await stream.receive()
+        if len(received) > _LONGEST_HEAD:
+            raise ValueError("the answer is not HTTP")
+    return received
+
+
+def _status_in(answer: bytes) -> int:
+    """The status in an answer's first line."""
+    version, _, rest = answer.partition(b"\r\n")[0].partition(b" ")
+    if not version.startswith(b"HTTP/1.") or not rest[:3].isdigit():
+        raise ValueError("the answer is not HTTP")
+    return int(rest[:3])
 
 
 def webhook_key(secret: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import http.client
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,7 +18,8 @@ import anyio.to_thread
 import pytest
 
 from mlpkit.errors import SettingsError
-from mlpkit.settings import Settings, load_settings
+from mlpkit.settings import Proxy as ProxyFound
+from mlpkit.settings import Settings, load_settings, proxy_for
 from mlpkit.training.events import Events
 from mlpkit.training.journal import Journal
 from mlpkit.training.webhook import Webhook, signature, webhook_key
@@ -240,6 +242,115 @@ def test_an_address_that_is_not_allowed_gets_nothing(tmp_path: Path, receiver: R
 
     asyncio.run(run())
     assert receiver.got == []
+
+
+class Proxy:
+    """A real HTTP proxy that sends every request to one receiver, whatever host it names.
+
+    Of a tunnel it keeps what is sent first, and closes it.
+    """
+
+    def __init__(self, receiver: Receiver) -> None:
+        self.requests: list[str] = []
+        self.credentials: set[str | None] = set()
+        self.tunnelled: list[bytes] = []
+        self.code = 200
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                proxy.requests.append(self.requestline)
+                proxy.credentials.add(self.headers["Proxy-Authorization"])
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                connection = http.client.HTTPConnection("127.0.0.1", receiver.server.server_port, timeout=LONG)
+                connection.request("POST", "/" + self.path.split("/", 3)[3], body, dict(self.headers.items()))
+                self.send_response(connection.getresponse().status)
+                self.end_headers()
+                connection.close()
+
+            def do_CONNECT(self) -> None:
+                proxy.requests.append(self.requestline)
+                proxy.credentials.add(self.headers["Proxy-Authorization"])
+                self.send_response(proxy.code)
+                self.end_headers()
+                if proxy.code == 200:
+                    proxy.tunnelled.append(self.connection.recv(3))
+                self.close_connection = True
+
+            def log_message(self, *arguments: Any) -> None:
+                """Prints nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://user:pass@127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def proxy(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    found = Proxy(receiver)
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, found.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    yield found
+    found.server.shutdown()
+
+
+def test_a_webhook_goes_through_the_proxy_of_the_environment(tmp_path: Path, receiver: Receiver, proxy: Proxy) -> None:
+    async def run() -> None:
+        async with scene(tmp_path, "http://10.1.2.3/hook?from=mlpkit", allow=("10.0.0.0/8",)) as here:
+            here.note("m1")
+            await until(lambda: len(receiver.got) == 1)
+
+    asyncio.run(run())
+    assert proxy.requests == ["POST http://10.1.2.3/hook?from=mlpkit HTTP/1.1"]
+    assert proxy.credentials == {"Basic dXNlcjpwYXNz"}
+    (headers, _), *_ = receiver.got
+    assert headers["host"] == "10.1.2.3"
+
+
+def test_an_encrypted_webhook_goes_through_a_tunnel_of_the_proxy(tmp_path: Path, proxy: Proxy) -> None:
+    async def run() -> None:
+        async with scene(tmp_path, "https://10.1.2.3/hook", allow=("10.0.0.0/8",)) as here:
+            here.note("m1")
+            await until(lambda: len(proxy.tunnelled) > 1)
+            proxy.code = 407
+            await until(lambda: "answered HTTP 407" in "".join(here.webhook.warnings()))
+            assert "pass" not in here.webhook.warnings()[0]
+
+    asyncio.run(run())
+    assert set(proxy.requests) == {"CONNECT 10.1.2.3:443 HTTP/1.1"}
+    assert proxy.credentials == {"Basic dXNlcjpwYXNz"}
+    # A TLS handshake: the proxy can read nothing of the event.
+    assert set(proxy.tunnelled) == {b"\x16\x03\x01"}
+
+
+def test_a_proxy_gets_nothing_for_an_address_that_is_not_allowed_or_on_this_machine(
+    tmp_path: Path, receiver: Receiver, proxy: Proxy
+) -> None:
+    async def refused() -> None:
+        async with scene(tmp_path / "a", "http://192.0.2.1/hook", allow=("10.0.0.0/8",)) as here:
+            here.note("m1")
+            await until(lambda: "MLPKIT_WEBHOOK_ALLOW" in "".join(here.webhook.warnings()))
+
+    async def direct() -> None:
+        async with scene(tmp_path / "b", receiver.url) as here:
+            here.note("m1")
+            await until(lambda: len(receiver.got) == 1)
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    asyncio.run(refused())
+    asyncio.run(direct())
+    assert proxy.requests == []
+
+
+def test_no_proxy_names_what_is_asked_directly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "inside.example,10.1.2.3")
+    assert proxy_for("https://outside.example/hook") == ProxyFound("http://proxy.example:3128")
+    for host in ("inside.example", "a.inside.example", "10.1.2.3:8443", "localhost", "127.0.0.1:1", "[::1]"):
+        assert proxy_for(f"https://{host}/hook") is None, host
 
 
 def test_a_service_tells_its_webhook_how_a_training_goes(receiver: Receiver) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlpkit import tracing
 from tests.servers import SOON, wait_until
+from tests.web.test_jobs import job_in, train
 from tests.wire.replayer import Service
 
 pytest.importorskip("opentelemetry.sdk")
@@ -165,7 +169,91 @@ def test_a_request_without_a_trace_begins_one(traced: Service, receiver: Collect
     assert found()[0].parent == ""
 
 
-def test_without_its_variables_nothing_of_opentelemetry_is_imported(plain: Service) -> None:
-    # It would be in the memory maps of a process that has imported its extension modules; the log tells it else.
-    assert plain.get("/health/live").status == 200
-    assert "mlpkit[otel]" not in plain.log()
+WATCHED = """
+import atexit
+import os
+import sys
+from pathlib import Path
+from mlpkit import App, ModelDir
+app = App("watched")
+
+def tell() -> None:
+    imported = sorted(name for name in sys.modules if name.partition(".")[0] == "opentelemetry")
+    Path(os.environ["WATCHED"], str(os.getpid())).write_text("\\n".join(imported))
+
+@app.train
+def train(out: ModelDir) -> None:
+    (out / "model").write_text("x")
+    tell()
+
+@app.load
+def load(files: ModelDir) -> None: ...
+
+@app.predict
+def predict(features: dict) -> None:
+    tell()
+
+# The server ends by itself; it has imported the script too.
+atexit.register(tell)
+"""
+
+
+def imported_by_its_processes(folder: Path, **settings: str) -> list[str]:
+    """What of OpenTelemetry a server, a job and a worker have imported, one text for each process."""
+    script = folder / "watched.py"
+    script.write_text(WATCHED)
+    told = folder / "told"
+    told.mkdir()
+    command = ("-m", "mlpkit", "run", f"{script}:app")
+    service = Service("default", command=command, MLP_CLIENT_WORKER="1", WATCHED=str(told), **settings)
+    try:
+        model_id = train(service, "watched")
+        job_in(service, model_id, "completed")
+        for path, fields in (("load", {"algorithm": "watched"}), ("predict", {"features": {}})):
+            assert service.post(f"/{path}", json.dumps({"model_id": model_id, **fields})).json["status"] == "success"
+        server = told / str(service.pid)
+        service.terminate()
+        service.wait()
+    finally:
+        service.stop()
+    assert server.exists()
+    return [file.read_text() for file in told.iterdir()]
+
+
+def test_without_its_variables_nothing_of_opentelemetry_is_imported(tmp_path: Path) -> None:
+    imported = imported_by_its_processes(tmp_path)
+    assert len(imported) >= 3
+    assert set(imported) == {""}
+
+
+def test_with_its_variables_all_processes_import_it(tmp_path: Path, receiver: Collector) -> None:
+    imported = imported_by_its_processes(tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url)
+    assert sum("opentelemetry.sdk.trace" in text for text in imported) >= 3
+
+
+def test_spans_go_through_the_proxy_of_the_environment_and_past_it_on_this_machine(
+    monkeypatch: pytest.MonkeyPatch, receiver: Collector
+) -> None:
+    # The collector stands for the proxy: it gets whatever is sent to that.
+    monkeypatch.setenv("http_proxy", receiver.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+    def sends_a_span(endpoint: str) -> bool:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", endpoint)
+        before = len(receiver.spans)
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(tracing._exporter()))
+        with provider.get_tracer("test").start_as_current_span("proxied"):
+            pass
+        provider.shutdown()
+        return len(receiver.spans) > before
+
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    assert sends_a_span("http://collector.example:4318/v1/traces")
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    assert not sends_a_span(f"http://127.0.0.1:{port}/v1/traces")
