@@ -944,7 +944,7 @@ function jobView(id) {
 		load: async () => {
 			job = await get(jobPath(id))
 			if (job.state === "init" && usual == null) {
-				const {jobs} = await get("jobs?state=completed&limit=20")
+				const {jobs} = await get(`jobs${query({algorithm: job.algorithm, state: "completed", limit: 20})}`)
 				const times = jobs.map(tookOf).filter(time => time != null).sort((a, b) => a - b)
 				usual = times[Math.floor(times.length / 2)] ?? null
 			}
