@@ -29,6 +29,7 @@ from tests.deploy.files import (
     unit,
     unit_environment,
 )
+from tests.impossible import impossible
 from tests.servers.installed import NotInstallable, installed_python
 
 _KNOWN = {each.metadata["env"] for each in described()}
@@ -178,7 +179,7 @@ def test_names_and_labels_of_kubernetes_lead_to_objects_that_exist() -> None:
 def test_nginx_accepts_its_configuration(tmp_path: Path) -> None:
     program = shutil.which("nginx", path=_PROGRAMS)
     if program is None:
-        pytest.skip("nginx is not installed (apt-get install nginx)")
+        impossible("nginx is not installed (apt-get install nginx)")
     text = (DEPLOY / "nginx.conf").read_text()
     # It looks the names up, and these exist only in compose's network.
     (tmp_path / "nginx.conf").write_text(re.sub(r"server sentiment-\d", "server 127.0.0.1", text))
@@ -188,7 +189,7 @@ def test_nginx_accepts_its_configuration(tmp_path: Path) -> None:
 
 def test_the_systemd_unit_exposes_little() -> None:
     if shutil.which("systemd-analyze") is None:
-        pytest.skip("systemd-analyze is not installed (apt-get install systemd)")
+        impossible("systemd-analyze is not installed (apt-get install systemd)")
     # The threshold is in tenths; above it the exit code is not 0.
     file = str(DEPLOY / "mlpkit.service")
     told("systemd-analyze", "security", "--offline=true", "--threshold=30", "--no-pager", file)
@@ -209,7 +210,7 @@ def program_of(name: str, requirement: str) -> Path:
     try:
         return installed_python(name, requirement).with_name(name)
     except NotInstallable as error:
-        pytest.skip(f"{name} cannot be installed: {error}")
+        impossible(f"{name} cannot be installed: {error}")
 
 
 def told(*command: str) -> str:

@@ -20,6 +20,7 @@ from mlpkit.settings import load_settings
 from mlpkit.storage import open_storage
 from tests.acceptance.service import RunningService
 from tests.deploy.files import DEPLOY, ROOT, command, compose, dockerfile, image_environment
+from tests.impossible import impossible
 from tests.servers import LONG, free_port, wait_until
 from tests.servers.installed import NotInstallable, installed_python
 from tests.servers.mariadb import mariadb
@@ -186,7 +187,7 @@ def test_the_services_of_compose_work_together(tmp_path: Path) -> None:
             address = exits.enter_context(store(tmp_path / "objects", "a-secret-of-the-test"))
             database = exits.enter_context(mariadb()).new_database()
         except (NotInstallable, Unavailable) as error:
-            pytest.skip(str(error))
+            impossible(error)
         secrets = {"MINIO_SECRET_KEY": "a-secret-of-the-test", "MLPKIT_TOKEN": "a-token-of-the-test"}
         given = compose()["services"]["sentiment-1"]["environment"]
         environment = {name: str(value) for name, value in given.items()} | secrets | database | {"MINIO_HOST": address}
@@ -206,7 +207,7 @@ def test_the_services_of_compose_work_together(tmp_path: Path) -> None:
         try:
             port = exits.enter_context(proxy(tmp_path / "nginx", [replica.port for replica in replicas]))
         except Unavailable as error:
-            pytest.skip(str(error))
+            impossible(error)
         client = Client(f"http://127.0.0.1:{port}", timeout=LONG, token=secrets["MLPKIT_TOKEN"])
         model_id = loaded(client, environment)
         for replica in replicas:

@@ -16,6 +16,7 @@ from mlpkit.errors import ArgumentError, DataError
 from mlpkit.formats import SequenceRow, Span, read_rows, write_rows
 from mlpkit.formats.convert import FORMATS, Converted, convert_file, detect_format
 from mlpkit.formats.rows import first_lines
+from tests.corpora import corpora_folder
 
 KIND = "text_sequence_labeling"
 OTHERS = [name for name in FORMATS if name != "markup"]
@@ -172,16 +173,10 @@ def test_a_file_without_blank_lines_is_an_error_before_it_fills_the_memory(tmp_p
         _converted(tmp_path, "a O\n" * 100_001, "bio")
 
 
-DATA = Path(os.environ.get("MLPKIT_TEST_DATA", ""))
-
-
-@pytest.mark.skipif(
-    "MLPKIT_TEST_DATA" not in os.environ, reason="MLPKIT_TEST_DATA does not name the folder of the data"
-)
 @pytest.mark.parametrize("corpus", ["ner-zh-weibo", "ner-en-snips"])
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_real_data_keeps_its_entities_in_every_format(tmp_path: Path, corpus: str, name: str) -> None:
-    source, other, back = DATA / corpus / "train.tsv", tmp_path / "other", tmp_path / "back"
+    source, other, back = corpora_folder() / corpus / "train.tsv", tmp_path / "other", tmp_path / "back"
     there = convert_file(source, other, "markup", name)
     assert convert_file(other, back, name, "markup") == there
     for before, after in zip(read_rows(source, KIND), read_rows(back, KIND), strict=True):

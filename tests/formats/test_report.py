@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
-import os
 import re
 import tracemalloc
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from mlpkit.errors import DataError
 from mlpkit.formats import DataReport, Finding, LabelCount, check_rows, read_rows
 from mlpkit.formats import report as report_module
+from tests.corpora import corpora_folder
 
 CLASSES = "text_classification"
 GOOD = "".join(f"句子{number}\t{label}\t1\n" for number in range(10) for label in "AB")
@@ -409,12 +409,6 @@ def test_samples_show_a_few_findings_of_each_code_errors_first(tmp_path: Path) -
     assert [finding.code for finding in report.samples(2)] == ["columns", "columns", "blank-line", "blank-line"]
 
 
-DATA = Path(os.environ.get("MLPKIT_TEST_DATA", ""))
-
-
-@pytest.mark.skipif(
-    "MLPKIT_TEST_DATA" not in os.environ, reason="MLPKIT_TEST_DATA does not name the folder of the data"
-)
 @pytest.mark.parametrize(
     ("name", "kind", "rows", "codes"),
     [
@@ -433,6 +427,7 @@ DATA = Path(os.environ.get("MLPKIT_TEST_DATA", ""))
 def test_the_real_data_is_read_and_its_blemishes_are_found(
     name: str, kind: str, rows: int, codes: dict[str, int]
 ) -> None:
-    report = check_rows(DATA / name, kind)
+    file = corpora_folder() / name
+    report = check_rows(file, kind)
     assert (report.rows, report.codes, report.fatal) == (rows, codes, False)
-    assert sum(1 for _ in read_rows(DATA / name, kind)) == rows
+    assert sum(1 for _ in read_rows(file, kind)) == rows
