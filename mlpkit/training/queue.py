@@ -499,7 +499,8 @@ class TrainingQueue:
                     self._positions = None
                     if started.attempt == 1 and started.started is not None:
                         counts = self.ended.setdefault(started.algorithm, EndedJobs())
-                        counts.waiting.add(started.started - started.created)
+                        # A clock that goes back must not make a sum of Prometheus smaller.
+                        counts.waiting.add(max(0.0, started.started - started.created))
                     return await self._run(live, live.place)
             except NoPlace as error:
                 return JobOutcome("error", str(error))
@@ -577,7 +578,7 @@ class TrainingQueue:
         outcome = "cancelled" if cancelled else job.state
         counts.outcomes[outcome] = counts.outcomes.get(outcome, 0) + 1
         if job.started is not None and job.ended is not None:
-            counts.running.add(job.ended - job.started)
+            counts.running.add(max(0.0, job.ended - job.started))
         words = f": {job.message}" if job.message else ""
         level = "WARNING" if failed else "INFO"
         logger.log(level, "job [{}] of {} ended: {}{}", job.model_id, job.algorithm, job.state, words)

@@ -17,9 +17,12 @@ from mlpkit.log import LogOutput
 from mlpkit.script import import_app
 from mlpkit.service import Service
 from mlpkit.settings import Settings
+from mlpkit.training.job import Job
+from mlpkit.training.journal import Journal
 from tests.web.test_keep_alive import longest_turn
 
 pytestmark = pytest.mark.anyio
+MANY_JOBS = 10_000
 LONGEST = 0.1
 """Seconds of processor time that one turn of the loop may take; other processes of the machine do not count."""
 SCRIPT = """
@@ -118,3 +121,35 @@ async def test_longest_turn_measures_the_work_of_a_turn() -> None:
     await asyncio.sleep(0)
     turns.cancel()
     assert await turns > LONGEST
+
+
+@pytest.fixture
+async def crowded(tmp_path: Path) -> AsyncIterator[Service]:
+    """A service that has kept ten thousand jobs."""
+    journal = Journal(tmp_path)
+    # The fixture need not survive a power cut, and ten thousand commits that do take minutes on some disks.
+    journal._writer.execute("PRAGMA synchronous = OFF")
+    for number in range(MANY_JOBS):
+        state: Any = "error" if number % 10 == 0 else "completed"
+        journal.add(Job(f"m-{number}", "it", state=state, message="x" * 100, started=time.time(), ended=time.time()))
+    journal.close()
+    script = tmp_path / f"crowded_{tmp_path.name}.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    target = f"{script}:app"
+    settings = Settings(home=tmp_path, workers=0, shutdown_grace=1.0)
+    async with Service(import_app(target), settings, LogOutput(io.StringIO()), target=target) as service:
+        yield service
+
+
+async def test_ten_thousand_jobs_hold_up_nobody(crowded: Service) -> None:
+    turns = asyncio.create_task(longest_turn())
+    page = await asked(crowded, "GET", "/jobs")
+    assert (page["data"]["total"], len(page["data"]["jobs"])) == (MANY_JOBS, 1000)
+    summary = await asked(crowded, "GET", "/summary")
+    assert summary["data"]["failed"]["count"] == 100
+    assert (await asked(crowded, "GET", "/jobs/m-5000"))["data"]["state"] == "error"
+    trained = {"algorithm": "it", "model_path": "", "data": {}, "parameter": {}, "extend": {}}
+    model_id = (await asked(crowded, "POST", "/train", json.dumps(trained).encode()))["data"]["model_id"]
+    assert (await asked(crowded, "GET", "/jobs"))["data"]["jobs"][0]["model_id"] == model_id
+    turns.cancel()
+    assert await turns < LONGEST
