@@ -174,7 +174,7 @@ class PredictOptions:
 Options = TrainOptions | LoadOptions | PredictOptions
 
 
-class TrainKeywords(TypedDict, total=False):
+class _TrainKeywords(TypedDict, total=False):
     """What `@app.train(...)` takes."""
 
     cpus: int | None
@@ -188,7 +188,7 @@ class TrainKeywords(TypedDict, total=False):
     min_f1: float | None
 
 
-class LoadKeywords(TypedDict, total=False):
+class _LoadKeywords(TypedDict, total=False):
     """What `@app.load(...)` takes."""
 
     isolated: bool
@@ -202,7 +202,7 @@ class LoadKeywords(TypedDict, total=False):
     placement: Literal["local", "cluster"]
 
 
-class PredictKeywords(TypedDict, total=False):
+class _PredictKeywords(TypedDict, total=False):
     """What `@app.predict(...)` takes."""
 
     max_batch_size: int
@@ -211,7 +211,7 @@ class PredictKeywords(TypedDict, total=False):
     timeout: float | None
 
 
-def read_options(kind: type[O], given: Mapping[str, object]) -> tuple[O, list[str]]:
+def _read_options(kind: type[O], given: Mapping[str, object]) -> tuple[O, list[str]]:
     """The options that an author gave, and what is wrong with them.
 
     A wrong option has its default.
@@ -334,7 +334,7 @@ class Algorithm:
     @overload
     def train(self, function: F, /) -> F: ...
     @overload
-    def train(self, /, **options: Unpack[TrainKeywords]) -> Callable[[F], F]: ...
+    def train(self, /, **options: Unpack[_TrainKeywords]) -> Callable[[F], F]: ...
     def train(self, function: F | None = None, /, **options: Any) -> F | Callable[[F], F]:
         """Records the function that trains a model.
 
@@ -356,7 +356,7 @@ class Algorithm:
     @overload
     def load(self, function: F, /) -> F: ...
     @overload
-    def load(self, /, **options: Unpack[LoadKeywords]) -> Callable[[F], F]: ...
+    def load(self, /, **options: Unpack[_LoadKeywords]) -> Callable[[F], F]: ...
     def load(self, function: F | None = None, /, **options: Any) -> F | Callable[[F], F]:
         """Records the function that returns the model.
 
@@ -378,7 +378,7 @@ class Algorithm:
     @overload
     def predict(self, function: F, /) -> F: ...
     @overload
-    def predict(self, /, **options: Unpack[PredictKeywords]) -> Callable[[F], F]: ...
+    def predict(self, /, **options: Unpack[_PredictKeywords]) -> Callable[[F], F]: ...
     def predict(self, function: F | None = None, /, **options: Any) -> F | Callable[[F], F]:
         """Records the function that answers a prediction.
 
@@ -489,7 +489,7 @@ class Algorithm:
         self, name: str, function: F | None, kind: type[Options], given: Mapping[str, object]
     ) -> F | Callable[[F], F]:
         def record(function: F) -> F:
-            options, mistakes = read_options(kind, given)
+            options, mistakes = _read_options(kind, given)
             self._mistakes += [f"{where(function)}: @app.{name} has {mistake}" for mistake in mistakes]
             return self._add(name, function, options)
 

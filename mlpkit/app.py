@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlpkit.local import Local
 
 F = TypeVar("F", bound=Callable[..., Any])
-Lifecycle = Literal["on_start", "on_stop"]
+_Lifecycle = Literal["on_start", "on_stop"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class App(Algorithm):
         """Replacements for factories of dependencies, in tests: `app.dependency_overrides[tables] = fake`."""
         self._others: list[Algorithm] = []
         self._included: list[App] = []
-        self._lifecycle: dict[Lifecycle, list[Hook]] = {"on_start": [], "on_stop": []}
+        self._lifecycle: dict[_Lifecycle, list[Hook]] = {"on_start": [], "on_stop": []}
         self._asgi: ASGIApp | None = None
 
     def algorithm(self, name: str, *, kind: str = "text_custom", examples: Sequence[Any] = ()) -> Algorithm:
@@ -80,7 +80,7 @@ class App(Algorithm):
         """Records what every worker process runs once, when it stops."""
         return self._add_lifecycle("on_stop", function)
 
-    def lifecycle(self, name: Lifecycle) -> list[Hook]:
+    def lifecycle(self, name: _Lifecycle) -> list[Hook]:
         """The functions of included apps and of this one, in declared order."""
         return [hook for app in reversed(list(self._apps())) for hook in app._lifecycle[name]]
 
@@ -146,7 +146,7 @@ class App(Algorithm):
             for app in self._included:
                 yield from app._apps(seen)
 
-    def _add_lifecycle(self, name: Lifecycle, function: F) -> F:
+    def _add_lifecycle(self, name: _Lifecycle, function: F) -> F:
         if not self._refuses(name, function):
             self._lifecycle[name].append(Hook(name, function))
         return function

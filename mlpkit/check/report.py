@@ -143,10 +143,10 @@ class LiveTable:
         self._outcomes.append(outcome)
 
     def _table(self) -> Table:
-        return table_of(self._title, self._outcomes, self._running)
+        return _table_of(self._title, self._outcomes, self._running)
 
 
-def table_of(title: str, outcomes: Sequence[StepResult], running: str = "") -> Table:
+def _table_of(title: str, outcomes: Sequence[StepResult], running: str = "") -> Table:
     """The steps so far, and the one that is running."""
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("step", no_wrap=True)

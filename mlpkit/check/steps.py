@@ -72,16 +72,16 @@ class CheckRun:
         return self.service.client.predict(self.model_id, features)
 
 
-Step = Callable[[CheckRun], str]
+_Step = Callable[[CheckRun], str]
 
 
-def look_at_service(run: CheckRun) -> str:
+def _look_at_service(run: CheckRun) -> str:
     """The service answers, and has the algorithm."""
     algorithms = run.service.client.monitor().algorithms
     return f"algorithm {run.service.algorithm} of kind {run.service.kind}; the service has {', '.join(algorithms)}"
 
 
-def upload_data(run: CheckRun) -> str:
+def _upload_data(run: CheckRun) -> str:
     """The data is sound, and the files are uploaded."""
     from mlpkit.formats import check_rows
     from mlpkit.storage import open_storage
@@ -106,7 +106,7 @@ def upload_data(run: CheckRun) -> str:
     return sentence
 
 
-def refuse_unknown_algorithm(run: CheckRun) -> str:
+def _refuse_unknown_algorithm(run: CheckRun) -> str:
     """Training an algorithm that does not exist is refused."""
     try:
         run.service.client.train("no such algorithm")
@@ -115,7 +115,7 @@ def refuse_unknown_algorithm(run: CheckRun) -> str:
     raise _StepEnded("failed", "a train of an algorithm that does not exist was accepted")
 
 
-def submit(run: CheckRun) -> str:
+def _submit(run: CheckRun) -> str:
     """The training is accepted."""
     if not run.service.trains:
         run.model_id = f"check-{secrets.token_hex(8)}"
@@ -126,7 +126,7 @@ def submit(run: CheckRun) -> str:
     return f"model {job.model_id}"
 
 
-def wait_for_training(run: CheckRun) -> str:
+def _wait_for_training(run: CheckRun) -> str:
     """The training completes within the limit."""
     if not run.service.trains:
         raise _StepEnded("skipped", "nothing was trained")
@@ -150,7 +150,7 @@ def wait_for_training(run: CheckRun) -> str:
     return " → ".join(seen)
 
 
-def load(run: CheckRun) -> str:
+def _load(run: CheckRun) -> str:
     """The trained model loads, and the monitor shows it."""
     service = run.service
     client = service.client
@@ -162,24 +162,24 @@ def load(run: CheckRun) -> str:
     return ""
 
 
-def load_again(run: CheckRun) -> str:
+def _load_again(run: CheckRun) -> str:
     """A loaded model can be loaded again: the platform repeats its calls."""
     run.service.client.load(run.service.algorithm, run.model_id)
     return ""
 
 
-def predict(run: CheckRun) -> str:
+def _predict(run: CheckRun) -> str:
     """Every example is answered."""
     for features in run.examples:
         try:
             run.answers.append(run.predict(features))
         except ArgumentError as error:
             where = "examples= of the App, or --features, say what to ask"
-            raise _StepEnded("failed", f"{excerpt(features)} is refused: {error}; {where}") from None
-    return excerpt(run.answers[0])
+            raise _StepEnded("failed", f"{_excerpt(features)} is refused: {error}; {where}") from None
+    return _excerpt(run.answers[0])
 
 
-def check_kind(run: CheckRun) -> str:
+def _check_kind(run: CheckRun) -> str:
     """The answers are what the algorithm's kind prescribes."""
     from mlpkit.formats import check_answer
 
@@ -190,23 +190,23 @@ def check_kind(run: CheckRun) -> str:
         try:
             check_answer(kind, answer)
         except AnswerError as error:
-            raise _StepEnded("failed", f"the answer to {excerpt(features)} is not a {kind}: {error}") from None
+            raise _StepEnded("failed", f"the answer to {_excerpt(features)} is not a {kind}: {error}") from None
     return ""
 
 
-def predict_again(run: CheckRun) -> str:
+def _predict_again(run: CheckRun) -> str:
     """The same question gets the same answer."""
     for features, answer in zip(run.examples, run.answers, strict=True):
         second = run.predict(features)
-        if not same(answer, second):
-            sentence = f"the same features got {excerpt(answer)} and then {excerpt(second)}"
+        if not _same(answer, second):
+            sentence = f"the same features got {_excerpt(answer)} and then {_excerpt(second)}"
             if kind_of(run.service.kind).may_differ:
                 raise _StepEnded("warning", sentence)
             raise _StepEnded("failed", sentence)
     return ""
 
 
-def predict_at_once(run: CheckRun) -> str:
+def _predict_at_once(run: CheckRun) -> str:
     """32 predictions at a time are all answered, and alike."""
     examples = [run.examples[number % len(run.examples)] for number in range(_AT_ONCE)]
     started = time.monotonic()
@@ -217,22 +217,22 @@ def predict_at_once(run: CheckRun) -> str:
     failures = [answer for answer in answers if isinstance(answer, MlpkitError)]
     if failures:
         raise _StepEnded("failed", f"{len(failures)} of {_AT_ONCE} predictions at once failed: {failures[0]}")
-    wrong = [n for n in range(_AT_ONCE) if not same(answers[n], run.answers[n % len(run.answers)])]
+    wrong = [n for n in range(_AT_ONCE) if not _same(answers[n], run.answers[n % len(run.answers)])]
     if wrong and not kind_of(run.service.kind).may_differ:
         raise _StepEnded("failed", f"{len(wrong)} of {_AT_ONCE} predictions at once got another answer than alone")
     return f"{run.throughput:.0f} a second"
 
 
-def answer_bad_input(run: CheckRun) -> str:
+def _answer_bad_input(run: CheckRun) -> str:
     """Unexpected input gets a clear answer in time, and does no harm."""
-    refused = [ask_badly(run, name, body) for name, body in bad_bodies(run.model_id).items()]
+    refused = [_ask_badly(run, name, body) for name, body in _bad_bodies(run.model_id).items()]
     after = run.predict(run.examples[0])
-    if not same(after, run.answers[0]) and not kind_of(run.service.kind).may_differ:
+    if not _same(after, run.answers[0]) and not kind_of(run.service.kind).may_differ:
         raise _StepEnded("failed", "after the bad input the model gives another answer than before")
     return f"{len(refused)} tried, {sum(refused)} refused, {refused.count(False)} answered"
 
 
-def unload(run: CheckRun) -> str:
+def _unload(run: CheckRun) -> str:
     """The model is gone, and can be unloaded again without an error."""
     service = run.service
     client = service.client
@@ -243,7 +243,7 @@ def unload(run: CheckRun) -> str:
     return ""
 
 
-def same_after_loading_again(run: CheckRun) -> str:
+def _same_after_loading_again(run: CheckRun) -> str:
     """Loaded again, the model answers as before."""
     service = run.service
     client = service.client
@@ -253,12 +253,12 @@ def same_after_loading_again(run: CheckRun) -> str:
     client.unload(service.algorithm, run.model_id)
     run.levels["unloaded again"] = _settled_memory(service)
     for before, now in zip(run.answers, answers, strict=True):
-        if not same(before, now) and not kind_of(service.kind).may_differ:
-            raise _StepEnded("failed", f"before it was unloaded it answered {excerpt(before)}, now {excerpt(now)}")
+        if not _same(before, now) and not kind_of(service.kind).may_differ:
+            raise _StepEnded("failed", f"before it was unloaded it answered {_excerpt(before)}, now {_excerpt(now)}")
     return ""
 
 
-def give_memory_back(run: CheckRun) -> str:
+def _give_memory_back(run: CheckRun) -> str:
     """Loading and unloading again gives all memory back.
 
     The first load is not counted: it brings libraries into memory that stay there for good.
@@ -280,7 +280,7 @@ def give_memory_back(run: CheckRun) -> str:
     return f"{model / _MIB:.0f} MiB for the model, {max(0, kept) / _MIB:.0f} MiB kept"
 
 
-def delete(run: CheckRun) -> str:
+def _delete(run: CheckRun) -> str:
     """The model is deleted, and is not there any more."""
     service = run.service
     client = service.client
@@ -297,29 +297,29 @@ def delete(run: CheckRun) -> str:
     raise _StepEnded("warning", "the model can still be loaded after delete: are its files in another place?")
 
 
-STEPS: Mapping[str, Step] = {
-    "service": look_at_service,
-    "data": upload_data,
-    "unknown algorithm": refuse_unknown_algorithm,
-    "train": submit,
-    "status": wait_for_training,
-    "load": load,
-    "load twice": load_again,
-    "predict": predict,
-    "kind": check_kind,
-    "same answer twice": predict_again,
-    "32 at once": predict_at_once,
-    "bad input": answer_bad_input,
-    "unload": unload,
-    "load again": same_after_loading_again,
-    "memory": give_memory_back,
-    "delete": delete,
+STEPS: Mapping[str, _Step] = {
+    "service": _look_at_service,
+    "data": _upload_data,
+    "unknown algorithm": _refuse_unknown_algorithm,
+    "train": _submit,
+    "status": _wait_for_training,
+    "load": _load,
+    "load twice": _load_again,
+    "predict": _predict,
+    "kind": _check_kind,
+    "same answer twice": _predict_again,
+    "32 at once": _predict_at_once,
+    "bad input": _answer_bad_input,
+    "unload": _unload,
+    "load again": _same_after_loading_again,
+    "memory": _give_memory_back,
+    "delete": _delete,
 }
-NEEDED = {"service", "train", "status", "load", "predict", "unload"}
+_NEEDED = {"service", "train", "status", "load", "predict", "unload"}
 """Steps that the later ones need: when one fails, the rest is skipped."""
 
 
-def clean_up(run: CheckRun) -> None:
+def _clean_up(run: CheckRun) -> None:
     """Removes the uploaded files; the service keeps its record of the job."""
     from mlpkit.storage import open_storage
 
@@ -370,7 +370,7 @@ def _settled_memory(service: CheckedService) -> int:
     return lowest
 
 
-def bad_bodies(model_id: str) -> dict[str, bytes]:
+def _bad_bodies(model_id: str) -> dict[str, bytes]:
     """Bodies of predict requests by what is wrong with them."""
 
     def body(**fields: object) -> bytes:
@@ -391,7 +391,7 @@ def bad_bodies(model_id: str) -> dict[str, bytes]:
     }
 
 
-def ask_badly(run: CheckRun, name: str, body: bytes) -> bool:
+def _ask_badly(run: CheckRun, name: str, body: bytes) -> bool:
     """Sends such a body; True if it was refused, False if answered.
 
     Raises:
@@ -418,20 +418,20 @@ def ask_badly(run: CheckRun, name: str, body: bytes) -> bool:
     return refused
 
 
-def same(one: Any, other: Any) -> bool:
+def _same(one: Any, other: Any) -> bool:
     """Equal, up to rounding: batches may add up floats in another order."""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     if isinstance(one, (int, float)) and isinstance(other, (int, float)):
         return one == other or abs(one - other) <= _ROUNDING * max(abs(one), abs(other), 1.0)
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same, one, other))
+        return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     return bool(one == other)
 
 
-def excerpt(value: object) -> str:
+def _excerpt(value: object) -> str:
     """The beginning of a value as JSON, for a sentence."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST_EXCERPT else text[: _LONGEST_EXCERPT - 1] + "…"
@@ -456,10 +456,10 @@ def run_check(
             outcome = _outcome(name, step, run, memory) if not broken else _skipped(name, broken)
             on_end(outcome)
             outcomes.append(outcome)
-            if outcome.verdict == "failed" and name in NEEDED:
+            if outcome.verdict == "failed" and name in _NEEDED:
                 broken = name
     try:
-        clean_up(run)
+        _clean_up(run)
     except MlpkitError as error:
         logger.warning("the uploaded data could not be removed: {}", error)
     return CheckReport(
@@ -470,7 +470,7 @@ def run_check(
     )
 
 
-def _outcome(name: str, step: Step, run: CheckRun, memory: MemoryWatch) -> StepResult:
+def _outcome(name: str, step: _Step, run: CheckRun, memory: MemoryWatch) -> StepResult:
     memory.take()
     started = time.monotonic()
     verdict: Verdict = "passed"

@@ -33,7 +33,7 @@ _FEW = 25
 test_rows = click.option("--data", type=FILE, required=True, metavar="FILE", help="The test rows.")
 
 
-class DifferentRow(msgspec.Struct, frozen=True):
+class _DifferentRow(msgspec.Struct, frozen=True):
     """A row that only one of two models answers right."""
 
     line: int
@@ -41,7 +41,7 @@ class DifferentRow(msgspec.Struct, frozen=True):
     right: int
 
 
-class ComparedModels(msgspec.Struct, frozen=True):
+class _ComparedModels(msgspec.Struct, frozen=True):
     """Two models on the same rows.
 
     `first_only` and `second_only` count the rows that only this model answers right. `p` is the probability of such a
@@ -52,7 +52,7 @@ class ComparedModels(msgspec.Struct, frozen=True):
     first_only: int
     second_only: int
     p: float | None
-    different: list[DifferentRow]
+    different: list[_DifferentRow]
 
 
 @click.command()
@@ -119,7 +119,7 @@ def compare(target: str, first: str, second: str, data: Path, algorithm: str | N
 
 def _compared(
     algorithm: Algorithm, data: Path, ids: tuple[str, str], models: tuple[ModelUnderTest, ModelUnderTest]
-) -> ComparedModels:
+) -> _ComparedModels:
     from mlpkit.training import Evaluation
 
     reports = []
@@ -130,15 +130,15 @@ def _compared(
         metrics = evaluation.run(_rows(algorithm, data), note=rights[-1].append)
         reports.append(evaluation.report(**_known(model_id, algorithm, data), metrics=metrics))
     only = [0, 0]
-    different: list[DifferentRow] = []
+    different: list[_DifferentRow] = []
     for (line, row), *right in zip(_rows(algorithm, data), *rights, strict=True):
         if None in right or right[0] == right[1]:
             continue
         winner = 0 if right[0] else 1
         only[winner] += 1
         if len(different) < _MOST_DIFFERENT:
-            different.append(DifferentRow(line, msgspec.to_builtins(row), winner + 1))
-    return ComparedModels((reports[0], reports[1]), only[0], only[1], mcnemar(only[0], only[1]), different)
+            different.append(_DifferentRow(line, msgspec.to_builtins(row), winner + 1))
+    return _ComparedModels((reports[0], reports[1]), only[0], only[1], mcnemar(only[0], only[1]), different)
 
 
 def mcnemar(first_only: int, second_only: int) -> float | None:
@@ -206,7 +206,7 @@ def _known(model_id: str, algorithm: Algorithm, data: Path) -> dict[str, Any]:
     }
 
 
-def _show_comparison(compared: ComparedModels) -> None:
+def _show_comparison(compared: _ComparedModels) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -47,12 +47,12 @@ def new(name: str, kind: str, into: Path) -> None:
     folder = into / name
     if folder.exists():
         raise ArgumentError(f"{folder} exists already")
-    write_project(folder, name, module, kind)
+    _write_project(folder, name, module, kind)
     print(f"made {folder}: try\n\n  cd {folder}")
     print(f"  mlpkit check {module}.py --data data/train.tsv\n  mlpkit run {module}.py")
 
 
-def write_project(folder: Path, name: str, module: str, kind: str) -> None:
+def _write_project(folder: Path, name: str, module: str, kind: str) -> None:
     """Writes the project's files into a new folder."""
     from importlib.metadata import PackageNotFoundError, version
 
@@ -76,10 +76,10 @@ def write_project(folder: Path, name: str, module: str, kind: str) -> None:
         file = folder / place
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text.substitute(name=name, module=module, version=required), encoding="utf-8")
-    write_wheel(folder / "wheels")
+    _write_wheel(folder / "wheels")
 
 
-def write_wheel(folder: Path) -> Path | None:
+def _write_wheel(folder: Path) -> Path | None:
     """The running mlpkit as a wheel; None if it is not installed.
 
     Source of the format: the specification "Binary distribution format" of the Python Packaging User Guide.

@@ -56,7 +56,7 @@ def run(
       mlpkit run sentiment:app --workers 0 --reload
     """
     if reload:
-        run_again_on_change(target)
+        _run_again_on_change(target)
         return
     from mlpkit.processes import prepare
     from mlpkit.script import import_app
@@ -73,7 +73,7 @@ def run(
     serve(app, host=host, port=port, workers=workers, settings=settings)
 
 
-def run_again_on_change(target: str) -> None:
+def _run_again_on_change(target: str) -> None:
     """Serves until Ctrl-C or SIGTERM, and starts again after every change.
 
     The server gets the arguments of this process.

@@ -236,7 +236,7 @@ def data_of(answer: Answer) -> Any:
         return content.get("data")
     message = str(content.get("message", ""))
     if status in ("fail", "arg_error") and not message.startswith("404 Not Found"):
-        raise error_of(answer, status, message)
+        raise _error_of(answer, status, message)
     if status is None and answer.status == 400:
         raise ArgumentError(message)
     raise UnexpectedAnswer(
@@ -256,7 +256,7 @@ def typed(data: Any, wanted: type[T]) -> T:
         raise UnexpectedAnswer(f"the service's answer does not fit {wanted.__name__}: {error}") from None
 
 
-def error_of(answer: Answer, status: str, message: str) -> MlpkitError:
+def _error_of(answer: Answer, status: str, message: str) -> MlpkitError:
     """The exception for a refusal.
 
     It is found by the name that mlpkit sends, else by the message, the HTTP status or the word.

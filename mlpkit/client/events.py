@@ -25,7 +25,7 @@ from mlpkit.errors import (
     WorkerLost,
 )
 
-SILENCE_SECONDS = 45.0
+_SILENCE_SECONDS = 45.0
 """A connection is broken after this silence: the service says something every 15 seconds."""
 _AWAY_SECONDS = 60.0
 """How long a service may be away, such as for a restart."""
@@ -110,7 +110,7 @@ def follow(
     while True:
         problem: MlpkitError = ServiceUnreachable("the service has ended its stream of events")
         try:
-            answer = _opened(connect(last, min(SILENCE_SECONDS, max(0.1, deadline - time.monotonic()))))
+            answer = _opened(connect(last, min(_SILENCE_SECONDS, max(0.1, deadline - time.monotonic()))))
         except (ServiceUnreachable, TimeLimitExceeded, Overloaded, WorkerLost, UnexpectedAnswer) as error:
             # UnexpectedAnswer: a proxy says in its own words that the service is away.
             if heard is None:

@@ -55,7 +55,7 @@ class Label(msgspec.Struct, frozen=True, omit_defaults=True):
         return [cls(names[index], scores[index]) for index in order]
 
 
-class LabelAnswer(msgspec.Struct):
+class _LabelAnswer(msgspec.Struct):
     """What is checked of a label in an answer."""
 
     label: str
@@ -231,7 +231,7 @@ KIND = Kind(
     read=_read,
     write=_write,
     facts=_facts,
-    answer=list[LabelAnswer],
+    answer=list[_LabelAnswer],
     quick_check=_are_labels,
     limit=limited,
     labelled=True,

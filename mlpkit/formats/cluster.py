@@ -21,7 +21,7 @@ class Cluster(msgspec.Struct, frozen=True):
     score: float = 100.0
 
 
-class ClusterAnswer(msgspec.Struct):
+class _ClusterAnswer(msgspec.Struct):
     """What is checked of a cluster in an answer."""
 
     cluster_name: str
@@ -56,6 +56,6 @@ KIND = Kind(
     write=_write,
     facts=_facts,
     headers=SENTENCE_HEADERS | {"label", "labels", "cluster"},
-    answer=list[ClusterAnswer],
+    answer=list[_ClusterAnswer],
     measure=ClusterMeasure,
 )

@@ -18,15 +18,15 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-MOST_ERRORS = 20
-MOST_CONFUSIONS = 10
+_MOST_ERRORS = 20
+_MOST_CONFUSIONS = 10
 MOST_LABELS = 10_000
 """Labels that are counted one by one; further ones are counted together."""
-MOST_PAIRS = 100_000
+_MOST_PAIRS = 100_000
 """Pairs of a wanted and an answered label that are counted."""
-THRESHOLDS = range(50, 100, 5)
-OTHER_LABELS = "(other labels)"
-ADVICE = "These errors are often wrong labels in the test rows: look at them first."
+_THRESHOLDS = range(50, 100, 5)
+_OTHER_LABELS = "(other labels)"
+_ADVICE = "These errors are often wrong labels in the test rows: look at them first."
 _LONGEST_TEXT = 200
 _STEP = 1.02
 """Durations are counted in classes, each 2 % longer than the one before."""
@@ -419,7 +419,7 @@ class ClusterMeasure:
         rows = self._pairs.total() + self._alone.total()
         known = {"rows": rows, "negatives": self._unlabelled}
         if self._is_full:
-            return {**known, "error": f"more than {MOST_PAIRS:,} pairs of a label and a cluster: too many clusters"}
+            return {**known, "error": f"more than {_MOST_PAIRS:,} pairs of a label and a cluster: too many clusters"}
         if not rows:
             return {**known, "error": "no test row has a label, which is the second column: sentence, label"}
         labels: Counter[str | None] = Counter(self._alone)
@@ -475,7 +475,7 @@ class _Tally:
     def add(self, label: str, *, right: int = 0, found: int = 0, marked: int = 0) -> None:
         counts = self._labels.get(label)
         if counts is None:
-            name = label if len(self._labels) < MOST_LABELS else OTHER_LABELS
+            name = label if len(self._labels) < MOST_LABELS else _OTHER_LABELS
             counts = self._labels.setdefault(name, [0, 0, 0])
         counts[_RIGHT] += right
         counts[_FOUND] += found
@@ -518,7 +518,7 @@ class _Confidence:
         if not any(self._answers):
             return {}
         thresholds = [
-            Threshold(least, sum(self._answers[least // 5 :]), sum(self._right[least // 5 :])) for least in THRESHOLDS
+            Threshold(least, sum(self._answers[least // 5 :]), sum(self._right[least // 5 :])) for least in _THRESHOLDS
         ]
         calibration = []
         for begin in range(0, 100, 10):
@@ -541,15 +541,15 @@ class _WrongAnswers:
     def add(self, line: int, sentence: str, wanted: str | None, got: str | None, score: float | None) -> None:
         confidence = -1.0 if score is None else score
         self._count += 1
-        if len(self._worst) == MOST_ERRORS and confidence <= self._worst[0][0]:
+        if len(self._worst) == _MOST_ERRORS and confidence <= self._worst[0][0]:
             return
         wrong = WrongAnswer(line, _cut(sentence), _cut(wanted), _cut(got), score)
-        push = heapq.heappush if len(self._worst) < MOST_ERRORS else heapq.heappushpop
+        push = heapq.heappush if len(self._worst) < _MOST_ERRORS else heapq.heappushpop
         push(self._worst, (confidence, -line, -self._count, wrong))
 
     def figures(self) -> dict[str, Any]:
         worst = [wrong for *_, wrong in sorted(self._worst, reverse=True)]
-        return {"errors": worst, "advice": ADVICE if worst else ""}
+        return {"errors": worst, "advice": _ADVICE if worst else ""}
 
 
 def _figures(right: int, found: int, marked: int) -> Figures:
@@ -576,7 +576,7 @@ def _score(item: Mapping[str, Any]) -> float:
 
 def _count_pair(pairs: Counter[tuple[str | None, str | None]], wanted: str | None, got: str | None) -> bool:
     """Counts a pair; False if there are too many different ones."""
-    if (wanted, got) not in pairs and len(pairs) >= MOST_PAIRS:
+    if (wanted, got) not in pairs and len(pairs) >= _MOST_PAIRS:
         return False
     pairs[wanted, got] += 1
     return True
@@ -584,7 +584,7 @@ def _count_pair(pairs: Counter[tuple[str | None, str | None]], wanted: str | Non
 
 def _most_frequent(pairs: Counter[tuple[str | None, str | None]]) -> list[Confusion]:
     ordered = sorted(pairs.items(), key=lambda item: (-item[1], str(item[0])))
-    return [Confusion(wanted, got, count) for (wanted, got), count in ordered[:MOST_CONFUSIONS]]
+    return [Confusion(wanted, got, count) for (wanted, got), count in ordered[:_MOST_CONFUSIONS]]
 
 
 def _twin(span: tuple[int, int, str], missed: list[tuple[int, int, str]]) -> tuple[int, int, str] | None:

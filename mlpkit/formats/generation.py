@@ -19,7 +19,7 @@ class Generated(msgspec.Struct, frozen=True, omit_defaults=True):
     score: float | None = None
 
 
-class GeneratedAnswer(msgspec.Struct):
+class _GeneratedAnswer(msgspec.Struct):
     """What is checked of a text in an answer."""
 
     text: str
@@ -54,7 +54,7 @@ KIND = Kind(
     read=_read,
     write=lambda row: join(row.source, row.target),
     facts=_facts,
-    answer=list[str | GeneratedAnswer],
+    answer=list[str | _GeneratedAnswer],
     headers=SENTENCE_HEADERS | {"source", "target", "input", "output", "question", "answer", "summary", "输入", "输出"},
     features=lambda row: {"sentence": row.source},
     may_differ=True,

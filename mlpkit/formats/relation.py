@@ -86,7 +86,7 @@ class Relation(msgspec.Struct, frozen=True):
         }
 
 
-class ArgumentAnswer(msgspec.Struct):
+class _ArgumentAnswer(msgspec.Struct):
     """What is checked of a subject or object in an answer."""
 
     name: str
@@ -99,7 +99,7 @@ class ArgumentAnswer(msgspec.Struct):
         check_end("end", self.name, self.start, self.end)
 
 
-class MentionAnswer(msgspec.Struct):
+class _MentionAnswer(msgspec.Struct):
     """What is checked of a mention in an answer."""
 
     text: str
@@ -111,21 +111,21 @@ class MentionAnswer(msgspec.Struct):
         check_end("end", self.text, self.start, self.end)
 
 
-class PredicateAnswer(msgspec.Struct):
+class _PredicateAnswer(msgspec.Struct):
     """What is checked of a predicate in an answer."""
 
     text: str
-    mention: list[MentionAnswer]
+    mention: list[_MentionAnswer]
     property: Any = None
 
 
-class RelationAnswer(msgspec.Struct):
+class _RelationAnswer(msgspec.Struct):
     """What is checked of a relation in an answer."""
 
     score: Score
-    subject: ArgumentAnswer
-    object: ArgumentAnswer
-    predicate: PredicateAnswer
+    subject: _ArgumentAnswer
+    object: _ArgumentAnswer
+    predicate: _PredicateAnswer
 
 
 class RelationRow(Row, frozen=True):
@@ -136,9 +136,9 @@ class RelationRow(Row, frozen=True):
 
 
 class _Written(msgspec.Struct):
-    subject: ArgumentAnswer
-    object: ArgumentAnswer
-    predicate: PredicateAnswer
+    subject: _ArgumentAnswer
+    object: _ArgumentAnswer
+    predicate: _PredicateAnswer
     score: Score = 100.0
 
 
@@ -176,11 +176,11 @@ def _relation(sentence: str, written: _Written, path: str) -> Relation:
     return Relation(_argument(written.subject), _predicate(written.predicate), _argument(written.object), written.score)
 
 
-def _argument(written: ArgumentAnswer) -> Argument:
+def _argument(written: _ArgumentAnswer) -> Argument:
     return Argument(written.name, written.start, written.end + 1, written.label, written.pos)
 
 
-def _predicate(written: PredicateAnswer) -> Predicate:
+def _predicate(written: _PredicateAnswer) -> Predicate:
     mention = [Mention(said.text, said.start, said.end + 1, said.pos) for said in written.mention]
     return Predicate(written.text, mention, written.property)
 
@@ -210,7 +210,7 @@ KIND = Kind(
     read=_read,
     write=_write,
     facts=_facts,
-    answer=list[RelationAnswer],
+    answer=list[_RelationAnswer],
     labelled=True,
     headers=SENTENCE_HEADERS | {"relations", "relation", "label", "spo"},
     single=True,

@@ -29,7 +29,7 @@ MOST_LABELS = 10_000
 """Labels that are counted."""
 FEW = 5
 """A label with fewer examples gets a warning."""
-UNBALANCED = 20
+_UNBALANCED = 20
 """So does one that the most frequent label outnumbers by this factor."""
 
 # Allowed: tab, which separates columns, and the joiners and direction marks that some scripts and emoji need.
@@ -386,7 +386,7 @@ class _Check:
             examples = f"the label {shown(label)} has {count.positive} example{'s' * (count.positive != 1)}"
             if count.positive < FEW:
                 self.warn(count.line, None, "few-examples", examples)
-            elif count.positive * UNBALANCED < most:
+            elif count.positive * _UNBALANCED < most:
                 self.warn(count.line, None, "unbalanced", f"{examples}, the most frequent label has {most}")
 
     def report(self, name: str, kind: str) -> DataReport:

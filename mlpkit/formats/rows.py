@@ -35,7 +35,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-LONGEST_ROW = 8 << 20
+_LONGEST_ROW = 8 << 20
 """Bytes of the longest row that is read; a longer one is broken."""
 
 
@@ -164,7 +164,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str | BrokenRow]]:
     """The lines of a file with their numbers, from 1.
 
     A line that is too long or not valid UTF-8 comes as the error that it is; a file that is not text at all is one
-    error. Never holds more of the file than one line of `LONGEST_ROW`.
+    error. Never holds more of the file than one line of `_LONGEST_ROW`.
 
     Raises:
         DataError: the file cannot be opened or read.
@@ -234,12 +234,12 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, str | BrokenRow]]:
     if file.read(3) != codecs.BOM_UTF8:
         file.seek(0)
     number = 0
-    while raw := file.readline(LONGEST_ROW + 1):
+    while raw := file.readline(_LONGEST_ROW + 1):
         number += 1
-        if len(raw) > LONGEST_ROW and not raw.endswith(b"\n"):
+        if len(raw) > _LONGEST_ROW and not raw.endswith(b"\n"):
             while raw and not raw.endswith(b"\n"):
-                raw = file.readline(LONGEST_ROW)
-            yield number, BrokenRow(1, "too-long", f"the line is longer than {LONGEST_ROW >> 20} MiB")
+                raw = file.readline(_LONGEST_ROW)
+            yield number, BrokenRow(1, "too-long", f"the line is longer than {_LONGEST_ROW >> 20} MiB")
         else:
             yield number, _decoded(raw.removesuffix(b"\n").removesuffix(b"\r"))
 

@@ -100,7 +100,7 @@ class Entities(msgspec.Struct, frozen=True):
         return {"score": self.score, "entity_list": [entity.serialize() for entity in self.entity_list]}
 
 
-class EntityAnswer(msgspec.Struct):
+class _EntityAnswer(msgspec.Struct):
     """What is checked of an entity in an answer."""
 
     name: str
@@ -113,11 +113,11 @@ class EntityAnswer(msgspec.Struct):
         check_end("end_pos", self.name, self.start_pos, self.end_pos)
 
 
-class EntitiesAnswer(msgspec.Struct):
+class _EntitiesAnswer(msgspec.Struct):
     """What is checked of a sentence in an answer."""
 
     score: Score
-    entity_list: list[EntityAnswer]
+    entity_list: list[_EntityAnswer]
 
 
 def check_end(field: str, name: str, start: int, end: int) -> None:
@@ -301,7 +301,7 @@ KIND = Kind(
     read=_read,
     write=_write,
     facts=_facts,
-    answer=list[EntitiesAnswer],
+    answer=list[_EntitiesAnswer],
     labelled=True,
     single=True,
     headers=SENTENCE_HEADERS | {"label", "labels", "tag", "tags", "entities", "标签"},

@@ -49,7 +49,7 @@ AS_THEY_ARE = ("model", "row", "pairs")
 
 NULL = msgspec.Raw(b"null")
 
-BUILT_IN: Mapping[str, tuple[str, ...]] = {
+_BUILT_IN: Mapping[str, tuple[str, ...]] = {
     "Log": tuple(FIELDS),
     "Storage": tuple(FIELDS),
     "ModelDir": ("train", "load"),
@@ -88,7 +88,7 @@ def hooks_of_service(annotation: object) -> frozenset[str] | None:
 
 def services_of_hook(hook: str) -> list[str]:
     """The names of the services that a hook can ask for."""
-    known = {name: frozenset(hooks) for name, hooks in BUILT_IN.items()} | _MARKED
+    known = {name: frozenset(hooks) for name, hooks in _BUILT_IN.items()} | _MARKED
     return sorted(name for name, hooks in known.items() if hook in hooks)
 
 

@@ -123,7 +123,7 @@ class Checker:
         self._limiter = anyio.CapacityLimiter(_AT_ONCE)
         self._starting = "the models have not been compared with the database yet"
         self._scope = anyio.CancelScope()
-        self.row_problems = RowProblems()
+        self.row_problems = _RowProblems()
         self.looked: float | None = None
         """When the database was asked last and answered, in seconds since the epoch."""
 
@@ -425,7 +425,7 @@ class AliasFollower:
         self._failures[name] = _Failure(desired, error, pause, time.monotonic() + pause)
 
 
-class RowProblems:
+class _RowProblems:
     """What is wrong with the rows, by algorithm.
 
     A problem is logged when it is new.
@@ -468,7 +468,7 @@ class RowProblems:
 
 
 def _checked(
-    rows: Iterable[WantedModel], algorithms: Iterable[str], row_problems: RowProblems
+    rows: Iterable[WantedModel], algorithms: Iterable[str], row_problems: _RowProblems
 ) -> dict[str, FollowedModel]:
     """The models of these algorithms, by id.
 

@@ -238,7 +238,7 @@ def database_url(settings: Settings) -> URL:
     )
 
 
-def open_engine(settings: Settings) -> Engine:
+def _open_engine(settings: Settings) -> Engine:
     """An engine that connects when it is first used.
 
     Each of its calls has a timeout if the driver supports one.
@@ -267,7 +267,7 @@ def make_tables(settings: Settings) -> tuple[list[str], str]:
     """
     tables = Tables(settings)
     url = database_url(settings).render_as_string(hide_password=True)
-    engine = open_engine(settings)
+    engine = _open_engine(settings)
     try:
         present = set(inspect(engine).get_table_names(schema=tables.metadata.schema))
         tables.metadata.create_all(engine, checkfirst=True)
@@ -288,7 +288,7 @@ class Database:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._engine = open_engine(settings)
+        self._engine = _open_engine(settings)
         self._tables = Tables(settings)
         self._url = database_url(settings).render_as_string(hide_password=True)
         self._timeout = settings.db_timeout

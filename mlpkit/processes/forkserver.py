@@ -54,7 +54,7 @@ _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-class ChildSpec(msgspec.Struct, frozen=True, array_like=True):
+class _ChildSpec(msgspec.Struct, frozen=True, array_like=True):
     """A child to fork: its module, folder, search path and environment.
 
     It runs as `python -m module` would.
@@ -260,8 +260,8 @@ class ForkServer:
         raise ForkServerGone
 
 
-def _child_spec(module: str, environment: Mapping[str, str], folder: str) -> ChildSpec:
-    return ChildSpec(
+def _child_spec(module: str, environment: Mapping[str, str], folder: str) -> _ChildSpec:
+    return _ChildSpec(
         module,
         os.fsencode(folder),
         [os.fsencode(folder) for folder in sys.path],
@@ -309,7 +309,7 @@ def main() -> None:
     _run_module(spec)
 
 
-def _serve(requests: socket.socket) -> ChildSpec:
+def _serve(requests: socket.socket) -> _ChildSpec:
     """Forks a keeper for every request; returns in the children only.
 
     The process ends when the server does.
@@ -343,7 +343,7 @@ def _serve(requests: socket.socket) -> ChildSpec:
                 for mine in (ended, wake):
                     os.close(mine)
                 requests.close()
-                return _keep(msgspec.msgpack.decode(message, type=ChildSpec), *descriptors)
+                return _keep(msgspec.msgpack.decode(message, type=_ChildSpec), *descriptors)
             if pid > 0:
                 keepers.add(pid)
             for given in descriptors:
@@ -361,7 +361,7 @@ def _collect(keepers: set[int]) -> None:
             keepers.discard(pid)
 
 
-def _keep(spec: ChildSpec, line_number: int, channel: int, output: int) -> ChildSpec:
+def _keep(spec: _ChildSpec, line_number: int, channel: int, output: int) -> _ChildSpec:
     """Runs the keeper of one child; in the child, returns its spec."""
     os.setsid()
     fork_server = os.getppid()
@@ -482,7 +482,7 @@ def _children() -> list[int]:
         return found
 
 
-def _run_module(spec: ChildSpec) -> NoReturn:
+def _run_module(spec: _ChildSpec) -> NoReturn:
     """Runs the module as `python -m` would."""
     os.chdir(spec.folder)
     for name in os.environb.keys() - spec.environment.keys():

@@ -42,7 +42,7 @@ class Alias(msgspec.Struct, frozen=True):
         return alias_name(self.algorithm, self.alias)
 
 
-Announce = Callable[[Alias], Awaitable[None]]
+_Announce = Callable[[Alias], Awaitable[None]]
 """Tells other replicas of a move, after the load and before the switch. If it raises, nothing is switched."""
 
 
@@ -93,7 +93,7 @@ class Aliases:
         """
         return not self._turns[name].locked() and self._ended.get(name, 0.0) < since
 
-    async def move(self, algorithm: str, alias: str, model_id: str, announce: Announce | None = None) -> Alias:
+    async def move(self, algorithm: str, alias: str, model_id: str, announce: _Announce | None = None) -> Alias:
         """Makes an alias, or lets it lead to another model.
 
         Returns when predictions for the alias get the new model. The old one ends what it has, and is then unloaded if
@@ -134,7 +134,7 @@ class Aliases:
                     self._models.release(str(unnamed))
             return moved
 
-    async def remove(self, algorithm: str, alias: str, announce: Announce | None = None) -> None:
+    async def remove(self, algorithm: str, alias: str, announce: _Announce | None = None) -> None:
         """Removes an alias; one that does not exist is not an error.
 
         Raises:

@@ -42,7 +42,7 @@ def free_memory(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("
     return min([psutil.virtual_memory().available, *_left_in_groups(groups, membership)])
 
 
-def own_memory() -> int:
+def _own_memory() -> int:
     """Bytes that this process alone uses.
 
     Without mapped files, which the kernel can drop.
@@ -77,9 +77,9 @@ class Growth:
             self._under_way += 1
             self._begun += 1
             number = self._begun
-        before = own_memory() if alone and not whole else 0
+        before = _own_memory() if alone and not whole else 0
         try:
-            yield lambda: max(0, own_memory() - before) if alone and number == self._begun else None
+            yield lambda: max(0, _own_memory() - before) if alone and number == self._begun else None
         finally:
             with self._lock:
                 self._under_way -= 1

@@ -66,7 +66,7 @@ _LAST_SECOND = 1.0
 _EVICTED = "evicted: memory is short"
 
 
-MakeWorker = Callable[[WorkerSlot], Worker]
+_MakeWorker = Callable[[WorkerSlot], Worker]
 
 
 class Models:
@@ -90,7 +90,7 @@ class Models:
         target: str,
         settings: Settings,
         log: LogOutput,
-        make_worker: MakeWorker | None = None,
+        make_worker: _MakeWorker | None = None,
         storage: Storage | None = None,
         devices: Devices | None = None,
     ) -> None:

@@ -81,7 +81,7 @@ _Files = tuple[Storage, ModelDir | None]
 
 
 @dataclass(frozen=True)
-class LoadedModel:
+class _LoadedModel:
     """A model in this process.
 
     `predict` hands a request to the thread or the event loop that answers it. `thread` is the model's own, in which
@@ -121,7 +121,7 @@ class WorkerRuntime:
         self._send = send
         self._single = single
         self._warms_up = warm_up
-        self._models: dict[str, LoadedModel] = {}
+        self._models: dict[str, _LoadedModel] = {}
         self._unloading = 0
         self._lock = threading.Lock()
         self._growth = Growth()
@@ -190,7 +190,7 @@ class WorkerRuntime:
         if model is not None:
             model.runner.cancel(request.id)
 
-    def reader(self) -> LoadedModel | None:
+    def reader(self) -> _LoadedModel | None:
         """The model whose thread may read the channel, or None.
 
         That is the only model of the process, if it is plain and quick.
@@ -305,7 +305,7 @@ class WorkerRuntime:
 
     def _with_threads(
         self, runner: PredictRunner, thread: Thread, closers: list[Close], files: list[_Files]
-    ) -> LoadedModel:
+    ) -> _LoadedModel:
         """The model, with what its predictions run in.
 
         Predictions begin with what this thread, in which `load` ran, has now.
@@ -313,14 +313,14 @@ class WorkerRuntime:
         if runner.is_async:
             call_soon: Callable[..., object] = self._async.loop.call_soon_threadsafe
             predict = partial(call_soon, runner.start, context=contextvars.copy_context())
-            return LoadedModel(runner, predict, thread, None, closers, files)
+            return _LoadedModel(runner, predict, thread, None, closers, files)
         count = runner.algorithm.predict_options.threads
         if count == 1:
-            return LoadedModel(runner, partial(thread.put, runner.run), thread, None, closers, files)
+            return _LoadedModel(runner, partial(thread.put, runner.run), thread, None, closers, files)
         threads = WorkerThreads(_thread_name("predict", runner.model_id), ThreadState(), count)
-        return LoadedModel(runner, partial(threads.put, runner.run), thread, threads, closers, files)
+        return _LoadedModel(runner, partial(threads.put, runner.run), thread, threads, closers, files)
 
-    def _warm_up(self, loaded: LoadedModel) -> None:
+    def _warm_up(self, loaded: _LoadedModel) -> None:
         """Predicts the examples of the algorithm, on the way of all predictions.
 
         What is only done once, such as allocations and imports, is then not left to the first caller. An example that

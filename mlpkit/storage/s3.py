@@ -103,7 +103,7 @@ class S3Store:
         host, secure = endpoint_of(settings)
         self.url = settings.store
         self._place = f"{'https' if secure else 'http'}://{host}"
-        self._limits = CallLimits(settings.storage_timeout, settings.storage_retries)
+        self._limits = _CallLimits(settings.storage_timeout, settings.storage_retries)
         self._pool = _pool(self._limits, self._place)
         try:
             self._client = Minio(
@@ -154,7 +154,7 @@ class S3Store:
                 response.release_conn()
 
         with translated(self._place, bucket, key, "s3:GetObject"):
-            return current_limits(self._limits).call(attempt, on=(_BrokenBody,))
+            return _current_limits(self._limits).call(attempt, on=(_BrokenBody,))
 
     def upload(self, source: Path, bucket: str, key: str) -> None:
         size = source.stat().st_size
@@ -207,7 +207,7 @@ class S3Store:
                     )
 
     def discard_uploads(self, bucket: str, prefix: str) -> None:
-        limits = CallLimits(min(_CLEAN_UP_TIMEOUT, self._limits.timeout), retries=0)
+        limits = _CallLimits(min(_CLEAN_UP_TIMEOUT, self._limits.timeout), retries=0)
         with limited(limits), translated(self._place, bucket, prefix, "s3:ListBucketMultipartUploads"):
             found = self._client._list_multipart_uploads(bucket_name=bucket, prefix=prefix)
             for upload in found.uploads:
@@ -232,7 +232,7 @@ class S3Store:
         return url
 
     def check(self, bucket: str) -> bool:
-        limits = CallLimits(min(_CHECK_TIMEOUT, self._limits.timeout), retries=0)
+        limits = _CallLimits(min(_CHECK_TIMEOUT, self._limits.timeout), retries=0)
         try:
             # A signed GET whose answer is XML: the answer to a HEAD could be that of any web server, without a reason.
             with limited(limits), translated(self._place, bucket, "", "s3:ListBucket"):
@@ -251,7 +251,7 @@ class S3Store:
 
     def _fetch_range(self, stat: ObjectStat, start: int, end: int, file: int) -> Sequence[bytes]:
         """Fetches a range of whole blocks; gives their digests."""
-        limits = current_limits(self._limits)
+        limits = _current_limits(self._limits)
         digest = BlockDigest()
         while start < end:
             # After progress the next call gets a fresh deadline: it gives up only if the server stays silent.
@@ -304,7 +304,7 @@ class _NotS3(HTTPError):
 
 
 @dataclass(frozen=True)
-class CallLimits:
+class _CallLimits:
     """How long one call may take, and how often it is retried."""
 
     timeout: float
@@ -338,16 +338,16 @@ class CallLimits:
         return retrying(lambda: attempt(max(deadline - time.monotonic(), _SHORTEST_ATTEMPT)))
 
 
-_current: ContextVar[CallLimits | None] = ContextVar("call_limits", default=None)
+_current: ContextVar[_CallLimits | None] = ContextVar("call_limits", default=None)
 
 
-def current_limits(usual: CallLimits) -> CallLimits:
+def _current_limits(usual: _CallLimits) -> _CallLimits:
     """The limits that `limited` set for this context, else the usual ones."""
     return _current.get() or usual
 
 
 @contextlib.contextmanager
-def limited(limits: CallLimits) -> Iterator[None]:
+def limited(limits: _CallLimits) -> Iterator[None]:
     """Calls inside the block have these limits instead of the usual ones."""
     token = _current.set(limits)
     try:
@@ -380,13 +380,13 @@ class _Limited(urllib3.PoolManager):
     The bodies of the `minio` client are bytes, so that a request can be sent again as it is.
     """
 
-    limits: CallLimits
+    limits: _CallLimits
 
     def urlopen(self, method: str, url: str, redirect: bool = True, **options: Any) -> urllib3.BaseHTTPResponse:  # type: ignore[override]
-        limits = current_limits(self.limits)
+        limits = _current_limits(self.limits)
         if method == "DELETE" and "uploadId=" in url:
             # The clean-up after an upload that has failed: the caller has waited for its whole time already.
-            limits = CallLimits(min(_CLEAN_UP_TIMEOUT, limits.timeout), retries=0)
+            limits = _CallLimits(min(_CLEAN_UP_TIMEOUT, limits.timeout), retries=0)
         send = super().urlopen
 
         # A socket's time limit holds for all that is sent at once, however well it gets on: so for a piece each.
@@ -410,7 +410,7 @@ class _ThroughProxy(_Limited, urllib3.ProxyManager):
     """The same through the proxy of the environment."""
 
 
-def _pool(limits: CallLimits, place: str) -> urllib3.PoolManager:
+def _pool(limits: _CallLimits, place: str) -> urllib3.PoolManager:
     """The connections to the store, through a proxy if one is set."""
     options: dict[str, Any] = {"maxsize": 16, "ssl_context": _trust() if place.startswith("https") else None}
     proxy = proxy_for(place)

@@ -89,7 +89,7 @@ class PageRoutes:
         self._files: dict[str, tuple[bytes, bytes]] = {}
         self._described: AlgorithmPage | None = None
         self._threads = CapacityLimiter(1)
-        self.history = History(dependencies, counts)
+        self.history = _History(dependencies, counts)
 
     async def page(self, request: Request) -> HttpResponse:
         """A page about the service, with its jobs, models and workers."""
@@ -181,7 +181,7 @@ class PageRoutes:
         return {"ready": sum(worker.ready for worker in workers), "all": len(workers), "restarts": models.restarts}
 
 
-class History:
+class _History:
     """Figures of the last hour, a sample every 10 seconds.
 
     They take 30 kB, whatever happens.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlpkit.web.routes import Dependencies, Request
 
 T = TypeVar("T")
-Respond = Callable[[HttpResponse], None]
+_Respond = Callable[[HttpResponse], None]
 """Takes the response to a request; called once, on the event loop."""
 
 _HEAD = b'{"status": "success", "data": {"predictions": '
@@ -64,7 +64,7 @@ class PredictEndpoint:
         self.limit = dependencies.settings.max_body
 
     def answer(
-        self, context: RequestContext, body: bytes, respond: Respond, on_part: OnPart | None = None
+        self, context: RequestContext, body: bytes, respond: _Respond, on_part: OnPart | None = None
     ) -> PendingPrediction | None:
         """Answers a request that was admitted; never raises.
 

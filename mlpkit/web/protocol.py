@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mlpkit.web.request import RequestContext
 
-Value = str | msgspec.Raw
+_Value = str | msgspec.Raw
 """A field as it arrived: text from a query or a form, or JSON."""
 
 _MOST_FORM_FIELDS = 1000
@@ -124,7 +124,7 @@ class Arguments:
         return self._flags.get(name, False)
 
 
-def check(fields: Iterable[Field], values: Mapping[str, Value]) -> Arguments:
+def check(fields: Iterable[Field], values: Mapping[str, _Value]) -> Arguments:
     """The checked arguments among `values`.
 
     First the types of all fields are checked, then null and length, each in the order of `fields`.
@@ -148,7 +148,7 @@ def check(fields: Iterable[Field], values: Mapping[str, Value]) -> Arguments:
     return Arguments(texts, objects, flags)
 
 
-def caller_uuid(values: Mapping[str, Value]) -> str | None:
+def caller_uuid(values: Mapping[str, _Value]) -> str | None:
     """The uuid in the request's fields, or None if there is none."""
     try:
         return _text("uuid", values.get("uuid"))
@@ -184,7 +184,7 @@ def check_no_null(name: str, value: bytes | msgspec.Raw) -> None:
             waiting += [(key, element) for element in reversed(item)]
 
 
-def read_values(context: RequestContext, body: bytes, fields: tuple[Field, ...]) -> dict[str, Value]:
+def read_values(context: RequestContext, body: bytes, fields: tuple[Field, ...]) -> dict[str, _Value]:
     """The fields of a request.
 
     If it is a form or a query, there may be others.
@@ -196,7 +196,7 @@ def read_values(context: RequestContext, body: bytes, fields: tuple[Field, ...])
         MalformedBody: the body is not a JSON object, or not a form, although its type says so.
     """
     media_type = context.content_type.partition(";")[0].strip().lower()
-    values: dict[str, Value] = {}
+    values: dict[str, _Value] = {}
     if context.method == "POST" and media_type == "application/x-www-form-urlencoded":
         values.update(_first_of_each(_parsed(body)))
     elif context.method == "POST" and media_type == "multipart/form-data":
@@ -225,7 +225,7 @@ def is_json(content_type: str) -> bool:
     return media_type == "application/json" or (media_type.endswith("+json") and "/" in media_type)
 
 
-def json_values(body: bytes, fields: tuple[Field, ...]) -> dict[str, Value]:
+def json_values(body: bytes, fields: tuple[Field, ...]) -> dict[str, _Value]:
     """These fields of a JSON body, each still JSON.
 
     An empty body and `null` have none.
@@ -321,7 +321,7 @@ def _first_byte(value: msgspec.Raw) -> str:
     return chr(memoryview(value)[0])
 
 
-def _is_null(value: Value | None) -> bool:
+def _is_null(value: _Value | None) -> bool:
     """Missing, null and the empty list are the same."""
     if value is None or isinstance(value, str):
         return value is None
@@ -329,7 +329,7 @@ def _is_null(value: Value | None) -> bool:
     return first == "n" or (first == "[" and not bytes(value)[1:-1].strip())
 
 
-def _text(name: str, value: Value | None) -> str | None:
+def _text(name: str, value: _Value | None) -> str | None:
     if value is None or isinstance(value, str):
         return value
     first = _first_byte(value)
@@ -342,7 +342,7 @@ def _text(name: str, value: Value | None) -> str | None:
     raise _wrong_type(name, str)
 
 
-def _flag(name: str, value: Value | None) -> bool:
+def _flag(name: str, value: _Value | None) -> bool:
     # As text too: platforms and their users do that.
     text = value if isinstance(value, str) else bytes(value or b"").decode().strip('"')
     text = text.strip().lower()
@@ -351,7 +351,7 @@ def _flag(name: str, value: Value | None) -> bool:
     return text == "true"
 
 
-def _object(name: str, value: Value | None) -> msgspec.Raw:
+def _object(name: str, value: _Value | None) -> msgspec.Raw:
     if not isinstance(value, msgspec.Raw) or _first_byte(value) != "{":
         raise _wrong_type(name, dict)
     return value

@@ -136,7 +136,7 @@ class Request:
     receive: Receive
 
 
-RouteFunction = Callable[[Request], Awaitable[HttpResponse | StreamedResponse]]
+_RouteFunction = Callable[[Request], Awaitable[HttpResponse | StreamedResponse]]
 """Answers a request. The first line of its docstring is the summary in `/openapi.json`, its name the operation's id."""
 
 
@@ -151,7 +151,7 @@ class RouteSpec:
 
     method: Literal["GET", "POST", "PUT"]
     path: str
-    function: RouteFunction
+    function: _RouteFunction
     fields: tuple[Field, ...] = ()
     answers: tuple[type, ...] = ()
     query: Mapping[str, str] = field(default_factory=dict)
@@ -159,7 +159,7 @@ class RouteSpec:
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class _Endpoint:
     """The ASGI application of one route; `limit` is in bytes."""
 
     spec: RouteSpec
@@ -222,7 +222,7 @@ def build_router(
     described.append(("/", document_routes))
     page_routes = [RouteSpec("GET", path, page.page) for path in PAGE_FILES] if settings.page else []
     routes = [
-        Route(place + spec.path, Endpoint(spec, settings.max_body))
+        Route(place + spec.path, _Endpoint(spec, settings.max_body))
         for place, table in [*described, ("/", own), ("/", page_routes)]
         for spec in table
     ]
