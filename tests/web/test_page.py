@@ -46,7 +46,7 @@ def test_every_text_is_there_in_both_languages() -> None:
     named = {column.lstrip("#:*") for line in columns for column in line.split()} - {"A", "B", "F1"}
     assert len(named) > 30
     named |= set(
-        re.findall(r"\b(?:t|button|because|heading|card|list|titled|fact|field|choice|say)\(\"(\w{3,})\"", code)
+        re.findall(r"\b(?:t|button|because|heading|card|list|titled|section|fact|field|choice|say)\(\"(\w{3,})\"", code)
     )
     assert named - {"bad", "warn"} <= set(keys)
     assert not [key for key in keys if not re.search(rf"\b{re.sub('(Ask|Help)$', '', key)}\b", code + MEASURED)]

@@ -1,10 +1,12 @@
 // The page of a service. It asks the routes of mlpkit and draws their answers. Text of users and authors reaches the
 // document only as text nodes and checked attributes (`h`), never as HTML.
+//
+// First come texts, formats, the pieces that all views are made of, calls and the frame; then the views in the order of the menu.
 
 // ---- language
 
-/** One text a line: key, English (left out: the key with a capital), Chinese. `{name}` is a value, and of `{job is/jobs are}` the first is
- * for one, the second for all other numbers `n`. */
+// One text a line: key, English (left out: the key with a capital), Chinese. `{name}` is a value, and of `{job is/jobs are}` the first is
+// for one, the second for all other numbers `n`.
 const TEXT = new Map(`
 overview||概览
 jobs||任务
@@ -276,7 +278,7 @@ const saved = name => { try { return localStorage.getItem(`mlpkit-${name}`) } ca
 const save = (name, value) => { try { localStorage.setItem(`mlpkit-${name}`, value) } catch { /* a private window */ } }
 let language = saved("language") ?? (navigator.languages ?? [navigator.language]).map(tag => tag.slice(0, 2)).find(tag => tag === "zh" || tag === "en") ?? "en"
 
-/** The text of a key in the language of the reader; what is not a key stays as it is. */
+// The text of a key in the language of the reader; what is not a key stays as it is.
 function t(key, values = {}) {
 	const text = TEXT.get(key)?.[language] ?? key
 	return text.replace(/\{([^}]+)\}/g, (all, name) => {
@@ -303,7 +305,7 @@ function bytes(size) {
 	return `${number(size, size < 10 && power > 0 ? 1 : 0)} ${units[power]}`
 }
 
-/** Seconds as one or two units: 42 s, 3 min, 2 h 5 min, 3 d. */
+// Seconds as one or two units: 42 s, 3 min, 2 h 5 min, 3 d.
 function duration(seconds) {
 	if (seconds == null || !Number.isFinite(seconds)) return "–"
 	const [second, minute, hour, day, gap] = language === "zh" ? ["秒", "分", "小时", "天", ""] : ["s", "min", "h", "d", " "]
@@ -317,7 +319,7 @@ function duration(seconds) {
 	return hours < 36 ? two(hours, hour, minutes % 60, minute) : two(Math.floor(hours / 24), day, hours % 24, hour)
 }
 
-/** Seconds between this machine's clock and the service's: all times are the service's. */
+// Seconds between this machine's clock and the service's: all times are the service's.
 let clockOffset = 0
 const nowSeconds = () => Date.now() / 1000 + clockOffset
 
@@ -332,7 +334,7 @@ const when = time => (time == null ? "–" : h("time", {title: clock(time), date
 const LONGEST = 20000
 const ANSI = /(?:\u001b|\\x1b)\[[0-9;?]*[ -/]*[@-~]/g
 const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g
-/** Text without what could hide or turn other text: terminal codes, control characters, direction marks; not too long. */
+// Text without what could hide or turn other text: terminal codes, control characters, direction marks; not too long.
 function clean(text, longest = LONGEST) {
 	let shown = text.length > longest ? `${text.slice(0, longest)}… (+${number(text.length - longest)})` : text
 	if (shown.includes("[")) shown = shown.replace(ANSI, "")
@@ -348,8 +350,8 @@ const SVG = "http://www.w3.org/2000/svg"
 const SVG_TAGS = new Set(["svg", "path", "line"])
 const PROPERTIES = new Set(["key", "keep", "checked"])
 
-/** An element, as `div.class.class`, with attributes (may be left out) and children. `on` has listeners, `style` CSS properties, `label` is
- * `aria-label`, `key` names the element among its siblings, `keep` leaves it as it is when its view is drawn again. */
+// An element, as `div.class.class`, with attributes (may be left out) and children. `on` has listeners, `style` CSS properties, `label` is
+// `aria-label`, `key` names the element among its siblings, `keep` leaves it as it is when its view is drawn again.
 function h(name, ...children) {
 	const [tag, ...classes] = name.split(".")
 	const node = SVG_TAGS.has(tag) ? document.createElementNS(SVG, tag) : document.createElement(tag)
@@ -365,7 +367,7 @@ function h(name, ...children) {
 	node.append(...nodesOf(children))
 	return node
 }
-/** Children as nodes: text becomes text nodes, arrays are opened, and null, false and "" are left out. */
+// Children as nodes: text becomes text nodes, arrays are opened, and null, false and "" are left out.
 function nodesOf(children) {
 	const shown = [children].flat(Infinity).filter(child => child != null && child !== false && child !== "")
 	return shown.map(child => (child instanceof Node ? child : document.createTextNode(clean(String(child)))))
@@ -378,7 +380,7 @@ function listen(node, listeners) {
 	}
 }
 
-/** Makes the children of an element like `fresh`, and keeps elements that stay: focus, selection and scrolling too. */
+// Makes the children of an element like `fresh`, and keeps elements that stay: focus, selection and scrolling too.
 function draw(parent, ...fresh) {
 	const keyed = new Map([...parent.childNodes].filter(node => node.key != null).map(node => [node.key, node]))
 	let place = parent.firstChild
@@ -408,7 +410,7 @@ const user = text => h("span.user", text)
 const mono = text => h("span.user.mono", text)
 const named = name => (typeof name === "string" ? t(name) : name)
 const link = (href, name, props) => h("a", {href, ...props}, named(name))
-/** A link that looks like a button. */
+// A link that looks like a button.
 const goTo = (href, name, kind = "", label) => h(`a.button${kind}`, {href, key: name, label}, t(name))
 const button = (name, click, props) => h("button", {type: "button", key: name, on: {click}, ...props}, t(name))
 const badge = (kind, name) => h(`span.badge.${kind}`, t(name))
@@ -422,18 +424,19 @@ const card = (name, ...children) => h("section.card", {key: name}, h("h2", t(nam
 const list = (name, ...children) => h("section.card.flush", {key: name, label: t(name)}, children)
 const titled = (name, ...children) => list(name, h("h2", t(name)), children)
 const namesOf = algorithms => algorithms.map(({name}) => name)
+const section = (name, ...children) => h("div", h("h3", t(name)), children)
 const facts = (...children) => h("dl.facts", children)
 const fact = (name, value, more, isWide) => h(isWide ? "div.wide" : "div", h("dt", named(name)), h("dd", value, more && h("small", more)))
 const busy = name => h("p.soft", {"aria-busy": "true"}, t(name))
-/** Something with small grey text below it. */
+// Something with small grey text below it.
 const below = (content, ...more) => [content, h("div.soft.small", more)]
-/** The reason of something bad, in a row. */
+// The reason of something bad, in a row.
 const why = text => text && h("div.why.user", firstLine(text))
 const backTo = name => h("a", {href: `#/${name}`}, `← ${t(name)}`)
 const headingBelow = (parent, name) => h("div.stack", {key: "head"}, backTo(parent), h("h1", t(name)))
 
-/** A table. A column is the key of its heading after its marks: `#` for numbers, `:` if a phone shows the heading beside the cell, `*` if a
- * phone gives the cell a line. A row is a list: its key, and its cells. */
+// A table. A column is the key of its heading after its marks: `#` for numbers, `:` if a phone shows the heading beside the cell, `*` if a
+// phone gives the cell a line. A row is a list: its key, and its cells.
 function table(columns, rows) {
 	const heads = columns.split(" ").map(column => {
 		const [, marks, key] = /^([#:*]*)(.*)$/.exec(column)
@@ -444,12 +447,12 @@ function table(columns, rows) {
 		h("thead", h("tr", heads.map(({name, kind}) => h(`th${kind}`, {scope: "col"}, name)))),
 		h("tbody", rows.map(([key, ...cells]) => h("tr", {key}, cells.map(cell))))))
 }
-/** A button in a row: its label says what it belongs to. */
+// A button in a row: its label says what it belongs to.
 const does = (name, what, click, kind) => button(name, click, {class: kind, label: `${t(name)}: ${what}`})
 const acts = (...buttons) => h("div.actions", buttons)
 
 const PAGE = 25
-/** Buttons to the pages of a list. */
+// Buttons to the pages of a list.
 function pager(start, total, go) {
 	if (total <= PAGE && start === 0) return null
 	return h("div.pager", {key: "pager"}, h("span", t("page", {a: Math.min(start + 1, total), b: Math.min(start + PAGE, total), all: total})), acts(
@@ -459,13 +462,13 @@ function pager(start, total, go) {
 
 const field = (name, input, props) => h("label", props, h("span", named(name)), input)
 const entry = (name, props) => h("input", {name, autocomplete: "off", spellcheck: "false", ...props})
-/** Fields that choose what a list shows; the last one finds a part of a model id. */
+// Fields that choose what a list shows; the last one finds a part of a model id.
 function filtersOf(found, find, ...fields) {
 	const input = event => find(event.target.value.trim())
 	return h("form.filters", {key: "filters", role: "search", on: {submit: event => event.preventDefault()}}, fields,
 		field("find", entry("find", {type: "search", value: found, placeholder: t("findHint"), maxlength: 64, on: {input}}), {class: "grow"}))
 }
-/** A list of options: values, or pairs of a value and its text. */
+// A list of options: values, or pairs of a value and its text.
 function select(name, value, options, change) {
 	const chosen = options.map(option => [option].flat())
 	const node = h("select", {name, on: {change: event => change(event.target.value)}}, chosen.map(([value, text = value]) => h("option", {value, key: value}, text)))
@@ -490,7 +493,7 @@ async function copy(text) {
 const code = text => h("div.code", h("pre", {tabindex: "0"}, text), button("copy", () => copy(text), {class: "mini"}))
 const pretty = value => JSON.stringify(value, null, 2)
 
-/** Opens a dialog; gives it. `content` gets a function that closes it. */
+// Opens a dialog; gives it. `content` gets a function that closes it.
 function open(name, content, kind) {
 	const id = `d${Date.now()}`
 	const box = h("dialog", {class: kind, "aria-labelledby": id, on: {close: () => box.remove()}})
@@ -499,7 +502,7 @@ function open(name, content, kind) {
 	box.showModal()
 	return box
 }
-/** A dialog with a form. A refusal of `act` is shown in it, and it stays open. */
+// A dialog with a form. A refusal of `act` is shown in it, and it stays open.
 function formDialog(name, yes, content, act, isNeeded) {
 	const problem = h("div")
 	return open(name, close => {
@@ -516,23 +519,23 @@ function formDialog(name, yes, content, act, isNeeded) {
 		return h("form", {on: {submit}}, content, problem, acts(!isNeeded && button("close", close), ok))
 	})
 }
-/** Asks before something that cannot be undone; `name` is its button, `…Ask` the question, `…Help` what it does. */
+// Asks before something that cannot be undone; `name` is its button, `…Ask` the question, `…Help` what it does.
 function confirmed(name, act) {
 	open(`${name}Ask`, close => [soft(t(`${name}Help`)), acts(
 		button("keep", close, {autofocus: true}),
 		button(name, () => { close(); attempt(act) }, {class: "danger"}))])
 }
-/** Does something; a failure is shown in a dialog. */
+// Does something; a failure is shown in a dialog.
 async function attempt(act) {
 	try { await act() } catch (error) {
 		if (expected(error).status !== 401) open("refused", close => [note("bad", user(error.message)), acts(button("close", close, {class: "main", autofocus: true}))])
 	}
 }
-/** Shows why the service has refused something. */
+// Shows why the service has refused something.
 function refuse(place, error) {
 	place.append(h("div", {role: "alert"}, because("bad", "refused", expected(error).message)))
 }
-/** An error that is a failure; all others are mistakes of this page. */
+// An error that is a failure; all others are mistakes of this page.
 function expected(error) {
 	if (error instanceof Failure) return error
 	throw error
@@ -545,7 +548,7 @@ const TOKEN = "mlpkit-token"
 const token = () => sessionStorage.getItem(TOKEN) ?? ""
 const MINUTES = 60_000
 
-/** An answer that is not a success. `status` is 0 if there was none; `report` is that of a file that was refused. */
+// An answer that is not a success. `status` is 0 if there was none; `report` is that of a file that was refused.
 class Failure extends Error {
 	constructor(message, status = 0, {kind = "", report} = {}) { super(message); Object.assign(this, {status, kind, report}) }
 }
@@ -570,9 +573,12 @@ const post = async (path, body, limit) => (await ask(path, {method: "POST", body
 const platform = route => (summary?.prefix ?? "/").slice(1) + route
 const enc = encodeURIComponent
 const jobPath = (id, rest = "") => `jobs/${enc(id)}${rest}`
-const query = values => { const text = new URLSearchParams(pairs(values).filter(([, value]) => value !== "" && value != null)).toString(); return text && `?${text}` }
+function query(values) {
+	const text = String(new URLSearchParams(pairs(values).filter(([, value]) => value !== "" && value != null)))
+	return text && `?${text}`
+}
 
-/** The server-sent events of an answer, as [name, data]. */
+// The server-sent events of an answer, as [name, data].
 async function* eventsOf(response) {
 	const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
 	let text = ""
@@ -648,7 +654,7 @@ function drawMain() {
 }
 function redrawAll() { drawFrame(); drawMain() }
 
-/** The views by the first part of their path. A view has its tab, the key of its title if that is another, what it loads and what it draws. */
+// The views by the first part of their path. A view has its tab, the key of its title if that is another, what it loads and what it draws.
 const ROUTES = {
 	"": overview, train: trainView, models: modelsView, compare: compareView, data: dataView, tryit: tryView, workers: workersView,
 	jobs: (values, id) => (id ? jobView(id) : jobsView(values)),
@@ -663,7 +669,7 @@ function route() {
 	redrawAll()
 	refresh()
 }
-/** Puts values into the address, so that it can be sent to others, and asks again. */
+// Puts values into the address, so that it can be sent to others, and asks again.
 function keepInAddress(path, values) {
 	history.replaceState(null, "", `#/${path}${query(values)}`)
 	refresh()
@@ -718,7 +724,7 @@ async function follow() {
 
 // ---- overview
 
-/** What an operator needs to know, as a few short sentences. */
+// What an operator needs to know, as a few short sentences.
 function sentence() {
 	const {jobs, models, failed, phase, ready, workers} = summary
 	const state = ready ? null : phase === "ready" ? "notTaking" : phase
@@ -764,7 +770,7 @@ function serviceFacts() {
 		fact("database", summary.database ? user(summary.database) : "–"),
 		fact("store", mono(summary.store), null, true))
 }
-/** How much of something is used or done, from 0 to 1; null if that is not known. */
+// How much of something is used or done, from 0 to 1; null if that is not known.
 const bar = (share, label) => h("progress", {label, max: 1, value: share?.toFixed(3)})
 function hourCharts({series, step, end}) {
 	const count = series.requests.length
@@ -780,8 +786,8 @@ function hourCharts({series, step, end}) {
 	return h("div.grid.broad", drawn.map(([name, lines, format]) => h("section.card", {key: name}, chart(t(name), lines, format, at, [end - count * step, end].map(ago)))))
 }
 
-/** A line chart. `series` are [name, points]; a point is [x, y], and y is null in a gap. `at` says what an x is, `ends` the first and the
- * last. The figures above are the latest ones, or those under the pointer. */
+// A line chart. `series` are [name, points]; a point is [x, y], and y is null in a gap. `at` says what an x is, `ends` the first and the
+// last. The figures above are the latest ones, or those under the pointer.
 function chart(title, series, format, at, ends) {
 	const known = series.flatMap(([, points]) => points).filter(([, y]) => Number.isFinite(y))
 	const xs = series.flatMap(([, points]) => points.map(([x]) => x))
@@ -839,7 +845,7 @@ const isCancelled = job => job.state === "error" && job.message === "cancelled"
 const stateBadge = job => (isCancelled(job) ? badge("calm", "cancelled") : badge(STATES[job.state] ?? "calm", job.state))
 const shortId = id => (id.length > 22 ? `${id.slice(0, 20)}…` : id)
 const tookOf = job => (job.started == null ? null : (job.ended ?? nowSeconds()) - job.started)
-/** A badge if a running job has not reported for long. */
+// A badge if a running job has not reported for long.
 function silent(job) {
 	const seconds = job.state === "training" && job.reported != null ? nowSeconds() - job.reported : 0
 	return seconds > SILENT && [" ", badge("warn", t("silent", {time: duration(seconds)}))]
@@ -895,11 +901,11 @@ function rowProgress(job) {
 }
 // ---- one job
 
-/** Lines that are shown, and characters of a line. */
+// Lines that are shown, and characters of a line.
 const MOST = 2000
 const LOG_LINE = /^\d{4}-\d\d-\d\d (\d\d:\d\d:\d\d)\S* (\w+) +\[[^\]]*\] ([^|]*)\| (.*)$/
 
-/** The log of a job in an element that stays: lines are added at its end, and it scrolls there while `follow.on`. */
+// The log of a job in an element that stays: lines are added at its end, and it scrolls there while `follow.on`.
 function logBox(id) {
 	const box = h("div.log", {role: "log", tabindex: "0", label: t("log"), keep: true, key: "log"}, h("div.soft", t("noLog")))
 	const follow = {on: true}
@@ -1003,7 +1009,7 @@ function jobFacts(job) {
 		job.model_path && fact("model_path", mono(job.model_path), null, true),
 		fact("uuid", mono(job.uuid), null, true))
 }
-/** Charts of the metrics: those that differ only by train, val or test share one. */
+// Charts of the metrics: those that differ only by train, val or test share one.
 function metricsCard(job) {
 	const groups = new Map()
 	for (const [name, points] of pairs(job.curves ?? {})) {
@@ -1022,7 +1028,7 @@ function metricsCard(job) {
 		})),
 		others.length > 0 && facts(others.slice(0, 60).map(([name, value]) => ownFact(name, value)))))
 }
-/** A figure of the author's own. */
+// A figure of the author's own.
 const ownFact = (name, value) => fact(user(name), user(typeof value === "number" ? significant(value) : firstLine(typeof value === "string" ? value : JSON.stringify(value))))
 
 async function showStack(id) {
@@ -1032,7 +1038,7 @@ async function showStack(id) {
 		open("stackTitle", close => [soft(t("stackHelp")), code(text.trim()), acts(button("again", () => { close(); showStack(id) }), button("close", close, {class: "main", autofocus: true}))], "wide")
 	})
 }
-/** Loads or unloads a model. */
+// Loads or unloads a model.
 async function move(route, {model_id, algorithm, model_path}) {
 	await post(platform(route), {model_id, algorithm, model_path: model_path || undefined}, 10 * MINUTES)
 	say("done")
@@ -1042,8 +1048,8 @@ async function move(route, {model_id, algorithm, model_path}) {
 // ---- evaluations
 
 const reportOf = async id => get(jobPath(id, "/evaluation")).catch(error => { if (!error.status) throw error; return {error: error.message} })
-/** The figures of an evaluation: name, value, how it is written, whether more (1) or less (-1) is better, and what is shown if the name is
- * not a key. */
+// The figures of an evaluation: name, value, how it is written, whether more (1) or less (-1) is better, and what is shown if the name is
+// not a key.
 const figuresOf = report => [
 	["rows", report.rows, number, 0], [report.average ?? "F1", report.f1, share, 1],
 	["accuracy", report.accuracy, share, 1], ["exact", report.exact_match, share, 1], ["chrF", report.chrf, share, 1],
@@ -1052,12 +1058,12 @@ const figuresOf = report => [
 	...pairs(report.metrics ?? {}).map(([name, value]) => [` ${name}`, typeof value === "number" ? value : null, significant, 0, user(name)]),
 ].filter(([, value]) => Number.isFinite(value))
 
-/** An evaluation: its figures, what to know about them, and tables of what is right and wrong. */
+// An evaluation: its figures, what to know about them, and tables of what is right and wrong.
 function evaluationOf(report, id) {
 	const {failed, spans, labels = {}, unknown_labels: unknown, errors = [], confusions = [], thresholds = []} = report
 	const said = text => (text == null ? "–" : user(clean(text, 200)))
 	const worst = pairs(labels).sort(([, a], [, b]) => a.f1 - b.f1 || b.support - a.support).slice(0, 100)
-	const part = (name, columns, rows, help) => rows.length > 0 && h("div", h("h3", t(name)), help, table(columns, rows.map((cells, index) => [index, ...cells])))
+	const part = (name, columns, rows, help) => rows.length > 0 && section(name, help, table(columns, rows.map((cells, index) => [index, ...cells])))
 	return h("div.stack",
 		report.error && because("bad", "noResult", report.error),
 		failed?.rows > 0 && note("warn", t("failedRows", {n: failed.rows, line: failed.line ?? 0}), ": ", user(firstLine(failed.message))),
@@ -1068,7 +1074,7 @@ function evaluationOf(report, id) {
 			figuresOf(report).map(([name, value, write, , label = name]) => fact(label, write(value), name === "perRow" && `p99 ${duration(report.milliseconds.p99 / 1000)}`)),
 			pairs(report.metrics ?? {}).map(([name, value]) => typeof value !== "number" && ownFact(name, value))),
 		!report.error && h("p", link(`#/compare?a=${enc(id)}`, "compare")),
-		spans && h("div", h("h3", t("spans")), facts(pairs(spans).map(([name, count]) => fact(name, number(count))))),
+		spans && section("spans", facts(pairs(spans).map(([name, count]) => fact(name, number(count))))),
 		part("labels", "label #precision #recall #F1 #support", worst.map(([name, value]) => [user(name), share(value.precision), share(value.recall), share(value.f1), number(value.support ?? 0)])),
 		h("div.grid.broad",
 			part("confusions", ":wanted :got #count", confusions.map(({wanted, got, count}) => [said(wanted), said(got), number(count)])),
@@ -1076,12 +1082,12 @@ function evaluationOf(report, id) {
 		part("errors", "#line :sentence :wanted :got #score", errors.map(error => [error.line, user(error.sentence), said(error.wanted), said(error.got), error.score == null ? "–" : number(error.score, 1)]), soft(t("advice"))))
 }
 
-/** Two evaluations side by side; the second one is measured against the first. */
+// Two evaluations side by side; the second one is measured against the first.
 function compareView({a, b}) {
 	const reports = {}
 	let jobs = []
 	const change = changes => { ({a, b} = {a, b, ...changes}); keepInAddress("compare", {a, b}) }
-	/** The newest other evaluated job of the same algorithm. */
+	// The newest other evaluated job of the same algorithm.
 	const beside = ({model_id: id, algorithm} = {}) => jobs.find(job => job.model_id !== id && job.algorithm === algorithm)?.model_id
 	const jobOf = id => jobs.find(job => job.model_id === id)
 	return {
@@ -1107,7 +1113,7 @@ function compareView({a, b}) {
 		},
 	}
 }
-/** A table of two lists of figures. Each difference says if it is better or worse. */
+// A table of two lists of figures. Each difference says if it is better or worse.
 function comparison(what, old, fresh) {
 	const names = new Map([...old, ...fresh].map(figure => [figure[0], figure]))
 	return table(`${what} #A #B #difference`, [...names].slice(0, 500).map(([name, [, , write, better, label]]) => {
@@ -1124,7 +1130,7 @@ function comparison(what, old, fresh) {
 const describe = async () => { algorithms ??= await get("algorithms") }
 const trainable = () => algorithms.algorithms.filter(({hooks}) => hooks.includes("train"))
 
-/** A schema without references and without the null of an optional field. */
+// A schema without references and without the null of an optional field.
 function resolve(schema, depth = 0) {
 	if (!schema || depth > 20) return {}
 	if (schema.$ref) { const {$ref, ...own} = schema; return {...resolve(algorithms.schemas[$ref.split("/").pop()], depth + 1), ...own} }
@@ -1136,7 +1142,7 @@ function resolve(schema, depth = 0) {
 }
 const typeOf = value => (value === null ? "null" : Array.isArray(value) ? "array" : Number.isInteger(value) ? "integer" : typeof value)
 
-/** What is wrong with a value, as a sentence, or "". */
+// What is wrong with a value, as a sentence, or "".
 function problemOf(raw, value, depth = 0) {
 	const schema = resolve(raw)
 	if (depth > 12 || (value === null && schema.nullable)) return ""
@@ -1171,7 +1177,7 @@ function parsed(text) {
 }
 
 let ids = 0
-/** An input of one field. `read` gives its value, undefined for none, and shows what is wrong. `isWhole`: it is a form's only one. */
+// An input of one field. `read` gives its value, undefined for none, and shows what is wrong. `isWhole`: it is a form's only one.
 function fieldOf(name, raw, start, isNeeded, change, isWhole) {
 	const schema = resolve(raw)
 	const id = `f${(ids += 1)}`
@@ -1216,7 +1222,7 @@ function fieldOf(name, raw, start, isNeeded, change, isWhole) {
 		node: h("div.field", isCheck ? h("label.check", node, label) : [h("label", {for: id}, label), node], help, wrong)}
 }
 
-/** A form of an object's schema. `read` gives the value and the first wrong input. */
+// A form of an object's schema. `read` gives the value and the first wrong input.
 function formOf(name, raw, start, change) {
 	const schema = resolve(raw)
 	const properties = pairs(schema.properties ?? {})
@@ -1285,12 +1291,12 @@ function trainView(values) {
 
 // ---- data
 
-/** The file that was put into the data bucket last, which stays while other views are shown, and what the next one is checked for. */
+// The file that was put into the data bucket last, which stays while other views are shown, and what the next one is checked for.
 let upload = null
 let checkedFor = ""
 const takers = () => trainable().filter(algorithm => algorithm.takes_data)
 
-/** Sends a file, which the service checks for an algorithm before it stores it. */
+// Sends a file, which the service checks for an algorithm before it stores it.
 async function send(file) {
 	location.hash = "#/data"
 	if (!file || !summary?.upload_size) return
@@ -1349,19 +1355,19 @@ function uploadResult() {
 		stored && [note("good", t("fileStored"), ": ", mono(stored.location)), acts(goTo(`#/train${query({algorithm, data: stored.location})}`, "trainOn", ".main"))],
 		report && reportParts(report))
 }
-/** What the check of a file found, in full. */
+// What the check of a file found, in full.
 function reportParts(report) {
 	const {findings, labels, errors, warnings} = report
 	const sorted = [...findings].sort((a, b) => (a.severity > b.severity) - (a.severity < b.severity))
 	const counted = pairs(labels).sort(([, a], [, b]) => b.positive - a.positive)
 	return [
 		h("p", t("found", report)),
-		findings.length > 0 && h("div", h("h3", t("findings")),
+		findings.length > 0 && section("findings",
 			table("severity #line #column *message", sorted.slice(upload.start, upload.start + PAGE).map(({severity, line, column, message}, index) => [index,
 				severity === "error" ? badge("bad", "mistake") : badge("warn", "warning"), line ?? "–", column ?? "–", user(message)])),
 			pager(upload.start, sorted.length, start => { upload.start = start; drawMain() }),
 			errors + warnings > findings.length && small(t("notListed", {n: errors + warnings - findings.length}))),
-		counted.length > 0 && h("div", h("h3", t("labels")),
+		counted.length > 0 && section("labels",
 			table("label #positive #negative #line", counted.slice(0, 100).map(([name, {positive, negative, line}]) => [name, user(name), number(positive), number(negative), line])),
 			counted.length > 100 && small(t("notListed", {n: counted.length - 100}))),
 	]
@@ -1393,7 +1399,7 @@ function modelsView() {
 		drawMain()
 	}
 	more()
-	/** Where a model stands in the list: what is wrong is first. */
+	// Where a model stands in the list: what is wrong is first.
 	const rank = ({state, problem}) => ({missing: 0, loading: 1, unloading: 1, evicted: 3})[state] ?? (problem ? 0 : 2)
 	return {
 		tab: "models",
@@ -1443,7 +1449,7 @@ function modelRow(model) {
 		batches ? number(predictions / batches, 1) : "–", number(waiting + running), number(model.failures ?? 0), model.memory ? bytes(model.memory) : "–",
 		acts(isLoaded && [goTo(`#/tryit?model=${enc(id)}`, "tryit", "", `${t("tryit")}: ${id}`), does("unload", id, () => unload(model), "danger")], ["missing", "evicted"].includes(state) && does("load", id, () => load(model)))]
 }
-/** Asks for the fields of a request about one model; gives them to `act`. */
+// Asks for the fields of a request about one model; gives them to `act`.
 function modelDialog(name, yes, algorithm, fields, act) {
 	const names = namesOf(summary.algorithms)
 	const values = {algorithm: algorithm ?? names[0]}
@@ -1554,7 +1560,7 @@ function timingOf(part) {
 	const [name, milliseconds] = part.trim().split(";dur=")
 	return milliseconds ? `${name} ${duration(Number(milliseconds) / 1000)}` : name
 }
-/** The same request for a terminal and for a script. */
+// The same request for a terminal and for a script.
 function drawSnippets(place, body, streams) {
 	const isSafe = Boolean(token())
 	const curl = [streams ? "curl -N" : "curl", "  -H 'Content-Type: application/json'", streams && `  -H 'Accept: ${EVENTS}'`, isSafe && '  -H "Authorization: Bearer $MLPKIT_TOKEN"',
@@ -1572,7 +1578,7 @@ function pythonOf(value) {
 	return JSON.stringify(value)
 }
 
-/** The answer as its kind asks for; as JSON if it is of another shape. */
+// The answer as its kind asks for; as JSON if it is of another shape.
 function drawnAnswer(kind, answer, asked) {
 	const draws = {text_classification: drawLabels, text_sequence_labeling: drawEntities, text_cluster: drawClusters, relation_extraction: drawRelations, text_generation: drawTexts}
 	try { return draws[kind](answer, asked) } catch { return code(pretty(answer)) }
