@@ -12,6 +12,7 @@ from typing import Any
 
 import references
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.plugins import event_priority
 from mkdocs.structure.pages import Page
 
@@ -20,6 +21,8 @@ import mlpkit
 _ZH = "zh/"
 _BREAKS = re.compile(r"(?<=\w[_./=:,])(?=\w)|(?<=[a-z])(?=[A-Z][a-z])")
 """Where a long name may be broken: after its separators, and before the words of a class name."""
+_CUT = re.compile(r"for\(let (\w)=(\w)\+1;\1<(\w)\.length;\1\+\+\)\3\.slice\(\2,\1\)in")
+"""Where Material's search script looks for words in a Chinese query."""
 _NOT_TRANSLATED = "本页暂无中文版，以下为英文原文。"
 
 _MADE: dict[str, Callable[[str], str]] = {
@@ -119,9 +122,23 @@ def on_post_build(config: MkDocsConfig) -> None:
     stripped = [entry | {"location": entry["location"].removeprefix(_ZH)} for entry in chinese]
     _write_index(path, index | {"docs": english}, ["en"])
     _write_index(Path(config.site_dir, _ZH, "search", "search_index.json"), index | {"docs": stripped}, ["en", "zh"])
+    _read_queries_to_their_end(Path(config.site_dir))
 
 
 def _write_index(path: Path, index: dict[str, Any], lang: list[str]) -> None:
     index["config"]["lang"] = lang
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(index, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+
+
+def _read_queries_to_their_end(site: Path) -> None:
+    """Lets the search find the last word of a Chinese query: Material's script stops one character before the end.
+
+    It would look for 副 if the query is 副本, and for 取消 alone if it is 取消训练.
+    """
+    (script,) = site.glob("assets/javascripts/workers/search.*.min.js")
+    whole = r"for(let \1=\2+1;\1<=\3.length;\1++)\3.slice(\2,\1)in"
+    text, changes = _CUT.subn(whole, script.read_text(encoding="utf-8"))
+    if not changes:
+        raise PluginError("Material's search script has changed: try Chinese searches, then change docs/hooks.py")
+    script.write_text(text, encoding="utf-8")

@@ -175,6 +175,24 @@ def test_search_finds_pages_of_its_language(browser: Browser, start: str, words:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        ("批处理", "/docs/zh/guide/models/"),
+        ("副本 数据库", "/docs/zh/guide/replicas/"),
+        ("模型加载失败", "/docs/zh/troubleshooting/"),
+        ("断点续训", "/docs/zh/guide/checkpoints/"),
+    ],
+)
+def test_search_in_chinese_finds_the_page_about_all_words_first(browser: Browser, words: str, place: str) -> None:
+    browser.open("zh/")
+    browser.run("document.querySelector('[data-md-toggle=search]').click()")
+    browser.find("input.md-search__input").send_keys(words)
+    first = "document.querySelector('.md-search-result__link')"
+    browser.wait_until(f"{first} !== null && new URL({first}.href).pathname.startsWith('{place}')")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("language", ["", "zh"])
 def test_code_fits_at_1280_and_pages_at_390_pixels(browser: Browser, site: Path, language: str) -> None:
     problems = []
