@@ -21,8 +21,8 @@ import mlpkit
 _ZH = "zh/"
 _BREAKS = re.compile(r"(?<=\w[_./=:,])(?=\w)|(?<=[a-z])(?=[A-Z][a-z])")
 """Where a long name may be broken: after its separators, and before the words of a class name."""
-_CUT = re.compile(r"for\(let (\w)=(\w)\+1;\1<(\w)\.length;\1\+\+\)\3\.slice\(\2,\1\)in")
-"""Where Material's search script looks for words in a Chinese query."""
+_CUT = re.compile(r"for\(let (\w)=(\w)\+1;\1<=?(\w)\.length;\1\+\+\)\3\.slice\(\2,\1\)in")
+"""Where Material's search script looks for words in a Chinese query; changed already (`<=`) for the second language."""
 _NOT_TRANSLATED = "本页暂无中文版，以下为英文原文。"
 
 _MADE: dict[str, Callable[[str], str]] = {
