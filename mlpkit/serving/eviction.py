@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from mlpkit.errors import LoadFailed
 from mlpkit.serving.model import EvictedModel, LoadedModelRecord, ModelState
+
+if TYPE_CHECKING:
+    from mlpkit.serving.models import Models
 
 _LOOK = 0.02
 """Seconds between two looks while a load waits for room."""
@@ -28,25 +31,11 @@ class Eviction:
 
     Args:
         limit: bytes; 0 means no limit, and nothing is evicted.
-        models: the models that there are now.
-        stays: whether a model must stay, also while nobody asks for it.
-        is_asked: whether predictions wait for the load of a model.
-        evict: begins to unload a model; its state is `unloading` afterwards.
     """
 
-    def __init__(
-        self,
-        limit: int,
-        models: Mapping[str, ModelState],
-        stays: Callable[[str], bool],
-        is_asked: Callable[[str], bool],
-        evict: Callable[[ModelState], None],
-    ) -> None:
-        self._limit = limit
+    def __init__(self, models: Models, limit: int) -> None:
         self._models = models
-        self._stays = stays
-        self._is_asked = is_asked
-        self._evict = evict
+        self._limit = limit
         self._evicted: dict[str, EvictedModel] = {}
         self._wanted: list[int] = []
         """Bytes that each load needs that waits for room: they are freed together, not for one after the other."""
@@ -108,12 +97,14 @@ class Eviction:
             self._free(missing)
 
     def _taken(self) -> int:
-        return sum(model.memory for model in self._models.values())
+        return sum(model.memory for model in self._models.states.values())
 
     def _attainable(self) -> int:
         """Bytes of waiting loads that fit once idle models have left."""
         leaving = sum(
-            model.memory for model in self._models.values() if model.state == "unloading" or self._may_leave(model)
+            model.memory
+            for model in self._models.states.values()
+            if model.state == "unloading" or self._may_leave(model)
         )
         room = self._limit - self._taken() + leaving
         found = 0
@@ -124,21 +115,25 @@ class Eviction:
 
     def _free(self, missing: int) -> None:
         """Evicts idle models of this size, or as many as there are."""
-        missing -= sum(model.memory for model in self._models.values() if model.state == "unloading")
-        for model in sorted(self._models.values(), key=lambda model: model.dispatcher.last_used):
+        missing -= sum(model.memory for model in self._models.states.values() if model.state == "unloading")
+        for model in sorted(self._models.states.values(), key=lambda model: model.dispatcher.last_used):
             if missing <= 0:
                 return
             if model.memory and self._may_leave(model):
                 missing -= model.memory
-                self._evict(model)
+                self._models.evict(model)
 
     def _may_leave(self, model: ModelState) -> bool:
-        is_idle = model.state == "loaded" and model.dispatcher.is_idle and not self._is_asked(model.model_id)
-        return is_idle and not self._stays(model.model_id)
+        is_idle = model.state == "loaded" and model.dispatcher.is_idle
+        return is_idle and not self._models.lazy.is_asked(model.model_id) and not self._stays(model)
+
+    def _stays(self, model: ModelState) -> bool:
+        """Whether it must stay, also while nobody asks for it."""
+        return self._models.claims.keeps(model.model_id)
 
     def _check(self, model: ModelState, needed: int) -> None:
         """Raises LoadFailed if there cannot be room for the model."""
-        others = (other for other in self._models.values() if other is not model and self._stays(other.model_id))
+        others = (other for other in self._models.states.values() if other is not model and self._stays(other))
         kept = sum(other.memory for other in others)
         if needed + kept > self._limit:
             taken = f", of which models that must stay take {_mebibytes(kept)}" if kept else ""

@@ -136,7 +136,8 @@ class ModelState:
     """A model, from the first request for it until it is gone.
 
     `returning`: it is loaded, at least one worker has lost it, and it is being loaded there again. `failures` says how
-    often that, or its load before, has failed without anybody asking for it.
+    often that, or its load before, has failed without anybody asking for it. `memory` is how many bytes the limit of
+    models counts for it, `grown` the most that one load of it was seen to take.
     """
 
     algorithm: Algorithm
@@ -183,7 +184,7 @@ class ModelState:
         self.state = "unloading"
         self.settled = _new_future()
 
-    async def ended(self) -> None:
+    async def wait_settled(self) -> None:
         """Waits for the present load or unload.
 
         Others may wait for it too: a caller who goes away does not end it.

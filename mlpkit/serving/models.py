@@ -110,10 +110,8 @@ class Models:
         self._budget = MemoryBudget(settings.home / "memory.json")
         self._recovery = Recovery(self)
         self._replicas = ReplicaLoads(self, self._pool, self._recovery.suspects, self._budget, settings)
-        self._lazy = LazyLoads(self, self._algorithms, self._ledger, settings, storage)
-        self._eviction = Eviction(
-            settings.model_memory, self.states, self.claims.keeps, self._lazy.is_asked, self._evict
-        )
+        self.lazy = LazyLoads(self, self._algorithms, self._ledger, settings, storage)
+        self._eviction = Eviction(self, settings.model_memory)
         self._local_state = LocalWorker.state_here() if settings.workers == 0 else None
         self._closing = False
         self._closed = asyncio.Event()
@@ -141,7 +139,7 @@ class Models:
         What has not ended then fails. The list of loaded models stays as it is.
         """
         self._closing = self._replicas.stopping = True
-        self._lazy.close(ServiceStopping(STOPPING))
+        self.lazy.close(ServiceStopping(STOPPING))
         end = time.monotonic() + grace
         in_time = await asyncio.gather(*(model.at_rest(end) for model in self.states.values()))
         for model in self.states.values():
@@ -204,14 +202,14 @@ class Models:
                     # It may wait for a place on the cluster for minutes: the load fails then.
                     await self._pool.remove(replica.slot, 0)
             with contextlib.suppress(MlpkitError):
-                await model.ended()
+                await model.wait_settled()
             self.claims.check_unloadable(model_id)
         if model is not None and model.state == "loaded":
             model.begin_unload()
             self._tell(model, "unloading")
             self.start(self._unload_model, model)
         if model is not None and self.states.get(model_id) is model:
-            await model.ended()
+            await model.wait_settled()
         if model_id not in self.states:
             self._eviction.forget(model_id)
             # Not loaded, or its load has failed, or it was given up meanwhile: a restart would try it again.
@@ -273,7 +271,7 @@ class Models:
         if model is None or model.state != "loaded":
             if self._closing:
                 raise ServiceStopping(STOPPING)
-            self._lazy.add(model_id, prediction, leaves=model is not None and model.state == "unloading")
+            self.lazy.add(model_id, prediction, leaves=model is not None and model.state == "unloading")
             return prediction
         dispatcher = model.dispatcher
         most = self._settings.max_waiting
@@ -411,7 +409,7 @@ class Models:
                     slot.worker.watch(now)
             for model in list(self.states.values()):
                 model.dispatcher.expire(now)
-            self._lazy.expire(now)
+            self.lazy.expire(now)
             self._eviction.trim()
             self._note_busy()
 
@@ -448,7 +446,7 @@ class Models:
         if self._closing:
             raise ServiceStopping(STOPPING)
         while (model := self.states.get(record.model_id)) is not None and model.state == "unloading":
-            await model.ended()
+            await model.wait_settled()
         if model is None:
             earlier = self._ledger.get(record.model_id)
             if record.by_alias and earlier is not None and earlier.evicted:
@@ -456,7 +454,7 @@ class Models:
                 record = msgspec.structs.replace(earlier, evicted=0.0)
             model = self._new_model(record, uuid, failures)
         if model.state == "loading":
-            await model.ended()
+            await model.wait_settled()
         if (model.record.by_alias or model.record.lazy) and not (record.by_alias or record.lazy):
             # From now on it stays without an alias too, and is loaded again after a restart.
             model.record = msgspec.structs.replace(model.record, by_alias=False, lazy=False)
@@ -529,7 +527,7 @@ class Models:
             model.state = "loaded"
             model.since = time.time()
             self._eviction.forget(model.model_id)
-            self._lazy.forget_failure(model.model_id)
+            self.lazy.forget_failure(model.model_id)
             workers = ", ".join(
                 f"{replica.slot.index} on {replica.slot.node}" if replica.slot.node else str(replica.slot.index)
                 for replica in model.replicas
@@ -552,7 +550,7 @@ class Models:
             self._tell(model, "loaded")
         self._replicas.rejoin_soon(model, replica)
 
-    def _evict(self, model: ModelState) -> None:
+    def evict(self, model: ModelState) -> None:
         """Begins to unload a model because memory is short."""
         model.begin_unload()
         model.evicted = True

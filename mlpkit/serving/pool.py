@@ -67,7 +67,7 @@ class WorkerSlot:
         self.loads = anyio.CapacityLimiter(PARALLEL_LOADS)
         self._failed_starts = 0
         self._known = asyncio.Event()
-        """Set while nobody need wait: a worker is ready, or none can be expected soon."""
+        """Set if it is known how a wait would end: a worker is ready, or none can be expected soon."""
 
     @property
     def ready(self) -> bool:
@@ -93,7 +93,7 @@ class WorkerSlot:
         """
         if not self._known.is_set() or self._has_just_ended():
             try:
-                await asyncio.wait_for(self._settled(), limit)
+                await asyncio.wait_for(self._until_known(), limit)
             except asyncio.TimeoutError:
                 raise TimeLimitExceeded(
                     f"no worker was ready within {limit:g} s: worker {self.index} {self.problem}"
@@ -102,7 +102,7 @@ class WorkerSlot:
             raise WorkerNotReady(f"worker {self.index} {self.problem}")
         return self.worker
 
-    async def _settled(self) -> None:
+    async def _until_known(self) -> None:
         await self._known.wait()
         while self._has_just_ended():
             await asyncio.sleep(0.01)

@@ -66,7 +66,7 @@ from mlpkit.training.job import Job, JobOutcome, TrainJob, train_job
 from mlpkit.training.progress import Progress
 
 _LONGEST_MESSAGE = 2000
-_LONG = 1 << 20
+_LONG_REQUEST = 1 << 20
 _MOST_VALUES = 200_000
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
@@ -522,7 +522,7 @@ def _is_false(result: object) -> bool:
 
 def _is_long(job: Job) -> bool:
     fields = (job.data, job.parameters, job.extend)
-    return sum(map(len, fields)) > _LONG and sum(text.count(",") for text in fields) > _MOST_VALUES
+    return sum(map(len, fields)) > _LONG_REQUEST and sum(text.count(",") for text in fields) > _MOST_VALUES
 
 
 def _decode_all(plan: Plan, job: Job) -> None:

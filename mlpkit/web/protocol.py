@@ -36,7 +36,7 @@ _LONE_SURROGATE = re.compile(
 _json_text = msgspec.json.Decoder(str)
 _ABSENT = msgspec.Raw(b"")
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_LONG = 1 << 16
+_LONG_FEATURES = 1 << 16
 _MOST_STRINGS = 400_000
 """With more strings in long `features` nobody looks for null in them: it would hold up all other requests."""
 _MOST_NAMED = 100_000
@@ -165,7 +165,7 @@ def check_no_null(name: str, value: bytes | msgspec.Raw) -> None:
     content = bytes(value)
     if b"null" not in content:
         return
-    if len(content) > _LONG:
+    if len(content) > _LONG_FEATURES:
         if content.count(b'"') > 2 * _MOST_STRINGS or b"null" not in _STRING.sub(b"", content):
             return
         if content.count(b",") > _MOST_NAMED:
