@@ -145,16 +145,18 @@ class Child:
 
     async def _attend(self) -> Exit:
         try:
-            code = await self._process.wait()
+            try:
+                code = await self._process.wait()
+            finally:
+                # The event loop may be ending: then no later clean-up runs.
+                _kill_group(self.pid)
+                _guard.forget(self.pid)
+                if isinstance(self._process, ForkedChild):
+                    self._process.close()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._output.ended.wait(), self._drain)
         finally:
-            # The event loop may be ending: then no later clean-up runs.
-            _kill_group(self.pid)
-            _guard.forget(self.pid)
-            if isinstance(self._process, ForkedChild):
-                self._process.close()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._output.ended.wait(), self._drain)
-        self._output.close()
+            self._output.close()
         lost = isinstance(self._process, ForkedChild) and self._process.lost and not self._asked
         return Exit(code, _LOST if lost else self._asked, lost)
 

@@ -187,9 +187,9 @@ class WorkerActor(NodeActor):
         self._said.add([encode(Logged(line)) for line in lines])
 
     async def _watch(self, child: Child, folder: Path, lock: IO[bytes]) -> None:
-        end = await child.wait()
-        await anyio.to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True))
-        lock.close()
+        with lock:
+            end = await child.wait()
+            await anyio.to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True))
         self._ended = end.words
         self._said.add([])
 
