@@ -297,8 +297,8 @@ class Database:
         self._has_aliases = False
 
     def close(self) -> None:
-        """Closes the connections, when their calls have ended."""
-        self._engine.dispose(close=False)
+        """Closes the connections that no call uses."""
+        self._engine.dispose()
 
     def problems(self) -> list[str]:
         """What failed when it was last tried; names no host."""

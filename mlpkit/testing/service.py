@@ -188,19 +188,27 @@ class _InProcessTransport:
 
         serving = self._portal.start_task_soon(serve)
 
+        def end() -> None:
+            serving.cancel()
+            try:
+                self._portal.call(taking.close)
+            except RuntimeError:  # The loop of the service has ended.
+                taking.close()
+
         def parts() -> Generator[bytes, None, None]:
             try:
                 while (message := self._taken(take, target, timeout)) is not None:
                     yield message.get("body", b"")
             finally:
-                serving.cancel()
+                end()
 
         try:
             start = self._taken(take, target, timeout)
         except TimeLimitExceeded:
-            serving.cancel()
+            end()
             raise
         if start is None:
+            end()
             raise ServiceUnreachable(f"GET {target} was not answered")
         return StreamedAnswer(start["status"], _named(start), parts())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 
 import anyio
 import pytest
@@ -44,7 +45,8 @@ async def test_a_status_is_told_in_the_words_of_the_protocol(
 ) -> None:
     small_platform.put_model("m", status=status)
 
-    assert await Database(small_platform.settings()).status("m") == word
+    with closing(Database(small_platform.settings())) as database:
+        assert await database.status("m") == word
 
 
 async def test_a_status_is_asked_of_exactly_this_id(database: Database, platform: Platform) -> None:
@@ -166,20 +168,21 @@ async def test_a_missing_table_is_told_without_the_host_and_is_over_when_it_is_t
 
 async def test_a_closed_port_is_an_error_at_once(open_platform: OpenPlatform) -> None:
     for kind in ("mysql", "postgresql"):
-        database = Database(Settings(db_type=kind, db_port=free_port(), db_timeout=LONG))
-        started = time.monotonic()
-        with pytest.raises(DatabaseError):
-            await database.status("m")
-        assert time.monotonic() - started < SOON
+        with closing(Database(Settings(db_type=kind, db_port=free_port(), db_timeout=LONG))) as database:
+            started = time.monotonic()
+            with pytest.raises(DatabaseError):
+                await database.status("m")
+            assert time.monotonic() - started < SOON
 
 
 @pytest.mark.parametrize("kind", ["mariadb", "postgres"])
 async def test_a_wrong_password_is_an_error_that_does_not_show_it(
     open_platform: OpenPlatform, kind: str, log_lines: Callable[[], str]
 ) -> None:
-    database = Database(open_platform(kind).settings(db_password=WRONG))
-
-    with pytest.raises(DatabaseError) as caught:
+    with (
+        closing(Database(open_platform(kind).settings(db_password=WRONG))) as database,
+        pytest.raises(DatabaseError) as caught,
+    ):
         await database.status("m")
 
     assert "mlp" in log_lines()
@@ -216,6 +219,7 @@ async def test_a_server_that_hangs_holds_nobody_up_beyond_the_time_out(open_plat
         while not await answers(database):  # noqa: ASYNC110 - no event comes from there
             await anyio.sleep(0.1)
     assert database.problems() == []
+    database.close()
 
 
 async def answers(database: Database) -> bool:
