@@ -289,6 +289,7 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self._engine = _open_engine(settings)
+        self._closed = False
         self._tables = Tables(settings)
         self._url = database_url(settings).render_as_string(hide_password=True)
         self._timeout = settings.db_timeout
@@ -297,7 +298,8 @@ class Database:
         self._has_aliases = False
 
     def close(self) -> None:
-        """Closes the connections that no call uses."""
+        """Closes the connections, each when no call uses it."""
+        self._closed = True
         self._engine.dispose()
 
     def problems(self) -> list[str]:
@@ -501,7 +503,11 @@ class Database:
             failure = None
             try:
                 with self._engine.connect() as connection:
-                    result = statements(connection)
+                    try:
+                        result = statements(connection)
+                    finally:
+                        if self._closed:
+                            connection.invalidate()
             except BaseException as error:
                 failure = error
             with contextlib.suppress(RuntimeError):  # The loop may be closed: then nothing waits for the answer.
