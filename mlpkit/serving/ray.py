@@ -59,6 +59,7 @@ from mlpkit.training.remote import Code, node_home, pack_code, unpack
 
 _NAMESPACE = "mlpkit-models"
 _LOOK = 1.0
+_CONNECT_SECONDS = 60.0
 _START_SECONDS = 60.0
 _SILENCE = 3 * POLL_SECONDS
 """After this time without an answer of the actor, its node is lost."""
@@ -213,7 +214,7 @@ class _Messenger:
         self._node = ""
 
     async def serve(self) -> None:
-        """Lives until the worker has ended, or the server is gone."""
+        """Ends this process when the worker has ended, or the server is gone."""
         channel = await AsyncChannel.connect(channel_of_child(), self._asked.add, self._closed.set)
         serving = asyncio.create_task(self._serve(channel))
         closed = asyncio.create_task(self._closed.wait())
@@ -223,6 +224,8 @@ class _Messenger:
             # Until the server has read it.
             channel.close()
             await asyncio.wait([closed], timeout=_CLOSE_SECONDS)
+        # Ray ends the actor of a driver that ends. A thread may still wait for the cluster.
+        os._exit(0)
 
     async def _serve(self, channel: AsyncChannel) -> str:
         """Has a worker on a node; gives how that ended."""
@@ -230,7 +233,7 @@ class _Messenger:
         self._asked.add(rest)
         order = _order_decoder.decode(first)
         try:
-            connect(_NAMESPACE)
+            await _connected()
             actor = await self._place(order, channel)
             problem = await _answer(actor.start.remote(bytes(first)), _START_SECONDS)
             if problem:
@@ -306,6 +309,19 @@ class _Messenger:
                 return str(error)
 
 
+async def _connected() -> None:
+    """Becomes a driver of the cluster.
+
+    Raises:
+        DriverError: the cluster cannot be used.
+    """
+    try:
+        # A thread, because Ray waits for a long time for a cluster that is gone.
+        await asyncio.wait_for(asyncio.to_thread(connect, _NAMESPACE), _CONNECT_SECONDS)
+    except asyncio.TimeoutError as error:
+        raise DriverError("unreachable", f"it did not answer within {_CONNECT_SECONDS:g} s") from error
+
+
 async def _answer(reference: Any, within: float | None) -> bytes:
     """What an actor answers.
 
@@ -324,8 +340,6 @@ def main() -> None:
     """Runs the messenger of the worker that has started this process."""
     leave_signals_to_the_server()
     asyncio.run(_Messenger().serve())
-    # Ray ends the actor of a driver that ends.
-    os._exit(0)
 
 
 if __name__ == "__main__":

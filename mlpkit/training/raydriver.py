@@ -221,9 +221,11 @@ class _Driver:
         self._channel: AsyncChannel | None = None
 
     async def serve(self) -> None:
-        """Answers requests until the service is gone."""
+        """Answers requests until the service is gone; ends this process then."""
         self._channel = await AsyncChannel.connect(channel_of_child(), self._on_messages, self._ended.set)
         await self._ended.wait()
+        # Ray ends the actors of a driver that ends. A thread may still wait for the cluster.
+        os._exit(0)
 
     def _on_messages(self, messages: list[Message]) -> None:
         for message in messages:
@@ -245,7 +247,7 @@ class _Driver:
     async def _do(self, request: DriverCall) -> bytes:
         match request.method:
             case "connect":
-                connect(f"mlpkit-{request.place}")
+                await asyncio.to_thread(connect, f"mlpkit-{request.place}")
                 await self._end_earlier()
                 return b""
             case "look":
@@ -297,7 +299,9 @@ class _Driver:
 
 
 def connect(namespace: str) -> None:
-    """Becomes a driver of the cluster.
+    """Becomes a driver of the cluster; not in the main thread.
+
+    There, Ray would let SIGTERM end the process. But that is for the server, which drains.
 
     Raises:
         DriverError: there is no cluster, or it has other versions.
@@ -310,6 +314,8 @@ def connect(namespace: str) -> None:
             "RAY_ADDRESS is the address of a Ray client (ray://): mlpkit must run on a node of the cluster, with "
             "RAY_ADDRESS=host:6379 or auto",
         )
+    # It warns of the thread.
+    logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
     try:
         ray.init(
             address="auto",
@@ -410,8 +416,6 @@ def main() -> None:
     """Runs the driver of the service that has started this process."""
     leave_signals_to_the_server()
     asyncio.run(_Driver().serve())
-    # Ray ends the actors of a driver that ends.
-    os._exit(0)
 
 
 if __name__ == "__main__":

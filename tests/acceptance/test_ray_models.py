@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from mlpkit.client import Client
-from mlpkit.errors import LoadFailed, MlpkitError
+from mlpkit.errors import LoadFailed, MlpkitError, PredictFailed, TimeLimitExceeded, WorkerLost
 from tests.acceptance.conftest import Start
 from tests.acceptance.service import gone
 from tests.acceptance.test_ray import cluster, own_cluster
@@ -198,9 +198,16 @@ def test_an_unload_ends_a_load_that_waits_for_a_node(start: Start, cluster: RayC
 
 
 def test_a_worker_that_is_killed_on_its_node_comes_back(start: Start, cluster: RayCluster) -> None:
-    client = start("spread", cluster.environment).client
+    service = start("spread", cluster.environment)
+    client = service.client
     client.load("gpu", "m")
     first = psutil.Process(int(client.predict("m", {"number": 0})[0]))
+    # As systemd does it when it stops the service: the server drains, and its children wait.
+    for worker in workers_of(client, "m"):
+        psutil.Process(worker["pid"]).terminate()
+    assert {client.predict("m", {"number": 0})[0] for _ in range(50)} == {str(first.pid)}
+    assert "SIGTERM handler" not in service.log
+
     first.kill()
 
     def answers() -> bool:
@@ -210,6 +217,23 @@ def test_a_worker_that_is_killed_on_its_node_comes_back(start: Start, cluster: R
             return False
 
     wait_until(answers, "another worker answers")
+
+
+def test_models_of_the_service_go_on_if_the_cluster_is_gone(start: Start, own_cluster: RayCluster) -> None:
+    client = start("spread", {**own_cluster.environment, "MLPKIT_PREDICT_TIMEOUT": "5s"}).client
+    client.load("spread", "far")
+    client.load("near", "near")
+    own_cluster.stop()
+
+    with pytest.raises((WorkerLost, TimeLimitExceeded, PredictFailed)):
+        client.predict("far", {"number": 3})
+    assert client.predict("near", {"number": 3}) == 9
+    wait_until(
+        lambda: any("cannot use the Ray cluster" in model.problem for model in client.models()), "the problem is shown"
+    )
+    assert client.predict("near", {"number": 4}) == 16
+    client.unload("spread", "far")
+    assert [model.model_id for model in client.models()] == ["near"]
 
 
 def test_figures_of_a_hop(start: Start, cluster: RayCluster, report: Report) -> None:
