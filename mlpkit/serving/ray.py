@@ -214,7 +214,7 @@ class _Messenger:
         self._node = ""
 
     async def serve(self) -> None:
-        """Ends this process when the worker has ended, or the server is gone."""
+        """Ends this process when the worker or the server is gone."""
         channel = await AsyncChannel.connect(channel_of_child(), self._asked.add, self._closed.set)
         serving = asyncio.create_task(self._serve(channel))
         closed = asyncio.create_task(self._closed.wait())

@@ -221,7 +221,10 @@ class _Driver:
         self._channel: AsyncChannel | None = None
 
     async def serve(self) -> None:
-        """Answers requests until the service is gone; ends this process then."""
+        """Answers requests until the service is gone.
+
+        It ends the process then.
+        """
         self._channel = await AsyncChannel.connect(channel_of_child(), self._on_messages, self._ended.set)
         await self._ended.wait()
         # Ray ends the actors of a driver that ends. A thread may still wait for the cluster.
