@@ -380,9 +380,10 @@ def _responses(name: str, envelopes: _Envelopes, data: Schema | None) -> Schema:
     failed: Schema = {"schema": envelopes.failure}
     media_type = _NO_JSON.get(name, _JSON)
     answer: Schema = {"type": "string"}
+    # The schema of a stream describes one of its events.
+    event: Schema = {"type": "object", "properties": {part: {"type": "string"} for part in ("id", "event", "data")}}
     if media_type == _EVENTS:
-        # The schema of a stream describes one of its events.
-        answer = {"type": "object", "properties": {part: {"type": "string"} for part in ("id", "event", "data")}}
+        answer = event
     elif name == "openapi":
         answer = {"type": "object"}
     elif media_type == _JSON:
@@ -391,6 +392,9 @@ def _responses(name: str, envelopes: _Envelopes, data: Schema | None) -> Schema:
     content: Schema = {media_type: {"schema": answer}}
     if media_type != _JSON:
         content[_JSON] = failed
+    if name == "predict":
+        # If the caller accepts that: the parts of the answer as they come.
+        content[_EVENTS] = {"schema": event}
     return {
         "200": {"description": "Answered.", "content": content},
         "default": {"description": "Refused.", "content": {_JSON: failed}},

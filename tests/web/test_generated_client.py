@@ -33,7 +33,7 @@ def mood() -> Iterator[Service]:
 def generated(mood: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The name of the package that openapi-python-client has made."""
     if importlib.util.find_spec("openapi_python_client") is None:
-        impossible("openapi-python-client is not installed: it is in mlpkit[test]")
+        impossible("openapi-python-client is not installed: it is in mlpkit[dev]")
     folder = tmp_path_factory.mktemp("generated")
     document, configuration = folder / "openapi.json", folder / "configuration.json"
     document.write_text(mood.get("/openapi.json", Authorization=f"Bearer {TOKEN}").text, encoding="utf-8")
