@@ -79,12 +79,22 @@ def predict_names(features: dict[str, Any]) -> list[Entities]:
 
 @talk.predict
 def predict_talk(features: dict[str, str]) -> Iterator[str]:
-    """Says the second half of its text only when a file is there."""
+    """Says the second half of its text only when a file is there.
+
+    With `left` it goes on until it is closed, and makes this file then.
+    """
     yield "Once"
     end = time.monotonic() + 120
     while not Path(features["file"]).exists() and time.monotonic() < end:
         time.sleep(0.05)
     yield " upon a time"
+    try:
+        while "left" in features and time.monotonic() < end:
+            time.sleep(0.05)
+            yield "."
+    except GeneratorExit:
+        Path(features["left"]).touch()
+        raise
 
 
 @rows.predict

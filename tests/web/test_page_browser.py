@@ -15,7 +15,7 @@ from mlpkit.serving.model import LoadedModelRecord
 from mlpkit.training import Job, Snapshot
 from mlpkit.training.journal import Journal
 from tests.secret import MARK
-from tests.servers import LONG
+from tests.servers import LONG, wait_until
 from tests.web.browser import Browser, opened
 from tests.web.shown import HOSTILE
 from tests.wire.replayer import Service
@@ -258,6 +258,11 @@ def test_streamed_text_is_shown_as_it_arrives(browser: Browser, tmp_path: Path) 
     (tmp_path / "go").touch()
     browser.wait_until("document.querySelector('.marked').innerText === 'Once upon a time'")
     browser.wait_for("in all, network included")
+    browser.fill("Input", f'{{"file": "{tmp_path / "go"}", "left": "{tmp_path / "left"}"}}')
+    browser.click("button", "Predict")
+    browser.wait_until("document.querySelector('.marked')?.innerText.startsWith('Once upon a time..')")
+    browser.click("a", "Workers")
+    wait_until((tmp_path / "left").exists, "the generator is closed when the view is left")
 
 
 def test_a_model_shows_the_figures_of_its_predictions(browser: Browser, service: Service) -> None:

@@ -659,7 +659,10 @@ const ROUTES = {
 	"": overview, train: trainView, models: modelsView, compare: compareView, data: dataView, tryit: tryView, workers: workersView,
 	jobs: (values, id) => (id ? jobView(id) : jobsView(values)),
 }
+// Ends the prediction of a view that is left.
+let leaving = null
 function route() {
+	leaving?.abort()
 	const [path, search] = location.hash.slice(2).split("?")
 	const [name, ...rest] = path.split("/")
 	let id = rest.join("/")
@@ -1513,13 +1516,14 @@ function tryView(values) {
 			const wrong = features.read().wrong ?? params.read().wrong
 			if (wrong) return wrong.focus()
 			const body = request()
+			leaving = new AbortController()
 			draw(answer, busy("sending"))
 			ok.disabled = true
 			const began = performance.now()
 			const took = () => t("tookMs", {n: duration((performance.now() - began) / 1000)})
 			const parts = []
 			try {
-				const {data, response} = await ask(platform("predict"), {method: "POST", body, limit: 5 * MINUTES, headers: algorithm.streams ? {Accept: EVENTS} : {}})
+				const {data, response} = await ask(platform("predict"), {method: "POST", body, signal: leaving.signal, headers: algorithm.streams ? {Accept: EVENTS} : {}})
 				const timing = response.headers.get("server-timing")
 				const show = (drawn, raw, isDone) => draw(answer, drawn, isDone && [small(joined(took(), ...(timing?.split(",").map(timingOf) ?? []))), h("details", h("summary", t("asJson")), code(pretty(raw)))])
 				if (data) return show(drawnAnswer(algorithm.kind, data.predictions, body), data.predictions, true)
@@ -1550,7 +1554,7 @@ function tryView(values) {
 			if (models.length === 0) return [head, list("tryit", empty("nothingToTry", "noModelsHelp", goTo("#/models", "browseModels")))]
 			if (!models.some(({model_id: id}) => id === chosen)) { chosen = models[0].model_id; form = null }
 			if (!form) build()
-			const pick = model => { chosen = values.model = model; form = null; drawMain(); keepInAddress("tryit", {model}) }
+			const pick = model => { leaving?.abort(); chosen = values.model = model; form = null; drawMain(); keepInAddress("tryit", {model}) }
 			return [head, values.model && values.model !== chosen && h("div", {key: "other"}, note("warn", mono(values.model), ": ", t("unloaded"))),
 				h("div.pair", {key: "picker"}, choice("model", chosen, models.map(model => [model.model_id, `${model.algorithm} · ${shortId(model.model_id)}`]), pick)), form]
 		},
