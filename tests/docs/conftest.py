@@ -39,5 +39,6 @@ def address(site: Path) -> Iterator[str]:
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/docs"
     server.shutdown()
+    server.server_close()
     thread.join()
     server.server_close()

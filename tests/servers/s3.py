@@ -17,6 +17,9 @@ from tests.servers import swift
 from tests.servers.installed import NotInstallable
 from tests.servers.ports import LONG, wait_until
 
+_outliving: list[subprocess.Popen[bytes]] = []
+"""What other sessions may use longer than this one: it must not be collected while it runs."""
+
 
 class Unavailable(Exception):
     """There is no S3 server to test with here; the message says why."""
@@ -106,6 +109,7 @@ def _started(pointer: Path, held: contextlib.ExitStack) -> Path:
             stderr=log,
             start_new_session=True,
         )
+    _outliving.append(process)
     wait_until(lambda: (folder / "ready").exists() or process.poll() is not None, "Swift is ready")
     if not (folder / "ready").exists():
         raise Unavailable(f"Swift did not start (exit code {process.returncode})")

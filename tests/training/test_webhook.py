@@ -75,6 +75,7 @@ def receiver() -> Iterator[Receiver]:
     yield found
     found.over.set()
     found.server.shutdown()
+    found.server.server_close()
 
 
 class Scene:
@@ -294,6 +295,7 @@ def proxy(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy
     monkeypatch.delenv("NO_PROXY", raising=False)
     yield found
     found.server.shutdown()
+    found.server.server_close()
 
 
 def test_a_webhook_goes_through_the_proxy_of_the_environment(tmp_path: Path, receiver: Receiver, proxy: Proxy) -> None:

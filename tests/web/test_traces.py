@@ -85,6 +85,7 @@ def receiver() -> Iterator[Collector]:
     found = Collector()
     yield found
     found.server.shutdown()
+    found.server.server_close()
 
 
 @pytest.fixture(scope="module")
