@@ -107,7 +107,7 @@ def train(
                     extend=json_extend,
                 )
                 _check(wanted, job, settings, files.data)
-                outcome, is_saved = _run(app, job, settings, files.data)
+                outcome, is_saved = _run(app, job, settings, _names(files, json_data))
     except KeyboardInterrupt:
         outcome, is_saved = JobOutcome("error", stopped=True), False
     if outcome.state == "completed":
@@ -163,7 +163,17 @@ def _uploaded(files: LocalFiles, settings: Settings, parameters: bytes, extend: 
             request.remove(storage)
 
 
-def _run(app: App, job: Job, settings: Settings, data: Path | None) -> tuple[JobOutcome, bool]:
+def _names(files: LocalFiles, data: str) -> dict[str, str]:
+    """What messages call the files that were uploaded."""
+    import msgspec
+
+    locations = msgspec.json.decode(data)
+    # The name of the test file is stored with the evaluation, so it is not the path on this machine.
+    known = {"location": files.data, "test_location": files.test and Path(files.test.name)}
+    return {locations[field]: str(file) for field, file in known.items() if file is not None}
+
+
+def _run(app: App, job: Job, settings: Settings, data_names: dict[str, str]) -> tuple[JobOutcome, bool]:
     """How the training ended, and whether it has left a checkpoint."""
     import msgspec
 
@@ -187,7 +197,7 @@ def _run(app: App, job: Job, settings: Settings, data: Path | None) -> tuple[Job
         with _lines_above(bar, progress) as release, _terminal_for_debugger(release):
             # Again, with the streams as they are now: log lines go above the bar.
             configure(level=settings.log_level, process="train", stream=sys.stderr)
-            outcome = run_train(app, job, settings, out, progress, data_name=str(data) if data else None)
+            outcome = run_train(app, job, settings, out, progress, data_names)
         configure(level=settings.log_level, process="train")
         progress.close()
         last = progress.snapshot()

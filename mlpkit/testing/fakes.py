@@ -87,6 +87,7 @@ class FakeTrainData(TrainData):
         # What the properties of TrainData read.
         self._bucket = ""
         self._name = self.location
+        self._names = {}
         self._options = TrainOptions()
         self._test_path = "test.tsv" if given is not None or self._test_rows else None
         self.test_report = None

@@ -5,7 +5,7 @@ It also checks the data before the handler runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ class TrainData:
     """The training data of a job.
 
     A file is fetched from the store when you first ask for it; it is cached and read-only. `location` is the file's
-    key in the data bucket.
+    key in the data bucket. `names` is what messages call a location, if not by its key.
 
     Raises:
         NotInRequest: the request has no `data.location`.
@@ -43,7 +43,7 @@ class TrainData:
         kind: str,
         storage: Storage,
         data_bucket: str,
-        name: str | None = None,
+        names: Mapping[str, str] | None = None,
         options: TrainOptions | None = None,
     ) -> None:
         path = data_path(job, data_bucket)
@@ -55,7 +55,8 @@ class TrainData:
         self._job = job
         self._storage = storage
         self._bucket = data_bucket
-        self._name = name or self.location
+        self._names = names or {}
+        self._name = self._names.get(self.location, self.location)
         self._options = options or TrainOptions()
         self._test_path = location_of_test_rows(job, data_bucket)
         self.test_report: DataReport | None = None
@@ -125,7 +126,8 @@ class TrainData:
 
     @property
     def _test_name(self) -> str:
-        return (self._test_path or "").removeprefix(f"{self._bucket}/")
+        name = (self._test_path or "").removeprefix(f"{self._bucket}/")
+        return self._names.get(name, name)
 
     @cached_property
     def _held_out(self) -> frozenset[int]:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def run_train(
     settings: Settings,
     folder: Path,
     progress: Progress,
-    data_name: str | None = None,
+    data_names: Mapping[str, str] | None = None,
     *,
     on_trained: Callable[[Manifest, bool], None] | None = None,
     trained: Manifest | None = None,
@@ -92,7 +92,7 @@ def run_train(
 
     Args:
         folder: must be empty; it is the handler's `out`.
-        data_name: what messages call the data file, if that is not its location.
+        data_names: what messages call a location of the data bucket, if not by its key.
         on_trained: called when the handler has made a model, and again when that is evaluated: with its manifest, and
             whether it is still to be evaluated. If it is given, storing is tried again for `MLPKIT_STORE_RETRY`.
         trained: the manifest of the model that an earlier run has left in `folder`; `train` is not called then.
@@ -101,7 +101,7 @@ def run_train(
 
     def train() -> None:
         algorithm = algorithm_of(app, job)
-        with closing(Services(algorithm, job, settings, folder, progress, data_name)) as services:
+        with closing(Services(algorithm, job, settings, folder, progress, data_names)) as services:
             if not stores_model(algorithm):
                 _train(app, services, progress)
                 services.end_checkpoint()
@@ -236,7 +236,7 @@ class Services:
         settings: Settings,
         folder: Path,
         progress: Progress,
-        data_name: str | None = None,
+        data_names: Mapping[str, str] | None = None,
     ) -> None:
         self.algorithm = algorithm
         self.job = job
@@ -256,7 +256,7 @@ class Services:
                 algorithm.kind,
                 self.service(Storage),
                 settings.data_bucket,
-                data_name,
+                data_names,
                 algorithm.train_options,
             ),
         }

@@ -57,6 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = ("--data", "train.tsv", "--test", "test.tsv")
         done = run(folder, "train", "words.py", *rows, "--model-id", name, "--parameters", parameters)
         assert done.returncode == 0, done.stderr
+        assert f"{name}: 60 test rows from data.test_location: test.tsv\n" in done.stderr
         assert "macro average" in done.stderr
         assert done.stdout.strip().endswith(name)
     return folder
