@@ -7,11 +7,14 @@ User code runs behind `user_code`, the one boundary at which its exceptions (Bas
 """
 
 from mlpkit.injection.boundary import (
+    END,
     async_user_code,
     calling_frame,
     calling_place,
     ending_forked_copies,
     is_importing,
+    next_async_value,
+    next_value,
     place_of_error,
     user_code,
     user_error,
@@ -41,6 +44,7 @@ from mlpkit.injection.plan import (
 
 __all__ = [
     "BATCHED",
+    "END",
     "FIELDS",
     "NULL",
     "OBJECTS",
@@ -61,6 +65,8 @@ __all__ = [
     "ending_forked_copies",
     "fits_request",
     "is_importing",
+    "next_async_value",
+    "next_value",
     "place_of_error",
     "service",
     "user_code",

@@ -12,7 +12,7 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import CodeType, FrameType, TracebackType
 from typing import Any, NoReturn, TypeVar
 
@@ -20,6 +20,9 @@ from mlpkit import start_folder, working_directory
 from mlpkit.errors import UserCodeError
 
 T = TypeVar("T")
+
+END = object()
+"""What a generator of the author's gives when it has ended."""
 
 
 def user_code(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
@@ -45,6 +48,16 @@ async def async_user_code(function: Callable[..., Any], /, *args: Any, **kwargs:
         raise
     except BaseException as error:
         raise user_error(error) from error
+
+
+def next_value(generator: Iterator[Any]) -> Any:
+    """The next value of the author's generator, or `END`."""
+    return user_code(next, generator, END)
+
+
+async def next_async_value(generator: AsyncIterator[Any]) -> Any:
+    """The same for an `async` generator; call it as the author's code."""
+    return await anext(generator, END)
 
 
 @contextlib.contextmanager

@@ -214,6 +214,18 @@ class Plan:
             arguments[parameter.name] = value if parameter.decode is None else parameter.decode(value)
         return arguments
 
+    def merged(self, items: Sequence[Mapping[str, object]]) -> dict[str, object]:
+        """The arguments of a batch, from the decoded ones of its items.
+
+        A list per batched field; of what belongs to the model, the first item's value.
+        """
+        first = items[0]
+        return {
+            field.name: [item[field.name] for item in items] if field.batched else first[field.name]
+            for field in self.fields
+            if field.batched or field.name in first
+        }
+
     def complete(
         self, arguments: dict[str, object], fields: Fields, services: Services, scope: ProcessScope | None = None
     ) -> Call:

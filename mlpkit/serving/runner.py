@@ -17,7 +17,17 @@ import msgspec
 from mlpkit import formats
 from mlpkit.algorithm import Algorithm
 from mlpkit.errors import AnswerError, MlpkitError, UserCodeError
-from mlpkit.injection import Plan, ProcessScope, Services, async_user_code, user_code, user_error
+from mlpkit.injection import (
+    END,
+    Plan,
+    ProcessScope,
+    Services,
+    async_user_code,
+    next_async_value,
+    next_value,
+    user_code,
+    user_error,
+)
 from mlpkit.log import flush_author_streams, logger, request_id, traceparent, with_request_id
 from mlpkit.serving.messages import Failure, Item, Predict, Reply, Result
 from mlpkit.settings import Settings
@@ -28,7 +38,6 @@ Decoded = tuple[int, Arguments]
 """An item's place in its batch, and its arguments."""
 
 _NULL = b"null"
-_END = object()
 _MOST_CANCELLED = 1000
 _MOST_UUIDS = 8
 """How many uuids of a batch are in a line of the log."""
@@ -161,7 +170,7 @@ class PredictRunner:
                     generator = user_code(plan.function, **call.arguments)
                     parts = _AnswerParts(self, id, item)
                     try:
-                        while not parts.cancelled and (part := user_code(next, generator, _END)) is not _END:
+                        while not parts.cancelled and (part := next_value(generator)) is not END:
                             parts.add(part)
                     finally:
                         user_code(generator.close)
@@ -180,7 +189,10 @@ class PredictRunner:
                     generator = user_code(plan.function, **call.arguments)
                     parts = _AnswerParts(self, id, item)
                     try:
-                        while not parts.cancelled and (part := await async_user_code(advance, generator)) is not _END:
+                        while (
+                            not parts.cancelled
+                            and (part := await async_user_code(next_async_value, generator)) is not END
+                        ):
                             parts.add(part)
                     finally:
                         await async_user_code(generator.aclose)
@@ -258,7 +270,7 @@ class PredictRunner:
 
     def _completed(self, plan: Plan, good: list[Decoded]) -> Any:
         fields = {"model": self.model, "model_id": self.model_id}
-        return plan.complete(_merged(plan, good), fields, self._services, self._scope)
+        return plan.complete(plan.merged([arguments for _, arguments in good]), fields, self._services, self._scope)
 
     def _write_all(
         self,
@@ -370,28 +382,8 @@ class _AnswerParts:
             self._runner.send_part(self._id, encoded)
 
 
-async def advance(generator: Any) -> Any:
-    """The next value of an `async` generator, or `_END`."""
-    return await anext(generator, _END)
-
-
 def _uuids(items: list[Item]) -> str:
     return ",".join(item.log_uuid for item in items[:_MOST_UUIDS])
-
-
-def _merged(plan: Plan, good: list[Decoded]) -> Arguments:
-    """The arguments of a batch.
-
-    A list per batched field; of what belongs to the model, the first item's value.
-    """
-    first = good[0][1]
-    merged: Arguments = {}
-    for field in plan.fields:
-        if field.batched:
-            merged[field.name] = [arguments[field.name] for _, arguments in good]
-        elif field.name in first:
-            merged[field.name] = first[field.name]
-    return merged
 
 
 def _of_length(answers: Any, wanted: int) -> list[Any]:

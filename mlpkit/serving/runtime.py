@@ -26,7 +26,7 @@ import msgspec
 from mlpkit import formats
 from mlpkit.app import App
 from mlpkit.errors import MlpkitError, ModelNotLoaded, UserCodeError
-from mlpkit.injection import Call, Plan, ProcessScope, user_code
+from mlpkit.injection import END, Call, Plan, ProcessScope, next_async_value, next_value, user_code
 from mlpkit.log import logger, request_id, subject, with_request_id
 from mlpkit.processes import (
     BlockingChannel,
@@ -362,11 +362,11 @@ class WorkerRuntime:
         generator = plan.function(**call.arguments)
 
         def step() -> object:
-            return self._async.run(_advance, generator=generator) if plan.is_async else user_code(next, generator, _END)
+            return self._async.run(next_async_value, generator=generator) if plan.is_async else next_value(generator)
 
         try:
             model = step()
-            if model is _END:
+            if model is END:
                 raise UserCodeError("load is a generator that yielded no model")
         except BaseException as error:
             call.close(error)
@@ -473,7 +473,6 @@ class WorkerRuntime:
         return self._stores.own() if wanted is Storage else wanted()
 
 
-_END = object()
 _NOT_QUICK = object()
 """What the thread of a model returns when it has taken long: the main thread reads the channel again."""
 
@@ -487,10 +486,6 @@ def _warn_of_other_algorithm(files: ModelDir, request: Load) -> None:
     trained_by = files.manifest.algorithm if files.manifest is not None else request.algorithm
     if trained_by != request.algorithm and not request.failures:
         logger.warning("model {!r} is of algorithm {!r}, not {!r}", request.model_id, trained_by, request.algorithm)
-
-
-async def _advance(generator: Any) -> Any:
-    return await anext(generator, _END)
 
 
 def _clean_up(close: Close) -> None:

@@ -24,7 +24,18 @@ from mlpkit.algorithm import Algorithm
 from mlpkit.app import App
 from mlpkit.errors import AnswerError, ArgumentError, EvaluationFailed, MlpkitError, TimeLimitExceeded, UserCodeError
 from mlpkit.formats import Durations, EvaluationReport, FailedRows, check_answer, kind_of, to_json
-from mlpkit.injection import NULL, Fields, Plan, ProcessScope, Services, async_user_code, user_code
+from mlpkit.injection import (
+    END,
+    NULL,
+    Fields,
+    Plan,
+    ProcessScope,
+    Services,
+    async_user_code,
+    next_async_value,
+    next_value,
+    user_code,
+)
 from mlpkit.log import logger
 
 T = TypeVar("T")
@@ -37,7 +48,6 @@ _BATCH = 32
 """Rows that are read together if `predict` takes one at a time."""
 _COMPARED = 8
 """Rows of the first batch that are asked twice, to find out whether the order of the answers is right."""
-_END = object()
 
 
 @dataclass(frozen=True)
@@ -165,7 +175,7 @@ class ModelUnderTest:
         if not arguments:
             return []
         try:
-            answers = self._run_predict(plan, _merged(plan, arguments))
+            answers = self._run_predict(plan, plan.merged(arguments))
         except UserCodeError as error:
             # As in the service: a bad item fails alone.
             return [error] if len(arguments) == 1 else [self._predicted(plan, [item])[0] for item in arguments]
@@ -194,9 +204,9 @@ class ModelUnderTest:
     def _collected(self, plan: Plan, arguments: dict[str, object]) -> Any:
         """The one answer that the parts of a `predict` that yields are."""
         generator = user_code(plan.function, **arguments)
-        step = self._step_async if plan.is_async else self._step
+        step = self._step_async if plan.is_async else next_value
         parts = []
-        while (part := step(generator)) is not _END:
+        while (part := step(generator)) is not END:
             parts.append(part)
         return kind_of(self.algorithm.kind).joined(parts)
 
@@ -229,18 +239,15 @@ class ModelUnderTest:
         if not plan.is_generator:
             return self._run(plan, call.arguments)
         generator = plan.function(**call.arguments)
-        step = self._step_async if plan.is_async else self._step
+        step = self._step_async if plan.is_async else next_value
         model = step(generator)
-        if model is _END:
+        if model is END:
             raise UserCodeError("load is a generator that yielded no model")
         self._exits.callback(step, generator)
         return model
 
-    def _step(self, generator: Any) -> Any:
-        return user_code(next, generator, _END)
-
     def _step_async(self, generator: Any) -> Any:
-        return self._in_loop(_advance, {"generator": generator})
+        return self._in_loop(next_async_value, {"generator": generator})
 
     def _call(self, plan: Plan, fields: Fields) -> Any:
         with plan.complete(plan.decode(fields), fields, self._services, self._scope) as call:
@@ -385,15 +392,6 @@ def with_time_limit(function: Callable[[threading.Event], T], limit: float) -> T
     return results[0]
 
 
-def _merged(plan: Plan, items: list[dict[str, object]]) -> dict[str, object]:
-    """The arguments of a batch: lists of what items have."""
-    return {
-        field.name: [item[field.name] for item in items] if field.batched else items[0][field.name]
-        for field in plan.fields
-        if field.batched or field.name in items[0]
-    }
-
-
 def _checked_metrics(returned: Any) -> dict[str, Any]:
     if not isinstance(returned, dict) or not all(isinstance(name, str) for name in returned):
         raise EvaluationFailed(f"evaluate returned {returned!r:.80}: it must be a dict of names and numbers")
@@ -416,7 +414,3 @@ def _json(answer: Any) -> bytes:
         return to_json(answer)
     except (TypeError, ValueError, RecursionError) as error:
         raise AnswerError(str(error)) from error
-
-
-async def _advance(generator: Any) -> Any:
-    return await anext(generator, _END)
