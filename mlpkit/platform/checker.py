@@ -23,7 +23,7 @@ from mlpkit.algorithm import Algorithm
 from mlpkit.errors import BelowGate, DatabaseError, JournalError, MlpkitError, ServiceStopping, StorageError
 from mlpkit.log import level_of_failure, logger, with_request_id
 from mlpkit.platform.database import Change, Database, WantedAlias, WantedModel
-from mlpkit.platform.notes import FollowedModel, Notes
+from mlpkit.platform.outbox import FollowedModel, Notes
 from mlpkit.serving import Alias, Aliases, Models
 from mlpkit.settings import Settings
 from mlpkit.storage import ModelDir, Storage, gate_problem

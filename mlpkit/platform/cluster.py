@@ -15,8 +15,7 @@ from mlpkit.algorithm import Algorithm
 from mlpkit.log import logger
 from mlpkit.platform.checker import AliasFollower, Checker, DesiredModel, GateCheck
 from mlpkit.platform.database import Database
-from mlpkit.platform.notes import Notes
-from mlpkit.platform.outbox import StatusOutbox
+from mlpkit.platform.outbox import Notes, StatusOutbox
 from mlpkit.serving import Alias, Aliases, Models
 from mlpkit.settings import Settings
 from mlpkit.storage import Storage

@@ -1,4 +1,7 @@
-"""How trainings ended, kept until they are in the platform's table.
+"""What a replica notes on disk for the database: how trainings ended.
+
+The notes are a SQLite file in the home: the trainings whose end the table has not heard of yet, and the models that the
+table has asked this replica to load (which it may therefore unload).
 
 A note is made before a job is accepted, and the end is written to the table when the job has ended. The note stays on
 disk until then, so neither an outage of the database nor a restart of the service loses one. The words are `inactive`
@@ -7,20 +10,23 @@ disk until then, so neither an outage of the database nor a restart of the servi
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from mlpkit.errors import DatabaseError, JournalError
 from mlpkit.log import logger
 from mlpkit.platform.database import Database
-from mlpkit.platform.notes import Notes
 from mlpkit.training import Job
 
 T = TypeVar("T")
@@ -29,6 +35,87 @@ _FIRST_RETRY = 0.5
 _LONGEST_RETRY = 30.0
 _LONGEST_WAIT = 3600.0
 """How many seconds after its end a training may wait for the platform to make its row."""
+
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS report (model_id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS followed (model_id TEXT PRIMARY KEY, algorithm TEXT NOT NULL, path TEXT) WITHOUT ROWID;
+"""
+
+
+class FollowedModel(msgspec.Struct, frozen=True):
+    """A model that the table wants, and where it comes from."""
+
+    model_id: str
+    algorithm: str
+    path: str | None
+
+
+class Notes:
+    """The notes on disk. Every call reads or writes the file.
+
+    Any thread may call.
+
+    Raises:
+        JournalError: the file cannot be read or written; from every method too.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._path = home / "cluster.db"
+        self._lock = threading.Lock()
+        with self._translated():
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file = sqlite3.connect(self._path, timeout=10.0, check_same_thread=False)
+            self._path.chmod(0o600)
+            self._file.execute("PRAGMA journal_mode = WAL")
+            self._file.execute("PRAGMA synchronous = FULL")
+            self._file.executescript(_SCHEMA)
+
+    def reports(self) -> list[str]:
+        """The ids of the trainings whose end is still to be written."""
+        with self._translated():
+            return [model_id for (model_id,) in self._file.execute("SELECT model_id FROM report")]
+
+    def add_report(self, model_id: str) -> bool:
+        """Notes that this training's end must be written.
+
+        False if that is noted already.
+        """
+        with self._translated(), self._file:
+            return self._file.execute("INSERT OR IGNORE INTO report VALUES (?)", (model_id,)).rowcount == 1
+
+    def remove_report(self, model_id: str) -> None:
+        """Removes the note that a training's end must be written."""
+        with self._translated(), self._file:
+            self._file.execute("DELETE FROM report WHERE model_id = ?", (model_id,))
+
+    def followed(self) -> list[FollowedModel]:
+        """The models that the table has asked for."""
+        with self._translated():
+            rows = self._file.execute("SELECT model_id, algorithm, path FROM followed")
+            return [FollowedModel(*row) for row in rows]
+
+    def change_followed(self, add: Iterable[FollowedModel], remove: Iterable[str]) -> None:
+        """Adds or replaces some models and removes others, in one step."""
+        with self._translated(), self._file:
+            self._file.executemany("DELETE FROM followed WHERE model_id = ?", [(model_id,) for model_id in remove])
+            self._file.executemany(
+                "INSERT OR REPLACE INTO followed VALUES (?, ?, ?)",
+                [(model.model_id, model.algorithm, model.path) for model in add],
+            )
+
+    def close(self) -> None:
+        """Closes the file."""
+        with self._lock:
+            self._file.close()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except (sqlite3.Error, OSError) as error:
+                raise JournalError(f"{self._path} cannot be read or written: {error}") from error
 
 
 @dataclass(eq=False)
