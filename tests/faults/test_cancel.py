@@ -93,7 +93,8 @@ def test_job_that_is_cancelled_when_it_has_ended_and_that_is_not_written_yet_sta
         journal = exits.enter_context(closing(sqlite3.connect(service.home / "jobs.db", isolation_level=None)))
         journal.execute("BEGIN IMMEDIATE")
         (folder / "go").touch()
-        wait_until(lambda: client.job_view(job.model_id).pid is None, "its process has ended")
+        kept = service.home / "jobs"
+        wait_until(lambda: bool(list(kept.glob("*.curves"))), "it has ended, with its curves")
         caller = exits.enter_context(closing(HTTPConnection("127.0.0.1", service.port, timeout=LONG)))
         fields = json.dumps({"algorithm": "faulty", "model_id": job.model_id})
         caller.request("POST", "/cancel", fields, {"Content-Type": "application/json"})

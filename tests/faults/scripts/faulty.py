@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from mlpkit import App
+from mlpkit import App, Progress
 
 FOLDER = Path(os.environ["FAULTS_FOLDER"])
 WEIGHTS = {"big": 200_000_000, "huge": 500_000_000}
@@ -159,7 +159,8 @@ def count(model_id: str) -> None:
 
 @app.train
 @again.train(max_attempts=2)
-def train(model_id: str, parameters: Work) -> None:
+def train(model_id: str, parameters: Work, progress: Progress) -> None:
+    progress.update(begun=1)
     if parameters.do == "count":
         count(model_id)
     elif parameters.do != "nothing":
