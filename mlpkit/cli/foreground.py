@@ -84,6 +84,8 @@ def train(
 
     If train takes a Checkpoint, Ctrl-C lets it save one first. A second Ctrl-C ends it immediately.
     """
+    import msgspec
+
     from mlpkit.client import LocalFiles
     from mlpkit.log import configure
     from mlpkit.script import import_app
@@ -107,7 +109,7 @@ def train(
                     extend=json_extend,
                 )
                 _check(wanted, job, settings, files.data)
-                outcome, is_saved = _run(app, job, settings, _names(files, json_data))
+                outcome, is_saved = _run(app, job, settings, files.names(msgspec.json.decode(json_data)))
     except KeyboardInterrupt:
         outcome, is_saved = JobOutcome("error", stopped=True), False
     if outcome.state == "completed":
@@ -161,16 +163,6 @@ def _uploaded(files: LocalFiles, settings: Settings, parameters: bytes, extend: 
             yield [msgspec.json.encode(value).decode() for value in (request.data, request.parameters, request.extend)]
         finally:
             request.remove(storage)
-
-
-def _names(files: LocalFiles, data: str) -> dict[str, str]:
-    """What messages call the files that were uploaded."""
-    import msgspec
-
-    locations = msgspec.json.decode(data)
-    # The name of the test file is stored with the evaluation, so it is not the path on this machine.
-    known = {"location": files.data, "test_location": files.test and Path(files.test.name)}
-    return {locations[field]: str(file) for field, file in known.items() if file is not None}
 
 
 def _run(app: App, job: Job, settings: Settings, data_names: dict[str, str]) -> tuple[JobOutcome, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,12 @@ class LocalFiles:
     def of(cls, *paths: str | Path | None, folder: str | Path = "") -> LocalFiles:
         """The files of these paths, which are relative to `folder`."""
         return cls(*(None if path is None else Path(folder, path) for path in paths))
+
+    def names(self, data: Mapping[str, Any]) -> dict[str, str]:
+        """What messages call the files, by their locations in the request's `data`."""
+        # The name of the test file is stored with the evaluation, so it is not the path on this machine.
+        known = {"location": self.data, "test_location": self.test and Path(self.test.name)}
+        return {data[field]: str(file) for field, file in known.items() if file is not None}
 
     def check(self) -> None:
         """Checks that all of them exist.

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import msgspec
 
@@ -38,6 +38,7 @@ from mlpkit.training import Job, JobOutcome, Progress, check_job, new_model_id, 
 if TYPE_CHECKING:
     from mlpkit.training import Snapshot
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 __all__ = ["Local"]
@@ -108,7 +109,7 @@ class Local:
                     extend=_json(request.extend),
                 )
                 check_job(chosen, job, self._settings)
-                outcome = self._run(job, data)
+                outcome = self._run(job, files.names(request.data))
             finally:
                 request.remove(storage)
         if outcome.state != "completed":
@@ -148,7 +149,7 @@ class Local:
             self._runtime = None
         self._loaded.clear()
 
-    def _run(self, job: Job, data: str | Path | None) -> JobOutcome:
+    def _run(self, job: Job, data_names: dict[str, str]) -> JobOutcome:
         from mlpkit.client.bar import ProgressBar
 
         def show(snapshot: Snapshot) -> None:
@@ -158,8 +159,7 @@ class Local:
         with tempfile.TemporaryDirectory(prefix="mlpkit-train-") as folder, ProgressBar(job.algorithm) as bar:
             out = Path(folder, "out")
             out.mkdir()
-            name = None if data is None else str(data)
-            outcome = _in_thread(run_train, self._app, job, self._settings, out, progress, name)
+            outcome = _in_thread(run_train, self._app, job, self._settings, out, progress, data_names)
             progress.close()
             bar.show(outcome.state, msgspec.to_builtins(progress.snapshot()))
         return outcome
@@ -189,7 +189,7 @@ def _json(value: object) -> str:
     return formats.to_json(value).decode()
 
 
-def _in_thread(function: Callable[..., T], *args: Any) -> T:
+def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What the function returns, which must not raise.
 
     No event loop runs in its thread. An interrupt of this thread, which waits, raises KeyboardInterrupt there too.
@@ -198,7 +198,7 @@ def _in_thread(function: Callable[..., T], *args: Any) -> T:
     context = contextvars.copy_context()
 
     def run() -> None:
-        results.append(context.run(function, *args))
+        results.append(context.run(function, *args, **kwargs))
 
     thread = threading.Thread(target=run, name="mlpkit-train", daemon=True)
     try:
