@@ -103,6 +103,7 @@ def test_a_generated_client_trains_loads_and_predicts_with_typed_answers(mood: S
     labels = predicted.data.predictions
     assert [(label.label, label.score) for label in labels] == [("good", 80.0), ("bad", 20.0)]
     assert all(isinstance(label, models.Label) for label in labels)
+    client.get_httpx_client().close()
 
 
 def test_a_generated_client_gets_refusals_as_failures(mood: Service, generated: str) -> None:
@@ -116,3 +117,4 @@ def test_a_generated_client_gets_refusals_as_failures(mood: Service, generated: 
 
     assert isinstance(refused, models.Failure)
     assert "no-such" in refused.message
+    client.get_httpx_client().close()
