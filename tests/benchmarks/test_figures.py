@@ -109,7 +109,7 @@ async def sent(workload: str, folder: Path) -> list[bytes]:
     requests: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+        with contextlib.suppress(asyncio.IncompleteReadError, OSError), contextlib.closing(writer):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = int(re.findall(rb"(?i)content-length: (\d+)", head)[0])
@@ -154,13 +154,13 @@ async def paced(answer: bytes, rate: float) -> Stream:
     """A fifth of a second of requests to a server that gives each answer after 50 ms."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.readline():
-            while (await reader.readline()) != b"\r\n":
-                pass
-            await reader.readexactly(2)
-            await asyncio.sleep(0.05)
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(answer), answer))
-        writer.close()
+        with contextlib.closing(writer):
+            while await reader.readline():
+                while (await reader.readline()) != b"\r\n":
+                    pass
+                await reader.readexactly(2)
+                await asyncio.sleep(0.05)
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(answer), answer))
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         stream = Stream([{}], rate)
