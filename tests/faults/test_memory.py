@@ -5,6 +5,7 @@ Where memory runs out all the same, it is an error of whoever asked for it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -32,7 +33,12 @@ BIG = 200_000_000
 
 def used(service: RunningService) -> int:
     """Bytes that the server and its workers have for themselves."""
-    return sum(each.memory_full_info().uss for each in service.family())
+    total = 0
+    for process in service.family():
+        # The keeper of an ended worker ends a moment after it.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += process.memory_full_info().uss
+    return total
 
 
 def limit(group: MemoryGroup, service: RunningService, room: int) -> None:
