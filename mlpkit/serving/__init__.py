@@ -9,7 +9,7 @@ from mlpkit import front_door
 if TYPE_CHECKING:
     from mlpkit.serving.aliases import Alias, Aliases, alias_name
     from mlpkit.serving.dispatch import Counts, OnOutcome, OnPart, Outcome, PendingPrediction
-    from mlpkit.serving.model import EvictedModel, MissingModel
+    from mlpkit.serving.model import EvictedModel, MissingModel, WorkerInfo
     from mlpkit.serving.models import Models
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "OnPart",
     "Outcome",
     "PendingPrediction",
+    "WorkerInfo",
     "alias_name",
 ]
 
@@ -31,7 +32,7 @@ __getattr__ = front_door(
     __name__,
     {
         "Models": "mlpkit.serving.models",
-        **dict.fromkeys(("EvictedModel", "MissingModel"), "mlpkit.serving.model"),
+        **dict.fromkeys(("EvictedModel", "MissingModel", "WorkerInfo"), "mlpkit.serving.model"),
         **dict.fromkeys(("Alias", "Aliases", "alias_name"), "mlpkit.serving.aliases"),
         **dict.fromkeys(("Counts", "Outcome", "PendingPrediction", "OnOutcome", "OnPart"), "mlpkit.serving.dispatch"),
     },

@@ -127,8 +127,8 @@ class WorkerInfo(msgspec.Struct):
     since: float | None
     restarts: int
     problem: str
-    devices: list[str] = []
-    node: str = ""
+    devices: list[str]
+    node: str
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict
 
 from mlpkit.formats import DataReport
-from mlpkit.serving import EvictedModel, MissingModel
+from mlpkit.serving import EvictedModel, MissingModel, WorkerInfo
 from mlpkit.training import Snapshot, State
 
 ModelWord = Literal["loading", "loaded", "unloading", "unloaded"]
@@ -121,9 +121,9 @@ class ModelLine(ModelName, total=False):
 
     `seconds` is the time in the author's code. `memory` is by how much its worker grew. `evaluation` is the summary of
     its evaluation. `lazy`: it was loaded because a prediction asked for it. `p50` and `p99` are the median and the
-    99th percentile of a call of `predict`, in seconds, and `failures` counts predictions. In cluster mode, `desired` is
-    `loaded` or `unloaded`, None if the database does not name the model; `error` says why it could not be loaded, and
-    `load_failures` how often.
+    99th percentile of a call of `predict`, in seconds, and `failures` counts predictions. `nodes` are where its workers
+    are, if they are on a Ray cluster. In cluster mode, `desired` is `loaded` or `unloaded`, None if the database does
+    not name the model; `error` says why it could not be loaded, and `load_failures` how often.
     """
 
     workers: list[int]
@@ -142,6 +142,7 @@ class ModelLine(ModelName, total=False):
     last_used: float
     p50: float | None
     p99: float | None
+    nodes: list[str]
     desired: Literal["loaded", "unloaded"] | None
     desired_since: float | None
     error: str
@@ -199,18 +200,12 @@ class StoredModelPage(TypedDict):
     unread: int
 
 
-class WorkerLine(TypedDict):
-    """A worker; `problem` says why it is not ready."""
+class WorkerLine(WorkerInfo, kw_only=True):
+    """A worker; `problem` says why it is not ready.
 
-    index: int
-    pid: int | None
-    ready: bool
-    isolated: bool
-    models: list[str]
-    since: float | None
-    restarts: int
-    problem: str
-    devices: list[str]
+    `node` is its node of the cluster, empty if it is here.
+    """
+
     memory: int | None
 
 

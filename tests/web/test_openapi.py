@@ -286,3 +286,17 @@ def test_every_answer_has_a_type(plain: Service) -> None:
                 if not envelope["properties"].get("data"):
                     untyped.add(operation["operationId"])
     assert untyped == {"load", "unload", "delete", "unalias"}
+
+
+def test_no_field_of_a_model_or_worker_is_left_out(plain: Service) -> None:
+    document = plain.get("/openapi.json").json
+    plain.post("/load", '{"algorithm": "echo", "model_id": "told"}')
+    for route in ("models", "workers"):
+        answer = document["paths"][f"/{route}"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+        data = described(answer["anyOf"][0], document)["properties"]["data"]
+        # /models has another shape with `stored=1`.
+        shapes = [described(shape, document)["properties"] for shape in data.get("anyOf", [data])]
+        shape = next(shape for shape in shapes if "unread" not in shape)
+        told = described(shape[route]["items"], document)["properties"]
+        for found in plain.get(f"/{route}").json["data"][route]:
+            assert found.keys() - told.keys() == set(), route
