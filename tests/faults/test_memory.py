@@ -68,7 +68,9 @@ def test_isolated_model_leaves_neither_memory_nor_descriptors_behind(start: Star
     client.load("alone", "small")
     client.unload("alone", "small")
     server = psutil.Process(service.pid)
-    before, descriptors, figures = used(service), server.num_fds(), []
+    before = used(service)
+    descriptors = server.num_fds()
+    figures = []
     for number in range(ROUNDS):
         client.load("alone", f"huge-{number}")
         pid = pid_of(client, f"huge-{number}")
