@@ -205,15 +205,16 @@ def _tails(tails: Tails | None) -> str:
         return "Not measured."
     half, neighbours = tails.half, tails.neighbours
     return (
-        f"- One model, one worker. 64 connections reach {half.greatest:.0f} requests/s, {half.connections} carry half "
-        f"of that ({half.carried:.0f}/s): {half.waiting} (goal: below {HALF_GOAL:g}). Bare ASGI with as many: "
-        f"{half.bare_waiting}.\n"
-        f"- Half of the most from a client that does not wait for answers: {half.paced} (goal: below "
+        f"- **One model, one worker, clients that wait.** 64 connections reach {half.greatest:.0f} requests/s. With "
+        f"{half.connections} connections the service answers about half of that, {half.carried:.0f}/s: {half.waiting} "
+        f"(goal: below {HALF_GOAL:g}). Bare ASGI with as many connections: {half.bare_waiting}.\n"
+        f"- **The same, with a client that does not wait,** at half of the greatest rate: {half.paced} (goal: below "
         f"{HALF_GOAL:g}). Bare ASGI at that rate: {half.bare_paced}.\n"
-        f"- Sixteen models on two workers, {FAST_RATE:.0f} requests/s to the {OTHERS} quick ones: p99 "
-        f"{statistics.median(neighbours.alone):.2f} ms. With four requests a second to the sixteenth, which takes "
-        f"200 ms and lets go of the interpreter meanwhile: {statistics.median(neighbours.beside):.2f} ms, "
-        f"{neighbours.growth:.2f} times as much (goal: below {GROWTH_GOAL:g})."
+        f"- **A slow model beside quick ones.** Sixteen models are on two workers, and {OTHERS} quick ones get "
+        f"{FAST_RATE:.0f} requests/s: p99 {statistics.median(neighbours.alone):.2f} ms. If the sixteenth gets four "
+        f"requests per second, which take 200 ms each and release the interpreter meanwhile, the p99 of the quick ones "
+        f"is {statistics.median(neighbours.beside):.2f} ms, {neighbours.growth:.2f} times as much (goal: below "
+        f"{GROWTH_GOAL:g})."
     )
 
 
@@ -226,11 +227,12 @@ def _limit(limit: Limit | None) -> str:
         for each in limit.fed
     ]
     return (
-        f"The web process takes {limit.web_us:.0f} us of CPU per request (W1@64, its worker not counted), so one core "
-        f"of it keeps {limit.workers:.0f} workers busy whose models take 1 ms. Tried with models that sleep 1 ms, the "
-        "web process alone on one core, all workers and the client on the other:\n\n"
+        f"The web process needs {limit.web_us:.0f} us of CPU per request (W1@64, without its worker). So on one core "
+        f"it can keep {limit.workers:.0f} workers busy whose models take 1 ms. This was tried with models that sleep "
+        "for 1 ms. The web process had one core for itself, and all workers and the client had the other:\n\n"
         f"{table(('workers', 'requests/s', 'of as many times one worker', 'CPU of the web process'), rows)}\n\n"
-        "Where much is missing and the web process has time left, the other core is the limit, not the web process."
+        "If a row is far below 100% and the web process has time left, the other core is the limit, "
+        "not the web process."
     )
 
 
