@@ -7,13 +7,15 @@ Each loaded model has one `Dispatcher`.
 | order | first come, first served | the same | the same |
 | when | at the end of the loop's turn, so that what arrived together is sent together | the same | the same |
 | which replica | the one with the fewest requests in flight | one that has none | the fewest in flight |
-| requests in flight per replica | 1 (`threads`), and 1 in advance; quick: 32 | 1 batch | 64, and 1; quick: 64 |
-| items of one message | 1; quick: up to 8 that take 0.5 ms together (a *group*) | what waits, at most 64 MiB | 1 |
+| messages in flight per replica | `threads`, and 1 in advance; quick: 4 groups, or `threads` and 32 | 1 batch | 64, and 1; quick: and 32 |
+| items of one message | 1; quick without `threads`: up to 8 that take 2 ms together (a *group*) | what waits, at most 64 MiB | 1 |
 | wait for more items | never | at most `max_wait_ms`, only after a batch of several | never |
 | longest wait | the time limit of one prediction, or the usual one if that is longer | the same | the same |
 
-A model is *quick* if a call usually takes less than 2 ms, and before its first call. Requests in advance hide the way
+A model is *quick* if a call usually takes less than 2 ms, and before its first call. Messages in advance hide the way
 to the worker. A slow model gets the next one only just before it is free, so that its replicas share the queue fairly.
+While a quick one has its messages, more requests gather here: a group wakes each process once instead of once for each
+of its items. Of all that is waiting or in flight, a group takes at most half of a replica's share: the rest is on its way meanwhile.
 """
 
 from __future__ import annotations
@@ -38,8 +40,10 @@ from mlpkit.serving.pool import WorkerSlot
 from mlpkit.serving.worker import Worker, request_ids
 
 _QUICK = 0.002
-"""Seconds of a call below which a replica gets requests in advance."""
+"""Seconds of a call below which a replica gets several messages in advance."""
 _AHEAD = 32
+_GROUPS = 4
+"""Groups in flight per replica: with fewer, a worker that needs 10 us for a call is often idle."""
 _PARALLEL = 64
 """How many requests of an `async def` handler a replica answers in parallel."""
 _LARGEST_BATCH = 64 << 20
@@ -47,7 +51,7 @@ _LARGEST_BATCH = 64 << 20
 _LARGEST_GROUP = 1 << 16
 _MOST_IN_GROUP = 8
 """Items of a group: one that hangs, or all that become slow at once, are held against one time limit."""
-_GROUP_SECONDS = 0.0005
+_GROUP_SECONDS = 0.002
 """What a group may take: no answer waits longer than this for the others in its group."""
 _SPIN = 0.0015
 """For waits shorter than this many seconds the loop is polled: its timers count in milliseconds."""
@@ -113,13 +117,15 @@ class PendingPrediction(msgspec.Struct, eq=False):
 class Replica:
     """A model in one worker.
 
-    `busy` counts the requests in flight; `loading`: a load into the worker is under way.
+    `busy` counts the requests in flight (of batches, the batches), `messages` the messages that carry them; `loading`:
+    a load into the worker is under way.
     """
 
     slot: WorkerSlot
     ready: bool = False
     loading: bool = False
     busy: int = 0
+    messages: int = 0
 
 
 @dataclass
@@ -176,6 +182,7 @@ class Dispatcher:
         self._largest = options.max_batch_size
         self._longest_wait_for_more = options.max_wait_ms / 1000
         self._parallel = max(options.threads, _PARALLEL) if plan is not None and plan.is_async else options.threads
+        self._groups = not (self._batches or self._has_parts or self._parallel > 1)
         self._next_dispatch: asyncio.Handle | None = None
         """When to look again: at the end of this turn of the loop, or when a batch has waited for more items."""
         self._usual = 0.0
@@ -210,20 +217,22 @@ class Dispatcher:
         while self.waiting:
             if self._batches:
                 window = 1
-            elif self._usual < _QUICK:
-                window = max(_AHEAD, self._parallel)
-            else:
+            elif self._usual >= _QUICK:
                 # One in advance: the replica begins with it while the answer to the last is on its way.
                 window = self._parallel + 1
+            else:
+                window = _GROUPS if self._groups else self._parallel + _AHEAD
             chosen = None
+            unanswered = len(self.waiting)
             for replica in self.replicas:
-                if replica.ready and replica.busy < window and (chosen is None or replica.busy < chosen.busy):
+                unanswered += replica.busy
+                if replica.ready and replica.messages < window and (chosen is None or replica.busy < chosen.busy):
                     chosen = replica
             if chosen is None:
                 break
             if self._batches and len(self.waiting) < self._expected and self._wait_for_more():
                 break
-            self._send(chosen, window - chosen.busy, used)
+            self._send(chosen, -(-unanswered // (2 * len(self.replicas))), used)
         if self._next_dispatch is None:
             self._waits_until = 0.0
         for worker in used:
@@ -280,8 +289,8 @@ class Dispatcher:
             self._next_dispatch = self._loop.call_soon(self.dispatch)
         return True
 
-    def _send(self, replica: Replica, room: int, used: list[Worker]) -> None:
-        """Sends a replica what it gets next, at most `room` items.
+    def _send(self, replica: Replica, share: int, used: list[Worker]) -> None:
+        """Sends a replica what it gets next; a group has at most `share` items.
 
         Its worker is added to `used`, to be flushed.
         """
@@ -289,8 +298,8 @@ class Dispatcher:
         if self._batches:
             most = self._largest
             largest = _LARGEST_BATCH
-        elif self._parallel == 1 and self._usual > 0.0 and not self._has_parts:
-            most = max(1, min(room, _MOST_IN_GROUP, int(_GROUP_SECONDS / self._usual)))
+        elif self._groups and self._usual > 0.0:
+            most = max(1, min(share, _MOST_IN_GROUP, int(_GROUP_SECONDS / self._usual)))
             largest = _LARGEST_GROUP
         else:
             most = 1
@@ -313,6 +322,7 @@ class Dispatcher:
         if worker not in used:
             used.append(worker)
         replica.busy += 1 if self._batches else len(sent)
+        replica.messages += 1
         self._expected = len(sent)
         request = Predict(next(request_ids), self._model_id, [prediction.item for prediction in sent])
         if self._has_parts:
@@ -337,6 +347,7 @@ class Dispatcher:
             return
         calls = 1 if self._batches else len(sent)
         replica.busy -= calls
+        replica.messages -= 1
         counts = self.counts
         counts.predictions += len(sent)
         if isinstance(reply, Reply):
