@@ -7,7 +7,6 @@ A frame is four bytes of length (big-endian), then the message. What is in a mes
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 import struct
@@ -139,7 +138,7 @@ class BlockingChannel:
             ValueError: the message is too long.
         """
         head = _head(len(message))
-        with self._sending, contextlib.suppress(OSError):
+        with self._sending:
             if self._is_sending:
                 # A signal handler, in the middle of a message of the thread that it has interrupted.
                 self._postponed.append(message)
@@ -150,6 +149,8 @@ class BlockingChannel:
                 while self._postponed:
                     message = self._postponed.pop(0)
                     self._write(_head(len(message)), message)
+            except OSError:
+                pass  # The server is gone.
             finally:
                 self._is_sending = False
 

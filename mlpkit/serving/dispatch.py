@@ -7,15 +7,16 @@ Each loaded model has one `Dispatcher`.
 | order | first come, first served | the same | the same |
 | when | at the end of the loop's turn, so that what arrived together is sent together | the same | the same |
 | which replica | the one with the fewest requests in flight | one that has none | the fewest in flight |
-| messages in flight per replica | `threads`, and 1 in advance; quick: 4 groups, or `threads` and 32 | 1 batch | 64, and 1; quick: and 32 |
-| items of one message | 1; quick without `threads`: up to 8 that take 2 ms together (a *group*) | what waits, at most 64 MiB | 1 |
+| messages in flight per replica | 1 (`threads`), and 1 in advance; quick: see below | 1 batch | 64, and 1; quick: 32 |
+| items of one message | 1; quick: a group of up to 8 that take 2 ms together | what waits, at most 64 MiB | 1 |
 | wait for more items | never | at most `max_wait_ms`, only after a batch of several | never |
 | longest wait | the time limit of one prediction, or the usual one if that is longer | the same | the same |
 
 A model is *quick* if a call usually takes less than 2 ms, and before its first call. Messages in advance hide the way
 to the worker. A slow model gets the next one only just before it is free, so that its replicas share the queue fairly.
-While a quick one has its messages, more requests gather here: a group wakes each process once instead of once for each
-of its items. Of all that is waiting or in flight, a group takes at most half of a replica's share: the rest is on its way meanwhile.
+A quick one has up to 4 groups in flight, or 32 messages in advance if it has `threads` or yields its answer in parts.
+While it has these, more requests gather here: a group wakes each process once, not once for each item. Of all that is
+waiting or in flight, a group takes at most half of a replica's share: the rest is on its way meanwhile.
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _HELD_SECONDS = 1.0
 """How long to wait for the body here. After that uvicorn reads it, with flow control and a timeout."""
+_LONG_PART = 1 << 12
+"""Parts of a body of at least this many bytes are joined once, at its end; shorter ones gather as they come."""
 _OFFERS = (b"upgrade", b"http2-settings")
 """Headers, and tokens of `Connection`, that offer to continue in another protocol."""
 _NEEDED = (
@@ -54,12 +56,17 @@ def missing_of_uvicorn() -> str:
 class _HeldRequest:
     """A prediction in its connection; takes the place of uvicorn's `cycle`."""
 
-    __slots__ = ("body", "context", "disconnected", "keep_alive", "message_event", "prediction", "response_complete")
+    __slots__ = (
+        *("context", "disconnected", "keep_alive", "message_event", "parts"),
+        *("prediction", "response_complete", "size"),
+    )
 
     def __init__(self, context: RequestContext, keep_alive: bool) -> None:
         self.context = context
         self.keep_alive = keep_alive
-        self.body: bytes | bytearray = b""
+        self.parts: list[bytes | bytearray] = []
+        """The body, as far as it has arrived."""
+        self.size = 0
         self.prediction: PendingPrediction | None = None
         self.disconnected = False
         self.response_complete = False
@@ -71,11 +78,20 @@ class _HeldRequest:
 
     def add(self, body: bytes) -> None:
         """Takes a further part of the body."""
-        if isinstance(self.body, bytes):
-            self.body = bytearray(self.body + body)
-        else:
+        self.size += len(body)
+        if not self.parts or len(body) >= _LONG_PART:
+            self.parts.append(body)
+        elif isinstance(self.parts[-1], bytearray):
             # A list of a million small chunks would take a quarter of a second to join and to free.
-            self.body += body
+            self.parts[-1] += body
+        else:
+            self.parts.append(bytearray(body))
+
+    def take_body(self) -> bytes:
+        """The body so far; this request keeps none of it."""
+        parts = self.parts
+        self.parts = []
+        return parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
 
 
 class Connection(HttpToolsProtocol):
@@ -171,11 +187,8 @@ class Connection(HttpToolsProtocol):
         if held is None:
             super().on_body(body)
             return
-        if not held.body:
-            held.body = body
-        else:
-            held.add(body)
-        if len(held.body) > self._predict.limit:
+        held.add(body)
+        if held.size > self._predict.limit:
             self._let_go()
 
     def on_message_complete(self) -> None:
@@ -188,9 +201,7 @@ class Connection(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-        body = bytes(held.body)
-        held.body = b""
-        held.prediction = self._predict.answer(held.context, body, partial(self._respond, held))
+        held.prediction = self._predict.answer(held.context, held.take_body(), partial(self._respond, held))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._let_go()
@@ -215,9 +226,9 @@ class Connection(HttpToolsProtocol):
         self.cycle = None
         super().on_headers_complete()
         self.cycle.keep_alive &= held.keep_alive
-        if held.body:
+        if held.size:
             # In one piece: for each of many small ones, older versions of uvicorn copy all that came before it.
-            super().on_body(bytes(held.body))
+            super().on_body(held.take_body())
 
     def _respond(self, request: _HeldRequest, response: HttpResponse) -> None:
         """Sends a response, and lets the next request begin."""
