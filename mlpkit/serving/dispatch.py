@@ -7,14 +7,14 @@ Each loaded model has one `Dispatcher`.
 | order | first come, first served | the same | the same |
 | when | at the end of the loop's turn, so that what arrived together is sent together | the same | the same |
 | which replica | the one with the fewest requests in flight | one that has none | the fewest in flight |
-| messages in flight per replica | 1 (`threads`), and 1 in advance; quick: see below | 1 batch | 64, and 1; quick: 32 |
+| messages in flight per replica | 1 (`threads`), and 1 in advance; quick: see below | 1 batch | 64, and 1; quick: 64 |
 | items of one message | 1; quick: a group of up to 8 that take 2 ms together | what waits, at most 64 MiB | 1 |
 | wait for more items | never | at most `max_wait_ms`, only after a batch of several | never |
 | longest wait | the time limit of one prediction, or the usual one if that is longer | the same | the same |
 
 A model is *quick* if a call usually takes less than 2 ms, and before its first call. Messages in advance hide the way
 to the worker. A slow model gets the next one only just before it is free, so that its replicas share the queue fairly.
-A quick one has up to 4 groups in flight, or 32 messages in advance if it has `threads` or yields its answer in parts.
+A quick one has up to 4 groups in flight, or 32 messages if it has `threads` or yields its answer in parts.
 While it has these, more requests gather here: a group wakes each process once, not once for each item. Of all that is
 waiting or in flight, a group takes at most half of a replica's share: the rest is on its way meanwhile.
 """
@@ -43,6 +43,7 @@ from mlpkit.serving.worker import Worker, request_ids
 _QUICK = 0.002
 """Seconds of a call below which a replica gets several messages in advance."""
 _AHEAD = 32
+"""Messages in flight per replica of a quick model that gets no groups."""
 _GROUPS = 4
 """Groups in flight per replica: with fewer, a worker that needs 10 us for a call is often idle."""
 _PARALLEL = 64
@@ -222,7 +223,7 @@ class Dispatcher:
                 # One in advance: the replica begins with it while the answer to the last is on its way.
                 window = self._parallel + 1
             else:
-                window = _GROUPS if self._groups else self._parallel + _AHEAD
+                window = _GROUPS if self._groups else max(self._parallel, _AHEAD)
             chosen = None
             unanswered = len(self.waiting)
             for replica in self.replicas:
