@@ -292,9 +292,9 @@ class Dispatcher:
         return True
 
     def _send(self, replica: Replica, share: int, used: list[Worker]) -> None:
-        """Sends a replica what it gets next; a group has at most `share` items.
+        """Sends a replica what it gets next.
 
-        Its worker is added to `used`, to be flushed.
+        A group has at most `share` items. The worker is added to `used`, to be flushed.
         """
         self._waits_until = 0.0
         if self._batches:
