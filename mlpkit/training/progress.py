@@ -115,6 +115,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 class _Stage:
     name: str = ""
     tracked: bool = False
+    begun: int = 0
     started: float = field(default_factory=time.monotonic)
     done: int | None = None
     total: int | None = None
@@ -128,9 +129,11 @@ class _Stage:
 
     def remaining_now(self) -> float | None:
         fraction = self.fraction_now()
-        if self.remaining is not None or not fraction:
+        # An earlier attempt has done this much, in another time.
+        before = self.begun / self.total if self.total else 0.0
+        if self.remaining is not None or fraction is None or fraction <= before:
             return self.remaining
-        return _finite_or_none((time.monotonic() - self.started) * (1 - fraction) / fraction)
+        return _finite_or_none((time.monotonic() - self.started) * (1 - fraction) / (fraction - before))
 
 
 @service("train")
@@ -194,6 +197,7 @@ class Progress:
         expected = (hint + done if hint else None) if total is None else _whole(total)
         with self.stage(stage) as current:
             current.tracked = True
+            current.begun = done
             current.done = done
             current.total = expected
             self._tell()

@@ -36,6 +36,22 @@ def test_tracked_items_are_counted_with_an_estimate_of_the_rest() -> None:
     progress.close()
 
 
+def test_rest_of_a_job_that_continues_is_reckoned_from_what_it_has_done_itself() -> None:
+    progress = Progress(lambda snapshot: None)
+    items = progress.track(range(90, 100), "fit", total=100, done=90)
+    next(items)
+    assert (progress.snapshot().fraction, progress.snapshot().remaining) == (0.9, None)
+    time.sleep(0.01)
+    next(items)
+    remaining = progress.snapshot().remaining
+    assert remaining is not None
+    # One of ten is done: the others need nine times as long.
+    assert remaining >= 9 * 0.01
+    assert progress.snapshot().fraction == 0.91
+    assert list(items) == list(range(92, 100))
+    progress.close()
+
+
 def test_total_is_unknown_where_the_items_have_no_length() -> None:
     progress = Progress(lambda snapshot: None)
     items = progress.track(iter(range(3)).__iter__(), "read", total=None)
