@@ -81,6 +81,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """One job of the list.
 
     Times are seconds since the epoch. `reported` is when a running job has last sent progress or a line of its log.
+    Of a waiting job, `queue_position` is its place (1 is next) and `estimated_start` when it will probably start.
     `evaluation` is the summary of its evaluation, None if there is none. Only `Client.job_view` has `pid` and `memory`
     (bytes).
     """
@@ -97,6 +98,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     ended: float | None = None
     reported: float | None = None
     queue_position: int | None = None
+    estimated_start: float | None = None
     pid: int | None = None
     memory: int | None = None
 

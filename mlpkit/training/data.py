@@ -156,16 +156,18 @@ class TrainData:
             return None
         return self._storage.fetch(path) if self._storage.exists(path) else self._storage.fetch_dir(path)
 
-    def check(self) -> None:
-        """Reads all rows once, and logs the first warnings.
+    def check(self) -> int:
+        """Reads all rows once, logs the first warnings, and counts the rows.
 
         Raises:
             DataError: the file cannot be trained on; says where and why.
         """
-        _tell(check_rows(self.path, self.kind, name=self._name))
+        report = check_rows(self.path, self.kind, name=self._name)
+        _tell(report)
         if self._test_file is not None:
             self.test_report = check_test_rows(self._test_file, self.kind, self.path, name=self._test_name)
             _tell(self.test_report)
+        return report.rows
 
     def _beside(self, name: Literal["dict_location", "extra_location"]) -> Path | None:
         path = path_beside(self._job, name, self._bucket)
@@ -191,6 +193,12 @@ def data_path(job: Job, bucket: str) -> str | None:
     """
     text = _text(job.data, "location")
     return None if text is None else location(text, "data.location", bucket=bucket)
+
+
+def data_location(job: Job) -> str:
+    """The job's `data.location` as it was sent; empty if it has none."""
+    found = _value(job.data, "location")
+    return found if isinstance(found, str) else ""
 
 
 def location_of_test_rows(job: Job, bucket: str) -> str | None:

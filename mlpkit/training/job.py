@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,8 +41,9 @@ class Job(msgspec.Struct, frozen=True):
     `data`, `parameters` and `extend` are JSON text; times are seconds since the epoch.
     `uuid` is the caller's own or None, `log_uuid` what is in the log. `attempt` counts the starts of its process;
     `drained` is how many of them a stop of the service has ended after a checkpoint, which `max_attempts` does not
-    count. `cancelling` means that a soft cancel was accepted. `priority` and `app_id` are those of `extend`. `message`
-    tells people why it ended in `error`. `traceparent` is the trace of the request that asked for it.
+    count. `cancelling` means that a soft cancel was accepted. `priority` and `app_id` are those of `extend`, `location`
+    is that of `data`. `message` tells people why it ended in `error`. `traceparent` is the trace of the request that
+    asked for it.
     """
 
     model_id: str
@@ -63,6 +65,7 @@ class Job(msgspec.Struct, frozen=True):
     cancelling: bool = False
     priority: int = 0
     app_id: str = ""
+    location: str = ""
     traceparent: str = ""
 
     @property
@@ -179,16 +182,66 @@ class JobOutcome:
     told: bool = False
 
 
+RECALLED = 50
+"""How many of the last completed jobs of an algorithm say how long the next ones will take."""
+
+
 @dataclass
 class EndedJobs:
-    """How the jobs of an algorithm ended, with their seconds.
+    """How the jobs of an algorithm ended, and how long they took.
 
-    An outcome is `completed`, `error` or `cancelled`.
+    An outcome is `completed`, `error` or `cancelled`. The histograms are in seconds.
     """
 
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("completed", "error", "cancelled"), 0))
     running: Histogram = field(default_factory=partial(Histogram, HOURS))
     waiting: Histogram = field(default_factory=partial(Histogram, HOURS))
+    _completed: deque[tuple[float, int, str]] = field(default_factory=partial(deque, maxlen=RECALLED))
+    _seconds_of_job: float | None = None
+    _seconds_of_row: float | None = None
+    _rows_of: dict[str, int] = field(default_factory=dict)
+
+    def count_start(self, job: Job) -> None:
+        """Counts how long a job has waited for its first start."""
+        # A clock that goes back must not make a sum of Prometheus smaller.
+        self.waiting.add(max(0.0, (job.started or job.created) - job.created))
+
+    def count_end(self, job: Job, outcome: str) -> None:
+        """Counts a job that has ended."""
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+        if job.started is not None and job.ended is not None:
+            self.running.add(max(0.0, job.ended - job.started))
+        if outcome == "completed":
+            self.recall([job])
+
+    def recall(self, completed: Iterable[Job]) -> None:
+        """Learns from completed jobs, the oldest first, how long others will take.
+
+        Nothing is learnt from a job that has continued another training: it has done only a part of the work.
+        """
+        for job in completed:
+            progress = job.progress
+            is_whole = progress is None or progress.checkpoint is None or progress.checkpoint.resumed_from is None
+            if job.started is not None and job.ended is not None and is_whole:
+                rows = (progress.rows if progress is not None else None) or 0
+                self._completed.append((max(0.0, job.ended - job.started), rows, job.location))
+        if not self._completed:
+            return
+        counted = [(seconds, rows) for seconds, rows, _ in self._completed if rows]
+        self._seconds_of_job = sum(seconds for seconds, _, _ in self._completed) / len(self._completed)
+        self._seconds_of_row = (
+            sum(seconds for seconds, _ in counted) / sum(rows for _, rows in counted) if counted else None
+        )
+        self._rows_of = {location: rows for _, rows, location in self._completed if rows and location}
+
+    def expected_seconds(self, job: Job) -> float | None:
+        """How long a job will probably run; None if not known.
+
+        Its rows count, if its data check has counted them or an earlier job had the same file. Otherwise it is the mean
+        of the earlier jobs.
+        """
+        rows = (job.progress.rows if job.progress is not None else None) or self._rows_of.get(job.location)
+        return rows * self._seconds_of_row if rows and self._seconds_of_row is not None else self._seconds_of_job
 
 
 LONGEST_ID = 64

@@ -1,4 +1,4 @@
-"""The order in which jobs start: by priority, and by turns."""
+"""The order in which jobs start, by priority and turns, and when."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ import msgspec
 
 from mlpkit.algorithm import TrainOptions
 from mlpkit.errors import ArgumentError
+from mlpkit.training.data import data_location
 from mlpkit.training.engine import Engine, Place
 from mlpkit.training.job import EndedJobs, Job
 
 _HIGHEST = 10
 _LONGEST_APP_ID = 200
+_LONGEST_LOCATION = 1024
+_FORECAST_SECONDS = 1.0
+"""How long a forecast is used: many callers may ask for many jobs."""
 
 
 def with_order(job: Job) -> Job:
-    """The job with the `priority` and the `app_id` of its `extend`.
+    """The job with the `priority`, `app_id` and `location` of its request.
 
     Raises:
         ArgumentError: the priority is not a whole number from -10 to 10.
     """
+    location = data_location(job)
+    if len(location) <= _LONGEST_LOCATION:
+        job = msgspec.structs.replace(job, location=location)
     extend = msgspec.json.decode(job.extend)
     if not isinstance(extend, dict):
         return job
@@ -84,6 +91,14 @@ class Turns:
         They are given in the order of arrival.
         """
         return in_order(waiting, self.last_starts if self._fair else None, time.time())
+
+    def forecast(self, jobs: Sequence[Job], places: int, ended: Mapping[str, EndedJobs]) -> Forecast:
+        """The positions and probable starts of those jobs that wait."""
+        now = time.time()
+        waiting = self.in_order([job for job in jobs if job.state == "init"])
+        running = [job for job in jobs if job.state == "training"]
+        positions = {job.model_id: number for number, job in enumerate(waiting, 1)}
+        return Forecast(now, positions, estimated_starts(waiting, running, places, ended, now))
 
     @asynccontextmanager
     async def place(self, job: Job, options: TrainOptions) -> AsyncIterator[Place]:
@@ -150,41 +165,71 @@ def in_order(waiting: Sequence[Job], last_starts: Mapping[str, float] | None, no
     return found
 
 
-def estimated_start(
-    model_id: str, jobs: Sequence[Job], places: int, ended: Mapping[str, EndedJobs], now: float
-) -> float | None:
-    """When a waiting job will probably start, in seconds since the epoch.
+@dataclass(frozen=True)
+class Forecast:
+    """The positions of the waiting jobs, and when they will probably start.
 
-    `jobs` are those that wait, in the order of their starts, and those that run; `places` is how many run at a time.
-    Each job is taken to need the mean time of the earlier ones of its algorithm. None if the job does not wait, or
-    nothing is known of those before it.
+    Both are by model id; position 1 is next. Times are in seconds since the epoch, `made` is that of the forecast. A
+    job of which too little is known has no start.
     """
-    free: list[float] = []
-    for job in jobs:
-        if job.state == "training":
-            usual = _mean_seconds(ended.get(job.algorithm))
-            rest = job.progress.remaining if job.progress is not None else None
-            if usual is None and rest is None:
-                return None
-            free.append(max(now + (rest or 0.0), (job.started or now) + (usual or 0.0)))
-    free += [now] * (places - len(free))
+
+    made: float
+    positions: Mapping[str, int]
+    starts: Mapping[str, float]
+
+    @property
+    def is_old(self) -> bool:
+        """Whether it should be made again."""
+        return not 0 <= time.time() - self.made < _FORECAST_SECONDS
+
+
+def estimated_starts(
+    waiting: Sequence[Job], running: Sequence[Job], places: int, ended: Mapping[str, EndedJobs], now: float
+) -> dict[str, float]:
+    """When the waiting jobs will probably start, in seconds since the epoch.
+
+    `waiting` is in the order of the starts, `places` is how many jobs run at a time. A job is left out if it waits for
+    something else than a place, or if it is not known how long one before it will take.
+    """
+    free = [now] * (places - len(running))
+    for job in running:
+        left = _seconds_left(job, _expected_seconds(job, ended), now)
+        if left is None:
+            return {}
+        free.append(now + left)
     heapq.heapify(free)
-    for job in jobs:
-        if job.state != "init":
-            continue
-        start = heapq.heappop(free)
-        if job.model_id == model_id:
-            return start
-        usual = _mean_seconds(ended.get(job.algorithm))
-        if usual is None:
-            return None
-        heapq.heappush(free, start + usual)
-    return None
+    starts: dict[str, float] = {}
+    for job in waiting:
+        if job.message:
+            continue  # it waits for GPUs, or for a cluster
+        expected = _expected_seconds(job, ended)
+        starts[job.model_id] = free[0]
+        if expected is None:
+            break
+        heapq.heapreplace(free, free[0] + expected)
+    return starts
 
 
-def _mean_seconds(ended: EndedJobs | None) -> float | None:
-    count = sum(ended.running.counts) if ended is not None else 0
-    return ended.running.sum / count if ended is not None and count else None
+def _expected_seconds(job: Job, ended: Mapping[str, EndedJobs]) -> float | None:
+    return ended[job.algorithm].expected_seconds(job) if job.algorithm in ended else None
+
+
+def _seconds_left(job: Job, expected: float | None, now: float) -> float | None:
+    """How long a running job will still run; None if not known.
+
+    The progress is that of a stage. If the stage is at least half of what the whole job is expected to take, the job
+    ends with it. A shorter one, such as reading the data, says only that the job does not end before it.
+    """
+    ran = max(0.0, now - (job.started or now))
+    left = 0.0
+    progress = job.progress
+    if progress is not None and progress.remaining is not None and (progress.fraction or 0.0) < 1:
+        # Without the time that has passed since the report.
+        left = max(0.0, progress.remaining - max(0.0, ran - progress.seconds))
+        stage = progress.remaining / (1 - (progress.fraction or 0.0))
+        if expected is None or stage >= expected / 2:
+            return left
+    return None if expected is None else max(left, expected - ran)
 
 
 def _in_turn(jobs: Sequence[Job], last_starts: Mapping[str, float], now: float) -> list[Job]:

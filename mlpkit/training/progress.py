@@ -83,7 +83,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     `fraction` is 0 to 1, `seconds` counts from the start, `remaining` is of the stage. `bars` are the progress bars
     that are shown at the same time, the outermost first; it is empty if there are fewer than two. `checkpoint` is None
-    if the job neither began with a checkpoint nor saved one.
+    if the job neither began with a checkpoint nor saved one. `rows` is how many rows the data check has counted.
     """
 
     stage: str = ""
@@ -96,6 +96,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     remaining: float | None = None
     bars: tuple[BarState, ...] = ()
     checkpoint: CheckpointState | None = None
+    rows: int | None = None
 
     def completed(self) -> Snapshot:
         """The snapshot of a completed job: all is done, the metrics stay."""
@@ -108,6 +109,7 @@ class Snapshot(msgspec.Struct, frozen=True):
             seconds=self.seconds,
             remaining=0.0,
             checkpoint=self.checkpoint,
+            rows=self.rows,
         )
 
 
@@ -162,6 +164,7 @@ class Progress:
         self._sender: threading.Thread | None = None
         self._process = os.getpid()
         self._checkpoint: CheckpointState | None = None
+        self._rows: int | None = None
         self._stop_reason: StopReason | None = None
         self._stop_lock = threading.Lock()
         self.stop_seen = False
@@ -261,11 +264,17 @@ class Progress:
             remaining=current.remaining_now(),
             bars=self._shown_bars(),
             checkpoint=self._checkpoint,
+            rows=self._rows,
         )
 
     def note_checkpoint(self, **changes: Any) -> None:
         """Changes fields of the `CheckpointState`."""
         self._checkpoint = msgspec.structs.replace(self._checkpoint or CheckpointState(), **changes)
+        self._tell()
+
+    def note_rows(self, rows: int) -> None:
+        """Tells how many rows the training data has."""
+        self._rows = rows
         self._tell()
 
     def redrawn(self, line: str) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -36,10 +37,10 @@ from mlpkit.settings import Settings
 from mlpkit.storage import checkpoint_place, delete_checkpoint, open_storage, settings_for
 from mlpkit.training.engine import Engine, JobRun, Place, ProcessUsage, StopRequest, make_engine
 from mlpkit.training.events import Event, Events
-from mlpkit.training.job import EndedJobs, Job, JobOutcome, in_log_of
+from mlpkit.training.job import RECALLED, EndedJobs, Job, JobOutcome, in_log_of
 from mlpkit.training.joblog import JobLog, file_name
 from mlpkit.training.journal import JobFilter, Journal
-from mlpkit.training.order import Turns, estimated_start
+from mlpkit.training.order import Forecast, Turns
 from mlpkit.training.process import discard_parts, folder_of, remove, remove_other_folders, trained_in
 from mlpkit.training.progress import Curves, Snapshot, read_curves
 from mlpkit.training.run import takes_checkpoint
@@ -126,7 +127,7 @@ class TrainingQueue:
         self._engine = engine or make_engine(settings.engine, target, settings)
         self._live: dict[str, _LiveJob] = {}
         self._turns = Turns(self._engine, fair=settings.train_fair == "app_id")
-        self._positions: dict[str, int] | None = None
+        self._forecast: Forecast | None = None
         self._capacity = settings.train_task_num + settings.train_queue_size
         self.on_end: Callable[[Job], None] | None = None
         self.events = Events()
@@ -148,6 +149,11 @@ class TrainingQueue:
         unfinished = await self._on_disk(self._journal.unfinished)
         if self._settings.train_fair == "app_id":
             self._turns.last_starts = await self._on_disk(self._journal.last_starts)
+        for name, ended in self.ended.items():
+            # No service stays closed because an estimate cannot be read.
+            with contextlib.suppress(JournalError):
+                newest = await self._on_disk(partial(self._journal.jobs, RECALLED, 0, JobFilter("completed", name)))
+                ended.recall(reversed(newest))
         await anyio.to_thread.run_sync(remove_other_folders, self._settings.home, unfinished)
         await self._engine.open()
         self._host = asyncio.create_task(self._run_tasks(opened))
@@ -380,15 +386,19 @@ class TrainingQueue:
 
     def position(self, model_id: str) -> int | None:
         """The job's position among the waiting ones; 1 is next."""
-        if self._positions is None:
-            ordered = self._turns.in_order([live.job for live in self._live.values() if live.job.state == "init"])
-            self._positions = {job.model_id: number for number, job in enumerate(ordered, 1)}
-        return self._positions.get(model_id)
+        return self._newest_forecast().positions.get(model_id)
 
     def estimated_start(self, model_id: str) -> float | None:
         """When a waiting job will probably start, if that is known."""
-        jobs = self._turns.in_order([self._seen(live) for live in self._live.values()])
-        return estimated_start(model_id, jobs, self._settings.train_task_num, self.ended, time.time())
+        start = self._newest_forecast().starts.get(model_id)
+        # If a job before it takes longer than expected, it may start at any moment.
+        return None if start is None else max(start, time.time())
+
+    def _newest_forecast(self) -> Forecast:
+        if self._forecast is None or self._forecast.is_old:
+            jobs = [self._seen(live) for live in self._live.values()]
+            self._forecast = self._turns.forecast(jobs, self._settings.train_task_num, self.ended)
+        return self._forecast
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in `init` and `training`."""
@@ -440,7 +450,7 @@ class TrainingQueue:
 
     def _enter(self, job: Job, *, on_disk: bool = False) -> _LiveJob:
         live = self._live[job.model_id] = _LiveJob(job, on_disk)
-        self._positions = None
+        self._forecast = None
         self._tasks.start_soon(self._attend, live)
         return live
 
@@ -458,13 +468,13 @@ class TrainingQueue:
                             break
                         logger.warning("{}: job [{}] runs again", outcome.message, live.job.model_id)
                         live.job = live.job.put_back()
-                        self._positions = None
+                        self._forecast = None
                         await self._write(live, live.job)
                         outcome = await self._take_turn(live)
                     await self._finish(live, outcome)
         finally:
             del self._live[live.job.model_id]
-            self._positions = None
+            self._forecast = None
             live.answered.set()
             live.left.set()
 
@@ -496,11 +506,9 @@ class TrainingQueue:
                     )
                     await self._write(live, started)
                     live.job = started
-                    self._positions = None
-                    if started.attempt == 1 and started.started is not None:
-                        counts = self.ended.setdefault(started.algorithm, EndedJobs())
-                        # A clock that goes back must not make a sum of Prometheus smaller.
-                        counts.waiting.add(max(0.0, started.started - started.created))
+                    self._forecast = None
+                    if started.attempt == 1:
+                        self.ended.setdefault(started.algorithm, EndedJobs()).count_start(started)
                     return await self._run(live, live.place)
             except NoPlace as error:
                 return JobOutcome("error", str(error))
@@ -574,11 +582,8 @@ class TrainingQueue:
     def _tell_end(self, job: Job) -> None:
         cancelled = job.message in _CANCELS
         failed = job.state == "error" and not cancelled
-        counts = self.ended.setdefault(job.algorithm, EndedJobs())
-        outcome = "cancelled" if cancelled else job.state
-        counts.outcomes[outcome] = counts.outcomes.get(outcome, 0) + 1
-        if job.started is not None and job.ended is not None:
-            counts.running.add(max(0.0, job.ended - job.started))
+        ended = self.ended.setdefault(job.algorithm, EndedJobs())
+        ended.count_end(job, "cancelled" if cancelled else job.state)
         words = f": {job.message}" if job.message else ""
         level = "WARNING" if failed else "INFO"
         logger.log(level, "job [{}] of {} ended: {}{}", job.model_id, job.algorithm, job.state, words)

@@ -367,7 +367,7 @@ def _train(app: App, services: Services, progress: Progress) -> Manifest:
             # Now, because the store may be out of reach when the manifest is made.
             _ = data.etag
             if kind_of(algorithm.kind).checked:
-                data.check()
+                progress.note_rows(data.check())
     scope = ProcessScope(services.service, app.overrides())
     try:
         with ending_forked_copies():

@@ -58,8 +58,8 @@ class JobLine(TypedDict):
     """One job.
 
     `message` is the reason of an `error`, or how the job continues. `evaluation` is the summary of its evaluation.
-    `reported` is when a running job has last sent progress or a line of its log. `queue_position` is the place of a
-    waiting one; 1 is next.
+    `reported` is when a running job has last sent progress or a line of its log. Of a waiting job, `queue_position` is
+    its place (1 is next) and `estimated_start` when it will probably start.
     """
 
     model_id: str
@@ -69,6 +69,7 @@ class JobLine(TypedDict):
     progress: Snapshot | None
     evaluation: Any
     queue_position: int | None
+    estimated_start: float | None
     reported: float | None
     attempt: int
     created: float

@@ -187,6 +187,7 @@ class JobRoutes:
             "progress": msgspec.to_builtins(job.progress),
             "evaluation": _evaluation_of(job),
             "queue_position": self._training.position(job.model_id),
+            "estimated_start": self._training.estimated_start(job.model_id),
             "reported": self._training.reported(job.model_id),
             "attempt": job.attempt,
             "created": job.created,

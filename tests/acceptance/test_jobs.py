@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import psutil
@@ -77,6 +78,32 @@ def test_cancelled_training_is_gone_running_or_waiting(start: Start, folder: Pat
     second.wait(LONG)
     assert not (folder / f"{first.model_id}.pids").exists()
     assert_works(client, folder)
+
+
+def test_start_of_a_waiting_training_is_estimated_also_after_a_restart(start: Start, folder: Path) -> None:
+    service = start("patient", {"MLP_TRAIN_TASK_NUM": "1"})
+
+    def waiting_job() -> JobHandle:
+        """A job that waits for another one."""
+        processes_of(folder, service.client.train("patient", parameters={"folder": str(folder)}))
+        return service.client.train("patient", parameters={"folder": str(folder)})
+
+    job = waiting_job()
+    assert (job.status().queue_position, job.status().estimated_start) == (1, None)
+    (folder / "go-train").touch()
+    job.wait(LONG)
+    (folder / "go-train").unlink()
+
+    job = waiting_job()
+    before = time.time()
+    start_of_job = job.status().estimated_start
+    assert start_of_job is not None
+    assert start_of_job >= before
+    assert service.client.job_view(job.model_id).estimated_start is not None
+    service.stop()
+
+    client = start("patient", {"MLP_TRAIN_TASK_NUM": "1"}).client
+    wait_until(lambda: client.job_view(job.model_id).estimated_start is not None, "it is estimated")
 
 
 def test_training_past_its_time_limit_is_killed(start: Start, folder: Path) -> None:

@@ -52,6 +52,14 @@ def test_rest_of_a_job_that_continues_is_reckoned_from_what_it_has_done_itself()
     progress.close()
 
 
+def test_rows_of_the_data_stay_in_the_progress_of_a_completed_job() -> None:
+    progress = Progress(lambda snapshot: None)
+    progress.note_rows(7)
+    assert progress.snapshot().rows == 7
+    assert progress.snapshot().completed().rows == 7
+    progress.close()
+
+
 def test_total_is_unknown_where_the_items_have_no_length() -> None:
     progress = Progress(lambda snapshot: None)
     items = progress.track(iter(range(3)).__iter__(), "read", total=None)

@@ -57,7 +57,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
         yield service
 
 
-async def asked(service: Service, method: str, path: str, body: bytes = b"") -> Any:
+async def asked(service: Service, method: str, path: str, body: bytes = b"", query: bytes = b"") -> Any:
     """The answer to a request."""
     sent: list[Message] = []
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -71,7 +71,7 @@ async def asked(service: Service, method: str, path: str, body: bytes = b"") -> 
         sent.append(message)
 
     headers = [(b"content-type", b"application/json")]
-    scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b""}
+    scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": query}
     await service.web(scope, receive, send)
     return json.loads(sent[1]["body"])
 
@@ -148,6 +148,8 @@ async def test_ten_thousand_jobs_hold_up_nobody(crowded: Service) -> None:
     summary = await asked(crowded, "GET", "/summary")
     assert summary["data"]["failed"]["count"] == 100
     assert (await asked(crowded, "GET", "/jobs/m-5000"))["data"]["state"] == "error"
+    status = await asked(crowded, "GET", "/status", query=b"algorithm=it&model_id=m-5001")
+    assert (status["data"]["status"], status["data"]["estimated_start"]) == ("completed", None)
     trained = {"algorithm": "it", "model_path": "", "data": {}, "parameter": {}, "extend": {}}
     model_id = (await asked(crowded, "POST", "/train", json.dumps(trained).encode()))["data"]["model_id"]
     assert (await asked(crowded, "GET", "/jobs"))["data"]["jobs"][0]["model_id"] == model_id

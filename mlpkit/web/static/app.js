@@ -943,7 +943,6 @@ function logLine(line) {
 
 function jobView(id) {
 	let job = null
-	let usual = null
 	let report = null
 	const log = logBox(id)
 	const end = (name, soft) => confirmed(name, async () => { await post("cancel", {model_id: id, soft}); say("done"); refresh() })
@@ -952,11 +951,6 @@ function jobView(id) {
 		title: shortId(id),
 		load: async () => {
 			job = await get(jobPath(id))
-			if (job.state === "init" && usual == null) {
-				const {jobs} = await get(`jobs${query({algorithm: job.algorithm, state: "completed", limit: 20})}`)
-				const times = jobs.map(tookOf).filter(time => time != null).sort((a, b) => a - b)
-				usual = times[Math.floor(times.length / 2)] ?? null
-			}
 			if (job.ended && job.evaluation) report ??= await reportOf(id)
 			await log.load()
 		},
@@ -972,7 +966,7 @@ function jobView(id) {
 							job.state === "completed" && button("load", () => attempt(async () => { await move("load", job); location.hash = "#/models" })),
 							goTo(`#/train?from=${enc(id)}`, "trainAgain")))),
 				job.state === "error" && !isCancelled(job) && h("div", {key: "why"}, because("bad", "error", job.message)),
-				!job.ended && card("progress", progressOf(job, usual)),
+				!job.ended && card("progress", progressOf(job)),
 				card("facts", jobFacts(job)),
 				metricsCard(job),
 				report && card("evaluation", evaluationOf(report, id)),
@@ -984,10 +978,10 @@ function jobView(id) {
 		},
 	}
 }
-function progressOf(job, usual) {
+function progressOf(job) {
 	if (job.state === "init") {
-		const before = (job.queue_position ?? 1) - 1
-		const wait = usual != null && t("estimate", {time: duration((Math.floor(before / summary.jobs.places) + 0.5) * usual)})
+		const seconds = (job.estimated_start ?? 0) - nowSeconds()
+		const wait = seconds > 1 && t("estimate", {time: duration(seconds)})
 		return [h("p", job.queue_position ? t("position", {n: job.queue_position}) : t("init"), wait && h("span.soft", ` · ${wait}`)), job.message && soft(user(job.message))]
 	}
 	const now = job.progress ?? {}
