@@ -13,8 +13,18 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Annotated, Any, Union
 
-from mlpkit.errors import DeclarationError, NotInRequest, did_you_mean
-from mlpkit.injection.boundary import async_user_code, called_code, original, user_code, user_error, where
+from mlpkit.errors import AnswerError, DeclarationError, NotInRequest, UserCodeError, did_you_mean
+from mlpkit.injection.boundary import (
+    END,
+    async_user_code,
+    called_code,
+    next_async_value,
+    next_value,
+    original,
+    user_code,
+    user_error,
+    where,
+)
 from mlpkit.injection.declarations import (
     AS_THEY_ARE,
     BATCHED,
@@ -87,12 +97,25 @@ class DependencyParameter:
     compile_override: Callable[[_Function], Plan]
 
 
-class ProcessScope:
-    """The dependencies with `scope="process"` of one process."""
+def _run_in_own_loop(function: Callable[..., Any], /, **arguments: Any) -> Any:
+    import asyncio
 
-    def __init__(self, services: Services, overrides: _Overrides) -> None:
+    return asyncio.run(async_user_code(function, **arguments))
+
+
+class ProcessScope:
+    """What the calls of one process share.
+
+    These are the dependencies with `scope="process"`, and `run_async`, which calls an `async` function of the author's
+    and waits for what it returns: in an event loop of its own each time, if nothing else is given.
+    """
+
+    def __init__(
+        self, services: Services, overrides: _Overrides, run_async: Callable[..., Any] = _run_in_own_loop
+    ) -> None:
         self.services = services
         self.overrides = overrides
+        self.run_async = run_async
         self._lock = threading.RLock()
         self._exits = contextlib.ExitStack()
         self._resolver = _Resolver({}, services, self, self._exits)
@@ -226,6 +249,26 @@ class Plan:
             if field.batched or field.name in first
         }
 
+    def split(self, answers: Any, count: int) -> list[Any]:
+        """The answers to the single items of a batch.
+
+        Raises:
+            AnswerError: there is not one answer for each of the `count` items.
+            UserCodeError: the answers are made while they are read, and that failed.
+        """
+        iterator = None
+        if not isinstance(answers, (str, bytes, dict)):
+            with contextlib.suppress(TypeError):
+                iterator = iter(answers)
+        if iterator is None:
+            raise AnswerError(f"predict takes batches, so it must answer a list, not {type(answers).__name__}")
+        found: list[Any] = user_code(list, iterator)
+        if len(found) != count:
+            raise AnswerError(
+                f"predict answered {len(found)} items to a batch of {count}: one answer per item is needed"
+            )
+        return found
+
     def complete(
         self, arguments: dict[str, object], fields: Fields, services: Services, scope: ProcessScope | None = None
     ) -> Call:
@@ -255,18 +298,60 @@ class Plan:
     def __call__(self, fields: Fields, services: Services, scope: ProcessScope | None = None) -> Any:
         """Calls a handler, and cleans up.
 
-        It must not be a generator. An `async def` runs in an event loop of its own.
+        The clean-up of its dependencies sees what it raised.
 
         Raises:
             ArgumentError: a field does not fit its type, or the request lacks what a service is made from.
             UserCodeError: the handler, a factory or a clean-up raised.
         """
         with self.complete(self.decode(fields), fields, services, scope) as call:
-            if self.is_async:
-                import asyncio
+            return self.run(call.arguments, _run_in_own_loop if scope is None else scope.run_async)
 
-                return asyncio.run(async_user_code(self.function, **call.arguments))
-            return user_code(self.function, **call.arguments)
+    def run(self, arguments: Mapping[str, object], run_async: Callable[..., Any]) -> Any:
+        """What the handler returns, or a list of what it yields.
+
+        Raises:
+            UserCodeError: it raised.
+        """
+        if self.is_generator:
+            step = self._steps(arguments, run_async)
+            found = []
+            while (value := step()) is not END:
+                found.append(value)
+            return found
+        if self.is_async:
+            return run_async(self.function, **arguments)
+        return user_code(self.function, **arguments)
+
+    def open(
+        self, fields: Fields, services: Services, scope: ProcessScope
+    ) -> tuple[object, list[Callable[[], object]]]:
+        """What `load` returns or yields, and what cleans up after it.
+
+        Raises:
+            ArgumentError: a field does not fit its type, or the request lacks what a service is made from.
+            UserCodeError: it raised or yielded nothing, or a factory or a clean-up raised.
+        """
+        call = self.complete(self.decode(fields), fields, services, scope)
+        if not self.is_generator:
+            with call:
+                return self.run(call.arguments, scope.run_async), []
+        try:
+            step = self._steps(call.arguments, scope.run_async)
+            value = step()
+            if value is END:
+                raise UserCodeError("load is a generator that yielded no model")
+        except BaseException as error:
+            call.close(error)
+            raise
+        return value, [step, call.close]
+
+    def _steps(self, arguments: Mapping[str, object], run_async: Callable[..., Any]) -> Callable[[], object]:
+        """What gives the generator's next value with each call, or `END`."""
+        generator = user_code(self.function, **arguments)
+        if self.is_async:
+            return functools.partial(run_async, next_async_value, generator=generator)
+        return functools.partial(next_value, generator)
 
 
 class _Resolver:

@@ -210,7 +210,7 @@ class PredictRunner:
             with self._in_span([items[index] for index, _ in good]):
                 try:
                     with self._completed(plan, good) as call:
-                        answers = _of_length(user_code(plan.function, **call.arguments), len(good))
+                        answers = plan.split(user_code(plan.function, **call.arguments), len(good))
                 except Exception as error:
                     answers = error
             for index in self._write_all(plan, items, good, answers, results):
@@ -246,7 +246,7 @@ class PredictRunner:
             with self._in_span([items[index] for index, _ in good]):
                 try:
                     with self._completed(plan, good) as call:
-                        answers = _of_length(await async_user_code(plan.function, **call.arguments), len(good))
+                        answers = plan.split(await async_user_code(plan.function, **call.arguments), len(good))
                 except (Exception, asyncio.CancelledError) as error:
                     answers = error
             for index in self._write_all(plan, items, good, answers, results):
@@ -384,14 +384,3 @@ class _AnswerParts:
 
 def _uuids(items: list[Item]) -> str:
     return ",".join(item.log_uuid for item in items[:_MOST_UUIDS])
-
-
-def _of_length(answers: Any, wanted: int) -> list[Any]:
-    try:
-        iterator = iter(answers)
-    except TypeError:
-        raise AnswerError(f"predict takes batches, so it must answer a list, not {type(answers).__name__}") from None
-    found: list[Any] = user_code(list, iterator)
-    if isinstance(answers, (str, bytes, dict)) or len(found) != wanted:
-        raise AnswerError(f"predict answered {len(found)} items to a batch of {wanted}: one answer per item is needed")
-    return found

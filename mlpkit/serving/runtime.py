@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -26,7 +26,7 @@ import msgspec
 from mlpkit import formats
 from mlpkit.app import App
 from mlpkit.errors import MlpkitError, ModelNotLoaded, UserCodeError
-from mlpkit.injection import END, Call, Plan, ProcessScope, next_async_value, next_value, user_code
+from mlpkit.injection import ProcessScope
 from mlpkit.log import logger, request_id, subject, with_request_id
 from mlpkit.processes import (
     BlockingChannel,
@@ -129,7 +129,7 @@ class WorkerRuntime:
         self._hooks: WorkerThreads | None = None
         self._async = EventLoopThread()
         self._stores = Stores(settings)
-        self._scope = ProcessScope(self._service, app.overrides())
+        self._scope = ProcessScope(self._service, app.overrides(), self._async.run)
 
     def start(self) -> None:
         """Runs the `on_start` hooks in this thread.
@@ -140,7 +140,7 @@ class WorkerRuntime:
             UserCodeError: one of them failed.
         """
         for hook in self._app.lifecycle("on_start"):
-            self._call(hook.plan, {})
+            hook.plan({}, self._service, self._scope)
         self._state = ThreadState()
 
     def stop(self, limit: float = _STOP_SECONDS) -> None:
@@ -154,7 +154,7 @@ class WorkerRuntime:
             done.wait(max(0.0, end - time.monotonic()))
         for hook in self._app.lifecycle("on_stop"):
             try:
-                self._call(hook.plan, {})
+                hook.plan({}, self._service, self._scope)
             except MlpkitError as error:
                 logger.error("on_stop failed: {}", error, trace=error.trace)
         _clean_up(self._scope.close)
@@ -285,7 +285,7 @@ class WorkerRuntime:
             return found
 
         try:
-            model, closers = self._open(plan, fields, service)
+            model, closers = plan.open(fields, service, self._scope)
             runner = PredictRunner(
                 algorithm, request.model_id, model, self._settings, self._service, self._scope, self._send
             )
@@ -351,28 +351,6 @@ class WorkerRuntime:
                 )
         runner.send = self._send
 
-    def _open(
-        self, plan: Plan, fields: Mapping[str, object], service: Callable[[type], object]
-    ) -> tuple[object, list[Close]]:
-        """What `load` returns or yields, and what cleans up after it."""
-        call = plan.complete(plan.decode(fields), fields, service, self._scope)
-        if not plan.is_generator:
-            with call:
-                return self._run(plan, call), []
-        generator = plan.function(**call.arguments)
-
-        def step() -> object:
-            return self._async.run(next_async_value, generator=generator) if plan.is_async else next_value(generator)
-
-        try:
-            model = step()
-            if model is END:
-                raise UserCodeError("load is a generator that yielded no model")
-        except BaseException as error:
-            call.close(error)
-            raise
-        return model, [step, call.close]
-
     def _unload(self, request: Unload) -> bytes:
         try:
             model = self._models.get(request.model_id)
@@ -395,7 +373,7 @@ class WorkerRuntime:
         if plan is None:
             return
         try:
-            self._call(plan, {"model_id": runner.model_id, "model": runner.model})
+            plan({"model_id": runner.model_id, "model": runner.model}, self._service, self._scope)
         except MlpkitError as error:
             logger.error("unload of model {!r} failed, it is dropped: {}", runner.model_id, error, trace=error.trace)
 
@@ -443,7 +421,8 @@ class WorkerRuntime:
         if plan is None:
             raise UserCodeError(f"algorithm {request.algorithm!r} has no {request.hook} function")
         try:
-            answer = self._call(plan, {name: msgspec.Raw(value) for name, value in request.fields.items()})
+            fields = {name: msgspec.Raw(value) for name, value in request.fields.items()}
+            answer = plan(fields, self._service, self._scope)
         except UserCodeError as error:
             logger.error("{} of {!r} failed: {}", request.hook, request.algorithm, error, trace=error.trace)
             raise
@@ -451,19 +430,6 @@ class WorkerRuntime:
             return formats.to_json(answer)
         except (TypeError, ValueError) as error:
             raise UserCodeError(f"{request.hook} answered what JSON cannot hold: {error}") from error
-
-    def _call(self, plan: Plan, fields: Mapping[str, object]) -> Any:
-        """What a handler answers.
-
-        The clean-up of its dependencies sees what it raised.
-        """
-        with plan.complete(plan.decode(fields), fields, self._service, self._scope) as call:
-            return self._run(plan, call)
-
-    def _run(self, plan: Plan, call: Call) -> Any:
-        if plan.is_async:
-            return self._async.run(plan.function, **call.arguments)
-        return user_code(plan.function, **call.arguments)
 
     def _start_state(self) -> ThreadState:
         assert self._state is not None, "the runtime was not started"

@@ -24,18 +24,7 @@ from mlpkit.algorithm import Algorithm
 from mlpkit.app import App
 from mlpkit.errors import AnswerError, ArgumentError, EvaluationFailed, MlpkitError, TimeLimitExceeded, UserCodeError
 from mlpkit.formats import Durations, EvaluationReport, FailedRows, check_answer, kind_of, to_json
-from mlpkit.injection import (
-    END,
-    NULL,
-    Fields,
-    Plan,
-    ProcessScope,
-    Services,
-    async_user_code,
-    next_async_value,
-    next_value,
-    user_code,
-)
+from mlpkit.injection import NULL, Call, Fields, Plan, ProcessScope, Services, async_user_code
 from mlpkit.log import logger
 
 T = TypeVar("T")
@@ -81,10 +70,10 @@ class ModelUnderTest:
         self._app = app
         self._services = services
         self._fields = fields
-        self._scope = ProcessScope(services, app.overrides())
+        self._scope = ProcessScope(services, app.overrides(), self._in_loop)
         self._exits = contextlib.ExitStack()
         self._loop: Any = None
-        self._model: Any = None
+        self._own_fields: dict[str, object] = {"model": None, "model_id": fields["model_id"]}
         self._order_is_known = False
 
     def __enter__(self) -> ModelUnderTest:
@@ -93,13 +82,15 @@ class ModelUnderTest:
         try:
             self._exits.callback(self._scope.close)
             for hook in self._app.lifecycle("on_start"):
-                self._call(hook.plan, {})
+                self.call(hook.plan)
             for hook in reversed(self._app.lifecycle("on_stop")):
-                self._exits.callback(self._call, hook.plan, {})
-            self._model = self._open(load)
+                self._exits.callback(self.call, hook.plan)
+            self._own_fields["model"], closers = load.open(self._fields, self._services, self._scope)
+            for close in reversed(closers):
+                self._exits.callback(close)
             unload = self.algorithm.plan("unload")
             if unload is not None:
-                self._exits.callback(self._call, unload, {**self._own_fields()})
+                self._exits.callback(self.call, unload)
         except BaseException:
             self._exits.close()
             raise
@@ -112,8 +103,20 @@ class ModelUnderTest:
         except MlpkitError as failure:
             logger.warning("the clean-up after the evaluation failed: {}", failure)
         finally:
+            # The scope holds this object, so that it would keep the model's memory for a while.
+            self._own_fields["model"] = None
             if self._loop is not None:
                 self._loop.close()
+
+    def call(self, plan: Plan, **fields: object) -> Any:
+        """What a function of the script returns.
+
+        It can name `fields`, and the model.
+
+        Raises:
+            UserCodeError: it failed.
+        """
+        return plan({**self._own_fields, **fields}, self._services, self._scope)
 
     def answers(self, rows: Iterable[NumberedRow]) -> Iterator[RowAnswer]:
         """The answers to the rows, in their order.
@@ -160,13 +163,13 @@ class ModelUnderTest:
         plan = self.algorithm.plan("features")
         if plan is None:
             return msgspec.json.encode(kind_of(self.algorithm.kind).features(row))
-        made = _json(self._call(plan, {"row": row}))
+        made = _json(self.call(plan, row=row))
         if not made.startswith(b"{"):
             raise ArgumentError(f"features returned {made[:80].decode(errors='replace')}: it must be a JSON object")
         return made
 
     def _decoded(self, plan: Plan, features: bytes) -> dict[str, object]:
-        return plan.decode({**self._own_fields(), "features": msgspec.Raw(features), "params": NULL, "uuid": None})
+        return plan.decode({**self._own_fields, "features": msgspec.Raw(features), "params": NULL, "uuid": None})
 
     def _predicted(self, plan: Plan, arguments: list[dict[str, object]]) -> list[Any]:
         """The answers, or in their place why there is none."""
@@ -175,40 +178,24 @@ class ModelUnderTest:
         if not arguments:
             return []
         try:
-            answers = self._run_predict(plan, plan.merged(arguments))
+            with self._completed(plan, plan.merged(arguments)) as call:
+                return plan.split(plan.run(call.arguments, self._in_loop), len(arguments))
+        except AnswerError as error:
+            raise EvaluationFailed(str(error)) from error
         except UserCodeError as error:
             # As in the service: a bad item fails alone.
             return [error] if len(arguments) == 1 else [self._predicted(plan, [item])[0] for item in arguments]
-        if isinstance(answers, (str, bytes, dict)) or not isinstance(answers, Iterable):
-            raise EvaluationFailed(f"predict takes batches, so it must answer a list, not {type(answers).__name__}")
-        listed: list[Any] = user_code(list, answers)
-        if len(listed) != len(arguments):
-            raise EvaluationFailed(
-                f"predict answered {len(listed)} items to a batch of {len(arguments)}: one answer per item is needed"
-            )
-        return listed
 
     def _single(self, plan: Plan, arguments: dict[str, object]) -> Any:
         try:
-            return self._run_predict(plan, arguments)
+            with self._completed(plan, arguments) as call:
+                answer = plan.run(call.arguments, self._in_loop)
+                return kind_of(self.algorithm.kind).joined(answer) if plan.is_generator else answer
         except MlpkitError as error:
             return error
 
-    def _run_predict(self, plan: Plan, arguments: dict[str, object]) -> Any:
-        run = self._collected if plan.is_generator else self._run
-        if plan.is_simple:
-            return run(plan, arguments)
-        with plan.complete(dict(arguments), self._own_fields(), self._services, self._scope) as call:
-            return run(plan, call.arguments)
-
-    def _collected(self, plan: Plan, arguments: dict[str, object]) -> Any:
-        """The one answer that the parts of a `predict` that yields are."""
-        generator = user_code(plan.function, **arguments)
-        step = self._step_async if plan.is_async else next_value
-        parts = []
-        while (part := step(generator)) is not END:
-            parts.append(part)
-        return kind_of(self.algorithm.kind).joined(parts)
+    def _completed(self, plan: Plan, arguments: dict[str, object]) -> Call:
+        return plan.complete(arguments, self._own_fields, self._services, self._scope)
 
     def _check_order(self, plan: Plan, arguments: list[dict[str, object]], found: list[Any]) -> None:
         """Asks for the first rows again, in another order.
@@ -231,42 +218,12 @@ class ModelUnderTest:
                 "predict does not answer in the order of its features: answer i of a batch must belong to features[i]"
             )
 
-    def _open(self, plan: Plan) -> Any:
-        """What `load` returns or yields."""
-        call = self._exits.enter_context(
-            plan.complete(plan.decode(self._fields), self._fields, self._services, self._scope)
-        )
-        if not plan.is_generator:
-            return self._run(plan, call.arguments)
-        generator = plan.function(**call.arguments)
-        step = self._step_async if plan.is_async else next_value
-        model = step(generator)
-        if model is END:
-            raise UserCodeError("load is a generator that yielded no model")
-        self._exits.callback(step, generator)
-        return model
-
-    def _step_async(self, generator: Any) -> Any:
-        return self._in_loop(next_async_value, {"generator": generator})
-
-    def _call(self, plan: Plan, fields: Fields) -> Any:
-        with plan.complete(plan.decode(fields), fields, self._services, self._scope) as call:
-            return self._run(plan, call.arguments)
-
-    def _run(self, plan: Plan, arguments: dict[str, object]) -> Any:
-        if plan.is_async:
-            return self._in_loop(plan.function, arguments)
-        return user_code(plan.function, **arguments)
-
-    def _in_loop(self, function: Callable[..., Any], arguments: dict[str, object]) -> Any:
+    def _in_loop(self, function: Callable[..., Any], /, **arguments: object) -> Any:
         import asyncio
 
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
         return self._loop.run_until_complete(async_user_code(function, **arguments))
-
-    def _own_fields(self) -> dict[str, object]:
-        return {"model": self._model, "model_id": self._fields["model_id"]}
 
     def _plan(self, name: str) -> Plan:
         plan = self.algorithm.plan(name)
@@ -331,7 +288,7 @@ class Evaluation:
         plan = self.model.algorithm.plan("evaluate")
         metrics: dict[str, Any] = {}
         if plan is not None:
-            metrics = _checked_metrics(self.model._call(plan, {**self.model._own_fields(), "pairs": remaining}))
+            metrics = _checked_metrics(self.model.call(plan, pairs=remaining))
         for _ in remaining:
             pass  # what the author's function has left
         return metrics

@@ -245,6 +245,16 @@ def test_row_that_fails_counts_as_wrong_and_the_first_reason_is_told(tested: Any
     assert done.report.failed.message == "cannot answer good 103"
 
 
+def test_row_fails_alone_also_if_the_answers_of_its_batch_are_made_while_they_are_read(tested: Any) -> None:
+    made = 'label(model, item["sentence"]) for item in features'
+    lazy = SCRIPT.replace(f"answers = [{made}]", f"return ({made})")
+
+    done = tested(tests=["good 102\tgood", "good 103\tgood", "bad 104\tbad"], script=lazy, do="fail once")
+
+    assert done.report.error == ""
+    assert (done.report.failed.rows, done.report.failed.message) == (1, "cannot answer good 103")
+
+
 def test_evaluation_that_takes_too_long_is_given_up(tested: Any) -> None:
     done = tested(tests=["good 100\tgood", "bad 1\tbad"], do="hang", settings={"evaluate_timeout": 0.5})
 

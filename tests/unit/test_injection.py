@@ -15,7 +15,7 @@ import pydantic
 import pydantic.dataclasses
 import pytest
 
-from mlpkit.errors import ArgumentError, DeclarationError, NotInRequest, UnsafePath, UserCodeError
+from mlpkit.errors import AnswerError, ArgumentError, DeclarationError, NotInRequest, UnsafePath, UserCodeError
 from mlpkit.injection import (
     NULL,
     Depends,
@@ -345,6 +345,23 @@ def test_a_batch_handler_decodes_one_item_at_a_time() -> None:
 
 
 def pick(params: dict[str, int]) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ("ab", "it must answer a list, not str"),
+        ({"a": 1, "b": 2}, "it must answer a list, not dict"),
+        (None, "it must answer a list, not NoneType"),
+        ([1], "predict answered 1 items to a batch of 2"),
+        (iter([1, 2, 3]), "predict answered 3 items to a batch of 2"),
+    ],
+)
+def test_what_does_not_answer_each_item_of_a_batch_is_refused(answers: object, message: str) -> None:
+    def predict(features: list[str]) -> object: ...
+
+    with pytest.raises(AnswerError, match=message):
+        compile_plan(predict, "predict", batch=True).split(answers, 2)
 
 
 def test_a_dependency_cannot_take_what_belongs_to_one_item_of_a_batch() -> None:
