@@ -51,7 +51,7 @@ def check(
     token: str | None,
     as_json: bool,
 ) -> None:
-    """Take an algorithm through its whole life, as the platform will.
+    """Try all that callers do with an algorithm.
 
     TARGET is an app (module:app, file.py), or the address of a service.
 
