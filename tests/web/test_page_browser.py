@@ -185,6 +185,18 @@ def test_a_job_is_trained_watched_and_cancelled_with_the_keyboard(browser: Brows
     assert browser.find("[name='steps']").get_attribute("value") == "4"
 
 
+def test_a_waiting_job_says_when_it_will_probably_start(browser: Browser, service: Service) -> None:
+    rest = '"model_path": "", "data": {}, "extend": {}'
+    body = f'{{"algorithm": "labels", "parameter": {{"mode": "stuck", "steps": 1}}, {rest}}}'
+    places = service.get("/summary", **AUTHORIZED).json["data"]["jobs"]["places"]
+    ids = [service.post("/train", body, **AUTHORIZED).json["data"]["model_id"] for _ in range(places + 1)]
+    browser.open(f"#/jobs/{ids[-1]}")
+    browser.wait_for("starts in about")
+    for model_id in reversed(ids):
+        service.post("/cancel", f'{{"algorithm": "labels", "model_id": "{model_id}"}}', **AUTHORIZED)
+    browser.wait_for("cancelled")
+
+
 def test_evaluation_is_shown_as_figures_and_errors(browser: Browser) -> None:
     browser.open("#/jobs/evaluated")
     browser.wait_for("Macro F1")
