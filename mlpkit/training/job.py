@@ -30,6 +30,10 @@ TRANSITIONS: Mapping[State, tuple[State, ...]] = {
 }
 """The states that can follow a state. `init` waits; `training` goes back to `init` when the service ends meanwhile."""
 
+CANCELLED = "cancelled"
+"""The message of a job that somebody cancelled."""
+CANCELLED_WITH_CHECKPOINT = "cancelled; its checkpoint is kept, and extend.resume_from continues from it"
+STOPPED_EARLY = "a soft cancel asked it to end; the model is what train had made by then"
 
 REQUEST_FIELDS = ("data", "parameters", "extend")
 """What a job was asked to do, as JSON text."""
@@ -73,6 +77,11 @@ class Job(msgspec.Struct, frozen=True):
         """Whether the job is in a state that it never leaves."""
         return not TRANSITIONS[self.state]
 
+    @property
+    def was_cancelled(self) -> bool:
+        """Whether the job has ended because somebody cancelled it."""
+        return self.message in (CANCELLED, CANCELLED_WITH_CHECKPOINT)
+
     def moved(self, state: State, **changes: Any) -> Job:
         """The job in another state.
 
@@ -82,6 +91,33 @@ class Job(msgspec.Struct, frozen=True):
         if state not in TRANSITIONS[self.state]:
             raise JobConflict(f"job [{self.model_id}] is {self.state!r} and cannot become {state!r}")
         return msgspec.structs.replace(self, state=state, **changes)
+
+    def after(self, outcome: JobOutcome | None, *, cancelled: bool) -> Job:
+        """The job when its task ends.
+
+        The first row that fits wins. `outcome` is None if the task was told to stop: by a cancel (`cancelled`), by a
+        soft cancel that took too long, or because the service closes.
+
+            what has happened                     state           message
+            ------------------------------------  --------------  -------------------------
+            an outcome that is not `stopped`      the outcome's   the outcome's
+              completed, after a soft cancel      completed       the same, or STOPPED_EARLY
+            a cancel                              error           CANCELLED
+            a soft cancel, a checkpoint is saved  error           CANCELLED_WITH_CHECKPOINT
+            a soft cancel, nothing is saved       error           CANCELLED
+            the service closes, the job ran       init, again
+            the service closes, the job waited    init, still
+        """
+        now = time.time()
+        if outcome is not None and not outcome.stopped:
+            early = STOPPED_EARLY if outcome.state == "completed" and self.cancelling else ""
+            return self.moved(outcome.state, message=outcome.message or early, ended=now)
+        if cancelled:
+            return self.moved("error", message=CANCELLED, ended=now)
+        if self.cancelling:
+            message = CANCELLED_WITH_CHECKPOINT if self.has_checkpoint else CANCELLED
+            return self.moved("error", message=message, ended=now)
+        return self.waiting_again() if self.state == "training" else self
 
     def waiting_again(self) -> Job:
         """The job after a stop of the service, which has interrupted it.

@@ -37,7 +37,7 @@ from mlpkit.settings import Settings
 from mlpkit.storage import checkpoint_place, delete_checkpoint, open_storage, settings_for
 from mlpkit.training.engine import Engine, JobRun, Place, ProcessUsage, StopRequest, make_engine
 from mlpkit.training.events import Event, Events
-from mlpkit.training.job import RECALLED, EndedJobs, Job, JobOutcome, in_log_of
+from mlpkit.training.job import CANCELLED, RECALLED, EndedJobs, Job, JobOutcome, in_log_of
 from mlpkit.training.joblog import JobLog, file_name
 from mlpkit.training.journal import JobFilter, Journal
 from mlpkit.training.order import Forecast, Turns
@@ -46,12 +46,6 @@ from mlpkit.training.progress import Curves, Snapshot, read_curves
 from mlpkit.training.run import takes_checkpoint
 
 T = TypeVar("T")
-
-CANCELLED = "cancelled"
-"""The message of a job that somebody cancelled."""
-CANCELLED_WITH_CHECKPOINT = "cancelled; its checkpoint is kept, and extend.resume_from continues from it"
-_CANCELS = (CANCELLED, CANCELLED_WITH_CHECKPOINT)
-STOPPED_EARLY = "a soft cancel asked it to end; the model is what train had made by then"
 
 _RETRY_FIRST = 0.5
 _RETRY_LONGEST = 30.0
@@ -347,7 +341,7 @@ class TrainingQueue:
         """Jobs that failed in the last 24 hours, at most 100."""
         since = time.time() - _RECENT
         failed = self._journal.jobs(_MOST_RECENT, 0, JobFilter(state="error"))
-        recent = [job for job in failed if job.message not in _CANCELS and (job.ended or 0.0) >= since]
+        recent = [job for job in failed if not job.was_cancelled and (job.ended or 0.0) >= since]
         return sorted(recent, key=lambda job: job.ended or 0.0, reverse=True)
 
     def reported(self, model_id: str) -> float | None:
@@ -461,16 +455,7 @@ class TrainingQueue:
                 if live.on_disk or await self._accept(live):
                     live.answered.set()
                     problem = self._why_not_again(live.job)
-                    outcome = JobOutcome("error", problem) if problem else await self._take_turn(live)
-                    while outcome is not None and outcome.lost and not self._why_not_again(live.job):
-                        if self._closing.is_set():
-                            outcome = None
-                            break
-                        logger.warning("{}: job [{}] runs again", outcome.message, live.job.model_id)
-                        live.job = live.job.put_back()
-                        self._forecast = None
-                        await self._write(live, live.job)
-                        outcome = await self._take_turn(live)
+                    outcome = JobOutcome("error", problem) if problem else await self._take_turns(live)
                     await self._finish(live, outcome)
         finally:
             del self._live[live.job.model_id]
@@ -493,6 +478,22 @@ class TrainingQueue:
         live.on_disk = True
         logger.info("job [{}] of {} was accepted", live.job.model_id, live.job.algorithm)
         return True
+
+    async def _take_turns(self, live: _LiveJob) -> JobOutcome | None:
+        """Runs the job, again if a run is lost; None if stopped.
+
+        A lost run is the job's outcome if it may not run again. If the service closes, it counts as stopped.
+        """
+        while True:
+            outcome = await self._take_turn(live)
+            if outcome is None or not outcome.lost or self._why_not_again(live.job):
+                return outcome
+            if self._closing.is_set():
+                return None
+            logger.warning("{}: job [{}] runs again", outcome.message, live.job.model_id)
+            live.job = live.job.put_back()
+            self._forecast = None
+            await self._write(live, live.job)
 
     async def _take_turn(self, live: _LiveJob) -> JobOutcome | None:
         """Waits for the job's turn and runs it; None if stopped."""
@@ -553,17 +554,7 @@ class TrainingQueue:
                 await self._on_disk(lambda: live.curves.write(self._curves_path(job.model_id)))
 
     async def _finish(self, live: _LiveJob, outcome: JobOutcome | None) -> None:
-        job = live.job
-        now = time.time()
-        if outcome is not None and not outcome.stopped:
-            early = STOPPED_EARLY if outcome.state == "completed" and job.cancelling else ""
-            job = job.moved(outcome.state, message=outcome.message or early, ended=now)
-        elif live.asked == "cancel":
-            job = job.moved("error", message=CANCELLED, ended=now)
-        elif job.cancelling:
-            job = job.moved("error", message=CANCELLED_WITH_CHECKPOINT if job.has_checkpoint else CANCELLED, ended=now)
-        elif job.state == "training":
-            job = job.waiting_again()
+        job = live.job.after(outcome, cancelled=live.asked == "cancel")
         if job.state == "error":
             # An earlier attempt may have been killed.
             if outcome is None or not outcome.told or job.attempt > 1:
@@ -580,10 +571,9 @@ class TrainingQueue:
             self._tell_end(job)
 
     def _tell_end(self, job: Job) -> None:
-        cancelled = job.message in _CANCELS
-        failed = job.state == "error" and not cancelled
+        failed = job.state == "error" and not job.was_cancelled
         ended = self.ended.setdefault(job.algorithm, EndedJobs())
-        ended.count_end(job, "cancelled" if cancelled else job.state)
+        ended.count_end(job, "cancelled" if job.was_cancelled else job.state)
         words = f": {job.message}" if job.message else ""
         level = "WARNING" if failed else "INFO"
         logger.log(level, "job [{}] of {} ended: {}{}", job.model_id, job.algorithm, job.state, words)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mlpkit.training import Job, JobOutcome
 from tests.training.conftest import OpenQueue, job, train
 
 SCRIPT = """
@@ -269,3 +270,40 @@ async def test_process_that_does_not_exit_after_its_outcome_is_killed(
         ended = await train(queue, job("m", mode="hang at exit"))
         assert ended.state == "completed"
         assert "did not exit within 0.3 s" in queue.log_path("m").read_text()
+
+
+COMPLETED = JobOutcome("completed")
+FAILED = JobOutcome("error", "boom")
+STOPPED = JobOutcome("error", "stopped", stopped=True)
+EARLY = "a soft cancel asked it to end; the model is what train had made by then"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "soft", "hard", "end"),
+    [
+        (COMPLETED, False, False, ("completed", "")),
+        (COMPLETED, False, True, ("completed", "")),
+        (
+            COMPLETED,
+            True,
+            True,
+            ("completed", "a soft cancel asked it to end; the model is what train had made by then"),
+        ),
+        (FAILED, True, True, ("error", "boom")),
+        (None, False, True, ("error", "cancelled")),
+        (STOPPED, True, True, ("error", "cancelled")),
+        (STOPPED, True, False, ("error", "cancelled")),
+        (None, True, False, ("error", "cancelled")),
+        (STOPPED, False, False, ("init", "")),
+        (None, False, False, ("init", "")),
+    ],
+)
+def test_outcome_wins_over_a_cancel_and_a_cancel_over_the_end_of_the_service(
+    outcome: JobOutcome | None, soft: bool, hard: bool, end: tuple[str, str]
+) -> None:
+    ran = Job("m", "it", state="training", attempt=1, cancelling=soft)
+
+    job = ran.after(outcome, cancelled=hard)
+
+    assert (job.state, job.message) == end
+    assert job.has_ended == (job.ended is not None)
