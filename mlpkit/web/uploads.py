@@ -1,7 +1,7 @@
 """`PUT /data/{key}`: puts a file into the data bucket, checked if asked.
 
 The body is written to a file in the home as it comes. The check runs in a process of its own, so that a large file
-holds up no prediction.
+holds up no prediction. A caller who goes away leaves nothing: neither that file nor, if the key is new, the stored one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -33,7 +34,7 @@ from mlpkit.errors import (
 )
 from mlpkit.formats import KINDS, DataReport
 from mlpkit.storage import in_time, location
-from mlpkit.web.request import ClientGone, HttpResponse, failure, success, to_json
+from mlpkit.web.request import ClientGone, HttpResponse, failure, success, to_json, until_gone
 
 if TYPE_CHECKING:
     from starlette.types import Receive
@@ -81,10 +82,14 @@ class UploadRoutes:
                 path = Path(file.name)
                 try:
                     size = await self._receive(request, file)
-                    report = await self._checked(path, algorithm, key) if algorithm is not None else None
-                    if report is not None and report.fatal:
-                        return _refused(report, settings)
-                    await self._store(path, place)
+                    gone = asyncio.create_task(until_gone(request.receive))
+                    try:
+                        report = await self._checked(path, algorithm, key, gone) if algorithm is not None else None
+                        if report is not None and report.fatal:
+                            return _refused(report, settings)
+                        await self._store(path, place, gone)
+                    finally:
+                        gone.cancel()
                 finally:
                     os.unlink(path)
         except OSError as error:
@@ -130,31 +135,24 @@ class UploadRoutes:
         await to_thread.run_sync(file.flush, limiter=self._threads)
         return size
 
-    async def _checked(self, path: Path, algorithm: Algorithm, name: str) -> DataReport:
+    async def _checked(self, path: Path, algorithm: Algorithm, name: str, gone: asyncio.Task[None]) -> DataReport:
         """What is found in the file.
 
         Raises:
             DataError: it cannot be read.
             TimeLimitExceeded: the check takes too long.
+            ClientGone: the caller has gone before its end.
         """
         command = [sys.executable, "-m", "mlpkit", "data", "check", str(path), "--json"]
         if algorithm.kind in KINDS:
             command += ["--kind", algorithm.kind]
         else:
             command += ["--app", self._dependencies.target, "--algorithm", algorithm.name]
-        async with self._checks:
-            process = await asyncio.create_subprocess_exec(
-                *command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-            try:
-                with anyio.fail_after(_CHECK_SECONDS):
-                    found, problem = await process.communicate()
-            except TimeoutError:
-                raise TimeLimitExceeded(f"the check of {name} took longer than {_CHECK_SECONDS:g} s") from None
-            finally:
-                if process.returncode is None:
-                    with contextlib.suppress(ProcessLookupError):
-                        process.kill()
+        with anyio.CancelScope() as waiting:
+            gone.add_done_callback(lambda _: waiting.cancel())
+            found, problem = await self._output(command, name)
+        if gone.done():
+            raise ClientGone
         try:
             report = msgspec.json.decode(found, type=DataReport)
         except msgspec.DecodeError:
@@ -162,10 +160,33 @@ class UploadRoutes:
             raise DataError(f"{name} cannot be checked: {text.replace(str(path), name)}") from None
         return msgspec.structs.replace(report, name=name)
 
-    async def _store(self, path: Path, place: str) -> None:
-        save = self._dependencies.storage.save
+    async def _output(self, command: list[str], name: str) -> tuple[bytes, bytes]:
+        """What the check of a file prints: its report, and what went wrong."""
+        async with self._checks:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            try:
+                with anyio.fail_after(_CHECK_SECONDS):
+                    return await process.communicate()
+            except TimeoutError:
+                raise TimeLimitExceeded(f"the check of {name} took longer than {_CHECK_SECONDS:g} s") from None
+            finally:
+                if process.returncode is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        process.kill()
+
+    async def _store(self, path: Path, place: str, gone: asyncio.Task[None]) -> None:
+        """Stores the file; removes a new one again if the caller has gone meanwhile."""
+        storage = self._dependencies.storage
         late = f"the store did not take the file within {_STORE_SECONDS:g} s"
-        await in_time(save, path, place, limit=_STORE_SECONDS, limiter=self._threads, late=late)
+        in_store = partial(in_time, limit=_STORE_SECONDS, limiter=self._threads, late=late)
+        is_new = not await in_store(storage.exists, place)
+        await in_store(storage.save, path, place)
+        if gone.done():
+            if is_new:
+                await in_store(storage.delete, place)
+            raise ClientGone
 
 
 async def _next_part(receive: Receive) -> tuple[bytes, bool]:

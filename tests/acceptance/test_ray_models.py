@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,6 +26,7 @@ from tests.acceptance.test_ray import cluster, own_cluster
 from tests.conftest import Report
 from tests.servers import LONG, wait_until
 from tests.servers.raycluster import RayCluster
+from tests.web.browser import opened
 
 __all__ = ["cluster", "own_cluster"]
 
@@ -164,6 +166,18 @@ def test_unload_ends_the_processes_on_the_nodes_and_so_does_the_end_of_the_servi
     assert len(workers) == 4
     service.kill()
     wait_until(lambda: all(gone(each) for each in workers), "the workers have ended with their service")
+
+
+def test_the_page_shows_the_nodes_of_models_and_workers(start: Start, cluster: RayCluster, tmp_path: Path) -> None:
+    client = start("spread", cluster.environment).client
+    client.load("spread", "m")
+    workers = workers_of(client, "m")
+    with opened(client.url, tmp_path) as browser:
+        browser.open("#/models")
+        browser.wait_for(", ".join(f"{worker['index']} on {worker['node']}" for worker in workers))
+        browser.open("#/workers")
+        for worker in workers:
+            browser.wait_for(f"pid {worker['pid']} on {worker['node']}")
 
 
 def test_gpus_come_from_ray_and_a_place_that_no_node_has_is_refused(start: Start, cluster: RayCluster) -> None:

@@ -29,8 +29,8 @@ BUCKETS: dict[int, str] = {}
 def on_s3(s3: S3Server, relay: Relay, tmp_path: Path) -> Iterator[RunningService]:
     """A service of the storing script, whose store is reached through the relay."""
     bucket = f"cancel-{secrets.token_hex(6)}"
-    values = {**s3.environment, "MINIO_HOST": relay.endpoint, "MLPKIT_MODEL_BUCKET": bucket}
-    service = RunningService(f"{SCRIPT}:app", tmp_path / "home", values)
+    values = {**s3.environment, "MINIO_HOST": relay.endpoint, "MLPKIT_MODEL_BUCKET": bucket, "MLPKIT_DATA_BUCKET": bucket}
+    service = RunningService(f"{SCRIPT}:app", tmp_path / "home", {**values, "MLPKIT_UPLOAD": "on"})
     BUCKETS[service.port] = bucket
     try:
         service.wait_ready()
@@ -74,8 +74,19 @@ def test_model_that_is_deleted_while_it_is_stored_is_stored_whole(
     assert objects_of(s3, on_s3, job.model_id) == []
 
 
+def test_file_whose_caller_goes_away_while_it_is_stored_is_not_kept(
+    on_s3: RunningService, s3: S3Server, relay: Relay
+) -> None:
+    on_s3.client.train("storing").wait(LONG)
+    with relay.slowed(MIB), closing(HTTPConnection("127.0.0.1", on_s3.port, timeout=LONG)) as caller:
+        caller.request("PUT", "/data/left/rows.tsv", b"x" * (2 * MIB))
+        wait_until(lambda: relay.count("PUT", "/left/rows.tsv") > 0, "it is sent to the store")
+    wait_until(lambda: not list((on_s3.home / "uploads").iterdir()), "the upload has ended")
+    assert objects_of(s3, on_s3, "left") == []
+
+
 def objects_of(s3: S3Server, service: RunningService, model_id: str) -> list[str]:
-    """What the store has of a model."""
+    """What the store has of a model, or below another folder."""
     bucket = BUCKETS[service.port]
     with closing(open_storage(load_settings({**s3.environment, "MLPKIT_HOME": str(service.home)}, None))) as storage:
         return [found.path for found in storage.list(f"{bucket}/{model_id}")]

@@ -62,6 +62,12 @@ class Browser:
         """Waits until a line of JavaScript is true."""
         self._until(lambda: bool(self.run(script)), script)
 
+    def wait_until_drawn_again(self) -> None:
+        """Waits until the page has asked the service again, and has drawn the answers."""
+        asked = "performance.getEntriesByType('resource').filter(each => each.name.endsWith('/summary')).length"
+        # The first of both may have begun before; the second one begins when the first is drawn.
+        self.wait_until(f"{asked} >= {int(self.run(asked)) + 2}")
+
     def find(self, selector: str, text: str = "") -> WebElement:
         """The first shown element of a selector that has this text or label."""
         found: list[WebElement] = []

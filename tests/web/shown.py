@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from mlpkit import App, Progress, TrainData
-from mlpkit.formats import Entities, Label, Span
+from mlpkit.formats import Argument, Cluster, Entities, Label, Predicate, Relation, Span
 
 HOSTILE = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1> \x1b[31mred\x1b[0m \u202egnp.exe"
 
@@ -19,6 +19,8 @@ app = App("labels", kind="text_classification", examples=[{"sentence": "味道�
 names = App("names", kind="text_sequence_labeling", examples=[{"sentence": "😀李华住在杭州。"}])
 talk = App("talk", kind="text_generation")
 rows = App("rows", kind="text_classification")
+links = App("links", kind="relation_extraction", examples=[{"sentence": "李华住在杭州。"}])
+groups = App("groups", kind="text_cluster")
 
 
 class Hyper(msgspec.Struct):
@@ -63,6 +65,8 @@ def train_rows(data: TrainData) -> None:
 @names.load
 @talk.load
 @rows.load
+@links.load
+@groups.load
 def load() -> str:
     return "a model"
 
@@ -102,4 +106,14 @@ def predict_rows(features: Sentence) -> list[Label]:
     return [Label("a", 100.0)]
 
 
-both = App("both").include(app, names, talk, rows)
+@links.predict
+def predict_links(features: Sentence) -> list[Relation]:
+    return [Relation(Argument("李华", 0, 2, "PER"), Predicate("住在"), Argument(HOSTILE, 4, 6, "LOC"), 87.5)]
+
+
+@groups.predict
+def predict_groups(features: dict[str, Any]) -> list[Cluster]:
+    return [Cluster("退货", ["怎么退货", "我要退货"], 92.0), Cluster(HOSTILE, ["x" * 200])]
+
+
+both = App("both").include(app, names, talk, rows, links, groups)

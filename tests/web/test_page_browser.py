@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +16,16 @@ from mlpkit.serving.model import LoadedModelRecord
 from mlpkit.training import Job, Snapshot
 from mlpkit.training.journal import Journal
 from tests.secret import MARK
-from tests.servers import LONG, wait_until
+from tests.servers import LONG, Relay, wait_until
 from tests.web.browser import Browser, opened
 from tests.web.shown import HOSTILE
 from tests.wire.replayer import Service
 
 TOKEN = f"{MARK}-of-the-page"
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
-COMMAND = ("-m", "mlpkit", "run", str(Path(__file__).parent / "shown.py") + ":both")
+SCRIPT = str(Path(__file__).parent / "shown.py")
+COMMAND = ("-m", "mlpkit", "run", f"{SCRIPT}:both")
+MIB = 1 << 20
 pytestmark = pytest.mark.slow
 
 
@@ -75,8 +78,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         place.parent.mkdir(parents=True)
         place.write_bytes(msgspec.json.encode(found))
     journal.close()
-    loaded = [LoadedModelRecord("labels", f"model-{number:03}") for number in range(298)]
-    others = [LoadedModelRecord("names", "names-1"), LoadedModelRecord("talk", "talk-1")]
+    loaded = [LoadedModelRecord("labels", f"model-{number:03}") for number in range(296)]
+    others = [LoadedModelRecord(name, f"{name}-1") for name in ("names", "talk", "links", "groups")]
     (home / "models.json").write_bytes(msgspec.json.encode([*loaded, *others]))
     running = Service(
         "default",
@@ -133,7 +136,7 @@ def test_first_line_says_what_an_operator_needs(browser: Browser) -> None:
     browser.click("button", "Dark")
     assert browser.run("document.documentElement.dataset.theme") == "dark"
     browser.click("button", "中文")
-    browser.wait_for("过去 24 小时有 50 个任务失败")
+    browser.wait_for("最近 24 小时有 50 个任务失败")
     assert browser.run("document.documentElement.lang") == "zh-CN"
 
 
@@ -168,7 +171,7 @@ def test_a_job_is_trained_watched_and_cancelled_with_the_keyboard(browser: Brows
     browser.tab_to("Start training")
     browser.press(Keys.ENTER)
     browser.wait_for("it waits now")
-    browser.wait_until("document.querySelectorAll('.chart path').length >= 2")
+    browser.wait_until("document.querySelectorAll('.chart path.s1').length === 1")
     browser.tab_to("Show stack")
     browser.press(Keys.ENTER)
     browser.wait_for("in waits_for_ever")
@@ -195,6 +198,24 @@ def test_a_waiting_job_says_when_it_will_probably_start(browser: Browser, servic
     for model_id in reversed(ids):
         service.post("/cancel", f'{{"algorithm": "labels", "model_id": "{model_id}"}}', **AUTHORIZED)
     browser.wait_for("cancelled")
+
+
+def test_what_a_reader_holds_stays_when_the_page_asks_again(browser: Browser, service: Service) -> None:
+    body = '{"algorithm": "labels", "parameter": {"steps": 4}, "model_path": "", "data": {}, "extend": {}}'
+    model_id = service.post("/train", body, **AUTHORIZED).json["data"]["model_id"]
+    browser.open(f"#/jobs/{model_id}")
+    browser.wait_for("completed")
+    browser.tab_to("Log")
+    browser.wait_until_drawn_again()
+    assert browser.run("document.activeElement.className") == "log"
+    point = (
+        "const svg = document.querySelector('.chart svg'); const clientX = svg.getBoundingClientRect().left;"
+        "svg.dispatchEvent(new PointerEvent('pointermove', {clientX}));"
+        "return [svg.querySelector('.cursor').getAttribute('d'), document.querySelector('.keys').innerText]"
+    )
+    cursor, keys = browser.driver.execute_script(point)
+    assert cursor == "M0.0 0V100"
+    assert keys.split()[:4] == ["loss", "1", "val_loss", "1.2"]
 
 
 def test_evaluation_is_shown_as_figures_and_errors(browser: Browser) -> None:
@@ -261,6 +282,20 @@ def test_a_model_is_tried_with_the_form_of_its_types(browser: Browser) -> None:
     assert browser.run("[...document.querySelectorAll('mark')].map(each => each.firstChild.data).join()") == "李华,杭州"
 
 
+def test_relations_and_clusters_are_drawn(browser: Browser) -> None:
+    browser.open("#/tryit?model=links-1", 390)
+    browser.click("button", "Predict")
+    browser.wait_until("document.querySelectorAll('.triple').length === 1")
+    shown = browser.find(".triple").text
+    assert [part in shown for part in ("李华", "PER", "住在", "<script>", "LOC", "87.5")] == [True] * 6
+    browser.open("#/tryit?model=groups-1", 390)
+    browser.click("button", "Predict")
+    browser.wait_until("document.querySelectorAll('.groups > li').length === 2")
+    assert browser.find(".groups > li").text.split("\n") == ["退货", "92", "怎么退货", "我要退货"]
+    assert not browser.is_too_wide()
+    assert browser.problems() == []
+
+
 def test_streamed_text_is_shown_as_it_arrives(browser: Browser, tmp_path: Path) -> None:
     browser.open("#/tryit?model=talk-1")
     browser.fill("Input", f'{{"file": "{tmp_path / "go"}"}}')
@@ -290,6 +325,7 @@ def test_a_model_shows_the_figures_of_its_predictions(browser: Browser, service:
     heads = browser.run("[...document.querySelectorAll('[aria-label=Models] th')].map(head => head.innerText)")
     shown = dict(zip(heads, row, strict=True))
     assert (shown["Failures"], shown["Batch size"], shown["Waiting"]) == ("1", "1", "0")
+    assert shown["Model"] == "model-200\nlabels · Worker 0", "nodes are shown only if there are any"
 
 
 def test_two_evaluations_are_compared_and_the_differences_marked(browser: Browser) -> None:
@@ -344,11 +380,43 @@ def test_a_file_is_chosen_with_the_keyboard(browser: Browser, tmp_path: Path) ->
     browser.open("#/data")
     browser.wait_for("Drop a file here, or choose one")
     browser.tab_to("Drop a file here")
+    browser.wait_until_drawn_again()
+    assert browser.run("document.activeElement.type") == "file"
     for _ in range(2):
         browser.find("input[type=file]").send_keys(str(file))
         browser.wait_for("This did not work: ")
         browser.wait_until("document.querySelector('input[type=file]').value === ''")
     assert browser.problems() == []
+
+
+def test_an_upload_shows_how_far_it_is_and_can_be_stopped(signed_out: Browser, tmp_path: Path) -> None:
+    large, small = tmp_path / "large.tsv", tmp_path / "small.tsv"
+    large.write_text("a good day\tgood\t1\n" * (MIB // 2), encoding="utf-8")
+    small.write_text("a good day\tgood\t1\na bad day\tbad\t1\n", encoding="utf-8")
+    command = ("-m", "mlpkit", "run", f"{SCRIPT}:rows")
+    taking = Service("default", command=command, MLP_CLIENT_WORKER="1", MLPKIT_UPLOAD="on")
+    home = Path(taking.folder.name) / "home"
+
+    def kept() -> list[Path]:
+        return [*(home / "uploads").glob("*"), *(home / "storage" / "ml-platform-data").rglob("*.tsv")]
+
+    try:
+        with Relay(f"127.0.0.1:{taking.port}") as relay, relay.slowed(MIB):
+            signed_out.driver.get(f"http://{relay.endpoint}/#/data")
+            signed_out.find("input[type=file]").send_keys(str(large))
+            signed_out.wait_until("document.querySelector('progress')?.getAttribute('value') > 0")
+            shown = signed_out.run("[document.querySelector('progress').value, document.querySelector('main').innerText]")
+            assert 0 < shown[0] < 1
+            assert re.search(r"Sending the file…\s+[1-9]\d? %", shown[1])
+            wait_until(lambda: len(kept()) == 1, "the service receives it")
+            signed_out.click("button", "Stop")
+            signed_out.wait_for("The service keeps nothing")
+            wait_until(lambda: kept() == [], "nothing is left")
+            signed_out.find("input[type=file]").send_keys(str(small))
+            signed_out.wait_for("The file is in the data bucket")
+            assert [file.name for file in kept()] == ["small.tsv"]
+    finally:
+        taking.stop()
 
 
 def test_page_says_how_to_allow_uploads(signed_out: Browser, plain: Service) -> None:

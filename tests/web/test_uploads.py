@@ -119,6 +119,15 @@ def test_a_caller_who_goes_away_leaves_nothing(taking: Service) -> None:
     assert not stored(taking, "half.tsv").exists()
 
 
+def test_a_caller_who_goes_away_during_the_check_leaves_nothing(taking: Service) -> None:
+    head = f"PUT /data/left.tsv?algorithm=mood HTTP/1.1\r\nHost: x\r\nContent-Length: {len(ROWS)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", taking.port), timeout=LONG) as connection:
+        connection.sendall(f"{head}{ROWS}".encode())
+        wait_until(lambda: [file.stat().st_size for file in left_over(taking)] == [len(ROWS)], "it has arrived")
+    wait_until(lambda: left_over(taking) == [], "the file is removed")
+    assert not stored(taking, "left.tsv").exists()
+
+
 def test_a_service_takes_no_files_unless_it_is_told_to(plain: Service, tmp_path: Path) -> None:
     with Client(f"http://127.0.0.1:{plain.port}") as client, pytest.raises(UploadsOff, match="MLPKIT_UPLOAD=on"):
         client.upload(written(tmp_path, ROWS))

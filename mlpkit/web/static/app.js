@@ -1,7 +1,5 @@
-// The page of a service. It asks the routes of mlpkit and draws their answers. Text of users and authors reaches the
-// document only as text nodes and checked attributes (`h`), never as HTML.
-//
-// First come texts, formats, the pieces that all views are made of, calls and the frame; then the views in the order of the menu.
+// The page of a service. It asks the routes of mlpkit and draws their answers. Text of users and authors becomes text nodes and checked
+// attributes (`h`), never HTML. First comes what all views use, then the views in the order of the menu.
 
 // ---- language
 
@@ -14,7 +12,7 @@ models||模型
 workers||工作进程
 tryit|Try it|试用
 data||数据
-skip|Skip to the content|跳到内容
+skip|Skip to the content|跳到正文
 main||主菜单
 dark||深色
 light||浅色
@@ -45,14 +43,14 @@ waits|{n} {is/are} waiting|{n} 个在排队
 onlyWaits|{n} {job is/jobs are} waiting|{n} 个任务在排队
 noJobs|No job is running or waiting|没有正在运行或排队的任务
 failedOnce|One failed {ago}: {why}|{ago}有 1 个任务失败：{why}
-failedOften|{n} failed in the last 24 hours, the latest {ago}: {why}|过去 24 小时有 {n} 个任务失败，最近一个在{ago}：{why}
+failedOften|{n} failed in the last 24 hours, the latest {ago}: {why}|最近 24 小时有 {n} 个任务失败，最近一次在{ago}：{why}
 missingModels|{n} {model is/models are} missing.|缺少 {n} 个模型。
-serves|{n} {model is/models are} loaded in {workers}.|{workers}中已加载 {n} 个模型。
+serves|{n} {model is/models are} loaded in {workers}.|{workers}已加载 {n} 个模型。
 someWorkers|{n} {worker/workers}|{n} 个工作进程
 stop|.|。
 comma|, |，
 service||服务
-phase||阶段
+phase||服务状态
 ready||就绪
 starts|Starting|正在启动
 drains|Stopping|正在停止
@@ -63,7 +61,7 @@ since|since {time}|自 {time}
 version||版本
 memServer|Memory of the server|服务器进程内存
 machine|{n} free on the machine|机器剩余 {n}
-disk|Disk of the home|主目录磁盘
+disk|Disk of the home|主目录所在磁盘
 free|{n} free|剩余 {n}
 cache|File cache|文件缓存
 database||数据库
@@ -72,9 +70,9 @@ requests||请求
 rate|Predictions|预测
 failures||失败
 latency|Time of predictions|预测耗时
-queue|Work|工作
+queue|Work|运行与排队
 predWait|predictions waiting|排队的预测
-jobsRun|jobs running|运行的任务
+jobsRun|jobs running|运行中的任务
 jobsWait|jobs waiting|排队的任务
 noSamples|The first figures come after 10 seconds.|10 秒后会有第一批数据。
 chartOf|{title}: now {now}, at most {max}|{title}：当前 {now}，最高 {max}
@@ -107,19 +105,19 @@ left|about {time} left|剩余约 {time}
 keep|Keep it|保留
 cancel||取消任务
 cancelAsk|Cancel this job?|取消这个任务？
-cancelHelp|It ends now, and what it has made is discarded.|任务立即结束，已产生的内容会被丢弃。
+cancelHelp|It ends now, and what it has made is discarded.|任务立即结束，已有的结果会丢弃。
 end|Ask to end|提前结束
 endAsk|Ask this job to end?|提前结束这个任务？
 endHelp|It may save a checkpoint or a model first.|它可以先保存检查点或模型。
 trainAgain|Train again|再次训练
 showStack|Show stack|查看调用栈
-stackTitle|Where the job is now|任务当前的位置
+stackTitle|Where the job is now|任务正在执行的位置
 stackHelp|One block a thread, the innermost call first.|每个线程一段，最内层的调用在最前。
 lastReport|Last report|最近上报
-facts||信息
+facts||基本信息
 attempt||运行次数
-started||开始
-ended||结束
+started||开始时间
+ended||结束时间
 pid|Process|进程
 uuid|Request id|请求 id
 model_path|Model path|模型路径
@@ -127,15 +125,15 @@ memory||内存
 metrics||指标
 asked|What it was asked|请求内容
 parameters||参数
-extend||扩展
+extend||扩展字段
 log||日志
 follow||实时跟踪
 noLog|The log is empty so far.|日志暂时为空。
 jobGone|There is no such job|没有这个任务
 evaluation||评估
 noResult|There is no result|没有结果
-failedRows|{n} rows had no answer and count as wrong, first line {line}|{n} 行没有预测结果，计为错误，首个在第 {line} 行
-inBoth|{n} sentences are training data too, so the figures are too good.|{n} 个句子也在训练数据中，数值偏高。
+failedRows|{n} rows had no answer and count as wrong, first line {line}|{n} 行没有预测结果，按错误计算，第一处在第 {line} 行
+inBoth|{n} sentences are training data too, so the figures are too good.|{n} 个句子也在训练数据中，指标偏高。
 unknownLabels|No training row has these labels|训练数据中没有这些标签
 rows||行数
 source|Test rows from|测试数据
@@ -158,7 +156,7 @@ precision||精确率
 recall||召回率
 support||样本数
 confusions|Most frequent confusions|最常见的混淆
-wanted||应为
+wanted||标注为
 got|Answered|预测为
 count||次数
 thresholds||阈值
@@ -170,11 +168,10 @@ advice|These are often wrong labels in the test rows.|这些往往是测试数�
 line||行
 sentence||句子
 score||分数
-compare||比较
+compare||对比
 noEvaluations|There are no two evaluated jobs|没有两个经过评估的任务
-noEvaluationsHelp|A training with test rows evaluates its model.|带测试行的训练会评估模型。
+noEvaluationsHelp|A training with test rows evaluates its model.|有测试数据的训练会评估模型。
 otherRows|They had different test rows, so the figures cannot be compared well.|两者的测试数据不同，数值不宜直接比较。
-figures||指标
 figure||指标
 difference|B against A|B 相对 A
 better|better|更好
@@ -190,20 +187,23 @@ cannotTrain|No algorithm of this service can be trained|此服务没有可训练
 uploadsOff|This service takes no files|此服务不接收文件
 uploadsOffHelp|MLPKIT_UPLOAD=on lets you check files here and put them into the data bucket.|设置 MLPKIT_UPLOAD=on 后，可在此检查文件并放入数据桶。
 drop|Drop a file here, or choose one|把文件拖到这里，或选择一个文件
-dropHelp|It is stored only if a training can use it. A row: {columns}. At most {n}.|只有训练能使用的文件才会存储。每行：{columns}。最大 {n}。
+dropHelp|It is stored only if a training can use it. A row: {columns}. At most {n}.|可用于训练的文件才会保存。每行：{columns}。最大 {n}。
 tooLarge|It is larger than {n} (MLPKIT_UPLOAD_SIZE).|文件大于 {n}（MLPKIT_UPLOAD_SIZE）。
 result||结果
-checking|The file is sent and checked…|正在发送并检查文件…
+uploading|Sending the file…|正在上传文件…
+checking|Checking the file…|正在检查文件…
+stopUpload|Stop|停止上传
+stopped|Stopped. The service keeps nothing of the file.|已停止，服务不会保留这个文件。
 fileStored|The file is in the data bucket|文件已在数据桶中
 trainOn|Train on it|用它训练
 found|Lines: {lines}, rows: {rows}, blank lines: {blank}, errors: {errors}, warnings: {warnings}|行 {lines}，数据 {rows}，空行 {blank}，错误 {errors}，警告 {warnings}
 findings||检查结果
-severity||程度
+severity||级别
 mistake|Error|错误
 column||列
 message||说明
 positive|Examples|正例
-negative|Counter-examples|反例
+negative|Counter-examples|负例
 notListed|{n} more are not listed.|另有 {n} 个未列出。
 model||模型
 model_id|Model id|模型 id
@@ -214,12 +214,12 @@ loadingState|loading|正在加载
 unloading|unloading|正在卸载
 unloaded|not loaded|未加载
 missing|missing|缺失
-evicted|evicted|已换出
+evicted|evicted|已淘汰
 evictedWhy|Memory was short. A prediction loads it again.|因内存不足而卸载，预测时会重新加载。
 lazily|loaded when asked|按需加载
 unload||卸载
 unloadAsk|Unload this model?|卸载这个模型？
-unloadHelp|Predictions in flight end first. The stored model stays.|先完成进行中的预测。存储的模型会保留。
+unloadHelp|Predictions in flight end first. The stored model stays.|先完成进行中的预测。已保存的模型会保留。
 noModels|No model is loaded|没有已加载的模型
 noModelsHelp|Load one of a completed job, or of the store.|可加载已完成任务的或已保存的模型。
 total|{n} in all|共 {n}
@@ -235,13 +235,14 @@ more|Show more|显示更多
 aliases||别名
 alias||别名
 setAlias|Set an alias|设置别名
-move||移动
+move||切换
 done||完成
 worker||工作进程
-restarts||重建
-since2|Since|自
-isolated|one model|独占
+restarts||重建次数
+since2|Since|生效时间
+isolated|one model|独占进程
 down|down|未运行
+onNode|{what} on {node}|{what}（{node}）
 held|{n} {model/models}|{n} 个模型
 features|Input|输入
 params|Options|选项
@@ -251,21 +252,17 @@ answer||预测结果
 request|The request|请求
 noAnswer|The answer appears here|预测结果会显示在这里
 refused|This did not work|操作未成功
-tookMs|{n} in all, network included|共 {n}，含网络
+tookMs|{n} in all, network included|共 {n}，含网络耗时
 optional|optional|可选
 perLine|one per line|每行一个
 asJson|as JSON|JSON 格式
 noLabels|No label is above the threshold.|没有超过阈值的标签。
-noEntities|No entity was found.|没有找到实体。
-noRelations|No relation was found.|没有找到关系。
-noClusters|No group was found.|没有找到分组。
+foundNothing|Nothing was found.|没有找到结果。
 threshold|threshold {n}|阈值 {n}
 example||示例
 nothingToTry|No model is loaded to try|没有可试用的模型
-browseModels|Go to the models|前往模型
 needed|This is needed.|必填。
 notNumber|Not a number.|不是数字。
-notWhole|Not a whole number.|不是整数。
 notJson|Not valid JSON: {why}|不是有效的 JSON：{why}
 wrongType|Must be of type {what}.|类型须为 {what}。
 wrongSize|Must be {rule}.|须 {rule}。
@@ -307,8 +304,8 @@ function bytes(size) {
 
 // Seconds as one or two units: 42 s, 3 min, 2 h 5 min, 3 d.
 function duration(seconds) {
-	if (seconds == null || !Number.isFinite(seconds)) return "–"
-	const [second, minute, hour, day, gap] = language === "zh" ? ["秒", "分", "小时", "天", ""] : ["s", "min", "h", "d", " "]
+	if (!Number.isFinite(seconds)) return "–"
+	const [second, minute, hour, day, gap] = language === "zh" ? ["秒", "分钟", "小时", "天", ""] : ["s", "min", "h", "d", " "]
 	const two = (large, name, small, rest) => `${large} ${name}${small ? `${gap}${small} ${rest}` : ""}`
 	const s = Math.max(0, seconds)
 	if (s < 1) return `${number(s * 1000, s < 0.01 ? 1 : 0)} ms`
@@ -329,6 +326,7 @@ function ago(time) {
 	return new Intl.RelativeTimeFormat(locale(), {numeric: "auto"}).format(passed < 5 ? 0 : -Math.round(passed / size), unit)
 }
 const clock = time => new Date(time * 1000).toLocaleString(locale(), {dateStyle: "medium", timeStyle: "medium"})
+const timeOfDay = time => new Date(time * 1000).toLocaleTimeString(locale())
 const when = time => (time == null ? "–" : h("time", {title: clock(time), datetime: new Date(time * 1000).toISOString()}, ago(time)))
 
 const LONGEST = 20000
@@ -347,11 +345,11 @@ const firstLine = text => clean(text, 300).split("\n")[0]
 const pairs = Object.entries
 const joined = (...parts) => parts.filter(Boolean).join(" · ")
 const SVG = "http://www.w3.org/2000/svg"
-const SVG_TAGS = new Set(["svg", "path", "line"])
+const SVG_TAGS = new Set(["svg", "path"])
 const PROPERTIES = new Set(["key", "keep", "checked"])
 
-// An element, as `div.class.class`, with attributes (may be left out) and children. `on` has listeners, `style` CSS properties, `label` is
-// `aria-label`, `key` names the element among its siblings, `keep` leaves it as it is when its view is drawn again.
+// An element, as `div.class.class`, with attributes (or none) and children. `on` has listeners, `label` is `aria-label`, `key` names it
+// among its siblings, and one with `keep` stays as it is.
 function h(name, ...children) {
 	const [tag, ...classes] = name.split(".")
 	const node = SVG_TAGS.has(tag) ? document.createElementNS(SVG, tag) : document.createElement(tag)
@@ -361,7 +359,6 @@ function h(name, ...children) {
 		if (value == null || value === false) continue
 		if (name === "on") listen(node, value)
 		else if (PROPERTIES.has(name) || (name === "value" && tag !== "progress")) node[name] = value
-		else if (name === "style") for (const [property, text] of pairs(value)) node.style.setProperty(property, text)
 		else node.setAttribute(name === "label" ? "aria-label" : name, value === true ? "" : clean(String(value)))
 	}
 	node.append(...nodesOf(children))
@@ -398,8 +395,7 @@ function update(old, fresh) {
 	if (old.nodeType === Node.TEXT_NODE) { if (old.data !== fresh.data) old.data = fresh.data; return }
 	if (old.keep) return
 	for (const {name} of [...old.attributes]) if (!fresh.hasAttribute(name) && name !== "open") old.removeAttribute(name)
-	for (const {name, value} of fresh.attributes) if (old.getAttribute(name) !== value && name !== "style") old.setAttribute(name, value)
-	if (old.style.cssText !== fresh.style.cssText) old.style.cssText = fresh.style.cssText
+	for (const {name, value} of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value)
 	if (fresh.listeners) listen(old, fresh.listeners)
 	draw(old, [...fresh.childNodes])
 	if (old instanceof HTMLSelectElement && old !== document.activeElement && old.value !== fresh.value) old.value = fresh.value
@@ -408,6 +404,8 @@ function update(old, fresh) {
 // The pieces of all views. A name is a key of TEXT; a name or text of users and authors is a node (`user`, `mono`).
 const user = text => h("span.user", text)
 const mono = text => h("span.user.mono", text)
+const shortId = id => (id.length > 22 ? `${id.slice(0, 20)}…` : id)
+const idOf = id => h("span.user.mono", {title: id}, shortId(id))
 const named = name => (typeof name === "string" ? t(name) : name)
 const link = (href, name, props) => h("a", {href, ...props}, named(name))
 // A link that looks like a button.
@@ -416,8 +414,8 @@ const button = (name, click, props) => h("button", {type: "button", key: name, o
 const badge = (kind, name) => h(`span.badge.${kind}`, t(name))
 const soft = (...children) => h("p.soft", children)
 const small = (...children) => h("p.soft.small", children)
-const note = (kind, ...content) => h(`div.note.${kind}`, h("div", content))
-const because = (kind, name, text) => note(kind, h("strong", t(name)), ": ", user(text))
+const note = (kind, ...content) => h(`div.note.${kind}`, ...content)
+const because = (kind, name, text) => note(kind, {key: name}, h("strong", t(name)), ": ", user(text))
 const empty = (name, help, ...more) => h("div.empty", h("strong", named(name)), help && h("p", t(help)), more)
 const heading = (name, ...actions) => h("div.head", {key: "head"}, h("h1", t(name)), actions.length > 0 && acts(actions))
 const card = (name, ...children) => h("section.card", {key: name}, h("h2", t(name)), children)
@@ -426,7 +424,8 @@ const titled = (name, ...children) => list(name, h("h2", t(name)), children)
 const namesOf = algorithms => algorithms.map(({name}) => name)
 const section = (name, ...children) => h("div", h("h3", t(name)), children)
 const facts = (...children) => h("dl.facts", children)
-const fact = (name, value, more, isWide) => h(isWide ? "div.wide" : "div", h("dt", named(name)), h("dd", value, more && h("small", more)))
+const fact = (name, value, more) => h("div", h("dt", named(name)), h("dd", value, more && h("small", more)))
+const wideFact = (name, text) => h("div.wide", h("dt", t(name)), h("dd", mono(text)))
 const busy = name => h("p.soft", {"aria-busy": "true"}, t(name))
 // Something with small grey text below it.
 const below = (content, ...more) => [content, h("div.soft.small", more)]
@@ -435,8 +434,8 @@ const why = text => text && h("div.why.user", firstLine(text))
 const backTo = name => h("a", {href: `#/${name}`}, `← ${t(name)}`)
 const headingBelow = (parent, name) => h("div.stack", {key: "head"}, backTo(parent), h("h1", t(name)))
 
-// A table. A column is the key of its heading after its marks: `#` for numbers, `:` if a phone shows the heading beside the cell, `*` if a
-// phone gives the cell a line. A row is a list: its key, and its cells.
+// A table. A row is a list: its key, and its cells. A column is marks and the key of its heading: `#` is for numbers; on a phone, the
+// heading stands beside a cell with `:`, and a cell with `*` has a line of its own.
 function table(columns, rows) {
 	const heads = columns.split(" ").map(column => {
 		const [, marks, key] = /^([#:*]*)(.*)$/.exec(column)
@@ -468,11 +467,12 @@ function filtersOf(found, find, ...fields) {
 	return h("form.filters", {key: "filters", role: "search", on: {submit: event => event.preventDefault()}}, fields,
 		field("find", entry("find", {type: "search", value: found, placeholder: t("findHint"), maxlength: 64, on: {input}}), {class: "grow"}))
 }
-// A list of options: values, or pairs of a value and its text.
+// A list of options: values, or pairs of a value and its text. Without a known value, the first is chosen.
 function select(name, value, options, change) {
-	const chosen = options.map(option => [option].flat())
-	const node = h("select", {name, on: {change: event => change(event.target.value)}}, chosen.map(([value, text = value]) => h("option", {value, key: value}, text)))
-	node.value = chosen.some(([known]) => known === value) ? value : chosen[0]?.[0]
+	const node = h("select", {name, on: change && {change: event => change(event.target.value)}},
+		options.map(option => [option].flat()).map(([value, text = value]) => h("option", {value, key: value}, text)))
+	node.value = value
+	if (node.selectedIndex < 0) node.selectedIndex = 0
 	return node
 }
 const choice = (name, ...rest) => field(name, select(name, ...rest))
@@ -495,30 +495,32 @@ const pretty = value => JSON.stringify(value, null, 2)
 
 // Opens a dialog; gives it. `content` gets a function that closes it.
 function open(name, content, kind) {
-	const id = `d${Date.now()}`
-	const box = h("dialog", {class: kind, "aria-labelledby": id, on: {close: () => box.remove()}})
-	box.append(h("div.inside", h("h2", {id}, t(name)), content(() => box.close())))
+	const box = h("dialog", {class: kind, label: t(name), on: {close: () => box.remove()}})
+	box.append(h("div.inside", h("h2", t(name)), content(() => box.close())))
 	document.body.append(box)
 	box.showModal()
 	return box
 }
-// A dialog with a form. A refusal of `act` is shown in it, and it stays open.
-function formDialog(name, yes, content, act, isNeeded) {
+// A form. Its button `yes` does `act` with the values, once at a time; why the service refuses it is shown above the button.
+function formFor(yes, act, content, more) {
 	const problem = h("div")
-	return open(name, close => {
-		const ok = h("button.main", t(yes))
-		const submit = async event => {
-			event.preventDefault()
-			ok.disabled = true
-			draw(problem)
-			try {
-				await act()
-				close()
-			} catch (error) { refuse(problem, error) } finally { ok.disabled = false }
-		}
-		return h("form", {on: {submit}}, content, problem, acts(!isNeeded && button("close", close), ok))
-	})
+	const ok = h("button.main", t(yes))
+	const submit = async event => {
+		event.preventDefault()
+		ok.disabled = true
+		draw(problem)
+		try {
+			await act(Object.fromEntries([...new FormData(event.target)].map(([name, value]) => [name, value.trim()])))
+		} catch (error) {
+			refuse(problem, error)
+			problem.scrollIntoView({block: "nearest"})
+		} finally { ok.disabled = false }
+	}
+	return h("form.form", {on: {submit}}, content, problem, acts(more, ok))
 }
+// A dialog with a form; it stays open while the service refuses.
+const formDialog = (name, yes, content, act, isNeeded) => open(name, close =>
+	formFor(yes, async values => { await act(values); close() }, content, !isNeeded && button("close", close)))
 // Asks before something that cannot be undone; `name` is its button, `…Ask` the question, `…Help` what it does.
 function confirmed(name, act) {
 	open(`${name}Ask`, close => [soft(t(`${name}Help`)), acts(
@@ -553,13 +555,30 @@ class Failure extends Error {
 	constructor(message, status = 0, {kind = "", report} = {}) { super(message); Object.assign(this, {status, kind, report}) }
 }
 
-async function ask(path, {method = "GET", body, headers = {}, limit = MINUTES / 2, signal = AbortSignal.timeout(limit)} = {}) {
+// Sends a file as `fetch` does, and tells `sent` which share has gone, which `fetch` cannot.
+const put = (path, {body, headers, signal, sent}) => new Promise((resolve, reject) => {
+	signal.throwIfAborted()
+	const request = new XMLHttpRequest()
+	request.open("PUT", path)
+	request.timeout = 60 * MINUTES
+	for (const [name, value] of pairs(headers)) request.setRequestHeader(name, value)
+	request.upload.onprogress = ({loaded, total}) => sent(loaded / total)
+	request.onloadend = () => {
+		const headers = {"content-type": request.getResponseHeader("content-type") ?? ""}
+		if (request.status) resolve(new Response(request.response, {status: request.status, headers}))
+		else reject(new Error())
+	}
+	signal.onabort = () => request.abort()
+	request.send(body)
+})
+
+async function ask(path, {method = "GET", body, headers = {}, limit = MINUTES / 2, signal = AbortSignal.timeout(limit), sent} = {}) {
 	const used = token()
 	if (used) headers.Authorization = `Bearer ${used}`
-	if (body !== undefined && !(body instanceof Blob)) { headers["Content-Type"] = "application/json"; body = JSON.stringify(body) }
+	if (body !== undefined && !sent) { headers["Content-Type"] = "application/json"; body = JSON.stringify(body) }
 	let response
 	try {
-		response = await fetch(ROOT + path, {method, body, headers, signal, cache: "no-store", credentials: "omit"})
+		response = await (sent ? put(ROOT + path, {body, headers, signal, sent}) : fetch(ROOT + path, {method, body, headers, signal, cache: "no-store", credentials: "omit"}))
 	} catch (error) { throw new Failure(error.name === "TimeoutError" ? error.message : t("gone")) }
 	if (response.status === 401) { if (used === token()) needToken(Boolean(used)); throw new Failure(t("tokenTitle"), 401) }
 	const content = response.headers.get("content-type")?.startsWith("application/json") ? await response.json().catch(() => ({})) : null
@@ -598,9 +617,9 @@ let tokenBox = null
 function needToken(wasWrong) {
 	sessionStorage.removeItem(TOKEN)
 	if (tokenBox) return
-	const input = h("input", {type: "password", autocomplete: "off", required: true, autofocus: true})
-	tokenBox = formDialog("tokenTitle", "enter", [wasWrong && note("bad", t("tokenWrong")), soft(t("tokenHelp")), field("token", input)], () => {
-		sessionStorage.setItem(TOKEN, input.value.trim())
+	const input = entry("token", {type: "password", required: true, autofocus: true})
+	tokenBox = formDialog("tokenTitle", "enter", [wasWrong && note("bad", t("tokenWrong")), soft(t("tokenHelp")), field("token", input)], values => {
+		sessionStorage.setItem(TOKEN, values.token)
 		tokenBox = null
 		refreshAll()
 	}, true)
@@ -622,14 +641,16 @@ const toast = h("div.toast", {role: "status", "aria-live": "polite"})
 const VIEWS = ["overview", "jobs", "models", "data", "tryit", "workers"]
 
 const darkWished = matchMedia("(prefers-color-scheme: dark)")
-function setTheme(theme) { document.documentElement.dataset.theme = theme ?? (darkWished.matches ? "dark" : "light") }
+const {documentElement: page} = document
+function setTheme(theme) { page.dataset.theme = theme ?? (darkWished.matches ? "dark" : "light") }
 setTheme(saved("theme"))
 darkWished.addEventListener("change", () => setTheme(saved("theme")))
 
 function drawFrame() {
 	const isChinese = language === "zh"
-	document.documentElement.lang = isChinese ? "zh-CN" : "en"
-	const other = document.documentElement.dataset.theme === "dark" ? "light" : "dark"
+	page.lang = isChinese ? "zh-CN" : "en"
+	const next = isChinese ? "en" : "zh"
+	const other = page.dataset.theme === "dark" ? "light" : "dark"
 	const counts = summary && {jobs: summary.jobs.running + summary.jobs.waiting, models: summary.models.loaded, workers: summary.workers.all}
 	const state = !summary || unreachableSince ? "calm" : !summary.ready ? "bad" : summary.warnings.length ? "warn" : "good"
 	const tab = name => h("li", {key: name}, link(name === "overview" ? "#/" : `#/${name}`, [t(name), counts?.[name] ? h("span.count", number(counts[name])) : null], {"aria-current": view?.tab === name ? "page" : null}))
@@ -637,7 +658,7 @@ function drawFrame() {
 		h("a.brand", {href: "#/"}, h("img", {src: `${ROOT}page/icon.svg`, alt: ""}), "mlpkit", h(`span.dot.${state}`, {title: summary ? t(phaseWord()) : ""})),
 		h("nav", {label: t("main")}, h("ul", VIEWS.map(tab))),
 		h("div.tools",
-			button("other", () => { language = isChinese ? "en" : "zh"; save("language", language); route() }, {class: "plain", lang: isChinese ? "en" : "zh"}),
+			button("other", () => { language = next; save("language", next); route() }, {class: "plain", lang: next}),
 			button(other, () => { save("theme", other); setTheme(other); redrawAll() }, {class: "plain"}))))
 	draw(foot, summary && h("span", `mlpkit ${summary.version}`), link(`${ROOT}docs`, "docs"),
 		token() && button("forget", () => { sessionStorage.removeItem(TOKEN); needToken(false) }, {class: "plain mini"}))
@@ -650,11 +671,11 @@ function drawMain() {
 	const {failure} = view
 	const content = failure ? empty(failure.kind === "JobNotFound" ? "jobGone" : user(failure.message), null, failure.kind === "JobNotFound" ? backTo("jobs") : button("again", refreshAll))
 		: view.isReady ? view.render() : unreachableSince ? null : busy("loading")
-	draw(main, unreachableSince > 0 && h("div", {key: "banner", role: "alert"}, note("bad", h("strong", t("gone")), " ", answeredAt > 0 && t("goneSince", {time: new Date(answeredAt).toLocaleTimeString(locale())}))), content)
+	draw(main, unreachableSince > 0 && note("bad", {key: "banner", role: "alert"}, h("strong", t("gone")), " ", answeredAt > 0 && t("goneSince", {time: timeOfDay(answeredAt)})), content)
 }
 function redrawAll() { drawFrame(); drawMain() }
 
-// The views by the first part of their path. A view has its tab, the key of its title if that is another, what it loads and what it draws.
+// The views by the first part of their path. A view has a tab, a title if that is another, what it loads and what it draws.
 const ROUTES = {
 	"": overview, train: trainView, models: modelsView, compare: compareView, data: dataView, tryit: tryView, workers: workersView,
 	jobs: (values, id) => (id ? jobView(id) : jobsView(values)),
@@ -692,7 +713,7 @@ async function refresh() {
 		current.isReady = true
 		current.failure = null
 		unreachableSince = 0
-		answeredAt = Date.now()
+		answeredAt = Date.now() / 1000
 	} catch (error) {
 		if (!(error instanceof Failure)) console.error(error)
 		if (error.status === 0) unreachableSince ||= Date.now()
@@ -771,30 +792,30 @@ function serviceFacts() {
 		disk && fact("disk", t("free", {n: bytes(disk.free)}), bar(1 - disk.free / disk.total, t("disk"))),
 		fact("cache", t("of", {a: bytes(cache.used), b: bytes(cache.limit)})),
 		fact("database", summary.database ? user(summary.database) : "–"),
-		fact("store", mono(summary.store), null, true))
+		wideFact("store", summary.store))
 }
 // How much of something is used or done, from 0 to 1; null if that is not known.
 const bar = (share, label) => h("progress", {label, max: 1, value: share?.toFixed(3)})
+const progress = (name, said, share, label) => h("div.progress", h("div.line", name, h("span.soft", said)), bar(share, label || t("progress")))
 function hourCharts({series, step, end}) {
 	const count = series.requests.length
 	if (count === 0) return h("section.card", empty("noSamples"))
 	const points = (name, divisor = 1) => series[name].map((value, index) => [end - (count - 1 - index) * step, value == null ? null : value / divisor])
-	const at = second => new Date(second * 1000).toLocaleTimeString(locale())
 	const drawn = [
 		["requests", [[t("all"), points("requests", step)], [t("failures"), points("failures", step)]], perSecond],
 		["latency", [["p50", points("p50")], ["p99", points("p99")]], duration],
 		["queue", [[t("predWait"), points("waiting")], [t("jobsRun"), points("jobs")], [t("jobsWait"), points("queue")]], number],
 		["memServer", [["", points("memory")]], bytes],
 	]
-	return h("div.grid.broad", drawn.map(([name, lines, format]) => h("section.card", {key: name}, chart(t(name), lines, format, at, [end - count * step, end].map(ago)))))
+	return h("div.grid.broad", drawn.map(([name, lines, format]) => h("section.card", {key: name}, chart(t(name), lines, format, timeOfDay, [end - count * step, end].map(ago)))))
 }
 
 // A line chart. `series` are [name, points]; a point is [x, y], and y is null in a gap. `at` says what an x is, `ends` the first and the
 // last. The figures above are the latest ones, or those under the pointer.
 function chart(title, series, format, at, ends) {
-	const known = series.flatMap(([, points]) => points).filter(([, y]) => Number.isFinite(y))
-	const xs = series.flatMap(([, points]) => points.map(([x]) => x))
-	const ys = known.map(([, y]) => y)
+	const all = series.flatMap(([, points]) => points)
+	const xs = all.map(([x]) => x)
+	const ys = all.map(([, y]) => y).filter(Number.isFinite)
 	const [first, last] = [Math.min(...xs), Math.max(...xs)]
 	const low = Math.min(0, ...ys)
 	const high = Math.max(...ys, low) > low ? Math.max(...ys) : low + 1
@@ -811,31 +832,28 @@ function chart(title, series, format, at, ends) {
 		return h(`path.s${number}`, {d: line})
 	})
 	const shown = point => (point?.[1] == null ? "–" : format(point[1]))
-	const latest = points => points.findLast(([, y]) => y != null)
+	const latest = points => shown(points.findLast(([, y]) => y != null))
 	const nearest = (points, x) => points.reduce((best, point) => (Math.abs(point[0] - x) < Math.abs(best[0] - x) ? point : best))
-	const keys = h("span.keys")
-	const showKeys = x => draw(keys,
-		series.map(([name, points], number) => h("span", {key: number}, h(`i.s${number}`), name && [user(name), " "], h("b", shown(x == null ? latest(points) : nearest(points, x))))),
-		x != null && h("span", {key: "at"}, at(x)))
-	showKeys()
-	const cursor = h("line.cursor", {y2: 100, visibility: "hidden"})
-	const pointermove = event => {
-		const box = event.currentTarget.getBoundingClientRect()
-		const [x] = nearest(series[0][1], first + (event.clientX - box.left) / box.width * (last - first))
-		for (const end of ["x1", "x2"]) cursor.setAttribute(end, across(x))
-		cursor.setAttribute("visibility", "visible")
-		showKeys(x)
+	const keys = x => [
+		series.map(([name, points], number) => h("span", {key: number}, h(`i.s${number}`), name && [user(name), " "], h("b", x == null ? latest(points) : shown(nearest(points, x))))),
+		x != null && h("span", {key: "at"}, at(x))]
+	// The elements are looked up: those that were drawn first stay in the document.
+	const point = (svg, x) => {
+		svg.querySelector(".cursor").setAttribute("d", x == null ? "" : `M${across(x)} 0V100`)
+		draw(svg.closest("figure").querySelector(".keys"), keys(x))
 	}
-	const pointerleave = () => { cursor.setAttribute("visibility", "hidden"); showKeys() }
-	const spoken = series.map(([name, points]) => {
-		const values = points.map(([, y]) => y).filter(y => y != null)
-		return t("chartOf", {title: [title, name].filter(Boolean).join(", "), now: shown(latest(points)), max: values.length ? format(Math.max(...values)) : "–"})
-	})
-	return h("figure.chart", h("figcaption", h("b.user", title), keys),
+	const pointermove = ({currentTarget: svg, clientX}) => {
+		const {left, width} = svg.getBoundingClientRect()
+		point(svg, nearest(series[0][1], first + (clientX - left) / width * (last - first))[0])
+	}
+	const pointerleave = ({currentTarget: svg}) => point(svg)
+	const spoken = series.map(([name, points]) => t("chartOf", {
+		title: [title, name].filter(Boolean).join(", "), now: latest(points), max: ys.length ? format(Math.max(...points.map(([, y]) => y ?? low))) : "–"}))
+	return h("figure.chart", h("figcaption", h("b.user", title), h("span.keys", keys())),
 		h("div.plot",
 			h("svg", {viewBox: "0 0 600 100", preserveAspectRatio: "none", role: "img", label: spoken.join(". "), on: {pointermove, pointerleave}},
-				[4, 52, 100].map(y => h("line", {x2: 600, y1: y, y2: y})), lines, cursor),
-			known.length > 0 && h("span.max", format(high))),
+				h("path.rules", {d: "M0 4H600M0 52H600M0 100H600"}), lines, h("path.cursor")),
+			ys.length > 0 && h("span.max", format(high))),
 		h("div.axis", {"aria-hidden": "true"}, ends.map(end => h("span", end))))
 }
 
@@ -846,7 +864,6 @@ const SPANS = {hour: 3600, day: 86400, week: 604800}
 const SILENT = 60
 const isCancelled = job => job.state === "error" && job.message === "cancelled"
 const stateBadge = job => (isCancelled(job) ? badge("calm", "cancelled") : badge(STATES[job.state] ?? "calm", job.state))
-const shortId = id => (id.length > 22 ? `${id.slice(0, 20)}…` : id)
 const tookOf = job => (job.started == null ? null : (job.ended ?? nowSeconds()) - job.started)
 // A badge if a running job has not reported for long.
 function silent(job) {
@@ -866,6 +883,7 @@ function jobsView({start = 0, ...values}) {
 		keepInAddress("jobs", {...filters, start: start || ""})
 	}
 	const typed = find => { clearTimeout(typing); typing = setTimeout(() => change({find}), 250) }
+	const filter = (name, options) => choice(name, filters[name], [["", t("all")], ...options], value => change({[name]: value}))
 	return {
 		tab: "jobs",
 		load: async () => {
@@ -875,10 +893,7 @@ function jobsView({start = 0, ...values}) {
 		},
 		render: () => [
 			heading("jobs", goTo("#/train", "train", ".main")),
-			filtersOf(filters.find, typed,
-				choice("algorithm", filters.algorithm, [["", t("all")], ...namesOf(summary.algorithms)], algorithm => change({algorithm})),
-				choice("state", filters.state, [["", t("all")], ...optionsOf(STATES)], state => change({state})),
-				choice("submitted", filters.submitted, [["", t("all")], ...optionsOf(SPANS)], submitted => change({submitted}))),
+			filtersOf(filters.find, typed, filter("algorithm", namesOf(summary.algorithms)), filter("state", optionsOf(STATES)), filter("submitted", optionsOf(SPANS))),
 			list("jobs",
 				found.jobs.length === 0
 					? Object.values(filters).some(Boolean) ? empty("noMatch", null, button("clear", () => { location.hash = "#/jobs" })) : empty("noJobsYet")
@@ -889,7 +904,7 @@ function jobsView({start = 0, ...values}) {
 function jobRow(job) {
 	const took = tookOf(job)
 	return [job.model_id,
-		below(h("a.mono.user", {href: `#/jobs/${enc(job.model_id)}`, title: job.model_id}, shortId(job.model_id)), user(job.algorithm)),
+		below(link(`#/jobs/${enc(job.model_id)}`, idOf(job.model_id)), user(job.algorithm)),
 		stateBadge(job), rowProgress(job), when(job.created), took != null && duration(took)]
 }
 function rowProgress(job) {
@@ -900,23 +915,25 @@ function rowProgress(job) {
 		const figures = pairs({F1: job.evaluation?.f1, ...metrics}).filter(([, value]) => typeof value === "number").slice(0, 2)
 		return h("span.soft.small.user", joined(...figures.map(([name, value]) => `${name} ${significant(value)}`)))
 	}
-	return h("div.progress", h("div.line.small", h("span", user(firstLine(stage)), silent(job)), fraction != null && h("span.soft", percent(fraction))), bar(fraction, t("progress")))
+	return progress(h("span", user(firstLine(stage)), silent(job)), fraction != null && percent(fraction), fraction)
 }
+
 // ---- one job
 
 // Lines that are shown, and characters of a line.
 const MOST = 2000
 const LOG_LINE = /^\d{4}-\d\d-\d\d (\d\d:\d\d:\d\d)\S* (\w+) +\[[^\]]*\] ([^|]*)\| (.*)$/
 
-// The log of a job in an element that stays: lines are added at its end, and it scrolls there while `follow.on`.
-function logBox(id) {
-	const box = h("div.log", {role: "log", tabindex: "0", label: t("log"), keep: true, key: "log"}, h("div.soft", t("noLog")))
-	const follow = {on: true}
+// The log of a job in a card that stays: lines are added at its end, and it scrolls there unless the reader switches that off.
+function logOf(id) {
+	const lines = h("div.log", {role: "log", tabindex: "0", label: t("log")}, h("div.soft", t("noLog")))
+	const settle = () => { if (follows.checked) lines.scrollTop = lines.scrollHeight }
+	const follows = h("input", {type: "checkbox", checked: true, on: {change: settle}})
+	const card = h("section.card", {key: "log", keep: true}, h("div.title", h("h2", t("log")), h("label.check", follows, h("span", t("follow")))), lines)
+	const decoder = new TextDecoder()
 	let end = null
 	let rest = ""
-	const decoder = new TextDecoder()
 	let isEmpty = true
-	const settle = () => { if (follow.on) box.scrollTop = box.scrollHeight }
 	async function load() {
 		const {response} = await ask(jobPath(id, `/log${end == null ? "?tail=1000" : `?from=${end}`}`))
 		const next = response.headers.has("x-log-end") ? Number(response.headers.get("x-log-end")) : null
@@ -925,15 +942,15 @@ function logBox(id) {
 		if (end != null && next < end) return route()
 		end = next
 		if (content.length === 0) return
-		if (isEmpty || end == null) draw(box)
+		if (isEmpty || end == null) draw(lines)
 		isEmpty = false
-		const lines = (rest + decoder.decode(content, {stream: true})).split("\n")
-		rest = lines.pop().slice(0, MOST)
-		box.append(...lines.slice(-MOST).map(logLine))
-		while (box.childElementCount > MOST) box.firstChild.remove()
+		const fresh = (rest + decoder.decode(content, {stream: true})).split("\n")
+		rest = fresh.pop().slice(0, MOST)
+		lines.append(...fresh.slice(-MOST).map(logLine))
+		while (lines.childElementCount > MOST) lines.firstChild.remove()
 		settle()
 	}
-	return {box, load, follow, settle}
+	return {card, load, settle}
 }
 function logLine(line) {
 	const cut = clean(line, MOST)
@@ -944,7 +961,7 @@ function logLine(line) {
 function jobView(id) {
 	let job = null
 	let report = null
-	const log = logBox(id)
+	const log = logOf(id)
 	const end = (name, soft) => confirmed(name, async () => { await post("cancel", {model_id: id, soft}); say("done"); refresh() })
 	return {
 		tab: "jobs",
@@ -965,14 +982,12 @@ function jobView(id) {
 							!job.ended && button("cancel", () => end("cancel", false), {class: "danger"}),
 							job.state === "completed" && button("load", () => attempt(async () => { await move("load", job); location.hash = "#/models" })),
 							goTo(`#/train?from=${enc(id)}`, "trainAgain")))),
-				job.state === "error" && !isCancelled(job) && h("div", {key: "why"}, because("bad", "error", job.message)),
+				job.state === "error" && !isCancelled(job) && because("bad", "error", job.message),
 				!job.ended && card("progress", progressOf(job)),
 				card("facts", jobFacts(job)),
 				metricsCard(job),
 				report && card("evaluation", evaluationOf(report, id)),
-				h("section.card", {key: "logcard"},
-					h("div.title", h("h2", t("log")), h("label.check", h("input", {type: "checkbox", checked: log.follow.on, on: {change: event => { log.follow.on = event.target.checked; log.settle() }}}), h("span", t("follow")))),
-					log.box),
+				log.card,
 				card("asked", h("div.stack", ["parameters", "data", "extend"].map(name => h("div", {key: name}, h("h3.label", t(name)), code(pretty(job[name])))))),
 			]
 		},
@@ -990,10 +1005,8 @@ function progressOf(job) {
 		done != null && (total != null ? t("of", {a: done, b: total}) : number(done)), fraction != null && percent(fraction),
 		remaining >= 1 && !silent(job) && t("left", {time: duration(remaining)}))
 	return h("div.stack",
-		parts.map((part, index) => h("div.progress", {key: index},
-			h("div.line", h("strong", user(firstLine(part.stage || t("training")))), h("span.soft", said(part))),
-			bar(part.fraction, part.stage || t("progress")))),
-		h("div.progress.line", now.message && h("p", user(now.message)), small(t("lastReport"), ": ", when(job.reported), silent(job))))
+		parts.map(part => progress(h("strong", user(firstLine(part.stage || t("training")))), said(part), part.fraction, part.stage)),
+		h("div.line", now.message && h("p", user(now.message)), small(t("lastReport"), ": ", when(job.reported), silent(job))))
 }
 function jobFacts(job) {
 	const moment = (name, time) => time != null && fact(name, when(time), clock(time))
@@ -1003,8 +1016,8 @@ function jobFacts(job) {
 		fact("attempt", number(job.attempt)),
 		job.pid != null && fact("pid", `pid ${job.pid}`),
 		job.memory != null && fact("memory", bytes(job.memory)),
-		job.model_path && fact("model_path", mono(job.model_path), null, true),
-		fact("uuid", mono(job.uuid), null, true))
+		job.model_path && wideFact("model_path", job.model_path),
+		wideFact("uuid", job.uuid))
 }
 // Charts of the metrics: those that differ only by train, val or test share one.
 function metricsCard(job) {
@@ -1012,8 +1025,8 @@ function metricsCard(job) {
 	for (const [name, points] of pairs(job.curves ?? {})) {
 		if (points.length < 2) continue
 		const group = name.replace(/^(train|training|val|valid|validation|test|eval)[_/ .-]/, "").slice(0, 60)
-		if (!groups.has(group)) groups.set(group, [])
-		if (groups.get(group).length < 4) groups.get(group).push([name, points])
+		const series = groups.get(group) ?? []
+		if (series.length < 4) groups.set(group, [...series, [name, points]])
 	}
 	const drawn = new Set(["evaluation", ...[...groups.values()].flat().map(([name]) => name)])
 	const others = pairs(job.progress?.metrics ?? {}).filter(([name]) => !drawn.has(name))
@@ -1045,8 +1058,7 @@ async function move(route, {model_id, algorithm, model_path}) {
 // ---- evaluations
 
 const reportOf = async id => get(jobPath(id, "/evaluation")).catch(error => { if (!error.status) throw error; return {error: error.message} })
-// The figures of an evaluation: name, value, how it is written, whether more (1) or less (-1) is better, and what is shown if the name is
-// not a key.
+// The figures of an evaluation: name, value, how it is written, whether more (1) or less (-1) is better, and what is shown for the name.
 const figuresOf = report => [
 	["rows", report.rows, number, 0], [report.average ?? "F1", report.f1, share, 1],
 	["accuracy", report.accuracy, share, 1], ["exact", report.exact_match, share, 1], ["chrF", report.chrf, share, 1],
@@ -1103,8 +1115,8 @@ function compareView({a, b}) {
 			return [headingBelow("models", "compare"),
 				!old || !fresh ? list("compare", empty("noEvaluations", "noEvaluationsHelp")) : [
 					h("div.pair", {key: "pickers"}, choice("A", a, options, id => change({a: id})), choice("B", b, options, id => change({b: id}))),
-					(old.source !== fresh.source || old.rows !== fresh.rows) && h("div", {key: "other"}, note("warn", t("otherRows"))),
-					titled("figures", comparison("figure", figuresOf(old), figuresOf(fresh))),
+					(old.source !== fresh.source || old.rows !== fresh.rows) && note("warn", {key: "other"}, t("otherRows")),
+					titled("metrics", comparison("figure", figuresOf(old), figuresOf(fresh))),
 					fresh.labels && titled("f1OfLabels", comparison("label", labels(old), labels(fresh))),
 				]]
 		},
@@ -1182,28 +1194,27 @@ function fieldOf(name, raw, start, isNeeded, change, isWhole) {
 	const isNumber = type === "number" || type === "integer"
 	const isCheck = type === "boolean"
 	const isLines = type === "array" && resolve(schema.items).type === "string"
-	const isJson = !(schema.enum || isNumber || isCheck || isLines || type === "string")
+	const isText = type === "string" && !schema.enum
+	const isJson = !(schema.enum || isNumber || isCheck || isLines || isText)
 	const value = start ?? schema.default
+	const shown = value == null ? "" : isLines ? value.join("\n") : isJson ? pretty(value) : String(value)
 	const input = () => { read(); change() }
-	const props = {name, spellcheck: "false", autocomplete: "off", on: {input}}
+	const props = {value: shown, on: {input}}
 	const node = schema.enum ? select(name, JSON.stringify(value), [...(isNeeded ? [] : [["", "–"]]), ...schema.enum.map(choice => [JSON.stringify(choice), String(choice)])], input)
-		: isCheck ? h("input", {...props, type: "checkbox", checked: value === true})
-		: isNumber ? h("input", {...props, inputmode: "decimal", value: String(value ?? "")})
-		: h(isJson ? "textarea.code" : "textarea", {...props, value: value == null ? "" : isLines ? value.join("\n") : isJson ? pretty(value) : value})
-	node.id = id
+		: isCheck ? entry(name, {type: "checkbox", checked: value === true, on: {input}})
+		: isNumber ? entry(name, {...props, inputmode: "decimal"})
+		: h(isJson ? "textarea.code" : "textarea", {...props, name, spellcheck: "false"})
 	node.setAttribute("aria-describedby", `${id}h ${id}w`)
 	const wrong = h("p.wrong", {id: `${id}w`, "aria-live": "polite"})
 	const parse = text => {
 		if (isCheck) return node.checked
 		if (isLines) text = text.split("\n").filter(line => line.trim())
 		if (text.length === 0 && !isNeeded) return undefined
-		if (isLines || (type === "string" && !schema.enum)) return text
+		if (isLines || isText) return text
 		if (text.trim() === "") throw new Error(t("needed"))
 		if (schema.enum || isJson) return parsed(text)
-		const found = Number(text)
-		if (Number.isNaN(found)) throw new Error(t("notNumber"))
-		if (type === "integer" && !Number.isInteger(found)) throw new Error(t("notWhole"))
-		return found
+		if (Number.isNaN(Number(text))) throw new Error(t("notNumber"))
+		return Number(text)
 	}
 	const read = () => {
 		let problem = ""
@@ -1215,8 +1226,8 @@ function fieldOf(name, raw, start, isNeeded, change, isWhole) {
 	}
 	const label = h(isWhole ? "span.hidden" : "span", user(name), !isNeeded && h("em", ` ${t("optional")}`))
 	const help = h("p.help.user", {id: `${id}h`}, joined(schema.description, isLines ? t("perLine") : isJson && t("asJson")))
-	return {name, read, isSmall: isNumber || isCheck || schema.enum,
-		node: h("div.field", isCheck ? h("label.check", node, label) : [h("label", {for: id}, label), node], help, wrong)}
+	return {name, read, isSmall: Boolean(isNumber || isCheck || schema.enum),
+		node: h("div.field", isCheck ? h("label.check", node, label) : h("label", label, node), help, wrong)}
 }
 
 // A form of an object's schema. `read` gives the value and the first wrong input.
@@ -1225,7 +1236,7 @@ function formOf(name, raw, start, change) {
 	const properties = pairs(schema.properties ?? {})
 	const isWhole = properties.length === 0
 	const fields = isWhole ? [fieldOf(t(name), {...schema, type: "object"}, start, true, change, true)] : properties.map(([name, inner]) => fieldOf(name, inner, start?.[name], schema.required?.includes(name), change))
-	const [small, large] = [true, false].map(isSmall => fields.filter(made => Boolean(made.isSmall) === isSmall).map(({node}) => node))
+	const [small, large] = [true, false].map(isSmall => fields.filter(made => made.isSmall === isSmall).map(({node}) => node))
 	const read = () => {
 		const found = fields.map(made => made.read())
 		const values = fields.map(({name}, index) => [name, found[index].value]).filter(([, value]) => value !== undefined)
@@ -1243,36 +1254,28 @@ function trainView(values) {
 		const algorithm = able.find(({name}) => name === chosen) ?? able[0]
 		if (!algorithm) return list("train", empty("cannotTrain"))
 		chosen = algorithm.name
+		// What the job was asked that is trained again.
 		const before = from?.algorithm === chosen ? from : {}
 		const parameters = formOf("parameters", algorithm.parameters, before.parameters ?? {}, () => {})
 		const place = entry("location", {value: before.data?.location ?? values.data ?? ""})
 		const path = entry("model_path", {value: before.model_path ?? ""})
 		const {remote_ip: _, ...extend} = before.extend ?? {}
 		const more = fieldOf("extend", {type: "object", description: t("extendHelp")}, Object.keys(extend).length ? extend : undefined, false, () => {})
-		const problem = h("div")
-		const submit = async event => {
-			event.preventDefault()
+		const submit = async () => {
 			const asked = parameters.read()
 			const further = more.read()
 			const wrong = asked.wrong ?? (further.problem && further.input)
 			if (wrong) return wrong.focus()
 			const {location: _, ...data} = before.data ?? {}
 			if (place.value.trim()) data.location = place.value.trim()
-			try {
-				const {model_id: id} = await post(platform("train"), {algorithm: chosen, model_path: path.value.trim(), data, parameter: asked.value ?? {}, extend: further.value ?? {}})
-				location.hash = `#/jobs/${enc(id)}`
-			} catch (error) {
-				draw(problem)
-				refuse(problem, error)
-				problem.scrollIntoView({block: "nearest"})
-			}
+			const {model_id: id} = await post(platform("train"), {algorithm: chosen, model_path: path.value.trim(), data, parameter: asked.value ?? {}, extend: further.value ?? {}})
+			location.hash = `#/jobs/${enc(id)}`
 		}
-		return h("form.card.form", {key: chosen, keep: true, on: {submit}},
-			choice("algorithm", chosen, namesOf(able), name => { chosen = name; form = build(); drawMain(); form.elements.algorithm.focus() }),
+		return h("section.card", {key: chosen, keep: true}, formFor("startTrain", submit, [
+			choice("algorithm", chosen, namesOf(able), name => { chosen = name; form = build(); drawMain(); form.querySelector("select").focus() }),
 			algorithm.takes_data && h("div.field", field("location", place), h("p.help", t("locationHelp", {columns: algorithm.columns}), " ", link(`#/data${query({algorithm: chosen})}`, "putFile"))),
 			parameters.node,
-			h("details", h("summary", t("extend"), ", ", t("model_path")), h("div.form", more.node, h("div.field", field("model_path", path), h("p.help", t("pathHelp"))))),
-			problem, acts(h("button.main", t("startTrain"))))
+			h("details", h("summary", t("extend"), ", ", t("model_path")), h("div.form", more.node, h("div.field", field("model_path", path), h("p.help", t("pathHelp")))))]))
 	}
 	return {
 		tab: "jobs",
@@ -1293,24 +1296,27 @@ let upload = null
 let checkedFor = ""
 const takers = () => trainable().filter(algorithm => algorithm.takes_data)
 
-// Sends a file, which the service checks for an algorithm before it stores it.
+// Sends a file, which the service checks for an algorithm before it stores it. The one before is stopped.
 async function send(file) {
 	location.hash = "#/data"
 	if (!file || !summary?.upload_size) return
-	const sent = upload = {file, start: 0, isRunning: true}
+	upload?.stop.abort()
+	const stop = new AbortController()
+	const current = upload = {file, stop, share: 0, start: 0, isRunning: true}
+	const sent = share => { current.share = share; drawMain() }
 	try {
 		await describe()
-		sent.algorithm = checkedFor ||= takers()[0]?.name
+		current.algorithm = checkedFor ||= takers()[0]?.name
 		drawMain()
 		if (file.size > summary.upload_size) throw new Failure(t("tooLarge", {n: bytes(summary.upload_size)}))
 		// A folder of its own, so that it replaces no other file.
 		const folder = new Date().toISOString().replace(/\D/g, "")
-		const path = `data/uploads/${folder}/${enc(file.name)}${query({algorithm: sent.algorithm})}`
-		sent.stored = (await ask(path, {method: "PUT", body: file, limit: 60 * MINUTES})).data
-		sent.report = sent.stored.report
+		const path = `data/uploads/${folder}/${enc(file.name)}${query({algorithm: current.algorithm})}`
+		current.stored = (await ask(path, {body: file, signal: stop.signal, sent})).data
+		current.report = current.stored.report
 	} catch (error) {
-		Object.assign(sent, {problem: expected(error).message, report: error.report})
-	} finally { sent.isRunning = false }
+		Object.assign(current, stop.signal.aborted ? {isStopped: true} : {problem: expected(error).message, report: error.report})
+	} finally { current.isRunning = false }
 	drawMain()
 }
 // A file that is dropped anywhere on the page is sent; without this, the browser would show it instead of the page.
@@ -1323,31 +1329,35 @@ for (const type of ["dragover", "drop"]) addEventListener(type, event => {
 
 function dataView({algorithm}) {
 	checkedFor = algorithm ?? checkedFor
-	const file = h("input", {type: "file", name: "file", label: t("drop"), on: {change: () => { send(file.files[0]); file.value = "" }}})
+	const change = ({target}) => { send(target.files[0]); target.value = "" }
 	return {
 		tab: "data",
 		load: describe,
 		render: () => {
 			const able = takers()
-			const head = heading("data")
-			if (!summary.upload_size) return [head, list("data", empty("uploadsOff", "uploadsOffHelp"))]
-			if (able.length === 0) return [head, list("data", empty("cannotTrain"))]
+			const missing = !summary.upload_size ? empty("uploadsOff", "uploadsOffHelp") : able.length === 0 && empty("cannotTrain")
+			if (missing) return [heading("data"), list("data", missing)]
 			const {name, columns} = able.find(({name}) => name === checkedFor) ?? able[0]
 			checkedFor = name
-			return [head,
+			return [heading("data"),
 				h("div.card.form", {key: "form"},
 					choice("algorithm", name, namesOf(able), name => { checkedFor = name; drawMain() }),
-					h("label.drop", h("strong", t("drop")), h("span", t("dropHelp", {columns, n: bytes(summary.upload_size)})), file)),
+					h("label.drop", h("strong", t("drop")), h("span", t("dropHelp", {columns, n: bytes(summary.upload_size)})),
+						h("input", {type: "file", name: "file", label: t("drop"), on: {change}}))),
 				upload && card("result", uploadResult()),
 			]
 		},
 	}
 }
 function uploadResult() {
-	const {file, isRunning, stored, problem, report, algorithm} = upload
+	const {file, stop, share, isRunning, isStopped, stored, problem, report, algorithm} = upload
+	const step = share < 1 ? "uploading" : "checking"
 	return h("div.stack", {"aria-live": "polite"},
 		h("p", h("strong", user(file.name)), h("span.soft", ` · ${bytes(file.size)}`)),
-		isRunning && [busy("checking"), bar(null, t("checking"))],
+		// The bar tells listeners how far it is, so that not each percent is read out.
+		isRunning && [progress(busy(step), share < 1 && h("span", {"aria-hidden": "true"}, percent(share)), share < 1 ? share : null, t(step)),
+			acts(button("stopUpload", () => stop.abort()))],
+		isStopped && note("warn", t("stopped")),
 		problem && because("bad", "refused", problem),
 		stored && [note("good", t("fileStored"), ": ", mono(stored.location)), acts(goTo(`#/train${query({algorithm, data: stored.location})}`, "trainOn", ".main"))],
 		report && reportParts(report))
@@ -1372,7 +1382,9 @@ function reportParts(report) {
 
 // ---- models
 
-const MODEL_STATES = {loaded: "good", loading: "busy", unloading: "busy", missing: "bad"}
+// In this order they are listed; a model with a problem is first.
+const MODEL_STATES = {missing: "bad", loading: "busy", unloading: "busy", loaded: "good", unloaded: "calm", evicted: "calm"}
+const rank = ({state, problem}) => (problem ? 0 : Object.keys(MODEL_STATES).indexOf(state))
 const modelBadge = state => badge(MODEL_STATES[state] ?? "calm", state === "loading" ? "loadingState" : state)
 const unload = model => confirmed("unload", () => move("unload", model))
 const load = model => attempt(() => move("load", model))
@@ -1396,8 +1408,6 @@ function modelsView() {
 		drawMain()
 	}
 	more()
-	// Where a model stands in the list: what is wrong is first.
-	const rank = ({state, problem}) => ({missing: 0, loading: 1, unloading: 1, evicted: 3})[state] ?? (problem ? 0 : 2)
 	return {
 		tab: "models",
 		load: async () => {
@@ -1422,7 +1432,7 @@ function modelsView() {
 					pager(start, listed.length, place => { start = place; drawMain() })]),
 				aliases.length > 0 && titled("aliases", table("alias *model state since2 #*actions", aliases.map(alias =>
 					[alias.name, mono(alias.name), mono(alias.model_id), modelBadge(alias.state), when(alias.since), acts(does("move", alias.name, () => aliasDialog(alias)))]))),
-				problem && h("div", {key: "problem"}, because("warn", "stored", problem)),
+				problem && because("warn", "stored", problem),
 				stored.length > 0 && titled("stored", table("model state :created #size #f1 #*actions", stored.map(model => storedRow(model, states.get(model.model_id)))),
 					next && h("div.pager", {key: "more"}, button("more", more, {class: "mini"}))),
 			]
@@ -1436,23 +1446,22 @@ function storedRow(model, state = "unloaded") {
 		[modelBadge(state), why(model.below_gate)], when(model.created), bytes(model.size), f1 != null ? share(f1) : error ? t("noResult") : "–",
 		acts(state === "unloaded" && does("load", model.model_id, () => load(model)))]
 }
+// A worker, and its node if it is on a cluster.
+const placed = (what, node) => user(node ? t("onNode", {what, node}) : what)
 function modelRow(model) {
-	const {model_id: id, state, rate = 0, predictions = 0, batches = 0, waiting = 0, in_flight: running = 0, problem} = model
+	const {workers = [], nodes = [], model_id: id, state, rate = 0, predictions = 0, batches = 0, waiting = 0, in_flight: running = 0, problem} = model
 	const isLoaded = state === "loaded"
 	return [id,
-		below(h("span.mono.user", {title: id}, shortId(id)), user(model.algorithm), model.workers?.length > 0 && ` · ${t("worker")} ${model.workers.join(", ")}`, isLoaded && model.lazy && ` · ${t("lazily")}`),
+		below(idOf(id), user(model.algorithm), workers.length > 0 && ` · ${t("worker")} `, workers.map((worker, place) => [place > 0 && ", ", placed(worker, nodes[place])]), isLoaded && model.lazy && ` · ${t("lazily")}`),
 		[isLoaded && problem ? badge("warn", state) : modelBadge(state), state === "evicted" && h("div.soft.small", t("evictedWhy")), why(problem)],
 		below(perSecond(rate), t("total", {n: predictions})), model.p50 == null ? "–" : below(duration(model.p50), `p99 ${duration(model.p99)}`),
 		batches ? number(predictions / batches, 1) : "–", number(waiting + running), number(model.failures ?? 0), model.memory ? bytes(model.memory) : "–",
 		acts(isLoaded && [goTo(`#/tryit?model=${enc(id)}`, "tryit", "", `${t("tryit")}: ${id}`), does("unload", id, () => unload(model), "danger")], ["missing", "evicted"].includes(state) && does("load", id, () => load(model)))]
 }
-// Asks for the fields of a request about one model; gives them to `act`.
+// Asks for the fields of a request about one model.
 function modelDialog(name, yes, algorithm, fields, act) {
-	const names = namesOf(summary.algorithms)
-	const values = {algorithm: algorithm ?? names[0]}
-	const inputs = pairs(fields).map(([name, props]) => entry(name, {required: true, ...props}))
-	const content = [choice("algorithm", values.algorithm, names, name => { values.algorithm = name }), inputs.map(input => field(input.name, input))]
-	formDialog(name, yes, content, () => act({...values, ...Object.fromEntries(inputs.map(input => [input.name, input.value.trim()]))}))
+	const inputs = pairs(fields).map(([name, props]) => field(name, entry(name, {required: true, ...props})))
+	formDialog(name, yes, [choice("algorithm", algorithm, namesOf(summary.algorithms)), inputs], act)
 }
 const loadDialog = () => modelDialog("loadOne", "load", null, {model_id: {maxlength: 64, autofocus: true}, model_path: {maxlength: 1024, required: false, placeholder: t("optional")}}, model => move("load", model))
 function aliasDialog(old) {
@@ -1467,14 +1476,14 @@ function workersView() {
 		load: async () => { ({workers} = await get("workers")) },
 		render: () => {
 			const most = Math.max(1, ...workers.map(worker => worker.memory ?? 0))
-			return [heading("workers"), list("workers", table("worker state memory *models :since2 #restarts", workers.map(worker => workerRow(worker, most))))]
+			return [heading("workers"), list("workers", table("worker state memory *models :started #restarts", workers.map(worker => workerRow(worker, most))))]
 		},
 	}
 }
-function workerRow({index, pid, ready, isolated, devices, problem, memory, models, since, restarts}, most) {
-	const held = models.slice(0, 500).map(id => h("div.mono.user", {title: id}, shortId(id)))
+function workerRow({index, pid, node, ready, isolated, devices, problem, memory, models, since, restarts}, most) {
+	const held = models.slice(0, 500).map(id => h("div", idOf(id)))
 	return [index,
-		below(h("strong", `${t("worker")} ${index}`), pid != null ? `pid ${pid}` : "–", isolated && ` · ${t("isolated")}`, devices.map(id => ` · GPU ${id}`)),
+		below(h("strong", `${t("worker")} ${index}`), placed(pid != null ? `pid ${pid}` : "–", node), isolated && ` · ${t("isolated")}`, devices.map(id => ` · GPU ${id}`)),
 		[badge(ready ? "good" : "bad", ready ? "ready" : "down"), why(problem)],
 		[bytes(memory), memory != null && bar(memory / most, t("memory"))],
 		held.length === 0 ? "–" : held.length <= 3 ? held : h("details", h("summary", t("held", {n: models.length})), held),
@@ -1491,36 +1500,36 @@ function tryView(values) {
 	let form = null
 	const build = () => {
 		const model = models.find(({model_id: id}) => id === chosen)
-		const algorithm = algorithms.algorithms.find(({name}) => name === model.algorithm)
-		let example = algorithm.examples[0]
+		const {kind, examples, streams, ...types} = algorithms.algorithms.find(({name}) => name === model.algorithm)
 		const answer = h("div.stack", {"aria-live": "polite"}, empty("noAnswer"))
 		const snippets = h("div.stack")
-		const changed = () => drawSnippets(snippets, request(), algorithm.streams)
 		const inputs = h("div")
+		const changed = () => drawSnippets(snippets, request(), streams)
+		const params = formOf("params", types.params, resolve(types.params).properties ? undefined : {}, changed)
 		let features
-		const fill = () => { features = formOf("features", algorithm.features, example, changed); inputs.replaceChildren(features.node) }
-		fill()
-		const params = formOf("params", algorithm.params, resolve(algorithm.params).properties ? undefined : {}, changed)
-		const request = () => {
-			const options = params.read().value
-			return {model_id: chosen, features: features.read().value, ...(options && Object.keys(options).length ? {params: options} : {})}
+		const fill = number => {
+			features = formOf("features", types.features, examples[number - 1], changed)
+			inputs.replaceChildren(features.node)
+			changed()
 		}
-		const submit = async event => {
-			event.preventDefault()
+		const request = () => {
+			const options = params.read().value ?? {}
+			return {model_id: chosen, features: features.read().value, ...(Object.keys(options).length > 0 && {params: options})}
+		}
+		const submit = async () => {
 			const wrong = features.read().wrong ?? params.read().wrong
 			if (wrong) return wrong.focus()
 			const body = request()
 			leaving = new AbortController()
 			draw(answer, busy("sending"))
-			ok.disabled = true
 			const began = performance.now()
 			const took = () => t("tookMs", {n: duration((performance.now() - began) / 1000)})
 			const parts = []
 			try {
-				const {data, response} = await ask(platform("predict"), {method: "POST", body, signal: leaving.signal, headers: algorithm.streams ? {Accept: EVENTS} : {}})
+				const {data, response} = await ask(platform("predict"), {method: "POST", body, signal: leaving.signal, headers: streams ? {Accept: EVENTS} : {}})
 				const timing = response.headers.get("server-timing")
 				const show = (drawn, raw, isDone) => draw(answer, drawn, isDone && [small(joined(took(), ...(timing?.split(",").map(timingOf) ?? []))), h("details", h("summary", t("asJson")), code(pretty(raw)))])
-				if (data) return show(drawnAnswer(algorithm.kind, data.predictions, body), data.predictions, true)
+				if (data) return show(drawnAnswer(kind, data.predictions, body), data.predictions, true)
 				for await (const [name, content] of eventsOf(response)) {
 					if (name === "part") parts.push(JSON.parse(content))
 					const end = name === "end" ? JSON.parse(content) : null
@@ -1528,14 +1537,13 @@ function tryView(values) {
 					show(drawn, parts, end)
 					if (end && end.status !== "success") throw new Failure(end.message)
 				}
-			} catch (error) { answer.querySelector("[aria-busy]")?.remove(); refuse(answer, error) } finally { ok.disabled = false }
+			} catch (error) { answer.querySelector("[aria-busy]")?.remove(); refuse(answer, error) }
 		}
-		const ok = h("button.main", t("send"))
-		const several = algorithm.examples.length > 1 && choice("example", "1", algorithm.examples.map((_, index) => String(index + 1)), number => { example = algorithm.examples[number - 1]; fill(); changed() })
+		fill(1)
+		const several = examples.length > 1 && choice("example", "1", examples.map((_, index) => String(index + 1)), fill)
 		form = h("div.two", {key: chosen, keep: true},
-			h("form.card.form", {on: {submit}}, several, inputs, params.node, acts(ok)),
+			h("section.card", formFor("send", submit, [several, inputs, params.node])),
 			h("div.stack", card("answer", answer), card("request", snippets)))
-		changed()
 	}
 	return {
 		tab: "tryit",
@@ -1545,11 +1553,11 @@ function tryView(values) {
 		},
 		render: () => {
 			const head = heading("tryit")
-			if (models.length === 0) return [head, list("tryit", empty("nothingToTry", "noModelsHelp", goTo("#/models", "browseModels")))]
+			if (models.length === 0) return [head, list("tryit", empty("nothingToTry", "noModelsHelp", goTo("#/models", "models")))]
 			if (!models.some(({model_id: id}) => id === chosen)) { chosen = models[0].model_id; form = null }
 			if (!form) build()
 			const pick = model => { leaving?.abort(); chosen = values.model = model; form = null; drawMain(); keepInAddress("tryit", {model}) }
-			return [head, values.model && values.model !== chosen && h("div", {key: "other"}, note("warn", mono(values.model), ": ", t("unloaded"))),
+			return [head, values.model && values.model !== chosen && note("warn", {key: "other"}, mono(values.model), ": ", t("unloaded")),
 				h("div.pair", {key: "picker"}, choice("model", chosen, models.map(model => [model.model_id, `${model.algorithm} · ${shortId(model.model_id)}`]), pick)), form]
 		},
 	}
@@ -1561,12 +1569,12 @@ function timingOf(part) {
 // The same request for a terminal and for a script.
 function drawSnippets(place, body, streams) {
 	const isSafe = Boolean(token())
-	const curl = [streams ? "curl -N" : "curl", "  -H 'Content-Type: application/json'", streams && `  -H 'Accept: ${EVENTS}'`, isSafe && '  -H "Authorization: Bearer $MLPKIT_TOKEN"',
+	const curl = ["curl", "  -H 'Content-Type: application/json'", streams && `  -N -H 'Accept: ${EVENTS}'`, isSafe && '  -H "Authorization: Bearer $MLPKIT_TOKEN"',
 		`  -d '${JSON.stringify(body).replaceAll("'", "'\\''")}'`, `  ${new URL(ROOT + platform("predict"), location.origin).href}`].filter(Boolean).join(" \\\n")
-	const client = [JSON.stringify(location.origin + ROOT.replace(/\/$/, "")), summary.prefix !== "/" && `prefix=${JSON.stringify(summary.prefix)}`, isSafe && 'token=os.environ["MLPKIT_TOKEN"]'].filter(Boolean).join(", ")
-	const python = [...(isSafe ? ["import os", ""] : []), "from mlpkit import Client", "", `client = Client(${client})`, "print(client.predict(",
-		...[JSON.stringify(body.model_id), pythonOf(body.features), body.params && pythonOf(body.params)].filter(Boolean).map(argument => `    ${argument},`), "))"].join("\n")
-	draw(place, pairs({curl, Python: python}).map(([name, text]) => h("div", {key: name}, h("h3.label", name), code(text))))
+	const client = [pythonOf(location.origin + ROOT.replace(/\/$/, "")), summary.prefix !== "/" && `prefix=${pythonOf(summary.prefix)}`, isSafe && 'token=os.environ["MLPKIT_TOKEN"]'].filter(Boolean).join(", ")
+	const Python = `${isSafe ? "import os\n\n" : ""}from mlpkit import Client\n\nclient = Client(${client})\nprint(client.predict(\n${
+		Object.values(body).map(value => `    ${pythonOf(value)},\n`).join("")}))`
+	draw(place, pairs({curl, Python}).map(([name, text]) => h("div", {key: name}, h("h3.label", name), code(text))))
 }
 function pythonOf(value) {
 	if (value == null) return "None"
@@ -1588,7 +1596,8 @@ function drawLabels(answer, {params}) {
 	if (answer.length === 0) return soft(t("noLabels"))
 	return h("div.stack",
 		h("div.labels", answer.slice(0, 100).map(item => [user(item.label),
-			h("span", {class: `track ${item.score < limit ? "under" : ""}`}, h("i", {style: {width: `${Math.min(100, Math.max(0, item.score))}%`}}), limit != null && h("u", {style: {left: `${limit}%`}})),
+			h(`svg.track${item.score < limit ? ".under" : ""}`, {viewBox: "0 0 100 100", preserveAspectRatio: "none"},
+				h("path", {d: `M0 50H${Math.min(100, Math.max(0, item.score))}`}), limit != null && h("path.limit", {d: `M${limit} -40V140`})),
 			h("span.num", score(item.score))])),
 		limit != null && small(t("threshold", {n: limit})))
 }
@@ -1605,16 +1614,16 @@ function drawEntities(answer, {features}) {
 			parts.push(letters.slice(place, start).join(""), h(`mark.s${kinds.indexOf(label) % 4}`, {title: `${label} ${score(own)}`}, letters.slice(start, end + 1).join(""), h("sub", label)))
 			place = end + 1
 		}
-		return [h("p.marked", parts, letters.slice(place).join("")), found.length === 0 ? soft(t("noEntities")) : small(`${t("score")} ${score(common)}`)]
+		return [h("p.marked", parts, letters.slice(place).join("")), found.length === 0 ? soft(t("foundNothing")) : small(`${t("score")} ${score(common)}`)]
 	}))
 }
 function drawClusters(answer) {
-	if (answer.length === 0) return soft(t("noClusters"))
+	if (answer.length === 0) return soft(t("foundNothing"))
 	return h("ul.groups", answer.slice(0, 200).map(group => h("li", h("div.head", h("strong", user(group.cluster_name)), h("span.soft.small", score(group.score))), h("ul", group.cluster.slice(0, 100).map(text => h("li", user(text)))))))
 }
 function drawRelations(answer) {
 	const found = answer.relations ?? answer
-	if (found.length === 0) return soft(t("noRelations"))
+	if (found.length === 0) return soft(t("foundNothing"))
 	const side = item => h("span", user(item.name), h("span.soft.small", " ", user(item.label)))
 	return h("ul", found.slice(0, 200).map(relation => h("li.triple", side(relation.subject), h("span", {title: score(relation.score)}, user(relation.predicate.text)), side(relation.object))))
 }
