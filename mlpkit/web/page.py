@@ -125,7 +125,8 @@ class PageRoutes:
         state = dependencies.state
         reasons = state.problems()
         jobs = dependencies.training.counts()
-        database = f"{settings.db_type}://{settings.db_host}" if dependencies.cluster is not None else None
+        place = settings.db_name if settings.db_type == "sqlite" else settings.db_host
+        database = f"{settings.db_type}://{place}" if dependencies.cluster is not None else None
         return {
             "phase": state.phase,
             "ready": not reasons,
@@ -162,15 +163,15 @@ class PageRoutes:
         models = self._dependencies.models
         views = models.listed()
         states = [view.state for view in views]
-        missing = len(models.missing())
         desired = self._dependencies.cluster.desired_models if self._dependencies.cluster is not None else None
-        present = {view.model_id for view in views}
-        missing += sum(model.wanted and model.model_id not in present for model in desired or ())
+        # A model may be wanted for both reasons.
+        wanted = {model.model_id for model in models.missing()}
+        wanted |= {model.model_id for model in desired or () if model.wanted}
         return {
             "loaded": states.count("loaded"),
             "loading": states.count("loading"),
             "unloading": states.count("unloading"),
-            "missing": missing,
+            "missing": len(wanted - {view.model_id for view in views}),
             "waiting": sum(view.waiting for view in views),
             "in_flight": sum(view.in_flight for view in views),
         }

@@ -29,7 +29,12 @@ BUCKETS: dict[int, str] = {}
 def on_s3(s3: S3Server, relay: Relay, tmp_path: Path) -> Iterator[RunningService]:
     """A service of the storing script, whose store is reached through the relay."""
     bucket = f"cancel-{secrets.token_hex(6)}"
-    values = {**s3.environment, "MINIO_HOST": relay.endpoint, "MLPKIT_MODEL_BUCKET": bucket, "MLPKIT_DATA_BUCKET": bucket}
+    values = {
+        **s3.environment,
+        "MINIO_HOST": relay.endpoint,
+        "MLPKIT_MODEL_BUCKET": bucket,
+        "MLPKIT_DATA_BUCKET": bucket,
+    }
     service = RunningService(f"{SCRIPT}:app", tmp_path / "home", {**values, "MLPKIT_UPLOAD": "on"})
     BUCKETS[service.port] = bucket
     try:

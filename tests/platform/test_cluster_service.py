@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from mlpkit.serving.model import LoadedModelRecord
 from tests.platform.conftest import SCRIPT, OpenPlatform, Platform
 from tests.secret import new_secret
 from tests.servers import LONG, wait_until
@@ -109,6 +111,23 @@ def test_models_shows_what_is_wanted_beside_what_is_there(leader: Service, small
     assert "[bad]" in answer["checker"]["warnings"][0]
     ready = leader.get("/health/ready")
     assert (ready.status, ready.json["data"]["warnings"]) == (200, answer["checker"]["warnings"])
+
+
+def test_a_missing_model_of_the_last_run_that_the_database_wants_counts_once(
+    small_platform: Platform, tmp_path: Path
+) -> None:
+    small_platform.put_model("bad", "boom", path="raise")
+    small_platform.note_change("2021-01-01 00:00:00", "boom")
+    (tmp_path / "models.json").write_bytes(msgspec.json.encode([LoadedModelRecord("boom", "bad", "raise")]))
+    environment = {"MLP_CLIENT_MODE": "cluster", "MLPKIT_HOME": str(tmp_path), **small_platform.environment}
+    replica = Service("default", CHECKER_START="true", MLP_CLIENT_WORKER="1", **environment)
+    try:
+        wait_until(lambda: bool(models(replica).get("bad", {}).get("error")), "the failure is shown")
+        summary = replica.get("/summary").json["data"]
+    finally:
+        replica.stop()
+    assert summary["models"]["missing"] == 1
+    assert summary["database"] == f"sqlite://{small_platform.environment['ML_CLIENT_MLP_DB_NAME']}"
 
 
 def test_load_that_the_others_cannot_hear_of_fails_and_loads_nothing(leader: Service, small_platform: Platform) -> None:

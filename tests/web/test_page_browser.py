@@ -405,7 +405,9 @@ def test_an_upload_shows_how_far_it_is_and_can_be_stopped(signed_out: Browser, t
             signed_out.driver.get(f"http://{relay.endpoint}/#/data")
             signed_out.find("input[type=file]").send_keys(str(large))
             signed_out.wait_until("document.querySelector('progress')?.getAttribute('value') > 0")
-            shown = signed_out.run("[document.querySelector('progress').value, document.querySelector('main').innerText]")
+            shown = signed_out.run(
+                "[document.querySelector('progress').value, document.querySelector('main').innerText]"
+            )
             assert 0 < shown[0] < 1
             assert re.search(r"Sending the file…\s+[1-9]\d? %", shown[1])
             wait_until(lambda: len(kept()) == 1, "the service receives it")

@@ -748,6 +748,7 @@ async function follow() {
 
 // ---- overview
 
+const notesOf = (kind, name, texts) => texts.length > 0 && h("ul.notes", {key: name}, texts.slice(0, 20).map(text => h("li", because(kind, name, text))))
 // What an operator needs to know, as a few short sentences.
 function sentence() {
 	const {jobs, models, failed, phase, ready, workers} = summary
@@ -760,8 +761,9 @@ function sentence() {
 		const text = t(failed.count === 1 ? "failedOnce" : "failedOften", {n: failed.count, ago: ago(failed.last.ended), why: firstLine(failed.last.message) || "–"})
 		parts.push(link(`#/jobs/${enc(failed.last.model_id)}`, user(/[.。!?！？]$/.test(text) ? text : text + t("stop"))))
 	}
-	if (models.missing) parts.push(link("#/models", t("missingModels", {n: models.missing})))
-	else if (!failed.last || models.loaded) parts.push(t("serves", {n: models.loaded, workers: t("someWorkers", {n: workers.all})}))
+	// A service that stops has unloaded its models, so that none is missing.
+	if (phase !== "draining" && models.missing) parts.push(link("#/models", t("missingModels", {n: models.missing})))
+	else if (models.loaded || !failed.last && phase !== "draining") parts.push(t("serves", {n: models.loaded, workers: t("someWorkers", {n: workers.all})}))
 	return parts.filter(Boolean).flatMap((part, index) => (index && language !== "zh" ? [" ", part] : [part]))
 }
 
@@ -772,9 +774,9 @@ function overview() {
 		load: async () => { charts = await get("charts") },
 		render: () => [
 			h("h1.lead", {key: "lead"}, sentence()),
-			summary.reasons.length + summary.warnings.length > 0 && h("ul.notes", {key: "notes"},
-				summary.reasons.slice(0, 20).map(text => h("li", because("bad", "notready", text))),
-				summary.warnings.slice(0, 20).map(text => h("li", because("warn", "warning", text)))),
+			// The sentence names the phase already.
+			notesOf("bad", "notready", summary.reasons.filter(reason => reason !== summary.phase)),
+			notesOf("warn", "warning", summary.warnings),
 			card("service", serviceFacts()),
 			h("section.stack", {key: "charts"}, h("h2", t("hour")), hourCharts(charts)),
 		],
@@ -791,7 +793,7 @@ function serviceFacts() {
 		fact("memServer", bytes(memory.server), t("machine", {n: bytes(memory.available)})),
 		disk && fact("disk", t("free", {n: bytes(disk.free)}), bar(1 - disk.free / disk.total, t("disk"))),
 		fact("cache", t("of", {a: bytes(cache.used), b: bytes(cache.limit)})),
-		fact("database", summary.database ? user(summary.database) : "–"),
+		wideFact("database", summary.database ?? "–"),
 		wideFact("store", summary.store))
 }
 // How much of something is used or done, from 0 to 1; null if that is not known.
@@ -822,14 +824,11 @@ function chart(title, series, format, at, ends) {
 	const across = x => ((x - first) / (last - first || 1) * 600).toFixed(1)
 	const up = y => (100 - (y - low) / (high - low) * 96).toFixed(1)
 	const lines = series.map(([, points], number) => {
-		let line = ""
-		let isGap = true
-		for (const [x, y] of points) {
-			// A line of almost no length shows a point that stands alone.
-			if (y != null) line += isGap ? `M${across(x)} ${up(y)}h.1` : `L${across(x)} ${up(y)}`
-			isGap = y == null
-		}
-		return h(`path.s${number}`, {d: line})
+		const isThere = index => points[index]?.[1] != null
+		// A short line shows a point that stands alone.
+		const line = points.map(([x, y], index) => (y == null ? "" :
+			`${isThere(index - 1) ? "L" : "M"}${across(x)} ${up(y)}${isThere(index - 1) || isThere(index + 1) ? "" : "h4"}`))
+		return h(`path.s${number}`, {d: line.join("")})
 	})
 	const shown = point => (point?.[1] == null ? "–" : format(point[1]))
 	const latest = points => shown(points.findLast(([, y]) => y != null))
@@ -1430,7 +1429,7 @@ function modelsView() {
 				list("models", models.length === 0 ? empty("noModels", "noModelsHelp", goTo("#/jobs?state=completed", "jobs")) : listed.length === 0 ? empty("noMatch") : [
 					table("model state #rate #perCall #batch #waiting #failures #memory #*actions", listed.slice(start, start + PAGE).map(modelRow)),
 					pager(start, listed.length, place => { start = place; drawMain() })]),
-				aliases.length > 0 && titled("aliases", table("alias *model state since2 #*actions", aliases.map(alias =>
+				aliases.length > 0 && titled("aliases", table("alias *model state :since2 #*actions", aliases.map(alias =>
 					[alias.name, mono(alias.name), mono(alias.model_id), modelBadge(alias.state), when(alias.since), acts(does("move", alias.name, () => aliasDialog(alias)))]))),
 				problem && because("warn", "stored", problem),
 				stored.length > 0 && titled("stored", table("model state :created #size #f1 #*actions", stored.map(model => storedRow(model, states.get(model.model_id)))),
@@ -1625,7 +1624,7 @@ function drawRelations(answer) {
 	const found = answer.relations ?? answer
 	if (found.length === 0) return soft(t("foundNothing"))
 	const side = item => h("span", user(item.name), h("span.soft.small", " ", user(item.label)))
-	return h("ul", found.slice(0, 200).map(relation => h("li.triple", side(relation.subject), h("span", {title: score(relation.score)}, user(relation.predicate.text)), side(relation.object))))
+	return h("ul", found.slice(0, 200).map(relation => h("li.triple", side(relation.subject), h("b", user(relation.predicate.text), " →"), side(relation.object), h("span.num", score(relation.score)))))
 }
 function drawTexts(answer) {
 	return h("ul.stack", [answer].flat().slice(0, 50).map(item => h("li", h("p.marked", item.text ?? item), item.score != null && small(score(item.score)))))
