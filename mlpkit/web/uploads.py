@@ -161,7 +161,7 @@ class UploadRoutes:
         return msgspec.structs.replace(report, name=name)
 
     async def _output(self, command: list[str], name: str) -> tuple[bytes, bytes]:
-        """What the check of a file prints: its report, and what went wrong."""
+        """The report that a check prints, and what went wrong."""
         async with self._checks:
             process = await asyncio.create_subprocess_exec(
                 *command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -177,7 +177,7 @@ class UploadRoutes:
                         process.kill()
 
     async def _store(self, path: Path, place: str, gone: asyncio.Task[None]) -> None:
-        """Stores the file; removes a new one again if the caller has gone meanwhile."""
+        """Stores the file; a new one is removed if the caller goes meanwhile."""
         storage = self._dependencies.storage
         late = f"the store did not take the file within {_STORE_SECONDS:g} s"
         in_store = partial(in_time, limit=_STORE_SECONDS, limiter=self._threads, late=late)
