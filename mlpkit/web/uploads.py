@@ -177,7 +177,7 @@ class UploadRoutes:
                         process.kill()
 
     async def _store(self, path: Path, place: str, gone: asyncio.Task[None]) -> None:
-        """Stores the file; a new one is removed if the caller goes meanwhile."""
+        """Stores the file; removes a new one if the caller goes away."""
         storage = self._dependencies.storage
         late = f"the store did not take the file within {_STORE_SECONDS:g} s"
         in_store = partial(in_time, limit=_STORE_SECONDS, limiter=self._threads, late=late)
