@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -209,6 +210,8 @@ class _LaunchedPlace:
                 if "alive" in found and found["alive"].etag != alive:
                     alive = found["alive"].etag
                     seen = time.monotonic()
+                if "ended" in found:
+                    return JobOutcome("error", "the scheduler has ended the launched job", lost=True)
                 if run.stop.reason is not None and not told_to_stop:
                     await self._notes.write("stop", run.stop.reason.encode())
                     told_to_stop = True
@@ -358,6 +361,8 @@ async def _serve(notes: _Notes, settings: Settings) -> None:
     working = asyncio.create_task(remote.run())
     try:
         async with anyio.create_task_group() as tasks:
+            # A scheduler that cancels or preempts a job sends this signal, and kills the job a little later.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, tasks.cancel_scope.cancel)
             tasks.start_soon(_obey, notes, lease, remote, tasks.cancel_scope)
             await _report(notes, remote)
             tasks.cancel_scope.cancel()
