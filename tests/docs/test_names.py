@@ -49,7 +49,18 @@ OTHER_PATHS = re.compile(r"/(etc|var|tmp|proc|sys|dev|srv|opt|run|home|data|usr|
 OTHER_OPTIONS = {
     *("--build-arg", "--rm", "--extra-index-url", "--find-links", "--strict", "--maxfail", "--port-forward"),
     "--gate",
-    *("--net", "--network", "--shm-size", "--gpus", "--memory", "--cpus", "--user", "--volume", "--durations"),
+    *(
+        "--net",
+        "--network",
+        "--shm-size",
+        "--gpus",
+        "--memory",
+        "--cpus",
+        "--user",
+        "--volume",
+        "--durations",
+        "--export",
+    ),
 }
 """Options of other programs that pages name without the program."""
 
