@@ -260,6 +260,36 @@ def test_http_page_describes_every_route_with_its_fields() -> None:
             assert any(name in span for span in named), f"{route.name}: ?{name}"
 
 
+def design_names_that_do_not_exist(text: str) -> Iterator[str]:
+    """Modules, `Class.method`s and `_private` functions of the page on design that the package lacks."""
+    package = ROOT / "mlpkit"
+    code = "\n".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
+    table = text.partition("\n## Layers\n")[2].partition("\n## ")[0]
+    modules = {span for row in re.findall(r"^\|[^|]*\|([^|]*)\|", table, re.MULTILINE) for span in code_spans(row)}
+    for span in code_spans(text):
+        if re.fullmatch(r"[a-z_]+\.[a-z_]+", span) and (package / span.partition(".")[0]).is_dir():
+            modules.add(span)
+        elif re.fullmatch(r"([A-Z]\w+\.)?_?[a-z_]+", span) and not re.fullmatch("[a-z][a-z_]*", span):
+            holder, _, function = span.rpartition(".")
+            if f"def {function}(" not in code or (holder and f"class {holder}" not in code):
+                yield span
+    for module in modules:
+        path = package.joinpath(*module.split("."))
+        if not path.is_dir() and not path.with_suffix(".py").exists():
+            yield module
+
+
+@pytest.mark.parametrize("page", ["design.md", "design.zh.md"])
+def test_the_page_on_design_names_what_the_code_has(page: str) -> None:
+    assert list(design_names_that_do_not_exist((DOCS / page).read_text(encoding="utf-8"))) == []
+
+
+def test_a_name_that_the_code_has_lost_is_noticed() -> None:
+    table = "\n## Layers\n\n| layer | modules | what |\n| --- | --- | --- |\n| 1 | `services` | |\n\n## Next\n"
+    text = f"{table}`serving.gone`, `_load_replica`, `Models.lode` and `serving.models`"
+    assert set(design_names_that_do_not_exist(text)) == {"services", "serving.gone", "_load_replica", "Models.lode"}
+
+
 def test_every_error_says_what_to_do() -> None:
     for error in references.error_classes():
         if error.__name__ not in ("MlpkitError", "TrainingStopped"):
