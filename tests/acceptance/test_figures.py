@@ -118,5 +118,8 @@ def test_figures_over_http_are_those_of_scikit_learn_and_seqeval(
     other = "scikit-learn" if corpus.expected is of_labels else "seqeval"
     report(f"{corpus.name}, {found.rows} rows, mlpkit / {other}\n{table(found, expected)}")
     check_same(found, expected)
+    if corpus.expected is of_labels:
+        assert found.micro is not None
+        assert (found.accuracy, found.micro.f1) == pytest.approx((expected["accuracy"], expected["accuracy"]))
     averages = {"accuracy", "micro avg", "macro avg", "weighted avg"}
     assert set(found.labels) == set(expected) - averages
