@@ -9,20 +9,13 @@ is imported when the name is first used.
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from mlpkit.app import Algorithm, App
-    from mlpkit.client import Client, JobHandle
-    from mlpkit.handler_log import Log
-    from mlpkit.injection import Depends
-    from mlpkit.storage import ModelDir, Storage
-    from mlpkit.training import Checkpoint, Progress, TrainData, TrainJob
+import threading
+from types import SimpleNamespace
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -51,44 +44,56 @@ def working_directory() -> str:
         return os.sep
 
 
-start_folder = working_directory()
+start_folder: str = working_directory()
 """The working directory when mlpkit was imported: what relative paths are relative to, whatever `os.chdir` does."""
 
 
-def front_door(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package that imports its names on first use.
+class LazyImports:
+    """Imports the names of a block when they are first used.
 
-    PEP 562 describes it. `modules` says which module has which of its names.
+    The block is at the top of a package and holds `from ... import` lines only, which type checkers and editors read as
+    usual. Python has `lazy from` for that since 3.15 (PEP 810). Here, the block only notes which module has which name;
+    afterwards, the `__getattr__` of the package (PEP 562) imports a name. While the block runs, `__import__` is
+    replaced for the code of this package alone, because other threads may import something at the same time.
     """
 
-    def find(name: str) -> Any:
-        if name not in modules:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(modules[name]), name)
-        setattr(sys.modules[package], name, value)
+    _one_at_a_time = threading.Lock()
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+        self._namespace = vars(sys.modules[package])
+        self._modules: dict[str, str] = {}
+
+    def __enter__(self) -> None:
+        self._one_at_a_time.acquire()
+        self._import_now = builtins.__import__
+        builtins.__import__ = self._note
+
+    def __exit__(self, *error: object) -> None:
+        builtins.__import__ = self._import_now
+        self._one_at_a_time.release()
+        for name in self._modules:
+            del self._namespace[name]
+        self._namespace["__getattr__"] = self._find
+        self._namespace["__dir__"] = lambda: list(self._namespace["__all__"])
+
+    def _note(self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+        if globals is not self._namespace:
+            return self._import_now(name, globals, locals, fromlist, level)
+        self._modules.update(dict.fromkeys(fromlist, name))
+        return SimpleNamespace(**dict.fromkeys(fromlist))
+
+    def _find(self, name: str) -> Any:
+        if name not in self._modules:
+            raise AttributeError(f"module {self._package!r} has no attribute {name!r}")
+        value = self._namespace[name] = getattr(importlib.import_module(self._modules[name]), name)
         return value
 
-    return find
 
-
-__getattr__ = front_door(
-    __name__,
-    {
-        "Algorithm": "mlpkit.app",
-        "App": "mlpkit.app",
-        "Checkpoint": "mlpkit.training",
-        "Client": "mlpkit.client",
-        "Depends": "mlpkit.injection",
-        "JobHandle": "mlpkit.client",
-        "Log": "mlpkit.handler_log",
-        "ModelDir": "mlpkit.storage",
-        "Progress": "mlpkit.training",
-        "Storage": "mlpkit.storage",
-        "TrainData": "mlpkit.training",
-        "TrainJob": "mlpkit.training",
-    },
-)
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+with LazyImports(__name__):
+    from mlpkit.app import Algorithm, App
+    from mlpkit.client import Client, JobHandle
+    from mlpkit.handler_log import Log
+    from mlpkit.injection import Depends
+    from mlpkit.storage import ModelDir, Storage
+    from mlpkit.training import Checkpoint, Progress, TrainData, TrainJob

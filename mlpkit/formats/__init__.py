@@ -6,12 +6,10 @@ character, scores are 0 to 100). A name is imported when it is first used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from mlpkit import front_door
+from mlpkit import LazyImports
 from mlpkit.formats.kind import KINDS, BrokenRow, Doubt, Facts, Kind, Row, kind_names, kind_of, register_kind
 
-if TYPE_CHECKING:
+with LazyImports(__name__):
     from mlpkit.formats.answer import check_answer, plain, to_json
     from mlpkit.formats.classification import (
         ClassificationRow,
@@ -30,20 +28,6 @@ if TYPE_CHECKING:
     from mlpkit.formats.report import DataReport, Finding, LabelCount, Report, check_rows, check_test_rows
     from mlpkit.formats.rows import held_out, read_numbered_rows, read_rows, write_rows
     from mlpkit.formats.sequence_labeling import Entities, Entity, SequenceRow, Span, from_markup, to_markup
-
-_NAMES = {
-    "answer": ("check_answer", "plain", "to_json"),
-    "classification": ("ClassificationRow", "Info", "Label", "from_probabilities", "from_probability", "limited"),
-    "convert": ("Converted", "convert_file", "from_bio", "from_bmes", "to_bio", "to_bmes"),
-    "cluster": ("Cluster", "ClusterRow"),
-    "custom": ("CustomRow",),
-    "evaluation": ("Durations", "EvaluationReport", "FailedRows", "Gate", "Measure"),
-    "generation": ("Generated", "GenerationRow"),
-    "relation": ("Argument", "Mention", "Predicate", "Relation", "RelationRow"),
-    "report": ("DataReport", "Finding", "LabelCount", "Report", "check_rows", "check_test_rows"),
-    "rows": ("held_out", "read_numbered_rows", "read_rows", "write_rows"),
-    "sequence_labeling": ("Entities", "Entity", "SequenceRow", "Span", "from_markup", "to_markup"),
-}
 
 __all__ = [
     "KINDS",
@@ -102,9 +86,3 @@ __all__ = [
     "to_markup",
     "write_rows",
 ]
-
-__getattr__ = front_door(__name__, {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names})
-
-
-def __dir__() -> list[str]:
-    return list(__all__)

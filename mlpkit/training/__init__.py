@@ -5,11 +5,10 @@ The front door of this folder.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from mlpkit import LazyImports
 
-from mlpkit import front_door
-
-if TYPE_CHECKING:
+# A script that names `TrainData` is imported by every worker, which needs neither the queue nor its journal.
+with LazyImports(__name__):
     from mlpkit.training.checkpoint import Checkpoint
     from mlpkit.training.data import TrainData, takes
     from mlpkit.training.evaluation import Evaluation, ModelUnderTest
@@ -56,27 +55,3 @@ __all__ = [
     "takes_checkpoint",
     "with_order",
 ]
-
-# A script that names `TrainData` is imported by every worker, which needs neither the queue nor its journal.
-__getattr__ = front_door(
-    __name__,
-    {
-        "Checkpoint": "mlpkit.training.checkpoint",
-        **dict.fromkeys(("TrainData", "takes"), "mlpkit.training.data"),
-        **dict.fromkeys(("Event", "Listener", "job_data", "progress_data"), "mlpkit.training.events"),
-        **dict.fromkeys(
-            ("LONGEST_ID", "STATES", "Job", "JobOutcome", "State", "TrainJob", "new_model_id"),
-            "mlpkit.training.job",
-        ),
-        **dict.fromkeys(("BarLines", "BarState", "Progress", "Snapshot", "read_bar"), "mlpkit.training.progress"),
-        "JobFilter": "mlpkit.training.journal",
-        "LocalEngine": "mlpkit.training.local",
-        "TrainingQueue": "mlpkit.training.queue",
-        "Webhook": "mlpkit.training.webhook",
-        "with_order": "mlpkit.training.order",
-        **dict.fromkeys(("Evaluation", "ModelUnderTest"), "mlpkit.training.evaluation"),
-        **dict.fromkeys(
-            ("check_job", "destination", "read_evaluation", "run_train", "takes_checkpoint"), "mlpkit.training.run"
-        ),
-    },
-)
