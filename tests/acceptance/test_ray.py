@@ -281,3 +281,19 @@ def test_a_service_without_its_cluster_serves_and_says_why_jobs_wait(
     wait_until(lambda: "the Ray cluster cannot be used" in (job.status().message or ""), "the reason is shown")
     assert service.client.predict(done.model_id, {}) == done.model_id
     assert "the Ray cluster cannot be used" in end_of(job)
+
+
+def test_a_package_that_the_nodes_lack_is_the_error_of_the_job(
+    start: Start, cluster: RayCluster, tmp_path: Path, folder: Path
+) -> None:
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "only_here.py").touch()
+    script = folder / "needy.py"
+    script.write_text(
+        "import only_here\nfrom mlpkit import App\napp = App('needy')\n\n@app.train\ndef train() -> None: ...\n"
+    )
+    client = start(script, {**cluster.environment, "PYTHONPATH": str(tmp_path / "packages")}).client
+
+    for _ in range(2):
+        assert "needy.py, line 1" in (end := end_of(client.train("needy")))
+        assert "No module named 'only_here'" in end
