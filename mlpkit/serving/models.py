@@ -108,8 +108,8 @@ class Models:
         self._pool = Pool(self, devices or Devices(settings.gpus))
         self._ledger = Ledger(settings.home / "models.json")
         self._budget = MemoryBudget(settings.home / "memory.json")
-        self._recovery = Recovery(self)
-        self._replicas = ReplicaLoads(self, self._pool, self._recovery.suspects, self._budget, settings)
+        self._replicas = ReplicaLoads(self, self._pool, self._budget, settings)
+        self._recovery = Recovery(self, self._replicas)
         self.lazy = LazyLoads(self, self._algorithms, self._ledger, settings, storage)
         self._eviction = Eviction(self, settings.model_memory)
         self._local_state = LocalWorker.state_here() if settings.workers == 0 else None
@@ -382,7 +382,6 @@ class Models:
 
     async def _run(self, opened: asyncio.Event) -> None:
         async with anyio.create_task_group() as self._tasks:
-            self._recovery.open(self._tasks)
             self._pool.open(self._tasks, max(1, self._settings.workers))
             self._tasks.start_soon(self._watch)
             self._tasks.start_soon(self._ledger.keep)

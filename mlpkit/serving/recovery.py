@@ -11,21 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 import msgspec
-from anyio.abc import TaskGroup
 
-from mlpkit.errors import ArgumentError, MlpkitError, WorkerLost, WorkerNotReady
+from mlpkit.errors import ArgumentError, MlpkitError
 from mlpkit.log import level_of_failure, logger, with_request_id
 from mlpkit.serving.dispatch import Replica
 from mlpkit.serving.messages import PARALLEL_LOADS
 from mlpkit.serving.model import LoadedModelRecord, ModelState
 from mlpkit.serving.pool import WorkerSlot
+from mlpkit.serving.replicas import ReplicaLoads, has_ended_worker
 from mlpkit.storage import replace_file
 
 if TYPE_CHECKING:
@@ -35,9 +35,6 @@ _MOST_DEATHS = 3
 """A model is given up after its worker died this many times while loading it."""
 _FIRST_RETRY = 1.0
 _LONGEST_RETRY = 60.0
-_PARALLEL_SUSPECTS = 2
-"""How many suspects are loaded at the same time: each needs a process."""
-_MOST_SUSPECTS = 1000
 _WRITE_AGAIN = 5.0
 """Seconds between two tries to write what could not be written."""
 
@@ -143,53 +140,17 @@ class Ledger:
         self._problem = problem
 
 
-class Suspects:
-    """Models that were being loaded when their worker died."""
-
-    def __init__(self) -> None:
-        self._deaths: dict[str, int] = {}
-        self._limiter = anyio.CapacityLimiter(_PARALLEL_SUSPECTS)
-
-    def note_death(self, model_id: str) -> None:
-        """Notes that a worker died while it was loading the model."""
-        self._deaths[model_id] = self._deaths.pop(model_id, 0) + 1
-        for oldest in list(self._deaths)[:-_MOST_SUSPECTS]:
-            del self._deaths[oldest]
-
-    def clear(self, model_id: str) -> None:
-        """Notes that the model was loaded into a shared worker."""
-        self._deaths.pop(model_id, None)
-
-    def deaths(self, model_id: str) -> int:
-        """How often a worker died in loads of the model.
-
-        Since the last load that succeeded.
-        """
-        return self._deaths.get(model_id, 0)
-
-    @contextlib.asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        """Waits until the load of a suspect may have a process."""
-        async with self._limiter:
-            yield
-
-
 class Recovery:
     """Loads again what was loaded, through `Models`."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, replicas: ReplicaLoads) -> None:
         self._models = models
+        self._replicas = replicas
         self._wanted: dict[str, LoadedModelRecord] = {}
         self._reasons: dict[str, str] = {}
         """Why the last try to load a wanted model failed."""
-        self._tasks: TaskGroup | None = None
-        self.suspects = Suspects()
         self.problem = "the workers are starting"
         """Why the models of the last run are not all there yet; empty once each was tried."""
-
-    def open(self, tasks: TaskGroup) -> None:
-        """Runs what is tried again later in this task group."""
-        self._tasks = tasks
 
     def forget(self, model_id: str) -> None:
         """Does not bring the model back any more."""
@@ -258,7 +219,7 @@ class Recovery:
                     await self._reload(model, replica, 0)
 
         def deaths(pair: tuple[ModelState, Replica]) -> int:
-            return self.suspects.deaths(pair[0].model_id)
+            return self._replicas.deaths(pair[0].model_id)
 
         with with_request_id("reload"):
             await asyncio.gather(*(in_turn(*pair) for pair in replicas if not deaths(pair)))
@@ -275,7 +236,7 @@ class Recovery:
             except ArgumentError as error:
                 logger.error("model {!r} could not be loaded at the start: {}", record.model_id, error)
             except MlpkitError as error:
-                deaths = self.suspects.deaths(record.model_id)
+                deaths = self._replicas.deaths(record.model_id)
                 if deaths < _MOST_DEATHS:
                     self._reasons[record.model_id] = f"{error}; it is tried again"
                     failures += 1
@@ -300,7 +261,7 @@ class Recovery:
             await self._models.load_again(model, replica)
         except MlpkitError as error:
             if has_ended_worker(error):
-                deaths = self.suspects.deaths(model.model_id)
+                deaths = self._replicas.deaths(model.model_id)
                 if deaths >= _MOST_DEATHS:
                     await self._abandon(model.record, deaths, error)
                 return
@@ -322,7 +283,7 @@ class Recovery:
 
     async def _abandon(self, record: LoadedModelRecord, deaths: int, error: MlpkitError) -> None:
         logger.error("model {!r} is given up: its worker died {} times while loading it", record.model_id, deaths)
-        self.suspects.clear(record.model_id)
+        self._replicas.forget_deaths(record.model_id)
         await self._models.give_up(record, error)
 
     def _later(self, pause: float, retry: Callable[..., Awaitable[None]], *args: object) -> None:
@@ -331,18 +292,9 @@ class Recovery:
             with with_request_id("reload"):
                 await retry(*args)
 
-        assert self._tasks is not None
-        self._tasks.start_soon(wait)
+        self._models.start(wait)
 
 
 def pause_after(failures: int) -> float:
     """Seconds until the next try."""
     return min(_LONGEST_RETRY, _FIRST_RETRY * 2.0 ** min(failures - 1, 20))
-
-
-def has_ended_worker(error: BaseException | None) -> bool:
-    """Whether a worker ended during a load.
-
-    That is not so if no worker could take it.
-    """
-    return isinstance(error, WorkerLost) and not isinstance(error, WorkerNotReady)

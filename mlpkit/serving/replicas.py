@@ -11,16 +11,16 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
+import anyio
 import msgspec
 
-from mlpkit.errors import MlpkitError, ServiceStopping, WorkerLost
+from mlpkit.errors import MlpkitError, ServiceStopping, WorkerLost, WorkerNotReady
 from mlpkit.log import logger, request_id, traceparent, with_request_id
 from mlpkit.serving.dispatch import Replica
 from mlpkit.serving.memory import MemoryBudget
 from mlpkit.serving.messages import Load, LoadResult, Unload
 from mlpkit.serving.model import ModelState
 from mlpkit.serving.pool import Pool, WorkerSlot
-from mlpkit.serving.recovery import Suspects, has_ended_worker
 from mlpkit.serving.worker import Worker, all_of, ask, request_ids
 from mlpkit.settings import Settings
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 STOPPING = "the service is stopping and takes no new work"
 LOAD_ROUNDS = 3
 """How often a load goes back to workers that ended after they had the model."""
+_PARALLEL_SUSPECTS = 2
+"""How many suspects are loaded at the same time: each needs a process."""
+_MOST_SUSPECTS = 1000
 _LATER = 10.0
 _WATCH = 0.1
 """Seconds between two looks whether a model has left its own process."""
@@ -49,15 +52,25 @@ class ReplicaLoads:
         stopping: no suspect gets a process any more.
     """
 
-    def __init__(
-        self, models: Models, pool: Pool, suspects: Suspects, budget: MemoryBudget, settings: Settings
-    ) -> None:
+    def __init__(self, models: Models, pool: Pool, budget: MemoryBudget, settings: Settings) -> None:
         self._models = models
         self._pool = pool
-        self._suspects = suspects
+        self._deaths: dict[str, int] = {}
+        self._suspects = anyio.CapacityLimiter(_PARALLEL_SUSPECTS)
         self._budget = budget
         self._settings = settings
         self.stopping = False
+
+    def deaths(self, model_id: str) -> int:
+        """How often a worker died while it was loading the model.
+
+        Since the last load that succeeded in a shared worker.
+        """
+        return self._deaths.get(model_id, 0)
+
+    def forget_deaths(self, model_id: str) -> None:
+        """Lets the model be loaded as any other again."""
+        self._deaths.pop(model_id, None)
 
     def limit(self, model: ModelState) -> float:
         """The seconds that a load or unload may take."""
@@ -86,7 +99,7 @@ class ReplicaLoads:
 
         A suspect gets a worker of its own.
         """
-        if not replica.slot.isolated and not self._suspects.deaths(model.model_id):
+        if not replica.slot.isolated and not self.deaths(model.model_id):
             # If the worker dies and held nothing else, this load has ended it.
             with contextlib.suppress(_LostWithOthers):
                 await self._send_load(model, replica)
@@ -94,7 +107,7 @@ class ReplicaLoads:
         if replica.slot.isolated:
             await self._send_load(model, replica)
             return
-        async with self._suspects.alone():
+        async with self._suspects:
             if self.stopping:
                 raise ServiceStopping(STOPPING)
             replica.slot.models -= 1
@@ -135,14 +148,16 @@ class ReplicaLoads:
                 replica.ready = True
         except MlpkitError as error:
             if has_ended_worker(error):
-                self._suspects.note_death(model.model_id)
+                self._deaths[model.model_id] = self._deaths.pop(model.model_id, 0) + 1
+                for oldest in list(self._deaths)[:-_MOST_SUSPECTS]:
+                    del self._deaths[oldest]
                 if worker is not None and worker.held_at_end > 1:
                     raise _LostWithOthers(str(error)) from error
             raise
         finally:
             replica.loading = False
         if not slot.isolated or model.algorithm.load_options.isolated:
-            self._suspects.clear(model.model_id)
+            self.forget_deaths(model.model_id)
         if self._models.states.get(model.model_id) is not model:
             await self.unload(replica, model.model_id, limit)
         elif result.growth is not None:
@@ -152,7 +167,7 @@ class ReplicaLoads:
         """Lets a suspect that was loaded alone return to shared workers."""
         alone = replica.slot.isolated and not model.algorithm.load_options.isolated
         # One that has ended a shared worker twice stays alone.
-        if alone and self._suspects.deaths(model.model_id) == 1:
+        if alone and self.deaths(model.model_id) == 1:
             self._models.start(self._rejoin, model, replica)
 
     async def _rejoin(self, model: ModelState, alone: Replica) -> None:
@@ -191,3 +206,11 @@ class ReplicaLoads:
             with contextlib.suppress(MlpkitError):
                 await ask(worker, Unload(next(request_ids), model_id, request_id.get(), traceparent.get()), limit)
         replica.ready = False
+
+
+def has_ended_worker(error: BaseException | None) -> bool:
+    """Whether a worker ended during a load.
+
+    That is not so if no worker could take it.
+    """
+    return isinstance(error, WorkerLost) and not isinstance(error, WorkerNotReady)
