@@ -391,8 +391,9 @@ def test_a_file_is_chosen_with_the_keyboard(browser: Browser, tmp_path: Path) ->
 
 def test_an_upload_shows_how_far_it_is_and_can_be_stopped(signed_out: Browser, tmp_path: Path) -> None:
     large, small = tmp_path / "large.tsv", tmp_path / "small.tsv"
-    large.write_text("a good day\tgood\t1\n" * (MIB // 2), encoding="utf-8")
-    small.write_text("a good day\tgood\t1\na bad day\tbad\t1\n", encoding="utf-8")
+    rows = "a good day\tgood\t1\na bad day\tbad\t1\n"
+    large.write_text(rows * (MIB // 4), encoding="utf-8")
+    small.write_text(rows, encoding="utf-8")
     command = ("-m", "mlpkit", "run", f"{SCRIPT}:rows")
     taking = Service("default", command=command, MLP_CLIENT_WORKER="1", MLPKIT_UPLOAD="on")
     home = Path(taking.folder.name) / "home"
