@@ -112,9 +112,8 @@ class ReplicaSync:
             found += self._followed_aliases.problems()
             failing = [desired.model_id for desired in self._checker.desired_models() if desired.error]
             if failing:
-                found.append(
-                    f"{len(failing)} models are not what the database wants, such as [{failing[0]}]: see /models"
-                )
+                what = "1 model is" if len(failing) == 1 else f"{len(failing)} models are"
+                found.append(f"{what} not what the database wants, such as [{failing[0]}]: see /models")
         return found
 
     async def status(self, model_id: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from mlpkit.formats.evaluation import EvaluationReport, Figures, WrongAnswer
 from mlpkit.serving.model import LoadedModelRecord
 from mlpkit.training import Job, Snapshot
 from mlpkit.training.journal import Journal
+from tests.acceptance.service import RunningService
 from tests.secret import MARK
 from tests.servers import LONG, Relay, wait_until
 from tests.web.browser import Browser, opened
@@ -138,6 +141,22 @@ def test_first_line_says_what_an_operator_needs(browser: Browser) -> None:
     browser.click("button", "中文")
     browser.wait_for("最近 24 小时有 50 个任务失败")
     assert browser.run("document.documentElement.lang") == "zh-CN"
+
+
+def test_a_service_that_stops_says_so_once(signed_out: Browser, tmp_path: Path) -> None:
+    stopping = RunningService(f"{SCRIPT}:app", tmp_path / "home", {"MLPKIT_SHUTDOWN_GRACE": "5m"})
+    try:
+        stopping.wait_ready()
+        stopping.client.load("labels", "m")
+        job = stopping.client.train("labels", parameters={"mode": "stuck"})
+        wait_until(lambda: job.status().status == "training", "the job runs")
+        os.kill(stopping.pid, signal.SIGTERM)
+        signed_out.driver.get(f"{stopping.client.url}/#/")
+        signed_out.wait_for("Stopping")
+        assert signed_out.find("h1").text == "The service is stopping. 1 job is running."
+        assert "draining" not in signed_out.text()
+    finally:
+        stopping.kill()
 
 
 def test_jobs_are_filtered_and_shown_in_pages(browser: Browser) -> None:
@@ -473,7 +492,7 @@ def test_a_service_that_is_gone_is_said_and_comes_back(browser: Browser) -> None
 @pytest.mark.parametrize(
     ("theme", "width", "places"),
     [
-        ("light", 1280, ("#/", "#/jobs", "#/tryit?model=model-001", "#/compare", "#/data")),
+        ("light", 1280, ("#/", "#/jobs", "#/jobs/job-490", "#/tryit?model=model-001", "#/compare", "#/data")),
         ("dark", 390, ("#/jobs/evaluated", "#/train", "#/models", "#/workers", "#/compare", "#/data")),
     ],
 )
