@@ -503,6 +503,9 @@ def test_every_view_is_accessible_and_fits(browser: Browser, theme: str, width: 
         browser.open(place, width)
         browser.wait_until("document.querySelector('main h1') && !document.querySelector('[aria-busy]')")
         assert not browser.is_too_wide(), place
+        assert browser.run("document.querySelector('[aria-current]').getBoundingClientRect().right <= innerWidth"), (
+            place
+        )
         if problems := browser.problems():
             found[place] = problems
     assert found == {}

@@ -242,7 +242,7 @@ restarts||重建次数
 since2|Since|生效时间
 isolated|one model|独占进程
 down|down|未运行
-onNode|{what} on {node}|{what}（{node}）
+onNode|{what} on {node}|{what} 位于 {node}
 held|{n} {model/models}|{n} 个模型
 features|Input|输入
 params|Options|选项
@@ -691,6 +691,8 @@ function route() {
 	view = (Object.hasOwn(ROUTES, name) ? ROUTES[name] : overview)(Object.fromEntries(new URLSearchParams(search)), id)
 	draw(main)
 	redrawAll()
+	// On a phone the menu is wider than the screen.
+	top.querySelector("[aria-current]")?.scrollIntoView({block: "nearest", inline: "nearest"})
 	refresh()
 }
 // Puts values into the address, so that it can be sent to others, and asks again.
