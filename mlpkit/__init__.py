@@ -9,31 +9,13 @@ is imported when the name is first used.
 
 from __future__ import annotations
 
-import builtins
 import importlib
 import os
 import sys
-import threading
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "Algorithm",
-    "App",
-    "Checkpoint",
-    "Client",
-    "Depends",
-    "JobHandle",
-    "Log",
-    "ModelDir",
-    "Progress",
-    "Storage",
-    "TrainData",
-    "TrainJob",
-    "__version__",
-]
 
 
 def working_directory() -> str:
@@ -48,52 +30,49 @@ start_folder: str = working_directory()
 """The working directory when mlpkit was imported: what relative paths are relative to, whatever `os.chdir` does."""
 
 
-class LazyImports:
-    """Imports the names of a block when they are first used.
+def lazy_names(
+    package: str, names: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """The `__getattr__`, `__dir__` and `__all__` of a package (PEP 562).
 
-    The block is at the top of a package and holds `from ... import` lines only, which type checkers and editors read as
-    usual. Python has `lazy from` for that since 3.15 (PEP 810). Here, the block only notes which module has which name;
-    afterwards, the `__getattr__` of the package (PEP 562) imports a name. While the block runs, `__import__` is
-    replaced for the code of this package alone, because other threads may import something at the same time.
+    Its names are imported when they are first used. `names` has those of each module, separated by spaces. Type
+    checkers and editors do not follow this: they read the same names as imports under `TYPE_CHECKING`.
     """
+    namespace = vars(sys.modules[package])
+    modules = {name: module for module, given in names.items() for name in given.split()}
 
-    _one_at_a_time = threading.Lock()
-
-    def __init__(self, package: str) -> None:
-        self._package = package
-        self._namespace = vars(sys.modules[package])
-        self._modules: dict[str, str] = {}
-
-    def __enter__(self) -> None:
-        self._one_at_a_time.acquire()
-        self._import_now = builtins.__import__
-        builtins.__import__ = self._note
-
-    def __exit__(self, *error: object) -> None:
-        builtins.__import__ = self._import_now
-        self._one_at_a_time.release()
-        for name in self._modules:
-            del self._namespace[name]
-        self._namespace["__getattr__"] = self._find
-        self._namespace["__dir__"] = lambda: list(self._namespace["__all__"])
-
-    def _note(self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
-        if globals is not self._namespace:
-            return self._import_now(name, globals, locals, fromlist, level)
-        self._modules.update(dict.fromkeys(fromlist, name))
-        return SimpleNamespace(**dict.fromkeys(fromlist))
-
-    def _find(self, name: str) -> Any:
-        if name not in self._modules:
-            raise AttributeError(f"module {self._package!r} has no attribute {name!r}")
-        value = self._namespace[name] = getattr(importlib.import_module(self._modules[name]), name)
+    def find(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = namespace[name] = getattr(importlib.import_module(modules[name]), name)
         return value
 
+    public = sorted(modules)
+    return find, lambda: public, public
 
-with LazyImports(__name__):
-    from mlpkit.app import Algorithm, App
-    from mlpkit.client import Client, JobHandle
-    from mlpkit.handler_log import Log
-    from mlpkit.injection import Depends
-    from mlpkit.storage import ModelDir, Storage
-    from mlpkit.training import Checkpoint, Progress, TrainData, TrainJob
+
+if TYPE_CHECKING:
+    from mlpkit.app import Algorithm as Algorithm
+    from mlpkit.app import App as App
+    from mlpkit.client import Client as Client
+    from mlpkit.client import JobHandle as JobHandle
+    from mlpkit.handler_log import Log as Log
+    from mlpkit.injection import Depends as Depends
+    from mlpkit.storage import ModelDir as ModelDir
+    from mlpkit.storage import Storage as Storage
+    from mlpkit.training import Checkpoint as Checkpoint
+    from mlpkit.training import Progress as Progress
+    from mlpkit.training import TrainData as TrainData
+    from mlpkit.training import TrainJob as TrainJob
+else:
+    __getattr__, __dir__, __all__ = lazy_names(
+        __name__,
+        {
+            "mlpkit.app": "Algorithm App",
+            "mlpkit.client": "Client JobHandle",
+            "mlpkit.handler_log": "Log",
+            "mlpkit.injection": "Depends",
+            "mlpkit.storage": "ModelDir Storage",
+            "mlpkit.training": "Checkpoint Progress TrainData TrainJob",
+        },
+    )

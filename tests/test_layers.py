@@ -67,7 +67,7 @@ SIDE_DOORS = {
 }
 """The modules that are imported past the front door of their folder, and why."""
 
-OWN_NAMES = tuple(f"mlpkit.{name}" for name in ("__version__", "LazyImports", "start_folder", "working_directory"))
+OWN_NAMES = tuple(f"mlpkit.{name}" for name in ("__version__", "lazy_names", "start_folder", "working_directory"))
 """What `mlpkit/__init__.py` itself defines: everybody may import it, as it leads to no other module."""
 
 LONGEST_FILE = 700

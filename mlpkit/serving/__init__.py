@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from mlpkit import LazyImports
+from typing import TYPE_CHECKING
+
+from mlpkit import lazy_names
 
 # A worker, which is `python -m mlpkit.serving`, needs none of them.
-with LazyImports(__name__):
-    from mlpkit.serving.aliases import Alias, Aliases, alias_name
-    from mlpkit.serving.dispatch import Counts, OnOutcome, OnPart, Outcome, PendingPrediction
-    from mlpkit.serving.model import EvictedModel, MissingModel, WorkerInfo
-    from mlpkit.serving.models import Models
-
-__all__ = [
-    "Alias",
-    "Aliases",
-    "Counts",
-    "EvictedModel",
-    "MissingModel",
-    "Models",
-    "OnOutcome",
-    "OnPart",
-    "Outcome",
-    "PendingPrediction",
-    "WorkerInfo",
-    "alias_name",
-]
+if TYPE_CHECKING:
+    from mlpkit.serving.aliases import Alias as Alias
+    from mlpkit.serving.aliases import Aliases as Aliases
+    from mlpkit.serving.aliases import alias_name as alias_name
+    from mlpkit.serving.dispatch import Counts as Counts
+    from mlpkit.serving.dispatch import OnOutcome as OnOutcome
+    from mlpkit.serving.dispatch import OnPart as OnPart
+    from mlpkit.serving.dispatch import Outcome as Outcome
+    from mlpkit.serving.dispatch import PendingPrediction as PendingPrediction
+    from mlpkit.serving.model import EvictedModel as EvictedModel
+    from mlpkit.serving.model import MissingModel as MissingModel
+    from mlpkit.serving.model import WorkerInfo as WorkerInfo
+    from mlpkit.serving.models import Models as Models
+else:
+    __getattr__, __dir__, __all__ = lazy_names(
+        __name__,
+        {
+            "mlpkit.serving.aliases": "Alias Aliases alias_name",
+            "mlpkit.serving.dispatch": "Counts OnOutcome OnPart Outcome PendingPrediction",
+            "mlpkit.serving.model": "EvictedModel MissingModel WorkerInfo",
+            "mlpkit.serving.models": "Models",
+        },
+    )
