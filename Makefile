@@ -51,7 +51,7 @@ test-lowest: ## the test suite with the lowest versions that pyproject.toml allo
 
 coverage: $(VENV)/.mlpkit-dev ## the test suite with branch coverage, child processes included; fails below the limit in pyproject.toml
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -n 2 -m "not slow" $(ARGS)
+	$(BIN)/python -m coverage run -m pytest -n 2 -m "not slow and not untraced" $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 

@@ -220,6 +220,7 @@ def test_no_module_has_a_name_that_says_nothing(name: str) -> None:
     assert not [file for file in FILES if file.stem == name]
 
 
+@pytest.mark.untraced
 def test_importing_mlpkit_is_light() -> None:
     code = f"import sys; from mlpkit import App, Depends; print(*[name for name in {HEAVY!r} if name in sys.modules])"
 

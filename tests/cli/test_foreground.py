@@ -45,6 +45,7 @@ def environment(project: Path) -> dict[str, str]:
 TRAIN = [sys.executable, "-m", "mlpkit", "train", "bars.py", "--data", "rows.tsv"]
 
 
+@pytest.mark.untraced
 def test_bars_of_tqdm_add_no_lines_to_the_terminal(project: Path) -> None:
     shown = in_terminal(TRAIN, project, environment(project))
     assert shown.code == 0, shown.output
@@ -59,6 +60,7 @@ def test_bars_of_tqdm_add_no_lines_to_the_terminal(project: Path) -> None:
     assert Path(place).is_dir()
 
 
+@pytest.mark.untraced
 def test_ctrl_c_ends_a_training_with_one_line_and_130(project: Path) -> None:
     shown = in_terminal(
         TRAIN, project, environment(project), interrupt_at=lambda output: "批次" in output.partition("轮次 0 完成")[2]

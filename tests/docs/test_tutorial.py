@@ -260,6 +260,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         yield reader
 
 
+@pytest.mark.untraced
 def test_first_chapter_works_as_printed(reader: Reader) -> None:
     reader.follow(CHAPTERS[0])
 

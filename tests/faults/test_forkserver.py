@@ -177,6 +177,7 @@ def test_fork_server_runs_no_exit_of_the_servers_and_prints_nothing_of_it(
     assert "half a line" not in told
 
 
+@pytest.mark.untraced
 def test_job_finds_what_it_finds_in_a_fresh_interpreter(tmp_path: Path) -> None:
     """Also where the server has a terminal, and a handler of its own for a signal."""
     forked, fresh = (facts_of(each, tmp_path / each, customize(tmp_path, SERVER)) for each in ("forked", "fresh"))

@@ -89,6 +89,7 @@ def _make_cache(settings: Settings, mode: int, group: int = 0) -> None:
     settings.cache_dir.chmod(mode)
 
 
+@pytest.mark.untraced
 def test_second_user_of_a_cache_has_one_of_its_own_and_a_warning(settings: Settings, shared: Path) -> None:
     _make_cache(settings, 0o777)
     first, said = _use(settings, shared, _ONE, "022", *range(5))
@@ -115,6 +116,7 @@ def test_root_does_not_write_into_the_cache_of_a_user(settings: Settings, shared
     assert {file.stat().st_uid for file in (shared / "cache").rglob("*")} == {_ONE}
 
 
+@pytest.mark.untraced
 def test_users_of_one_group_share_a_cache(settings: Settings, shared: Path) -> None:
     _make_cache(settings, 0o2775, _GROUP)
     for user, numbers in ((_ONE, range(5)), (_OTHER, range(3, 8)), (_ONE, range(10)), (_OTHER, range(10))):
