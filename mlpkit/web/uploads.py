@@ -181,7 +181,10 @@ class UploadRoutes:
         storage = self._dependencies.storage
         late = f"the store did not take the file within {_STORE_SECONDS:g} s"
         in_store = partial(in_time, limit=_STORE_SECONDS, limiter=self._threads, late=late)
-        is_new = not await in_store(storage.exists, place)
+        try:
+            is_new = not await in_store(storage.exists, place)
+        except StorageError:
+            is_new = False  # A service that may not look leaves what it has stored.
         await in_store(storage.save, path, place)
         if gone.done():
             if is_new:
