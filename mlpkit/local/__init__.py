@@ -196,20 +196,28 @@ def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
     """
     results: list[T] = []
     context = contextvars.copy_context()
+    ended = threading.Event()
 
     def run() -> None:
         results.append(context.run(function, *args, **kwargs))
+        ended.set()
 
     thread = threading.Thread(target=run, name="mlpkit-train", daemon=True)
+
+    def wait() -> None:
+        # Not Thread.join: after an interrupt it takes the thread for ended, before Python 3.13.
+        while thread.is_alive() and not ended.wait(1.0):
+            pass
+
+    thread.start()
     try:
-        thread.start()
-        thread.join()
+        wait()
     except KeyboardInterrupt:
         # It is raised at the next instruction of Python: what runs in C, or waits, ends first.
         # https://docs.python.org/3/c-api/threads.html#c.PyThreadState_SetAsyncExc
         ctypes.pythonapi.PyThreadState_SetAsyncExc(
             ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt)
         )
-        thread.join()
+        wait()
         raise
     return results[0]
