@@ -29,12 +29,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes warnings errors with `WARNINGS=error`: they tell what is left open, or will stop working.
+    """Makes warnings errors with `WARNINGS=error`: something will stop working.
 
-    Other versions of Python and of the packages have warnings of their own, which must not stop anybody's `make test`.
+    With `WARNINGS=all`, also those of things that are left open. It is chance whether the garbage collector finds these
+    within a test. Other versions of Python and of the packages have warnings of their own, which must not stop
+    anybody's `make test`.
     """
-    if os.environ.get("WARNINGS") == "error":
-        config.getini("filterwarnings").insert(0, "error")
+    strict = os.environ.get("WARNINGS")
+    if strict in ("error", "all"):
+        found_by_chance = ("ResourceWarning", "pytest.PytestUnraisableExceptionWarning") if strict == "error" else ()
+        config.getini("filterwarnings")[:0] = ["error", *(f"default::{name}" for name in found_by_chance)]
 
 
 @pytest.fixture(scope="session")
