@@ -81,14 +81,14 @@ def test_job_starts_sooner_than_an_interpreter(start: Start, tmp_path: Path, rep
     jobs = []
     interpreters = []
     for number in range(4):
-        interpreters.append(seconds_to_run("import mlpkit"))
+        interpreters.append(seconds_to_run("import mlpkit.training.process"))
         file = tmp_path / f"began-{number}"
         began = time.time()
         service.client.train("tiny", parameters={"began": str(file)}).wait(LONG)
         jobs.append(float(file.read_text()) - began)
     report(
         f"from POST /train to the first line of train: {min(jobs):.3f} s at best (goal: 0.5 s); "
-        f"a fresh interpreter that imports mlpkit: {min(interpreters):.3f} s"
+        f"a fresh interpreter that imports what a job needs: {min(interpreters):.3f} s"
     )
     assert min(jobs) < min(interpreters)
 
