@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from mlpkit.client import Client, JobHandle
+from mlpkit.client import Client
 from tests.acceptance.conftest import Start
 from tests.acceptance.service import gone
+from tests.acceptance.test_launch import process_of, train
 from tests.docs.pages import DOCS
 from tests.impossible import impossible
 from tests.servers import LONG, Unavailable, wait_until
@@ -38,17 +38,6 @@ def client(start: Start, slurm: Slurm, folder: Path) -> Client:
     assert settings["MLPKIT_LAUNCH"].startswith("sbatch")
     # The batch system keeps what its jobs print in the folder in which they were submitted.
     return start("far", {**settings, **slurm.environment, "SBATCH_OUTPUT": f"{folder}/slurm-%j.out"}).client
-
-
-def train(client: Client, folder: Path, algorithm: str = "far") -> JobHandle:
-    return client.train(algorithm, parameters={"folder": str(folder)})
-
-
-def process_of(folder: Path, job: JobHandle, runs: int = 1) -> psutil.Process:
-    """The process of the job's last run, once there were so many."""
-    file = folder / f"{job.model_id}.pids"
-    wait_until(lambda: file.exists() and file.read_text().count("\n") >= runs, "the job runs")
-    return psutil.Process(int(file.read_text().splitlines()[-1].split()[0]))
 
 
 def test_slurm_runs_a_job_and_its_model_is_served(client: Client, slurm: Slurm, folder: Path) -> None:
