@@ -76,3 +76,4 @@ else:
             "mlpkit.training": "Checkpoint Progress TrainData TrainJob",
         },
     )
+    __all__ += ["__version__"]

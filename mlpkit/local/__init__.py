@@ -209,8 +209,8 @@ def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
         while thread.is_alive() and not ended.wait(1.0):
             pass
 
-    thread.start()
     try:
+        thread.start()
         wait()
     except KeyboardInterrupt:
         # It is raised at the next instruction of Python: what runs in C, or waits, ends first.
