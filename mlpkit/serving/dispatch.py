@@ -184,7 +184,7 @@ class Dispatcher:
         self._largest = options.max_batch_size
         self._longest_wait_for_more = options.max_wait_ms / 1000
         self._parallel = max(options.threads, _PARALLEL) if plan is not None and plan.is_async else options.threads
-        self._groups = not (self._batches or self._has_parts or self._parallel > 1)
+        self._sends_groups = not (self._batches or self._has_parts or self._parallel > 1)
         self._next_dispatch: asyncio.Handle | None = None
         """When to look again: at the end of this turn of the loop, or when a batch has waited for more items."""
         self._usual = 0.0
@@ -223,7 +223,7 @@ class Dispatcher:
                 # One in advance: the replica begins with it while the answer to the last is on its way.
                 window = self._parallel + 1
             else:
-                window = _GROUPS if self._groups else max(self._parallel, _AHEAD)
+                window = _GROUPS if self._sends_groups else max(self._parallel, _AHEAD)
             chosen = None
             unanswered = len(self.waiting)
             for replica in self.replicas:
@@ -300,7 +300,7 @@ class Dispatcher:
         if self._batches:
             most = self._largest
             largest = _LARGEST_BATCH
-        elif self._groups and self._usual > 0.0:
+        elif self._sends_groups and self._usual > 0.0:
             most = max(1, min(share, _MOST_IN_GROUP, int(_GROUP_SECONDS / self._usual)))
             largest = _LARGEST_GROUP
         else:
