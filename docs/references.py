@@ -81,7 +81,7 @@ def metrics() -> tuple[Any, ...]:
     """The families of metrics, as prometheus_client has them."""
     (spec,) = (route.spec for route in routes() if route.path == "/metrics")
     route = spec.function.__self__  # type: ignore[attr-defined]
-    return tuple(route.collector(route.read({})).collect())
+    return tuple(route.read({}).collect())
 
 
 def error_classes() -> list[type[BaseException]]:

@@ -207,7 +207,8 @@ class _History:
             sum(self._counts.answers.values()),
             sum(count for (_, word), count in self._counts.answers.items() if word != "success"),
         )
-        buckets = list(self._counts.durations.get("predict", self._buckets))
+        durations = self._counts.durations.get("predict")
+        buckets = list(durations.counts) if durations is not None else self._buckets
         new = [after - before for after, before in zip(buckets, self._buckets, strict=True)]
         views = self._dependencies.models.listed()
         jobs = self._dependencies.training.counts()

@@ -20,6 +20,7 @@ import msgspec
 
 from mlpkit.errors import BodyTooLarge, MalformedBody, MlpkitError, Overloaded, Unauthorized
 from mlpkit.log import logger, printable_uuid, request_id, subject, traceparent, with_request_id
+from mlpkit.metrics import Histogram
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -55,19 +56,18 @@ class RequestCounts:
 
     def __init__(self) -> None:
         self.answers: dict[tuple[str, str], int] = {}
-        self.durations: dict[str, list[int]] = {}
-        self.seconds: dict[str, float] = {}
+        self.durations: dict[str, Histogram] = {}
 
     def add(self, route: str, word: str, seconds: float) -> None:
         """Counts one request."""
         key = (route, word)
         self.answers[key] = self.answers.get(key, 0) + 1
-        buckets = self.durations.get(route)
-        if buckets is None:
-            buckets = self.durations[route] = [0] * (len(DURATION_LIMITS) + 1)
-            self.seconds[route] = 0.0
-        buckets[bisect_left(DURATION_LIMITS, seconds)] += 1
-        self.seconds[route] += seconds
+        durations = self.durations.get(route)
+        if durations is None:
+            durations = self.durations[route] = Histogram(DURATION_LIMITS)
+        # Counted in place, as each request passes here: a call would cost as much as the counting.
+        durations.counts[bisect_left(DURATION_LIMITS, seconds)] += 1
+        durations.sum += seconds
 
 
 class HttpResponse(msgspec.Struct, frozen=True):

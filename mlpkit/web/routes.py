@@ -35,7 +35,7 @@ from mlpkit.web.answers import (
 )
 from mlpkit.web.events import EventRoutes
 from mlpkit.web.jobs import JobRoutes
-from mlpkit.web.monitoring import HealthRoutes, MetricsRoute, node_info
+from mlpkit.web.monitoring import MonitoringRoutes, node_info
 from mlpkit.web.openapi import DocumentRoutes
 from mlpkit.web.page import PAGE_FILES, PageRoutes
 from mlpkit.web.protocol import (
@@ -288,12 +288,12 @@ def _own_routes(dependencies: Dependencies, algorithms: AlgorithmRoutes) -> list
 
 
 def _root_routes(dependencies: Dependencies, counts: RequestCounts, page: PageRoutes) -> list[RouteSpec]:
-    health = HealthRoutes(dependencies.state)
+    monitoring = MonitoringRoutes(dependencies, counts)
     return [
         RouteSpec("GET", "node_info", node_info, answers=(MachineState,)),
-        RouteSpec("GET", "health/live", health.live, answers=(Liveness,)),
-        RouteSpec("GET", "health/ready", health.ready, answers=(ReadyState,)),
-        RouteSpec("GET", "metrics", MetricsRoute(dependencies, counts).metrics),
+        RouteSpec("GET", "health/live", monitoring.live, answers=(Liveness,)),
+        RouteSpec("GET", "health/ready", monitoring.ready, answers=(ReadyState,)),
+        RouteSpec("GET", "metrics", monitoring.metrics),
         RouteSpec("GET", "summary", page.summary, answers=(ServiceSummary,)),
         RouteSpec("GET", "algorithms", page.algorithms, answers=(AlgorithmPage,)),
         RouteSpec("GET", "charts", page.charts, answers=(Charts,)),
