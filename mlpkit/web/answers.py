@@ -344,8 +344,8 @@ class MemoryUse(TypedDict):
     available: int
 
 
-class KnownAtOnce(TypedDict):
-    """What the server knows of itself without reading anything.
+class ServiceSummary(TypedDict):
+    """The service at a glance.
 
     `upload_size` is how many bytes a file may have, None if uploads are off.
     """
@@ -366,19 +366,10 @@ class KnownAtOnce(TypedDict):
     models: ModelCounts
     workers: WorkerCounts
     algorithms: list[AlgorithmName]
-
-
-class ReadFromDisks(TypedDict):
-    """What the server must read from disks and the system."""
-
     failed: RecentFailures
     disk: DiskUse | None
     cache: CacheUse
     memory: MemoryUse
-
-
-class ServiceSummary(KnownAtOnce, ReadFromDisks):
-    """The service at a glance."""
 
 
 class AlgorithmDetails(TypedDict):

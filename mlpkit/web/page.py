@@ -36,10 +36,9 @@ if TYPE_CHECKING:
         Charts,
         DiskUse,
         FailedJob,
-        KnownAtOnce,
         MemoryUse,
         ModelCounts,
-        ReadFromDisks,
+        ServiceSummary,
         WorkerCounts,
     )
     from mlpkit.web.request import Header, RequestCounts
@@ -105,29 +104,14 @@ class PageRoutes:
 
     async def summary(self, request: Request) -> HttpResponse:
         """The service at a glance: phase, problems, jobs, models, resources."""
-        slow = await to_thread.run_sync(self._read, limiter=self._threads)
-        return success({**self._known(), **slow})
-
-    async def algorithms(self, request: Request) -> HttpResponse:
-        """The algorithms with their options, types and examples."""
-        if self._described is None:
-            self._described = describe_algorithms(list(self._dependencies.algorithms.values()))
-        return success(self._described)
-
-    async def charts(self, request: Request) -> HttpResponse:
-        """The last hour in steps of 10 seconds; the newest is last."""
-        return success(self.history.listed())
-
-    def _known(self) -> KnownAtOnce:
-        """What the server knows without reading anything."""
+        failed, disk, cached, memory = await to_thread.run_sync(self._read, limiter=self._threads)
         dependencies = self._dependencies
         settings = dependencies.settings
         state = dependencies.state
         reasons = state.problems()
         jobs = dependencies.training.counts()
         place = settings.db_name if settings.db_type == "sqlite" else settings.db_host
-        database = f"{settings.db_type}://{place}" if dependencies.cluster is not None else None
-        return {
+        data: ServiceSummary = {
             "phase": state.phase,
             "ready": not reasons,
             "reasons": reasons,
@@ -139,25 +123,38 @@ class PageRoutes:
             "prefix": settings.api_prefix,
             "upload_size": settings.upload_size if settings.upload else None,
             "store": settings.store,
-            "database": database,
+            "database": f"{settings.db_type}://{place}" if dependencies.cluster is not None else None,
             "jobs": {"waiting": jobs["init"], "running": jobs["training"], "places": settings.train_task_num},
             "models": self._models(),
             "workers": self._workers(),
             "algorithms": [
                 {"name": algorithm.name, "kind": algorithm.kind} for algorithm in dependencies.algorithms.values()
             ],
-        }
-
-    def _read(self) -> ReadFromDisks:
-        """What must be read from disks and the system."""
-        settings = self._dependencies.settings
-        failed = self._dependencies.training.recent_failures()
-        return {
             "failed": {"count": len(failed), "last": _failure(failed[0]) if failed else None},
-            "disk": _disk(str(settings.home)),
-            "cache": {"used": self._dependencies.storage.cached(), "limit": settings.cache_size},
-            "memory": _memory(),
+            "disk": disk,
+            "cache": {"used": cached, "limit": settings.cache_size},
+            "memory": memory,
         }
+        return success(data)
+
+    async def algorithms(self, request: Request) -> HttpResponse:
+        """The algorithms with their options, types and examples."""
+        if self._described is None:
+            self._described = describe_algorithms(list(self._dependencies.algorithms.values()))
+        return success(self._described)
+
+    async def charts(self, request: Request) -> HttpResponse:
+        """The last hour in steps of 10 seconds; the newest is last."""
+        return success(self.history.listed())
+
+    def _read(self) -> tuple[list[Job], DiskUse | None, int | None, MemoryUse]:
+        """What must be read from disks and the system.
+
+        These are the jobs that failed lately, the disk of the home, the bytes in the cache, and the memory.
+        """
+        failed = self._dependencies.training.recent_failures()
+        cached = self._dependencies.storage.cached()
+        return failed, _disk(str(self._dependencies.settings.home)), cached, _memory()
 
     def _models(self) -> ModelCounts:
         models = self._dependencies.models
