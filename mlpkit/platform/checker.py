@@ -22,7 +22,7 @@ import anyio.to_thread
 from mlpkit.algorithm import Algorithm
 from mlpkit.errors import BelowGate, DatabaseError, JournalError, MlpkitError, ServiceStopping, StorageError
 from mlpkit.log import level_of_failure, logger, with_request_id
-from mlpkit.platform.database import Change, Database, WantedAlias, WantedModel
+from mlpkit.platform.database import Change, Database, WantedModel
 from mlpkit.platform.outbox import FollowedModel, Notes
 from mlpkit.serving import Alias, Aliases, Models
 from mlpkit.settings import Settings
@@ -329,7 +329,7 @@ class _Failure:
     `due` is on the monotonic clock.
     """
 
-    desired: WantedAlias
+    desired: Alias
     error: str
     pause: float
     due: float
@@ -349,7 +349,7 @@ class AliasFollower:
         self._algorithms = list(algorithms)
         self._gate = gate
         self._period = period
-        self._desired: dict[str, WantedAlias] | None = None
+        self._desired: dict[str, Alias] | None = None
         self._read = 0.0
         self._busy: set[str] = set()
         self._failures: dict[str, _Failure] = {}
@@ -389,11 +389,11 @@ class AliasFollower:
                 start(self._follow, name, wanted, present, begun[-1])
         return begun
 
-    def _is_due(self, name: str, wanted: WantedAlias | None) -> bool:
+    def _is_due(self, name: str, wanted: Alias | None) -> bool:
         failure = self._failures.get(name)
         return failure is None or failure.desired != wanted or time.monotonic() >= failure.due
 
-    async def _follow(self, name: str, wanted: WantedAlias | None, present: Alias | None, done: anyio.Event) -> None:
+    async def _follow(self, name: str, wanted: Alias | None, present: Alias | None, done: anyio.Event) -> None:
         try:
             with with_request_id("checker"):
                 if wanted is not None:
@@ -415,8 +415,8 @@ class AliasFollower:
             self._busy.discard(name)
             done.set()
 
-    def _note_failure(self, name: str, wanted: WantedAlias | None, error: str) -> None:
-        desired = wanted or WantedAlias("", name, "nothing")
+    def _note_failure(self, name: str, wanted: Alias | None, error: str) -> None:
+        desired = wanted or Alias("", name, "nothing")
         before = self._failures.get(name)
         again = before is not None and before.desired == desired
         pause = min(_LONGEST_RETRY, before.pause * 2) if before is not None and again else self._period

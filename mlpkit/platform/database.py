@@ -51,7 +51,7 @@ from sqlalchemy.types import NullType
 
 from mlpkit.errors import DatabaseError
 from mlpkit.log import logger
-from mlpkit.serving import alias_name
+from mlpkit.serving import Alias
 from mlpkit.settings import DATABASE_NAMES, Settings
 
 T = TypeVar("T")
@@ -81,20 +81,6 @@ class WantedModel:
     algorithm: str | None
     model_id: str | None
     path: str | None
-
-
-@dataclass(frozen=True)
-class WantedAlias:
-    """A row that says: this alias leads to this model."""
-
-    algorithm: str
-    alias: str
-    model_id: str
-
-    @property
-    def name(self) -> str:
-        """What a prediction sends as `model_id`."""
-        return alias_name(self.algorithm, self.alias)
 
 
 class Tables:
@@ -411,13 +397,13 @@ class Database:
 
         await self._call("write that a model is not to be loaded", tell)
 
-    async def aliases(self, algorithms: Iterable[str]) -> list[WantedAlias] | None:
+    async def aliases(self, algorithms: Iterable[str]) -> list[Alias] | None:
         """The aliases of these algorithms; None without a table of aliases."""
 
-        def ask(connection: Connection) -> list[WantedAlias] | None:
+        def ask(connection: Connection) -> list[Alias] | None:
             if not self._finds_aliases(connection):
                 return None
-            rows = [WantedAlias(*row) for row in connection.execute(self._tables.aliases(algorithms))]
+            rows = [Alias(*row) for row in connection.execute(self._tables.aliases(algorithms))]
             # To a database, algorithms that differ only in case may be equal.
             return [row for row in rows if row.algorithm in algorithms]
 
