@@ -23,7 +23,6 @@ from mlpkit.errors import (
     LoadFailed,
     MlpkitError,
     ModelNotLoaded,
-    ObjectNotFound,
     Overloaded,
     TimeLimitExceeded,
     UnsafePath,
@@ -33,7 +32,7 @@ from mlpkit.serving.dispatch import PendingPrediction
 from mlpkit.serving.model import LoadedModelRecord
 from mlpkit.serving.recovery import Ledger, pause_after
 from mlpkit.settings import Settings
-from mlpkit.storage import Manifest, Storage, in_time, read_manifest
+from mlpkit.storage import Manifest, Storage, find_manifest
 
 if TYPE_CHECKING:
     from mlpkit.serving.models import Models
@@ -198,11 +197,8 @@ class LazyLoads:
     async def _manifest(self, model_id: str) -> Manifest | None:
         if self._storage is None:
             return None
-        limit = self._settings.hook_timeout
-        arguments = (self._storage, self._settings, model_id)
-        late = f"the store did not answer within {limit:g} s about [{model_id}]"
-        with contextlib.suppress(ObjectNotFound, UnsafePath):
-            return await in_time(read_manifest, *arguments, limit=limit, limiter=self._threads, late=late)
+        with contextlib.suppress(UnsafePath):
+            return await find_manifest(self._storage, self._settings, model_id, self._threads)
         return None
 
     def _note_failure(self, model_id: str, error: MlpkitError) -> None:

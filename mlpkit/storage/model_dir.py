@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
@@ -31,7 +31,10 @@ from mlpkit.log import logger
 from mlpkit.settings import Settings
 from mlpkit.storage.files import temporary_file
 from mlpkit.storage.paths import checked_key, checked_name, checked_prefix, without_outer_slashes
-from mlpkit.storage.storage import Storage, local_files
+from mlpkit.storage.storage import Storage, in_time, local_files
+
+if TYPE_CHECKING:
+    from anyio import CapacityLimiter
 
 T = TypeVar("T")
 
@@ -250,16 +253,26 @@ def open_model(storage: Storage, settings: Settings, model_id: str, model_path: 
     raise IncompleteModel(f"{prefix} is being replaced again and again: wait until it is saved")
 
 
-def read_manifest(storage: Storage, settings: Settings, model_id: str) -> Manifest:
-    """The manifest of a model in the model bucket.
+async def find_manifest(
+    storage: Storage, settings: Settings, model_id: str, limiter: CapacityLimiter
+) -> Manifest | None:
+    """The manifest of a model in the model bucket, or None.
 
     Raises:
-        ObjectNotFound: there is no such model.
         IncompleteModel: its upload never finished, or the manifest cannot be read.
         UnsafePath: the id cannot be used.
+        TimeLimitExceeded: the store did not answer within `MLPKIT_HOOK_TIMEOUT`.
     """
     prefix = f"{settings.model_bucket}/{checked_name(model_id)}"
-    return _manifest_of(storage, settings, prefix) or _refuse(storage, prefix)
+    limit = settings.hook_timeout
+    late = f"the store did not answer within {limit:g} s about [{model_id}]"
+
+    def read() -> Manifest:
+        return _manifest_of(storage, settings, prefix) or _refuse(storage, prefix)
+
+    with contextlib.suppress(ObjectNotFound):
+        return await in_time(read, limit=limit, limiter=limiter, late=late)
+    return None
 
 
 def gate_problem(storage: Storage, settings: Settings, model_id: str, model_path: str | None) -> str:

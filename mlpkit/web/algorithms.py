@@ -19,7 +19,7 @@ from mlpkit.errors import (
 from mlpkit.injection import NULL
 from mlpkit.processes import LONG
 from mlpkit.serving import Alias, alias_name
-from mlpkit.storage import Manifest, checkpoint_place, delete_checkpoint, delete_model, in_time, read_manifest
+from mlpkit.storage import Manifest, checkpoint_place, delete_checkpoint, delete_model, find_manifest, in_time
 from mlpkit.training import LONGEST_ID, Job, check_job, new_model_id, takes_checkpoint, with_order
 from mlpkit.web.request import HttpResponse, success, work_on
 
@@ -238,13 +238,7 @@ class AlgorithmRoutes:
             raise ObjectNotFound(f"model [{model_id}] is not stored: there is no model {place}")
 
     async def _manifest(self, model_id: str) -> Manifest | None:
-        """The manifest of a stored model; None if there is none."""
-        limit = self._settings.hook_timeout
-        arguments = (self._dependencies.storage, self._settings, model_id)
-        late = f"the store did not answer within {limit:g} s about [{model_id}]"
-        with suppress(ObjectNotFound):
-            return await in_time(read_manifest, *arguments, limit=limit, limiter=self._storage_threads, late=late)
-        return None
+        return await find_manifest(self._dependencies.storage, self._settings, model_id, self._storage_threads)
 
     def _shown(self, alias: Alias) -> dict[str, Any]:
         states = {model.model_id: model.state for model in self._dependencies.models.listed()}
