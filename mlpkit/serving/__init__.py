@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlpkit.serving.dispatch import PendingPrediction as PendingPrediction
     from mlpkit.serving.model import EvictedModel as EvictedModel
     from mlpkit.serving.model import MissingModel as MissingModel
+    from mlpkit.serving.model import ModelWord as ModelWord
     from mlpkit.serving.model import WorkerInfo as WorkerInfo
     from mlpkit.serving.models import Models as Models
 else:
@@ -26,7 +27,7 @@ else:
         {
             "mlpkit.serving.aliases": "Alias Aliases alias_name",
             "mlpkit.serving.dispatch": "Counts OnOutcome OnPart Outcome PendingPrediction",
-            "mlpkit.serving.model": "EvictedModel MissingModel WorkerInfo",
+            "mlpkit.serving.model": "EvictedModel MissingModel ModelWord WorkerInfo",
             "mlpkit.serving.models": "Models",
         },
     )

@@ -19,6 +19,8 @@ from mlpkit.metrics import HOURS, Histogram
 from mlpkit.serving.dispatch import Counts, Dispatcher, Replica
 
 State = Literal["loading", "loaded", "unloading"]
+ModelWord = Literal[State, "unloaded"]
+"""The state of a model that may be none of this service."""
 
 
 @dataclass

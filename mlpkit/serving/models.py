@@ -45,6 +45,7 @@ from mlpkit.serving.model import (
     MissingModel,
     ModelInfo,
     ModelState,
+    ModelWord,
     WorkerInfo,
     load_error,
 )
@@ -303,6 +304,11 @@ class Models:
         """
         model = self.states.get(model_id)
         return model.algorithm.name if model is not None else None
+
+    def state_of(self, model_id: str) -> ModelWord:
+        """The state of a model, which may be none of this service."""
+        model = self.states.get(model_id)
+        return model.state if model is not None else "unloaded"
 
     def placement(self) -> dict[str, list[int]]:
         """The workers that hold each loaded model."""

@@ -241,9 +241,7 @@ class AlgorithmRoutes:
         return await find_manifest(self._dependencies.storage, self._settings, model_id, self._storage_threads)
 
     def _shown(self, alias: Alias) -> dict[str, Any]:
-        states = {model.model_id: model.state for model in self._dependencies.models.listed()}
-        state = states.get(alias.model_id, "unloaded")
-        return {"name": alias.name, **msgspec.to_builtins(alias), "state": state}
+        return {"name": alias.name, **msgspec.to_builtins(alias), "state": self._models.state_of(alias.model_id)}
 
 
 def _with_peer(extend: msgspec.Raw, peer: str) -> msgspec.Raw:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict
 
 from mlpkit.formats import DataReport
-from mlpkit.serving import EvictedModel, MissingModel, WorkerInfo
+from mlpkit.serving import EvictedModel, MissingModel, ModelWord, WorkerInfo
 from mlpkit.training import Snapshot, State
 
-ModelWord = Literal["loading", "loaded", "unloading", "unloaded"]
 Phase = Literal["starting", "ready", "draining"]
 
 

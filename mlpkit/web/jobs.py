@@ -68,9 +68,7 @@ class JobRoutes:
     async def job(self, request: Request) -> HttpResponse:
         """Everything about one job, with its request."""
         model_id = request.path["model_id"]
-        job = await to_thread.run_sync(self._training.job, model_id, limiter=self._threads)
-        if job is None:
-            raise JobNotFound(model_id)
+        job = await self._whole_job(model_id)
         usage = await self._training.usage(model_id)
         more = {
             "model_path": job.model_path,
@@ -90,19 +88,19 @@ class JobRoutes:
 
         At most 16 MiB. The header `X-Log-End` has the number of the byte that follows, for the next `from`.
         """
-        job = self._job(request.path["model_id"])
+        model_id = request.path["model_id"]
+        if self._training.summary(model_id) is None:
+            raise JobNotFound(model_id)
         lines = number_of(request, "tail", None)
         start = _digits(request, "from")
-        path = self._training.log_path(job.model_id)
+        path = self._training.log_path(model_id)
         text, end = await to_thread.run_sync(_read_end, path, lines, start, limiter=self._threads)
         return HttpResponse(text, headers=((b"x-log-end", b"%d" % end),), content_type=_TEXT)
 
     async def evaluation(self, request: Request) -> HttpResponse:
         """The whole report of a job's evaluation, `evaluation.json`."""
         model_id = request.path["model_id"]
-        job = await to_thread.run_sync(self._training.job, model_id, limiter=self._threads)
-        if job is None:
-            raise JobNotFound(model_id)
+        job = await self._whole_job(model_id)
         if _evaluation_of(job) is None:
             raise ObjectNotFound(f"job [{model_id}] has no evaluation: its training had no test rows, or has not ended")
         limit = self._settings.hook_timeout
@@ -158,22 +156,22 @@ class JobRoutes:
             limiter=self._store_threads,
             late=f"the store did not list its models within {self._timeout:g} s",
         )
-        states = {model.model_id: model.state for model in self._models.listed()}
         aliases: dict[str, list[str]] = {}
         for alias in self._aliases.listed():
             aliases.setdefault(alias.model_id, []).append(alias.name)
         models = [
             {
                 **msgspec.to_builtins(model),
-                "state": states.get(model.model_id, "unloaded"),
+                "state": self._models.state_of(model.model_id),
                 "aliases": aliases.get(model.model_id, []),
             }
             for model in page.models
         ]
         return success({"models": models, "total": page.total, "next": page.next, "unread": page.unread})
 
-    def _job(self, model_id: str) -> Job:
-        job = self._training.summary(model_id)
+    async def _whole_job(self, model_id: str) -> Job:
+        """The job with its request, which can be long."""
+        job = await to_thread.run_sync(self._training.job, model_id, limiter=self._threads)
         if job is None:
             raise JobNotFound(model_id)
         return job
