@@ -40,6 +40,7 @@ from mlpkit.injection.plan import (
     ProcessScope,
     ServiceParameter,
     compile_plan,
+    split_batch,
 )
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "next_value",
     "place_of_error",
     "service",
+    "split_batch",
     "user_code",
     "user_error",
     "where",

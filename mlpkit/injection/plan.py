@@ -249,26 +249,6 @@ class Plan:
             if field.batched or field.name in first
         }
 
-    def split(self, answers: Any, count: int) -> list[Any]:
-        """The answers to the single items of a batch.
-
-        Raises:
-            AnswerError: there is not one answer for each of the `count` items.
-            UserCodeError: the answers are made while they are read, and that failed.
-        """
-        iterator = None
-        if not isinstance(answers, (str, bytes, dict)):
-            with contextlib.suppress(TypeError):
-                iterator = iter(answers)
-        if iterator is None:
-            raise AnswerError(f"predict takes batches, so it must answer a list, not {type(answers).__name__}")
-        found: list[Any] = user_code(list, iterator)
-        if len(found) != count:
-            raise AnswerError(
-                f"predict answered {len(found)} items to a batch of {count}: one answer per item is needed"
-            )
-        return found
-
     def complete(
         self, arguments: dict[str, object], fields: Fields, services: Services, scope: ProcessScope | None = None
     ) -> Call:
@@ -352,6 +332,25 @@ class Plan:
         if self.is_async:
             return functools.partial(run_async, next_async_value, generator=generator)
         return functools.partial(next_value, generator)
+
+
+def split_batch(answers: Any, count: int) -> list[Any]:
+    """The answers to the single items of a batch.
+
+    Raises:
+        AnswerError: there is not one answer for each of the `count` items.
+        UserCodeError: the answers are made while they are read, and that failed.
+    """
+    iterator = None
+    if not isinstance(answers, (str, bytes, dict)):
+        with contextlib.suppress(TypeError):
+            iterator = iter(answers)
+    if iterator is None:
+        raise AnswerError(f"predict takes batches, so it must answer a list, not {type(answers).__name__}")
+    found: list[Any] = user_code(list, iterator)
+    if len(found) != count:
+        raise AnswerError(f"predict answered {len(found)} items to a batch of {count}: one answer per item is needed")
+    return found
 
 
 class _Resolver:

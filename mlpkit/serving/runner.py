@@ -25,6 +25,7 @@ from mlpkit.injection import (
     async_user_code,
     next_async_value,
     next_value,
+    split_batch,
     user_code,
     user_error,
 )
@@ -210,7 +211,7 @@ class PredictRunner:
             with self._in_span([items[index] for index, _ in good]):
                 try:
                     with self._completed(plan, good) as call:
-                        answers = plan.split(user_code(plan.function, **call.arguments), len(good))
+                        answers = split_batch(user_code(plan.function, **call.arguments), len(good))
                 except Exception as error:
                     answers = error
             for index in self._write_all(plan, items, good, answers, results):
@@ -246,7 +247,7 @@ class PredictRunner:
             with self._in_span([items[index] for index, _ in good]):
                 try:
                     with self._completed(plan, good) as call:
-                        answers = plan.split(await async_user_code(plan.function, **call.arguments), len(good))
+                        answers = split_batch(await async_user_code(plan.function, **call.arguments), len(good))
                 except (Exception, asyncio.CancelledError) as error:
                     answers = error
             for index in self._write_all(plan, items, good, answers, results):

@@ -24,7 +24,7 @@ from mlpkit.algorithm import Algorithm
 from mlpkit.app import App
 from mlpkit.errors import AnswerError, ArgumentError, EvaluationFailed, MlpkitError, TimeLimitExceeded, UserCodeError
 from mlpkit.formats import Durations, EvaluationReport, FailedRows, check_answer, kind_of, to_json
-from mlpkit.injection import NULL, Call, Fields, Plan, ProcessScope, Services, async_user_code
+from mlpkit.injection import NULL, Call, Fields, Plan, ProcessScope, Services, async_user_code, split_batch
 from mlpkit.log import logger
 
 T = TypeVar("T")
@@ -179,7 +179,7 @@ class ModelUnderTest:
             return []
         try:
             with self._completed(plan, plan.merged(arguments)) as call:
-                return plan.split(plan.run(call.arguments, self._in_loop), len(arguments))
+                return split_batch(plan.run(call.arguments, self._in_loop), len(arguments))
         except AnswerError as error:
             raise EvaluationFailed(str(error)) from error
         except UserCodeError as error:
