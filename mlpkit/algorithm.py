@@ -58,16 +58,19 @@ def _gpus(value: Any) -> object:
     return value
 
 
-def _number(value: Any) -> object:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError("a number of at least 0")
-    return value
+def _number(fits: Callable[[float], bool], words: str) -> Callable[[Any], object]:
+    def read(value: Any) -> object:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
+            raise ValueError(words)
+        return value
+
+    return read
 
 
-def _seconds(value: Any) -> object:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ValueError("a number of seconds above 0")
-    return value
+_seconds = _number(lambda value: 0 < value < math.inf, "a number of seconds above 0")
+_milliseconds = _number(lambda value: 0 <= value < math.inf, "a number of at least 0")
+_share = _number(lambda value: 0 < value < 1, "a share above 0 and below 1, such as 0.1")
+_figure = _number(lambda value: 0 < value <= 1, "a number above 0 and at most 1, such as 0.8")
 
 
 def _memory(value: Any) -> object:
@@ -77,18 +80,6 @@ def _memory(value: Any) -> object:
     if isinstance(amount, bool) or not isinstance(amount, int) or amount < 1:
         raise ValueError('a number of bytes, or a size such as "512MiB" or "2GiB"')
     return amount
-
-
-def _share(value: Any) -> object:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-        raise ValueError("a share above 0 and below 1, such as 0.1")
-    return value
-
-
-def _figure(value: Any) -> object:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-        raise ValueError("a number above 0 and at most 1, such as 0.8")
-    return value
 
 
 def _flag(value: Any) -> object:
@@ -166,7 +157,7 @@ class PredictOptions:
     """
 
     max_batch_size: int = _option(1, _whole(1))
-    max_wait_ms: float = _option(0.5, _number)
+    max_wait_ms: float = _option(0.5, _milliseconds)
     threads: int = _option(1, _whole(1))
     timeout: float | None = _option(None, _seconds)
 
