@@ -28,15 +28,6 @@ _SEND_BUFFER = 2 << 20
 """Bytes that the system may buffer, if it allows that: then a long message wakes the reader only once."""
 
 
-def frame(message: bytes) -> bytes:
-    """The message with its length in front, ready to be written.
-
-    Raises:
-        ValueError: it is longer than `LONGEST_MESSAGE`.
-    """
-    return _head(len(message)) + message
-
-
 def _allow_long_writes(channel: socket.socket) -> None:
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
 

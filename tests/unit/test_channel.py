@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import struct
@@ -13,8 +14,8 @@ import pytest
 import uvloop
 
 from mlpkit.processes import channel as channel_module
-from mlpkit.processes.channel import AsyncChannel, BlockingChannel, Frames, Message, frame
-from tests.servers import LONG
+from mlpkit.processes.channel import AsyncChannel, BlockingChannel, Frames, Message
+from tests.servers import LONG, SOON
 
 BIG = 8 << 20
 MESSAGES = [b"", b"a", b"hello", bytes(range(256)) * 3, b"\x00" * 10]
@@ -30,6 +31,11 @@ def loop(request: pytest.FixtureRequest) -> Iterator[asyncio.AbstractEventLoop]:
     loop = LOOPS[request.param]()
     yield loop
     loop.close()
+
+
+def frame(message: bytes) -> bytes:
+    """The message as it is sent: its length, big-endian, stands before it."""
+    return struct.pack(">I", len(message)) + message
 
 
 class Received:
@@ -125,9 +131,13 @@ def test_bytes_that_are_no_frame_are_refused() -> None:
 def test_a_message_over_the_limit_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel_module, "LONGEST_MESSAGE", 10)
 
-    assert len(frame(b"x" * 10)) == 14
-    with pytest.raises(ValueError, match="11 bytes cannot be sent"):
-        frame(b"x" * 11)
+    ours, theirs = socket.socketpair()
+    with theirs, contextlib.closing(BlockingChannel(ours)) as channel:
+        channel.send(b"x" * 10)
+        with pytest.raises(ValueError, match="11 bytes cannot be sent"):
+            channel.send(b"x" * 11)
+        theirs.settimeout(SOON)
+        assert theirs.recv(100) == frame(b"x" * 10)
 
 
 def test_both_ends_on_one_loop_exchange_big_and_small_messages(loop: asyncio.AbstractEventLoop) -> None:
