@@ -41,6 +41,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.getini("filterwarnings")[:0] = ["error", *(f"default::{name}" for name in found_by_chance)]
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """The event loop of tests with the mark `anyio`."""
+    return "asyncio"
+
+
 @pytest.fixture(scope="session")
 def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all workers of this test session share."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
@@ -20,18 +19,13 @@ from mlpkit.script import import_app
 from mlpkit.service import Service
 from mlpkit.settings import Settings, load_settings
 from tests.impossible import impossible
-from tests.servers import LONG, Unavailable
+from tests.servers import Unavailable, until
 from tests.servers.database import DatabaseServer
 from tests.servers.mariadb import mariadb
 from tests.servers.postgres import postgres
 from tests.serving.conftest import prediction_of
 
 SERVERS: dict[str, Callable[[], AbstractContextManager[DatabaseServer]]] = {"mariadb": mariadb, "postgres": postgres}
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @dataclass(frozen=True)
@@ -205,13 +199,6 @@ def open_replica(tmp_path: Path) -> OpenReplica:
             yield replica
 
     return opened
-
-
-async def until(condition: Callable[[], bool], seconds: float = LONG) -> None:
-    """Waits for what a replica does by itself."""
-    with anyio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - no event comes from there
-            await anyio.sleep(0.02)
 
 
 async def until_ready(replica: Service) -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from mlpkit.errors import DatabaseError
 from mlpkit.service import Service
-from tests.platform.conftest import OpenReplica, Platform, predicted, until, until_ready
+from tests.platform.conftest import OpenReplica, Platform, predicted, until_ready
 from tests.platform.test_checker import store_model
-from tests.servers import LONG
+from tests.servers import LONG, until
 
 pytestmark = [pytest.mark.anyio]
 

@@ -14,7 +14,8 @@ from mlpkit.errors import MlpkitError
 from mlpkit.platform.checker import DesiredModel
 from mlpkit.service import Service
 from mlpkit.storage import Manifest
-from tests.platform.conftest import OpenPlatform, OpenReplica, Platform, predicted, until, until_ready
+from tests.platform.conftest import OpenPlatform, OpenReplica, Platform, predicted, until_ready
+from tests.servers import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

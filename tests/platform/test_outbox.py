@@ -13,7 +13,8 @@ import pytest
 from mlpkit.errors import JobConflict, ServiceStopping
 from mlpkit.service import Service
 from mlpkit.training import Job
-from tests.platform.conftest import OpenPlatform, OpenReplica, Platform, until, until_ready
+from tests.platform.conftest import OpenPlatform, OpenReplica, Platform, until_ready
+from tests.servers import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

@@ -1,6 +1,6 @@
 """Real servers for the tests, on loopback and free ports."""
 
-from tests.servers.ports import LONG, SOON, free_port, stretched, wait_until
+from tests.servers.ports import LONG, SOON, free_port, stretched, until, wait_until
 from tests.servers.refusing import refusing
 from tests.servers.relay import Relay
 from tests.servers.s3 import S3Server, Unavailable, proxy_of, s3_server
@@ -16,5 +16,6 @@ __all__ = [
     "refusing",
     "s3_server",
     "stretched",
+    "until",
     "wait_until",
 ]

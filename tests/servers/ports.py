@@ -7,6 +7,8 @@ import socket
 import time
 from collections.abc import Callable
 
+import anyio
+
 LONG = 120.0
 """Seconds that are long enough, also on a busy machine, for what should happen soon. Only a failure waits this long."""
 SOON = 30.0
@@ -38,6 +40,13 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = LONG) 
         if time.monotonic() > deadline:
             raise TimeoutError(f"after {timeout:g} s, still waiting until {what}")
         time.sleep(0.02)
+
+
+async def until(condition: Callable[[], bool], seconds: float = LONG) -> None:
+    """Waits for what another task, thread or process does; TimeoutError if it does not in time."""
+    with anyio.fail_after(seconds):
+        while not condition():  # noqa: ASYNC110 - no event comes from there
+            await anyio.sleep(0.01)
 
 
 def accepts(port: int) -> bool:

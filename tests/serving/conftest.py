@@ -39,11 +39,6 @@ def prediction_of(
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def lines() -> io.StringIO:
     """What the service has logged so far."""
     return io.StringIO()

@@ -11,8 +11,9 @@ import pytest
 
 from mlpkit.errors import ArgumentError, JournalError, LoadFailed, ModelInUse, ModelNotLoaded
 from mlpkit.serving import Aliases, Models
+from tests.servers import until
 from tests.serving.conftest import OpenModels
-from tests.serving.test_models import ask, read, until
+from tests.serving.test_models import ask, read
 
 pytestmark = pytest.mark.anyio
 

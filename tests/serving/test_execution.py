@@ -23,9 +23,9 @@ import sklearn
 from mlpkit.errors import PredictFailed
 from mlpkit.log import with_request_id
 from mlpkit.serving import Models
-from tests.servers import LONG
+from tests.servers import LONG, until
 from tests.serving.conftest import OpenModels
-from tests.serving.test_models import ask, until
+from tests.serving.test_models import ask
 
 pytestmark = pytest.mark.anyio
 

@@ -24,8 +24,9 @@ from mlpkit.errors import (
 from mlpkit.serving import Aliases, Models
 from mlpkit.settings import Settings
 from mlpkit.storage import Manifest, Storage, delete_model, open_storage, save_model
+from tests.servers import until
 from tests.serving.conftest import OpenModels
-from tests.serving.test_models import ask, read, until
+from tests.serving.test_models import ask, read
 
 pytestmark = pytest.mark.anyio
 

@@ -6,8 +6,6 @@ import asyncio
 import io
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -25,7 +23,7 @@ from mlpkit.errors import (
 )
 from mlpkit.log import with_request_id
 from mlpkit.serving import Models
-from tests.servers import LONG, SOON
+from tests.servers import LONG, SOON, until
 from tests.serving.conftest import OpenModels, prediction_of
 
 pytestmark = pytest.mark.anyio
@@ -53,13 +51,6 @@ async def ask(models: Models, model_id: str = "m", features: object = None, para
 
 def read(file: Path) -> str:
     return file.read_text(encoding="utf-8")
-
-
-async def until(condition: Callable[[], bool], seconds: float = LONG) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true in time"
-        await asyncio.sleep(0.01)
 
 
 @pytest.fixture

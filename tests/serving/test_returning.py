@@ -17,8 +17,9 @@ from mlpkit.serving.messages import Load
 from mlpkit.serving.worker import ProcessWorker, request_ids
 from mlpkit.serving.worker import ask as ask_worker
 from mlpkit.settings import Settings
+from tests.servers import until
 from tests.serving.conftest import OpenModels
-from tests.serving.test_models import ask, until
+from tests.serving.test_models import ask
 
 pytestmark = pytest.mark.anyio
 

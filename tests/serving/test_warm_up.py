@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import until
 from tests.serving.conftest import OpenModels
-from tests.serving.test_models import ask, read, until
+from tests.serving.test_models import ask, read
 
 pytestmark = pytest.mark.anyio
 

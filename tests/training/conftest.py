@@ -10,14 +10,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import anyio
 import pytest
 
 from mlpkit.log import LogOutput, configure
 from mlpkit.script import import_app
 from mlpkit.settings import Settings
 from mlpkit.training import Job, TrainingQueue
-from tests.servers import LONG
+from tests.servers import until
 
 _numbers = itertools.count()
 
@@ -32,11 +31,6 @@ class WriteScript(Protocol):
     """Writes a script under a name of its own, and gives its import string."""
 
     def __call__(self, script: str) -> str: ...
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture
@@ -89,13 +83,6 @@ def job(model_id: str, algorithm: str = "it", /, *, data: Any = None, extend: An
         extend=json.dumps({} if extend is None else extend),
         log_uuid=f"uuid-of-{model_id}",
     )
-
-
-async def until(condition: Callable[[], bool], seconds: float = LONG) -> None:
-    """Waits for something that another process does."""
-    with anyio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - no event comes from there
-            await anyio.sleep(0.01)
 
 
 async def end_of(queue: TrainingQueue, model_id: str) -> Job:

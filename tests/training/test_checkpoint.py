@@ -16,7 +16,8 @@ from mlpkit.script import import_app
 from mlpkit.settings import Settings
 from mlpkit.storage import CheckpointManifest
 from mlpkit.training import Job, TrainingQueue, check_job
-from tests.training.conftest import OpenQueue, WriteScript, end_of, job, reached, until
+from tests.servers import until
+from tests.training.conftest import OpenQueue, WriteScript, end_of, job, reached
 
 pytestmark = pytest.mark.anyio
 

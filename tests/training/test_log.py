@@ -18,8 +18,8 @@ from mlpkit.training import JobOutcome
 from mlpkit.training.process import Dropped, Ended, Line, Reporter
 from mlpkit.training.process import _decoder as decoder
 from tests.conftest import Report as Show
-from tests.servers import SOON
-from tests.training.conftest import OpenQueue, end_of, job, reached, train, until
+from tests.servers import SOON, until
+from tests.training.conftest import OpenQueue, end_of, job, reached, train
 
 SCRIPT = """
 import ctypes, logging, multiprocessing, os, subprocess, sys, threading, time, warnings

@@ -15,7 +15,8 @@ from mlpkit.training.job import RECALLED, EndedJobs
 from mlpkit.training.journal import Journal
 from mlpkit.training.order import estimated_starts, in_order
 from mlpkit.training.progress import CheckpointState
-from tests.training.conftest import OpenQueue, end_of, job, reached, train, until
+from tests.servers import until
+from tests.training.conftest import OpenQueue, end_of, job, reached, train
 
 SCRIPT = """
 import time

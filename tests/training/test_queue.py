@@ -15,8 +15,8 @@ import pytest
 
 from mlpkit.errors import AlgorithmNotFound, ArgumentError, JobConflict, JobNotFound, Overloaded, ServiceStopping
 from mlpkit.training import Job, JobFilter
-from tests.servers import SOON
-from tests.training.conftest import OpenQueue, end_of, job, reached, train, until
+from tests.servers import SOON, until
+from tests.training.conftest import OpenQueue, end_of, job, reached, train
 
 SCRIPT = """
 import json, os, signal, time

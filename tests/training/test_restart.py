@@ -20,8 +20,8 @@ import pytest
 from mlpkit.errors import SettingsError
 from mlpkit.training.journal import Journal
 from tests.acceptance.service import running_as
-from tests.servers import LONG
-from tests.training.conftest import OpenQueue, WriteScript, end_of, job, until
+from tests.servers import LONG, until
+from tests.training.conftest import OpenQueue, WriteScript, end_of, job
 
 SCRIPT = """
 import os, time

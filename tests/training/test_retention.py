@@ -11,7 +11,8 @@ from mlpkit.settings import Settings
 from mlpkit.training import Job
 from mlpkit.training.joblog import file_name
 from mlpkit.training.journal import Journal
-from tests.training.conftest import OpenQueue, end_of, job, reached, train, until
+from tests.servers import until
+from tests.training.conftest import OpenQueue, end_of, job, reached, train
 
 SCRIPT = """
 import time

@@ -12,8 +12,8 @@ import pytest
 from mlpkit.errors import JobConflict, JobNotFound, TimeLimitExceeded
 from mlpkit.training import TrainingQueue
 from mlpkit.training.progress import Curves, Snapshot
-from tests.servers import LONG
-from tests.training.conftest import OpenQueue, end_of, job, reached, train, until
+from tests.servers import LONG, until
+from tests.training.conftest import OpenQueue, end_of, job, reached, train
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,8 @@ from mlpkit.settings import Settings
 from mlpkit.storage import open_model, open_storage
 from mlpkit.training import Job
 from mlpkit.training.journal import Journal
-from tests.training.conftest import OpenQueue, end_of, job, reached, train, until
+from tests.servers import until
+from tests.training.conftest import OpenQueue, end_of, job, reached, train
 
 SCRIPT = """
 import threading, time

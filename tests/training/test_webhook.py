@@ -24,7 +24,7 @@ from mlpkit.training.events import Events
 from mlpkit.training.journal import Journal
 from mlpkit.training.webhook import Webhook, signature, webhook_key
 from tests.secret import MARK
-from tests.servers import LONG, SOON, wait_until
+from tests.servers import LONG, SOON, until, wait_until
 from tests.wire.replayer import Service
 
 SECRET = "whsec_" + base64.b64encode(f"{MARK}-webhook-0123456789".encode()[:48].ljust(33, b"x")).decode()
@@ -109,12 +109,6 @@ async def scene(*arguments: Any, **more: Any) -> AsyncIterator[Scene]:
         found.events.close()
         tasks.cancel_scope.cancel()
     found.journal.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(SOON):
-        while not condition():  # noqa: ASYNC110 - a receiver in a thread tells no loop
-            await anyio.sleep(0.01)
 
 
 def test_events_arrive_signed_in_their_order(tmp_path: Path, receiver: Receiver) -> None:

@@ -21,11 +21,6 @@ HEAD = b"POST /predict HTTP/1.1\r\nHost: service\r\n"
 REQUEST = HEAD + b"Content-Length: 2\r\n\r\n{}"
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def refuse(context: object, body: bytes, respond: Any) -> None:
     """Answers before it returns, as a prediction for a model that is not loaded is answered."""
     respond(HttpResponse(b"no"))

@@ -42,11 +42,6 @@ def predict(features: dict) -> str:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
     """A service in this process, without a port."""
     script = tmp_path / f"stalls_{tmp_path.name}.py"
