@@ -16,11 +16,9 @@ from __future__ import annotations
 import contextlib
 import heapq
 import math
-import tempfile
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,6 +26,7 @@ import msgspec
 from mlpkit.errors import ArgumentError, ObjectNotFound, StorageError
 from mlpkit.log import logger
 from mlpkit.settings import Settings
+from mlpkit.storage.files import temporary_file
 from mlpkit.storage.model_dir import MANIFEST, Manifest
 from mlpkit.storage.paths import checked_name
 from mlpkit.storage.storage import Storage
@@ -223,10 +222,8 @@ class StoredModels:
 
     def _write_index(self) -> None:
         try:
-            with tempfile.NamedTemporaryFile() as file:
-                file.write(msgspec.json.encode(list(self._known.values())))
-                file.flush()
-                self._storage.save(Path(file.name), f"{self._bucket}/{INDEX}")
+            with temporary_file(msgspec.json.encode(list(self._known.values()))) as file:
+                self._storage.save(file, f"{self._bucket}/{INDEX}")
             self._unwritten = 0
         except (StorageError, OSError) as error:
             # Keys that may only read can list even so; the next service reads the manifests again.
