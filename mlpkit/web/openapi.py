@@ -116,7 +116,7 @@ def describe(
 
     `tables` has the routes below each path. `has_token`: requests need a bearer token.
     """
-    requests = AuthorTypes(algorithms)
+    requests = author_types(algorithms)
     answers = TypeSchemas(_answer_types(algorithms, tables), of_answers=True)
     answers.rename(_other_names(requests.components, answers.components))
     components = {**requests.components, **answers.components}
@@ -171,9 +171,9 @@ class TypeSchemas:
             name: self._plain(schema) for name, schema in {**components, **self._foreign}.items()
         }
 
-    def of(self, key: Hashable) -> Schema | None:
-        """The schema of one type; None if it has none."""
-        return self._schemas.get(key)
+    def of(self, *key: str) -> Schema:
+        """The schema of this type: any object if it has none."""
+        return self._schemas.get(key) or {"type": "object"}
 
     def any_of(self, keys: Sequence[Hashable]) -> Schema | None:
         """What fits one of these types; None if there are none."""
@@ -233,24 +233,14 @@ class TypeSchemas:
         return {key: value if key in _LITERAL else self._plain(value) for key, value in kept.items()}
 
 
-class AuthorTypes:
-    """The JSON schemas of what authors want in requests.
-
-    `components` has those that the others refer to. A type that has no schema is described as any object.
-    """
-
-    def __init__(self, algorithms: Mapping[str, Algorithm]) -> None:
-        types: dict[Hashable, Any] = {}
-        for name, algorithm in algorithms.items():
-            for hook, field in _TYPED:
-                plan = algorithm.plan(hook)
-                types[name, hook, field] = plan.field_type(field) if plan is not None else None
-        self._schemas = TypeSchemas(types)
-        self.components = self._schemas.components
-
-    def of(self, algorithm: str, hook: str, field: str) -> Schema:
-        """The schema of one field: any object if its type has none."""
-        return self._schemas.of((algorithm, hook, field)) or {"type": "object"}
+def author_types(algorithms: Mapping[str, Algorithm]) -> TypeSchemas:
+    """What authors want in requests, by algorithm, hook and field."""
+    types: dict[Hashable, Any] = {}
+    for name, algorithm in algorithms.items():
+        for hook, field in _TYPED:
+            plan = algorithm.plan(hook)
+            types[name, hook, field] = plan.field_type(field) if plan is not None else None
+    return TypeSchemas(types)
 
 
 class _Envelopes:
@@ -406,7 +396,7 @@ def _tag_of(spec: RouteSpec) -> str:
     return next((tag for tag, parts in _TAGS.items() if first in parts), "service")
 
 
-def _body_of(spec: RouteSpec, algorithms: Mapping[str, Algorithm], types: AuthorTypes) -> Schema:
+def _body_of(spec: RouteSpec, algorithms: Mapping[str, Algorithm], types: TypeSchemas) -> Schema:
     if spec.fields is TRAIN:
         return _train_body(algorithms, types)
     if spec.fields is PREDICT:
@@ -414,7 +404,7 @@ def _body_of(spec: RouteSpec, algorithms: Mapping[str, Algorithm], types: Author
     return _with_example(_object(spec.fields), next(iter(algorithms), ""))
 
 
-def _train_body(algorithms: Mapping[str, Algorithm], types: AuthorTypes) -> Schema:
+def _train_body(algorithms: Mapping[str, Algorithm], types: TypeSchemas) -> Schema:
     bodies = []
     for name in algorithms:
         body = _object(TRAIN)
@@ -426,7 +416,7 @@ def _train_body(algorithms: Mapping[str, Algorithm], types: AuthorTypes) -> Sche
     return bodies[0] if len(bodies) == 1 else {"oneOf": bodies}
 
 
-def _predict_body(algorithms: Mapping[str, Algorithm], types: AuthorTypes) -> Schema:
+def _predict_body(algorithms: Mapping[str, Algorithm], types: TypeSchemas) -> Schema:
     body = _object(PREDICT)
     for field in _PREDICT_FIELDS:
         found = [types.of(name, "predict", field) for name in algorithms]

@@ -22,7 +22,7 @@ from mlpkit import __version__
 from mlpkit.formats import kind_of, to_json
 from mlpkit.metrics import quantile
 from mlpkit.training import TrainData, takes
-from mlpkit.web.openapi import AuthorTypes
+from mlpkit.web.openapi import author_types
 from mlpkit.web.request import DURATION_LIMITS, HttpResponse, success
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def describe_algorithms(algorithms: Sequence[Algorithm]) -> AlgorithmPage:
 
     `schemas` has what the types refer to.
     """
-    types = AuthorTypes({algorithm.name: algorithm for algorithm in algorithms})
+    types = author_types({algorithm.name: algorithm for algorithm in algorithms})
     described: list[AlgorithmDetails] = []
     for algorithm in algorithms:
         known = kind_of(algorithm.kind)

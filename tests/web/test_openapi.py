@@ -13,7 +13,7 @@ import pydantic
 import pytest
 
 from mlpkit import App
-from mlpkit.web.openapi import AuthorTypes, describe
+from mlpkit.web.openapi import author_types, describe
 from mlpkit.web.protocol import PREDICT, TRAIN
 from mlpkit.web.routes import RouteSpec
 from tests.web.conftest import TOKEN
@@ -166,7 +166,7 @@ def test_type_without_a_schema_and_infinite_default_leave_the_rest_of_the_docume
             return Plan(self.name, hook)
 
     algorithms: Any = {name: Algorithm(name) for name in ("a", "b")}
-    described_types = AuthorTypes(algorithms)
+    described_types = author_types(algorithms)
     assert described_types.of("a", "train", "parameters") == {"type": "object"}
     document = {"components": {"schemas": described_types.components}}
     properties = described(described_types.of("b", "train", "parameters"), document)["properties"]
