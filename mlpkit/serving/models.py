@@ -114,7 +114,8 @@ class Models:
         self.lazy = LazyLoads(self, self._algorithms, self._ledger, settings, storage)
         self._eviction = Eviction(self, settings.model_memory)
         self._local_state = LocalWorker.state_here() if settings.workers == 0 else None
-        self._closing = False
+        self.closing = False
+        """Whether the service stops: it takes no more work."""
         self._closed = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -139,7 +140,7 @@ class Models:
 
         What has not ended then fails. The list of loaded models stays as it is.
         """
-        self._closing = self._replicas.stopping = True
+        self.closing = True
         self.lazy.close(ServiceStopping(STOPPING))
         end = time.monotonic() + grace
         in_time = await asyncio.gather(*(model.at_rest(end) for model in self.states.values()))
@@ -270,7 +271,7 @@ class Models:
             model_id = self.claims.named[model_id].model_id
             model = self.states.get(model_id)
         if model is None or model.state != "loaded":
-            if self._closing:
+            if self.closing:
                 raise ServiceStopping(STOPPING)
             self.lazy.add(model_id, prediction, leaves=model is not None and model.state == "unloading")
             return prediction
@@ -448,7 +449,7 @@ class Models:
         if record.algorithm not in self._algorithms:
             raise AlgorithmNotFound(record.algorithm)
         self.claims.check_model_id(record.model_id)
-        if self._closing:
+        if self.closing:
             raise ServiceStopping(STOPPING)
         while (model := self.states.get(record.model_id)) is not None and model.state == "unloading":
             await model.wait_settled()
@@ -478,7 +479,7 @@ class Models:
 
     def _new_model(self, record: LoadedModelRecord, uuid: str | None, failures: int) -> ModelState:
         """A model whose load has begun."""
-        if self._closing:
+        if self.closing:
             raise ServiceStopping(STOPPING)
         algorithm = self._algorithms[record.algorithm]
         usual = self._settings.predict_timeout

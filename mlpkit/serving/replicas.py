@@ -46,11 +46,7 @@ class _LostWithOthers(WorkerLost):
 
 
 class ReplicaLoads:
-    """Loads and unloads single replicas.
-
-    Attributes:
-        stopping: no suspect gets a process any more.
-    """
+    """Loads and unloads single replicas."""
 
     def __init__(self, models: Models, pool: Pool, budget: MemoryBudget, settings: Settings) -> None:
         self._models = models
@@ -59,7 +55,6 @@ class ReplicaLoads:
         self._suspects = anyio.CapacityLimiter(_PARALLEL_SUSPECTS)
         self._budget = budget
         self._settings = settings
-        self.stopping = False
 
     def deaths(self, model_id: str) -> int:
         """How often a worker died while it was loading the model.
@@ -108,7 +103,7 @@ class ReplicaLoads:
             await self._send_load(model, replica)
             return
         async with self._suspects:
-            if self.stopping:
+            if self._models.closing:
                 raise ServiceStopping(STOPPING)
             replica.slot.models -= 1
             replica.slot = self._pool.add(isolated=True)
