@@ -26,7 +26,7 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from itertools import takewhile
 
@@ -149,16 +149,8 @@ class Counts:
     sizes: Histogram = field(default_factory=partial(Histogram, SIZES))
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            self.predictions + other.predictions,
-            self.failures + other.failures,
-            self.seconds + other.seconds,
-            self.batches + other.batches,
-            self.wait + other.wait,
-            self.transfer + other.transfer,
-            self.call + other.call,
-            self.sizes + other.sizes,
-        )
+        names = [count.name for count in fields(self)]
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 class Dispatcher:
