@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from mlpkit.app import App
     from mlpkit.client import LocalFiles
     from mlpkit.client.bar import ProgressBar
-    from mlpkit.serving.messages import Load, Predict, Reply
     from mlpkit.training import Job, JobOutcome, Progress
 
 _CURSOR_UP = "\x1b[A"
@@ -402,26 +401,9 @@ def _predicted(
 
     It runs in threads, as in a worker.
     """
-    from queue import SimpleQueue
-
     from mlpkit.serving.messages import Item, Load, Predict
-    from mlpkit.serving.runtime import WorkerRuntime
+    from mlpkit.serving.runtime import runtime_here
 
-    replies: SimpleQueue[Reply] = SimpleQueue()
-    isolated = app.build()[algorithm].load_options.isolated
-    runtime = WorkerRuntime(app, settings, replies.put, single=isolated, warm_up=False)
-
-    def result(request: Load | Predict) -> bytes:
-        runtime.take(request)
-        found = replies.get().results[0]
-        if isinstance(found, bytes):
-            return found
-        # The runtime has logged its traceback.
-        raise found.to_error()
-
-    runtime.start()
-    try:
-        result(Load(1, algorithm, model_id, model_path, b"null", None, "-"))
-        return result(Predict(2, model_id, [Item(params=params, uuid=None, log_uuid="-", features=features)]))
-    finally:
-        runtime.stop()
+    with runtime_here(app, settings, single=app.build()[algorithm].load_options.isolated) as ask:
+        ask(Load(1, algorithm, model_id, model_path, b"null", None, "-"))
+        return ask(Predict(2, model_id, [Item(params=params, uuid=None, log_uuid="-", features=features)]))

@@ -18,7 +18,6 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -29,8 +28,8 @@ from mlpkit.app import App
 from mlpkit.client import LocalFiles, upload
 from mlpkit.errors import ArgumentError, TrainFailed
 from mlpkit.script import choose_algorithm
-from mlpkit.serving.messages import Item, Load, Predict, Reply
-from mlpkit.serving.runtime import WorkerRuntime
+from mlpkit.serving.messages import Item, Load, Predict
+from mlpkit.serving.runtime import runtime_here
 from mlpkit.settings import Settings, load_settings
 from mlpkit.storage import open_storage
 from mlpkit.training import Job, JobOutcome, Progress, check_job, new_model_id, run_train
@@ -63,8 +62,8 @@ class Local:
         self._app = app
         self._settings = settings or load_settings()
         self._numbers = itertools.count(1)
-        self._replies: SimpleQueue[Reply] = SimpleQueue()
-        self._runtime: WorkerRuntime | None = None
+        self._runtime = contextlib.ExitStack()
+        self._ask_runtime: Callable[[Load | Predict], bytes] | None = None
         self._loaded: set[str] = set()
         self._trained: dict[str, str] = {}
 
@@ -144,9 +143,8 @@ class Local:
 
     def close(self) -> None:
         """Unloads all models; a later `predict` loads its model again."""
-        if self._runtime is not None:
-            self._runtime.stop()
-            self._runtime = None
+        self._runtime.close()
+        self._ask_runtime = None
         self._loaded.clear()
 
     def _run(self, job: Job, data_names: dict[str, str]) -> JobOutcome:
@@ -170,19 +168,9 @@ class Local:
         Raises:
             MlpkitError: the error of the answer.
         """
-        if self._runtime is None:
-            runtime = WorkerRuntime(self._app, self._settings, self._replies.put, warm_up=False)
-            runtime.start()
-            self._runtime = runtime
-        self._runtime.take(request)
-        reply = self._replies.get()
-        while reply.id != request.id:
-            # An interrupt has ended the wait for that one.
-            reply = self._replies.get()
-        result = reply.results[0]
-        if isinstance(result, bytes):
-            return result
-        raise result.to_error()
+        if self._ask_runtime is None:
+            self._ask_runtime = self._runtime.enter_context(runtime_here(self._app, self._settings))
+        return self._ask_runtime(request)
 
 
 def _json(value: object) -> str:

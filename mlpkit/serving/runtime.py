@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -437,6 +437,32 @@ class WorkerRuntime:
 
     def _service(self, wanted: type) -> object:
         return self._stores.own() if wanted is Storage else wanted()
+
+
+@contextlib.contextmanager
+def runtime_here(app: App, settings: Settings, *, single: bool = False) -> Iterator[Callable[[Load | Predict], bytes]]:
+    """A runtime in this process, for one caller who waits for answers.
+
+    It gives what asks it, which raises the error of an answer. `single` is as for `WorkerRuntime`.
+    """
+    replies: SimpleQueue[Reply] = SimpleQueue()
+    runtime = WorkerRuntime(app, settings, replies.put, single=single, warm_up=False)
+
+    def ask(request: Load | Predict) -> bytes:
+        runtime.take(request)
+        while (reply := replies.get()).id != request.id:
+            pass  # an interrupt has ended the wait for that one
+        result = reply.results[0]
+        if isinstance(result, Failure):
+            # The runtime has logged its traceback.
+            raise result.to_error()
+        return result
+
+    runtime.start()
+    try:
+        yield ask
+    finally:
+        runtime.stop()
 
 
 _NOT_QUICK = object()
