@@ -415,6 +415,7 @@ def _print_job(job: JobView) -> None:
         "algorithm": job.algorithm,
         "state": job.state + (f", attempt {job.attempt}" if job.attempt > 1 else ""),
         "progress": _progress(job),
+        "expected": f"to start at {_moment(job.estimated_start)}" if job.estimated_start is not None else "",
         "submitted": _moment(job.created),
         "started": _moment(job.started),
         "ended": _moment(job.ended),

@@ -253,13 +253,15 @@ class EndedJobs:
     def recall(self, completed: Iterable[Job]) -> None:
         """Learns from completed jobs, the oldest first, how long others will take.
 
-        Nothing is learnt from a job that has continued another training: it has done only a part of the work.
+        Nothing is learnt from a job that has continued a training: it has done only a part of the work.
         """
         for job in completed:
             progress = job.progress
+            rows = (progress.rows if progress is not None else None) or 0
             is_whole = progress is None or progress.checkpoint is None or progress.checkpoint.resumed_from is None
+            # A later attempt that has read no rows may only have stored what the one before it had trained.
+            is_whole = is_whole and (job.attempt <= 1 or rows > 0)
             if job.started is not None and job.ended is not None and is_whole:
-                rows = (progress.rows if progress is not None else None) or 0
                 self._completed.append((max(0.0, job.ended - job.started), rows, job.location))
         if not self._completed:
             return

@@ -159,9 +159,15 @@ def in_order(waiting: Sequence[Job], last_starts: Mapping[str, float] | None, no
     """
     found: list[Job] = []
     ranked = sorted(waiting, key=lambda job: -job.priority)
+    starts = None if last_starts is None else dict(last_starts)
     for _, group in groupby(ranked, key=lambda job: job.priority):
         jobs = list(group)
-        found += jobs if last_starts is None else _in_turn(jobs, last_starts, now)
+        if starts is None:
+            found += jobs
+            continue
+        found += _in_turn(jobs, starts, now + len(found))
+        # For the turns of the jobs with a lower priority.
+        starts.update((job.app_id, now + number) for number, job in enumerate(found, 1))
     return found
 
 

@@ -202,6 +202,18 @@ def test_following_continues_when_the_service_starts_again(folder: Path, mlpkit:
     assert "cancel" in errors.splitlines()[-1], errors
 
 
+def test_status_shows_the_place_of_a_waiting_job_and_when_it_will_probably_start(folder: Path, mlpkit: Run) -> None:
+    with serving(folder) as (_, client):
+        client.train("mood").wait(LONG)
+        jobs = [client.train("mood", parameters={"seconds": 30.0}) for _ in range(7)]
+        shown = mlpkit("status", jobs[-1].model_id, "--url", client.url)
+        for job in jobs:
+            job.cancel()
+    lines = dict(line.split(maxsplit=1) for line in shown.stdout.splitlines())
+    assert (lines["state"], lines["progress"]) == ("init", "waiting, number 2")
+    assert re.fullmatch(r"to start at \d\d:\d\d:\d\d", lines["expected"])
+
+
 @pytest.mark.parametrize("command", ["status", "logs", "logs -f", "stack", "cancel", "load", "unload"])
 def test_an_unknown_id_and_no_service_are_said_plainly(folder: Path, mlpkit: Run, command: str) -> None:
     with serving(folder) as (_, client):

@@ -164,6 +164,8 @@ def test_only_the_last_whole_and_completed_trainings_count() -> None:
     resumed = Snapshot(checkpoint=CheckpointState(resumed_from="other"))
     ended.count_end(msgspec.structs.replace(completed(1.0), progress=resumed), "completed")
     ended.count_end(msgspec.structs.replace(completed(1.0), started=None), "completed")
+    # It stored the model that an earlier attempt had trained.
+    ended.count_end(msgspec.structs.replace(completed(1.0), attempt=2), "completed")
     assert ended.expected_seconds(running(0.0)) == 100.0
     ended.recall([completed(20.0)] * RECALLED)
     assert ended.expected_seconds(running(0.0)) == 20.0
@@ -185,6 +187,12 @@ def test_priority_comes_before_the_turn_of_the_apps() -> None:
     jobs = waiting("a1", "b1+3", "b2+3", "a2+3", "c1+-10")
     assert ids(in_order(jobs, {}, 2000.0)) == ["b1", "a2", "b2", "a1", "c1"]
     assert ids(in_order(jobs, None, 2000.0)) == ["b1", "b2", "a2", "a1", "c1"]
+
+
+def test_start_with_a_higher_priority_is_the_turn_of_its_app_too() -> None:
+    jobs = waiting("a1", "b1", "c1", "a2+5", "c2+3")
+    assert ids(in_order(jobs, {}, 2000.0)) == ["a2", "c2", "b1", "a1", "c1"]
+    assert ids(in_order(jobs, {"b": 1900.0}, 2000.0)) == ["a2", "c2", "b1", "a1", "c1"]
 
 
 @pytest.mark.parametrize("priority", [11, -11, 1.5, "3", True, [1]])
@@ -222,15 +230,17 @@ async def test_fair_queue_starts_apps_in_turn_and_goes_on_after_a_restart(
         for model_id in ("a2", "a3", "b1", "c1"):
             await queue.submit(submitted(model_id, "other" if model_id == "b1" else "it"))
         await queue.submit(submitted("a9", priority=5))
+        # The start of a9 will be the turn of its app.
         assert {name: queue.position(name) for name in ("a1", "a9", "a2", "b1", "c1", "a3")} == {
             "a1": None,
             "a9": 1,
-            "a2": 2,
-            "b1": 3,
-            "c1": 4,
+            "b1": 2,
+            "c1": 3,
+            "a2": 4,
             "a3": 5,
         }
         await queue.cancel("a9")
+        await until(lambda: [queue.position(name) for name in ("a2", "b1", "c1", "a3")] == [1, 2, 3, 4])
         await until(lambda: started(tmp_path) == ["a1"])
         await queue.cancel("a1")
         await until(lambda: started(tmp_path) == ["a1", "a2"])
@@ -242,6 +252,24 @@ async def test_fair_queue_starts_apps_in_turn_and_goes_on_after_a_restart(
             assert (await end_of(queue, model_id)).state == "completed"
     # The one that was interrupted has had its turn and not used it.
     assert started(tmp_path) == ["a1", "a2", "a2", "b1", "c1", "a3"]
+
+
+@pytest.mark.anyio
+async def test_positions_of_a_fair_queue_with_priorities_are_the_order_of_the_starts(
+    open_queue: OpenQueue, tmp_path: Path
+) -> None:
+    async with open_queue(SCRIPT, train_task_num=1, train_fair="app_id") as queue:
+        for model_id, priority in (("a1", 0), ("a2", 0), ("a3", 0), ("b1", 0), ("a4", 5), ("c1", -5), ("b2", -5)):
+            extend = {"app_id": model_id[0], "priority": priority}
+            await queue.submit(with_order(job(model_id, extend=extend, folder=str(tmp_path))))
+            if model_id == "a1":
+                await reached(queue, "a1", lambda found: found.state == "training")
+        waiting = ["a2", "a3", "b1", "a4", "c1", "b2"]
+        expected = sorted(waiting, key=lambda name: queue.position(name) or 0)
+        (tmp_path / "go").touch()
+        for model_id in waiting:
+            await end_of(queue, model_id)
+        assert started(tmp_path) == ["a1", *expected]
 
 
 @pytest.mark.anyio
