@@ -114,7 +114,10 @@ def compare(target: str, first: str, second: str, data: Path, algorithm: str | N
     if as_json:
         print(msgspec.json.encode(compared).decode())
     else:
-        _show_comparison(compared)
+        _show_comparison(compared, chosen)
+    for report in compared.reports:
+        if report.error:
+            raise EvaluationFailed(f"model [{report.model_id}]: {report.error}")
 
 
 def _compared(
@@ -182,7 +185,12 @@ def _opened(app: App, algorithm: Algorithm, settings: Settings, model: str) -> I
 
         def service(wanted: type) -> Any:
             if wanted is ModelDir:
-                return open_model(storage, settings, model_id, path)
+                files = open_model(storage, settings, model_id, path)
+                made_by = files.manifest.algorithm if files.manifest is not None else algorithm.name
+                # The app may have got a new name since then.
+                if made_by != algorithm.name and made_by in app.build():
+                    raise ArgumentError(f"model [{model_id}] is of algorithm [{made_by}], not [{algorithm.name}]")
+                return files
             return storage if wanted is Storage else wanted()
 
         fields = {"model_id": model_id, "model_path": path, "extend": msgspec.Raw(b"null"), "uuid": None}
@@ -206,10 +214,12 @@ def _known(model_id: str, algorithm: Algorithm, data: Path) -> dict[str, Any]:
     }
 
 
-def _show_comparison(compared: _ComparedModels) -> None:
+def _show_comparison(compared: _ComparedModels, algorithm: Algorithm) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from mlpkit.formats import kind_of
 
     console = Console()
     console = console if console.is_terminal else Console(width=80)
@@ -226,13 +236,16 @@ def _show_comparison(compared: _ComparedModels) -> None:
             table.add_row(name.replace("_", " "), *(_shown(summary.get(name)) for summary in summaries))
     table.add_row("ms a row, p50", *(_shown(report.milliseconds.get("p50")) for report in (first, second)))
     console.print(table)
+    kind = kind_of(algorithm.kind)
     if compared.p is None:
-        console.print(Text("no row is answered right by only one of them"))
+        # Some kinds do not say of a row whether its answer is right.
+        if first.f1 is not None or first.exact_match is not None:
+            console.print(Text("no row is answered right by only one of them"))
         return
     console.print(
         Text(
-            f"only 1 is right on {compared.first_only:,} rows, only 2 on {compared.second_only:,}; McNemar's test: "
-            f"p = {compared.p:.3g}, so the difference "
+            f"only 1 is right on {_counted(compared.first_only, 'row')}, only 2 on {compared.second_only:,}; "
+            f"McNemar's test: p = {compared.p:.3g}, so the difference "
             + ("is probably not chance" if compared.p < 0.05 else "may be chance")
         )
     )
@@ -241,7 +254,8 @@ def _show_comparison(compared: _ComparedModels) -> None:
     rows.add_column("right", no_wrap=True)
     rows.add_column("row", overflow="ellipsis", no_wrap=True, max_width=58)
     for row in compared.different:
-        rows.add_row(str(row.line), f"only {row.right}", Text("  ".join(str(value) for value in row.row.values())))
+        text = kind.write(msgspec.convert(row.row, kind.row)).replace("\t", "  ")
+        rows.add_row(str(row.line), f"only {row.right}", Text(text))
     console.print(rows)
 
 
@@ -251,6 +265,10 @@ def _shown(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def show_report(report: EvaluationReport, *, to_stderr: bool = False) -> None:
     """Prints the report for people, in at most 80 columns."""
     from rich.console import Console
@@ -258,8 +276,11 @@ def show_report(report: EvaluationReport, *, to_stderr: bool = False) -> None:
 
     console = Console(stderr=to_stderr)
     console = console if console.is_terminal else Console(stderr=to_stderr, width=80)
-    title = f"{report.model_id}: {report.rows:,} test rows from {report.source}"
-    console.print(Text(title, "bold"), soft_wrap=True)
+    rows = f"{_counted(report.rows, 'test row')} from {report.source}"
+    title = Text(f"{report.model_id}: {rows}", "bold")
+    if title.cell_len > console.width:
+        title = Text(f"{report.model_id}:\n{rows}", "bold")
+    console.print(title, soft_wrap=True)
     if report.error:
         console.print(Text(f"not evaluated: {report.error}", "red"))
         return
@@ -278,7 +299,8 @@ def _show_labels(report: EvaluationReport, console: Console) -> None:
         return
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("", overflow="fold", max_width=36)
-    for name in ("precision", "recall", "F1", "rows"):
+    # Of entities and relations a row may have several.
+    for name in ("precision", "recall", "F1", "wanted" if report.accuracy is None else "rows"):
         table.add_column(name, justify="right", no_wrap=True)
     ordered = sorted(report.labels.items(), key=lambda item: item[1].f1)
     rows: list[tuple[str, Any]] = ordered[:_MOST_LABELS]
@@ -318,6 +340,9 @@ def _lines(report: EvaluationReport) -> Iterator[str]:
         )
     if report.milliseconds:
         yield "milliseconds a row: " + ", ".join(f"{name} {value:g}" for name, value in report.milliseconds.items())
+    if report.negatives:
+        which = "with posneg 0" if report.accuracy is not None else "without a label"
+        yield f"not counted: {_counted(report.negatives, 'row')} {which}"
     if report.failed.rows:
         yield f"{report.failed.rows:,} rows failed, the first in line {report.failed.line}: {report.failed.message}"
     if report.in_both:

@@ -5,6 +5,7 @@ It also checks the data before the handler runs.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,8 @@ from mlpkit.storage import Storage, location
 from mlpkit.training.job import Job
 
 _SHOWN_WARNINGS = 20
+_MOST_LABELS = 10_000
+"""With more labels it is not known which ones only test rows have."""
 _READ = ("location", "test_location", "min_f1", "dict_location", "extra_location", "pretrain_model")
 _fields = msgspec.json.Decoder(msgspec.defstruct("FieldsRead", [(name, msgspec.Raw, None) for name in _READ])).decode
 """Reads only these fields: others can be millions."""
@@ -61,6 +64,8 @@ class TrainData:
         self._test_path = location_of_test_rows(job, data_bucket)
         self.test_report: DataReport | None = None
         """What the check found in the file of the test rows; None without a check or such a file."""
+        self.unknown_labels: dict[str, int] | None = None
+        """Labels of test rows that no training row has, with their counts; None as long as that is not known."""
 
     @cached_property
     def path(self) -> Path:
@@ -137,9 +142,17 @@ class TrainData:
 
     def _rows_of_file(self, path: Path, name: str, *, are_held_out: bool) -> Iterator[tuple[int, Any]]:
         facts_of = kind_of(self.kind).facts
+        learnt: set[str] = set()
+        asked: Counter[str] = Counter()
         for line, row in read_numbered_rows(path, self.kind, name=name):
-            if (hash(facts_of(row).sentence) in self._held_out) is are_held_out:
+            facts = facts_of(row)
+            is_held_out = hash(facts.sentence) in self._held_out
+            if facts.positive and len(learnt) < _MOST_LABELS:
+                (asked if is_held_out else learnt).update(facts.labels)
+            if is_held_out is are_held_out:
                 yield line, row
+        if len(learnt) < _MOST_LABELS:
+            self.unknown_labels = {label: count for label, count in asked.items() if label not in learnt}
 
     def dictionary(self) -> Path | None:
         """The file that `extend.dict_location` names, or None without it."""
@@ -166,6 +179,7 @@ class TrainData:
         _tell(report)
         if self._test_file is not None:
             self.test_report = check_test_rows(self._test_file, self.kind, self.path, name=self._test_name)
+            self.unknown_labels = self.test_report.unknown_labels
             _tell(self.test_report)
         return report.rows
 

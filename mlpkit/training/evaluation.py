@@ -33,6 +33,7 @@ NumberedRow = tuple[int, Any]
 
 REPORT = "evaluation.json"
 """The name of the report's file in the model's folder."""
+_NO_ROWS = "there is no test row"
 _BATCH = 32
 """Rows that are read together if `predict` takes one at a time."""
 _COMPARED = 8
@@ -81,11 +82,13 @@ class ModelUnderTest:
         started = time.perf_counter()
         try:
             self._exits.callback(self._scope.close)
-            for hook in self._app.lifecycle("on_start"):
-                self.call(hook.plan)
+            with _named("on_start"):
+                for hook in self._app.lifecycle("on_start"):
+                    self.call(hook.plan)
             for hook in reversed(self._app.lifecycle("on_stop")):
                 self._exits.callback(self.call, hook.plan)
-            self._own_fields["model"], closers = load.open(self._fields, self._services, self._scope)
+            with _named("load"):
+                self._own_fields["model"], closers = load.open(self._fields, self._services, self._scope)
             for close in reversed(closers):
                 self._exits.callback(close)
             unload = self.algorithm.plan("unload")
@@ -288,7 +291,9 @@ class Evaluation:
         plan = self.model.algorithm.plan("evaluate")
         metrics: dict[str, Any] = {}
         if plan is not None:
-            metrics = _checked_metrics(self.model.call(plan, pairs=remaining))
+            with _named("evaluate"):
+                returned = self.model.call(plan, pairs=remaining)
+            metrics = _checked_metrics(returned)
         for _ in remaining:
             pass  # what the author's function has left
         return metrics
@@ -300,8 +305,13 @@ class Evaluation:
             message = f"predict failed for all {self._rows:,} test rows; {first}"
             return EvaluationReport(**{**known, "error": message, "failed": self._failed})
         figures: dict[str, Any] = {"rows": self._rows} if self._measure is None else self._measure.figures()
-        if not figures["rows"] and not figures.get("error"):
-            figures["error"] = "there is no test row"
+        if self._rows and not figures["rows"] and known.get("metrics"):
+            figures = {"rows": self._rows}  # only the author's function knows what is right
+        elif not figures["rows"]:
+            # Shares of nothing would be taken for results.
+            unused = figures.get("negatives", 0)
+            error = f"all {unused:,} test rows have posneg 0: none says what is right" if unused else _NO_ROWS
+            figures = {"rows": 0, "negatives": unused, "error": figures.get("error") or error}
         return EvaluationReport(
             **{
                 **known,
@@ -347,6 +357,17 @@ def with_time_limit(function: Callable[[threading.Event], T], limit: float) -> T
     if not results:
         raise TimeLimitExceeded(f"the evaluation took longer than {limit:g} s (MLPKIT_EVALUATE_TIMEOUT)")
     return results[0]
+
+
+@contextlib.contextmanager
+def _named(function: str) -> Iterator[None]:
+    """Says in an error which function of the script has failed."""
+    try:
+        yield
+    except UserCodeError as error:
+        if isinstance(error.__cause__, EvaluationFailed):
+            raise error.__cause__ from None  # it came through the author's function
+        raise UserCodeError(f"{function} failed: {error}", kind=error.kind, trace=error.trace) from error
 
 
 def _checked_metrics(returned: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from mlpkit.errors import (
     MlpkitError,
     ModelChanged,
     NotInRequest,
+    ObjectNotFound,
     StorageError,
     TrainingStopped,
     UserCodeError,
@@ -405,7 +406,6 @@ def _evaluated(
         "created": time.time(),
         "source": data.test_source,
         "seed": data.test_seed,
-        "unknown_labels": None if check is None else check.unknown_labels,
         "in_both": 0 if data.test_seed is not None else None if check is None else check.codes.get("in-both", 0),
     }
 
@@ -441,6 +441,7 @@ def _evaluated(
         except Exception as error:
             report = EvaluationReport(**known, error=f"internal error: {error!r}")
             logger.exception("the model is not evaluated")
+    report = msgspec.structs.replace(report, unknown_labels=data.unknown_labels)
     needed = min_f1(services.job, services.algorithm.train_options)
     below_gate = ""
     if needed is not None:
@@ -462,22 +463,36 @@ def read_evaluation(job: Job, settings: Settings) -> bytes:
     """The stored report of a job's evaluation, as JSON.
 
     Raises:
-        ObjectNotFound: the model was deleted.
+        ObjectNotFound: the model was deleted, or the file is the author's.
         StorageError: the store cannot be used.
     """
     with closing(open_storage(settings_for(settings, job.extend))) as storage:
-        file = storage.fetch(f"{destination(job, settings)}/{REPORT}")
+        path = f"{destination(job, settings)}/{REPORT}"
+        file = storage.fetch(path)
         try:
+            if report_in(file) is None:
+                raise ObjectNotFound(f"the evaluation of job [{job.model_id}] is not stored: train has written {path}")
             return file.read_bytes()
         finally:
             storage.release(file)
 
 
+def report_in(file: Path) -> EvaluationReport | None:
+    """The report in a file `evaluation.json`.
+
+    None if there is no such file, or if it is one of the author's.
+    """
+    try:
+        found = msgspec.json.decode(file.read_bytes(), type=EvaluationReport)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+    return found if found.model_id else None
+
+
 def _write_report(folder: Path, report: EvaluationReport) -> None:
     file = folder / REPORT
     try:
-        is_ours = not file.exists() or b'"model_id"' in file.read_bytes()[:100]
-        if is_ours:
+        if not file.exists() or report_in(file) is not None:
             file.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
         else:
             logger.warning("the report of the evaluation is not stored: train has written its own {}", REPORT)

@@ -101,6 +101,7 @@ def tested(home: Path, write_script: WriteScript, put: Any, tmp_path: Path) -> A
         script: str = SCRIPT,
         extend: Any = None,
         settings: dict[str, Any] | None = None,
+        decodes_report: bool = True,
         **parameters: Any,
     ) -> Run:
         data = {"location": put("train.tsv", rows)}
@@ -124,7 +125,7 @@ def tested(home: Path, write_script: WriteScript, put: Any, tmp_path: Path) -> A
 
         return Run(
             outcome,
-            stored("evaluation.json", EvaluationReport),
+            stored("evaluation.json", EvaluationReport) if decodes_report else None,
             stored("mlpkit.json", Manifest),
             stored("model.json", dict[str, Any]) or {},
             stages,
@@ -165,6 +166,35 @@ def test_rows_of_one_sentence_are_on_the_same_side(tested: Any) -> None:
     learnt = {sentence for sentence, _ in done.model["rows"]}
     assert done.model["tests"]
     assert not learnt.intersection(sentence for sentence, _ in done.model["tests"])
+
+
+ENTITIES = """
+from mlpkit import App, ModelDir, TrainData
+
+app = App("it", kind="text_sequence_labeling")
+
+@app.train(test=0.5)
+def train(data: TrainData, out: ModelDir):
+    (out / "model.json").write_text("{}")
+
+@app.load
+def load(files: ModelDir):
+    return 1
+
+@app.predict
+def predict(model, features: dict):
+    return []
+"""
+
+
+def test_labels_that_only_held_out_rows_have_are_counted_and_named(tested: Any) -> None:
+    rows = [f"<START:A>a<END> <START:B{number}>b<END> {number}" for number in range(10)]
+
+    done = tested([*rows, "<START:A>a<END> only"], script=ENTITIES)
+
+    found = {name: figures.support for name, figures in done.report.labels.items() if name != "A"}
+    assert len(found) in (5, 6)
+    assert done.report.unknown_labels == found
 
 
 def test_without_test_rows_nothing_changes(tested: Any) -> None:
@@ -268,6 +298,41 @@ def test_too_few_rows_for_a_share_are_told(tested: Any) -> None:
 
     assert done.outcome.state == "completed"
     assert done.report.error == "there is no test row"
+    assert (done.report.f1, done.report.accuracy, done.report.labels) == (None, None, {})
+
+
+def test_gate_without_any_test_row_says_so(tested: Any) -> None:
+    done = tested(["good 1\tgood", "bad 1\tbad"], options="test=0.1, min_f1=0.5")
+
+    assert done.outcome.message.startswith("there is no F1, and min_f1=0.5 is needed: there is no test row")
+
+
+def test_what_the_author_measures_counts_if_the_rows_have_no_labels(tested: Any) -> None:
+    script = ENTITIES.replace("text_sequence_labeling", "text_cluster").replace("test=0.5", "")
+    script += "\n@app.evaluate\ndef evaluate(pairs):\n    return {'pairs': sum(1 for pair in pairs)}\n"
+
+    done = tested(["a sentence"], ["a line", "another line"], script=script)
+
+    assert (done.report.error, done.report.rows, done.report.metrics) == ("", 2, {"pairs": 2.0})
+
+
+def test_error_names_the_function_that_failed(tested: Any) -> None:
+    script = SCRIPT.replace("    return json", "    raise KeyError('weights')\n    return json", 1)
+
+    done = tested(tests=["good 100\tgood"], script=script)
+
+    assert done.report.error == "load failed: 'weights'"
+
+
+@pytest.mark.parametrize("own", ["this is no JSON", '{"f1": 0.5}', "[1]"])
+def test_file_evaluation_json_of_the_author_is_kept(tested: Any, home: Path, own: str) -> None:
+    script = SCRIPT.replace("    rows = [", f"    (out / 'evaluation.json').write_text({own!r})\n    rows = [", 1)
+
+    done = tested(tests=["good 100\tgood"], script=script, decodes_report=False)
+
+    assert done.outcome.state == "completed"
+    assert done.manifest.evaluation["f1"] == 1.0
+    assert (home / "storage/ml-platform-model/m/evaluation.json").read_text() == own
 
 
 @pytest.mark.parametrize("gate", [{"options": "min_f1=0.9"}, {"extend": {"min_f1": 0.9}}])
