@@ -169,9 +169,8 @@ def _run(app: App, job: Job, settings: Settings, data_names: dict[str, str]) -> 
     import msgspec
 
     from mlpkit.client.bar import ProgressBar
-    from mlpkit.formats import EvaluationReport
     from mlpkit.log import configure
-    from mlpkit.training import JobOutcome, Progress, Snapshot, run_train, takes_checkpoint
+    from mlpkit.training import JobOutcome, Progress, Snapshot, report_in, run_train, takes_checkpoint
 
     def show(snapshot: Snapshot) -> None:
         bar.show("training", msgspec.to_builtins(snapshot))
@@ -197,8 +196,7 @@ def _run(app: App, job: Job, settings: Settings, data_names: dict[str, str]) -> 
             bar.erase()
             return JobOutcome("error", stopped=True), is_saved
         bar.show(outcome.state, msgspec.to_builtins(last.completed() if outcome.state == "completed" else last))
-        file = out / "evaluation.json"
-        report = msgspec.json.decode(file.read_bytes(), type=EvaluationReport) if file.exists() else None
+        report = report_in(out / "evaluation.json") if "evaluation" in last.metrics else None
     if report is not None:
         show_report(report, to_stderr=True)
     return outcome, is_saved

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mlpkit.training.run import check_job as check_job
     from mlpkit.training.run import destination as destination
     from mlpkit.training.run import read_evaluation as read_evaluation
+    from mlpkit.training.run import report_in as report_in
     from mlpkit.training.run import run_train as run_train
     from mlpkit.training.run import takes_checkpoint as takes_checkpoint
     from mlpkit.training.webhook import Webhook as Webhook
@@ -56,7 +57,7 @@ else:
             "mlpkit.training.order": "with_order",
             "mlpkit.training.progress": "BarLines BarState Progress Snapshot read_bar",
             "mlpkit.training.queue": "TrainingQueue",
-            "mlpkit.training.run": "check_job destination read_evaluation run_train takes_checkpoint",
+            "mlpkit.training.run": "check_job destination read_evaluation report_in run_train takes_checkpoint",
             "mlpkit.training.webhook": "Webhook",
         },
     )

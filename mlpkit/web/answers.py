@@ -66,7 +66,7 @@ class JobLine(TypedDict):
     state: State
     message: str
     progress: Snapshot | None
-    evaluation: Any
+    evaluation: dict[str, Any] | None
     queue_position: int | None
     estimated_start: float | None
     reported: float | None

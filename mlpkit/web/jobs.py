@@ -195,9 +195,11 @@ class JobRoutes:
         }
 
 
-def _evaluation_of(job: Job) -> object:
+def _evaluation_of(job: Job) -> dict[str, Any] | None:
     """The summary of the job's evaluation, or None."""
-    return None if job.progress is None else job.progress.metrics.get("evaluation")
+    found = None if job.progress is None else job.progress.metrics.get("evaluation")
+    # A train may give a metric of its own this name.
+    return found if isinstance(found, dict) and found.keys() >= {"rows", "source"} else None
 
 
 def _compared(listed: list[dict[str, Any]], desired_models: list[DesiredModel]) -> list[dict[str, Any]]:

@@ -99,6 +99,65 @@ def test_compare_shows_what_the_author_measures(trained: Path) -> None:
     assert {row["line"] % 2 for row in compared["different"]} == {1}
 
 
+def test_title_of_a_long_model_id_is_not_broken_inside_a_name(trained: Path) -> None:
+    model_id = "f" * 47
+    rows = ("--data", "train.tsv", "--test", "test.tsv", "--parameters", '{"word": 0}')
+    done = run(trained, "train", "words.py", *rows, "--model-id", model_id)
+
+    assert f"{model_id}:\n60 test rows from data.test_location: test.tsv\n" in done.stderr
+
+
+def test_rows_that_only_say_what_is_wrong_are_not_counted(trained: Path) -> None:
+    (trained / "some.tsv").write_text("good bad\tgood\t1\ngood bad\tbad\t0\n")
+    (trained / "none.tsv").write_text("good bad\tbad\t0\ngood bad 2\tbad\t0\n")
+
+    some = run(trained, "evaluate", "words.py", "--model", "first", "--data", "some.tsv")
+    none = run(trained, "evaluate", "words.py", "--model", "first", "--data", "none.tsv")
+    compared = run(trained, "compare", "words.py", "first", "second", "--data", "none.tsv")
+
+    assert "first: 1 test row from some.tsv\n" in some.stdout
+    assert "not counted: 1 row with posneg 0\n" in some.stdout
+    reason = "all 2 test rows have posneg 0: none says what is right\n"
+    assert (none.returncode, none.stderr) == (1, f"error: {reason}")
+    assert (compared.returncode, compared.stderr) == (1, f"error: model [first]: {reason}")
+    assert "0.0000" not in none.stdout + compared.stdout
+
+
+def test_comparison_shows_rows_as_the_file_has_them(trained: Path) -> None:
+    (trained / "one.tsv").write_text("good bad\tgood\n")
+    done = run(trained, "compare", "words.py", "first", "second", "--data", "one.tsv")
+
+    assert "only 1 is right on 1 row, only 2 on 0" in done.stdout
+    assert "   1 │ only 1 │ good bad  good  1\n" in done.stdout
+
+
+def test_model_of_another_algorithm_of_the_app_is_refused(trained: Path) -> None:
+    (trained / "both.py").write_text(
+        SCRIPT + "\nother = app.algorithm('other', kind='text_classification')\n"
+        "other.load(load)\nother.predict(max_batch_size=4)(predict)\n"
+    )
+    (trained / "renamed.py").write_text(SCRIPT.replace('App("words"', 'App("renamed"'))
+
+    other = run(trained, "evaluate", "both.py", "-a", "other", "--model", "first", "--data", "test.tsv")
+    renamed = run(trained, "evaluate", "renamed.py", "--model", "first", "--data", "test.tsv")
+
+    assert (other.returncode, other.stderr) == (2, "error: model [first] is of algorithm [words], not [other]\n")
+    assert renamed.returncode == 0, renamed.stderr
+
+
+@pytest.mark.parametrize("own", ["this is no JSON", '{"f1": 0.5}', "[1]"])
+@pytest.mark.parametrize("tests", [(), ("--test", "test.tsv")])
+def test_train_ends_well_if_the_author_writes_evaluation_json(trained: Path, own: str, tests: tuple[str, ...]) -> None:
+    writes = f"    (out / 'evaluation.json').write_text({own!r})\n    (out /"
+    (trained / "own.py").write_text(SCRIPT.replace("    (out /", writes, 1))
+    done = run(trained, "train", "own.py", "--data", "train.tsv", *tests, "--parameters", '{"word": 0}')
+
+    assert done.returncode == 0, done.stderr
+    assert Path(trained, done.stdout.strip(), "evaluation.json").read_text() == own
+    assert "test rows from" not in done.stderr
+    assert ("train has written its own evaluation.json" in done.stderr) == bool(tests)
+
+
 def test_file_of_test_rows_that_does_not_exist_is_refused(trained: Path) -> None:
     done = run(trained, "evaluate", "words.py", "--model", "first", "--data", "nothing.tsv")
 

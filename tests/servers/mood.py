@@ -1,6 +1,7 @@
 """A small algorithm for tests of everything around algorithms: it learns in no time and answers the same for ever.
 
-The request's `parameter` says how the training goes: `fail`, `seconds` to take, `steps` to report.
+The request's `parameter` says how the training goes: `fail`, `seconds` to take, `steps` to report, further `metrics`
+and `files`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ class Course(msgspec.Struct):
     fail: str = ""
     seconds: float = 0.0
     steps: int = 0
+    metrics: dict[str, Any] = {}
+    files: dict[str, str] = {}
 
 
 class Sentence(msgspec.Struct):
@@ -40,7 +43,9 @@ def train(parameters: Course, out: ModelDir, progress: Progress, log: Log) -> No
         time.sleep(parameters.seconds)
     if parameters.fail:
         raise ValueError(parameters.fail)
-    progress.update(accuracy=0.5)
+    progress.update(accuracy=0.5, **parameters.metrics)
+    for name, content in parameters.files.items():
+        (out / name).write_text(content, encoding="utf-8")
     (out / "model.json").write_text(json.dumps({"good": 80.0}), encoding="utf-8")
 
 

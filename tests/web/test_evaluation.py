@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlpkit.client import Client
 from tests.web.test_jobs import job_in
 from tests.wire.replayer import Service
 
@@ -29,15 +30,17 @@ def service() -> Iterator[Service]:
         running.stop()
 
 
-def trained(service: Service, data: dict[str, str], **extend: object) -> dict[str, Any]:
+def trained(
+    service: Service, data: dict[str, str], parameter: Mapping[str, Any] | None = None, **extend: object
+) -> dict[str, Any]:
     """The job, when it has ended."""
-    request = {"algorithm": "mood", "model_path": "", "data": data, "parameter": {}, "extend": extend}
+    request = {"algorithm": "mood", "model_path": "", "data": data, "parameter": parameter or {}, "extend": extend}
     model_id = service.post("/train", json.dumps(request)).json["data"]["model_id"]
     return job_in(service, model_id, "completed", "error")
 
 
 def evaluated(service: Service, **extend: object) -> dict[str, Any]:
-    return trained(service, {"location": "train.tsv", "test_location": "test.tsv"}, **extend)
+    return trained(service, {"location": "train.tsv", "test_location": "test.tsv"}, {}, **extend)
 
 
 def listed(service: Service, query: str, model_id: str) -> dict[str, Any]:
@@ -86,6 +89,27 @@ def test_job_without_test_rows_has_no_evaluation(service: Service) -> None:
     assert job["evaluation"] is None
     answer = service.get(f"/jobs/{job['model_id']}/evaluation").json
     assert (answer["status"], "its training had no test rows" in answer["message"]) == ("fail", True)
+
+
+@pytest.mark.parametrize("value", [0.9, "good", [1], {"f1": 0.9}])
+def test_metric_of_the_author_with_the_name_evaluation_is_no_evaluation(service: Service, value: Any) -> None:
+    job = trained(service, {"location": "train.tsv"}, {"metrics": {"evaluation": value}})
+    model_id = job["model_id"]
+    assert (job["evaluation"], job["progress"]["metrics"]["evaluation"]) == (None, value)
+    answer = service.get(f"/jobs/{model_id}/evaluation").json
+    assert (answer["status"], "its training had no test rows" in answer["message"]) == ("fail", True)
+    # One such job must not take all others from the client.
+    with Client(f"http://127.0.0.1:{service.port}") as client:
+        assert [found.evaluation for found in client.jobs() if found.model_id == model_id] == [None]
+
+
+@pytest.mark.parametrize("own", ["this is no JSON", '{"f1": 0.5}'])
+def test_file_evaluation_json_of_the_author_is_not_given_as_the_report(service: Service, own: str) -> None:
+    data = {"location": "train.tsv", "test_location": "test.tsv"}
+    job = trained(service, data, {"files": {"evaluation.json": own}})
+    assert job["evaluation"]["rows"] == 3
+    answer = service.get(f"/jobs/{job['model_id']}/evaluation").json
+    assert (answer["status"], "is not stored: train has written" in answer["message"]) == ("fail", True)
 
 
 def test_report_goes_with_its_model(service: Service) -> None:
