@@ -470,6 +470,22 @@ async def test_model_whose_predict_ends_the_process_is_stored_all_the_same(
     assert report["error"] == "the process ended each time while it evaluated the model"
 
 
+@pytest.mark.slow
+async def test_file_of_test_rows_may_be_larger_than_the_memory_of_the_job(
+    open_queue: OpenQueue, put: Any, home: Path
+) -> None:
+    tests = [f"{('good', 'bad')[number % 2]} {number}{' word' * 20_000}\tgood" for number in range(2000)]
+    data = {"location": put("train.tsv", ROWS), "test_location": put("test.tsv", tests)}
+    assert (home / "storage/ml-platform-data/test.tsv").stat().st_size > 190 << 20
+    script = SCRIPT.replace("OPTIONS", 'memory="120MiB"').replace("in data.test_rows()", "in ()")
+    async with open_queue(script) as queue:
+        ended = await train(queue, job("m", data=data))
+
+    assert ended.state == "completed", ended.message
+    report = json.loads((home / "storage/ml-platform-model/m/evaluation.json").read_text())
+    assert (report["error"], report["rows"], report["accuracy"]) == ("", 2000, 0.5)
+
+
 async def test_job_shows_its_evaluation_and_that_it_is_below_its_gate(
     open_queue: OpenQueue, put: Any, home: Path
 ) -> None:
