@@ -84,7 +84,13 @@ class Aliases:
 
     def warnings(self) -> list[str]:
         """What somebody should know, a sentence each."""
-        return [self._problem] if self._problem else []
+        missing = {model.model_id: model.reason for model in self._models.missing()} if self._aliases else {}
+        unanswered = [
+            f"alias [{alias.name}] leads to model [{alias.model_id}], which is not loaded: {missing[alias.model_id]}"
+            for alias in self.listed()
+            if alias.model_id in missing
+        ]
+        return [self._problem, *unanswered] if self._problem else unanswered
 
     def is_at_rest(self, name: str, since: float) -> bool:
         """Whether no move of the alias runs, or has ended since.

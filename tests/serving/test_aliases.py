@@ -184,6 +184,24 @@ async def test_aliases_and_their_models_come_back_after_a_restart(
     assert {each["model_id"]: each["by_alias"] for each in kept} == {"two": True, "asked": False}
 
 
+async def test_an_alias_whose_model_does_not_come_back_is_a_warning(
+    open_models: OpenModels, tmp_path: Path, calls: Path
+) -> None:
+    (tmp_path / "home").mkdir()
+    names = {"current": "two", "bad": "broken"}
+    records = [{"algorithm": "echo", "alias": alias, "model_id": model_id} for alias, model_id in names.items()]
+    (tmp_path / "home" / "aliases.json").write_text(json.dumps(records))
+    opened: list[Aliases] = []
+
+    async with open_models(SCRIPT, first=lambda models: opened.append(aliases_of(models, tmp_path))) as models:
+        await until(lambda: set(models.placement()) == {"two"} and models.missing() != [])
+        (warning,) = opened[0].warnings()
+        assert warning.startswith("alias [echo@bad] leads to model [broken], which is not loaded: load fail as it was")
+        await opened[0].move("echo", "bad", "two")
+        await until(lambda: models.missing() == [])
+        assert opened[0].warnings() == []
+
+
 async def test_a_model_that_an_alias_leads_to_is_not_unloaded(
     open_models: OpenModels, tmp_path: Path, calls: Path
 ) -> None:
