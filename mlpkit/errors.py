@@ -152,12 +152,15 @@ class ModelInUse(MlpkitError):
 class LoadFailed(MlpkitError):
     """The author's `load` failed; the worker has nothing of the model.
 
+    `was_tried` is false if there was no room for the model, so that `load` was not called.
+
     What to do: Read the traceback in the log of the service; `mlpkit predict` loads the same model in your
     terminal, where a debugger works.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, was_tried: bool = True) -> None:
         super().__init__(f"load fail {text}")
+        self.was_tried = was_tried
 
 
 class EvaluationFailed(MlpkitError):

@@ -69,11 +69,12 @@ class Eviction:
         self._wanted.append(needed)
         try:
             while self._taken() + needed > self._limit:
-                self._check(model, needed)
+                self._check(model, needed, was_tried=False)
                 if time.monotonic() > end:
                     raise LoadFailed(
                         f"the model needs {_mebibytes(needed)} of memory, and the models that are in use leave too "
-                        f"little of {_mebibytes(self._limit)} (MLPKIT_MODEL_MEMORY)"
+                        f"little of {_mebibytes(self._limit)} (MLPKIT_MODEL_MEMORY)",
+                        was_tried=False,
                     )
                 self._free(self._taken() + self._attainable() - self._limit)
                 await asyncio.sleep(_LOOK)
@@ -89,7 +90,7 @@ class Eviction:
         """
         if self._limit:
             model.memory = needed
-            self._check(model, needed)
+            self._check(model, needed, was_tried=True)
 
     def trim(self) -> None:
         """Evicts what is too much now."""
@@ -131,7 +132,7 @@ class Eviction:
         """Whether it must stay, also while nobody asks for it."""
         return self._models.claims.keeps(model.model_id)
 
-    def _check(self, model: ModelState, needed: int) -> None:
+    def _check(self, model: ModelState, needed: int, *, was_tried: bool) -> None:
         """Raises LoadFailed if there cannot be room for the model."""
         others = (other for other in self._models.states.values() if other is not model and self._stays(other))
         kept = sum(other.memory for other in others)
@@ -139,7 +140,8 @@ class Eviction:
             taken = f", of which models that must stay take {_mebibytes(kept)}" if kept else ""
             raise LoadFailed(
                 f"the model needs {_mebibytes(needed)} of memory, and MLPKIT_MODEL_MEMORY allows "
-                f"{_mebibytes(self._limit)}{taken}"
+                f"{_mebibytes(self._limit)}{taken}",
+                was_tried=was_tried,
             )
 
 

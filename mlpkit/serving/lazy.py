@@ -37,8 +37,8 @@ from mlpkit.storage import Manifest, Storage, find_manifest
 if TYPE_CHECKING:
     from mlpkit.serving.models import Models
 
-_ABSENT_SECONDS = 1.0
-"""How long a model that is not stored is not looked for again: it may be stored at any moment."""
+_SHORT_PAUSE = 1.0
+"""Seconds until the next try if a model was not stored, or had no room: both may change at any moment."""
 _AT_ONCE = 8
 """Manifests that are asked for at the same time."""
 _MOST_FAILURES = 1000
@@ -203,8 +203,9 @@ class LazyLoads:
 
     def _note_failure(self, model_id: str, error: MlpkitError) -> None:
         before = self._failures.pop(model_id, None)
-        times = before.times + 1 if before is not None else 1
-        pause = _ABSENT_SECONDS if isinstance(error, ModelNotLoaded) else pause_after(times)
+        was_tried = error.was_tried if isinstance(error, LoadFailed) else not isinstance(error, ModelNotLoaded)
+        times = (before.times if before is not None else 0) + was_tried
+        pause = pause_after(times) if was_tried else _SHORT_PAUSE
         self._failures[model_id] = _FailedLoad(error, times, time.monotonic() + pause)
         for oldest in list(self._failures)[:-_MOST_FAILURES]:
             del self._failures[oldest]

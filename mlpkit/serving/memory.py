@@ -142,7 +142,7 @@ class MemoryBudget:
                 while any(self._coming) and needed > self._free():
                     await self._ended.wait()
             if needed > (free := self._free()):
-                raise LoadFailed(_refusal(model, copies, needed, free))
+                raise LoadFailed(_refusal(model, copies, needed, free), was_tried=False)
         self._coming.append(needed)
         try:
             yield

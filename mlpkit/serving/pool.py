@@ -186,7 +186,8 @@ class Pool:
         if devices is None:
             raise LoadFailed(
                 f"the model needs {gpus_in_words(gpus)} of MLPKIT_GPUS, and other models or jobs have them: unload a "
-                "model, or wait for a job"
+                "model, or wait for a job",
+                was_tried=False,
             )
         index = next(number for number in range(len(self.slots) + 1) if number not in self.slots)
         slot = self.slots[index] = WorkerSlot(index, isolated=isolated, gpus=gpus, devices=devices, cluster=cluster)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -328,6 +329,29 @@ async def test_models_that_an_alias_or_the_table_names_stay(open_lazy: Open, sto
         await models.load("echo", "other")
         assert set(models.placement()) == {"named", "other"}
         assert await ask(models, "echo@current") == "named"
+
+
+async def test_model_that_had_no_room_for_a_while_is_loaded_soon_after_there_is_some(
+    open_lazy: Open, store: Store, tmp_path: Path
+) -> None:
+    store("named", "other")
+    async with open_lazy(model_memory=15 << 20) as models:
+        aliases = Aliases(models, tmp_path / "home", load_timeout=60)
+        aliases.open()
+        await aliases.move("echo", "current", "named")
+        asked = 0
+        begin = time.monotonic()
+        # Long enough for a pause of four seconds, if each were twice as long as the one before.
+        while time.monotonic() < begin + 3.5:
+            with pytest.raises(LoadFailed, match="that must stay take"):
+                await ask(models, "other")
+            asked += 1
+            await asyncio.sleep(0.05)
+        assert asked > 10
+        await aliases.remove("echo", "current")
+        freed = time.monotonic()
+        await until_answered(models, "other")
+        assert time.monotonic() < freed + 2.5
 
 
 @pytest.mark.parametrize("memory", ['memory="10MiB"', ""])
