@@ -118,7 +118,6 @@ class Models:
         """Whether the service stops: it takes no more work."""
         self._closed = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
-        self._tasks: anyio.abc.TaskGroup | None = None
         self.on_change: Callable[[str, dict[str, object]], None] | None = None
         self._past = {name: Counts() for name in self._algorithms}
         """What models that are gone have done, by algorithm."""
@@ -403,7 +402,6 @@ class Models:
 
     def start(self, function: Any, *args: object) -> None:
         """Starts a coroutine function with its arguments as a task."""
-        assert self._tasks is not None
         self._tasks.start_soon(function, *args)
 
     async def _watch(self) -> None:

@@ -156,7 +156,6 @@ class Pool:
     def __init__(self, models: Models, devices: Devices) -> None:
         self._models = models
         self._devices = devices
-        self._tasks: TaskGroup | None = None
         self.slots: dict[int, WorkerSlot] = {}
         self.restarts = 0
         self._turn = 0
@@ -191,7 +190,6 @@ class Pool:
             )
         index = next(number for number in range(len(self.slots) + 1) if number not in self.slots)
         slot = self.slots[index] = WorkerSlot(index, isolated=isolated, gpus=gpus, devices=devices, cluster=cluster)
-        assert self._tasks is not None
         self._tasks.start_soon(self._keep, slot)
         return slot
 

@@ -125,7 +125,6 @@ class WorkerRuntime:
         self._unloading = 0
         self._lock = threading.Lock()
         self._growth = Growth()
-        self._state: ThreadState | None = None
         self._hooks: WorkerThreads | None = None
         self._async = EventLoopThread()
         self._stores = Stores(settings)
@@ -207,7 +206,7 @@ class WorkerRuntime:
         plan = self._algorithms[request.algorithm].plan("predict")
         # A generator runs while this thread reads the channel, to see that its caller goes away.
         in_this_thread = self._single and not (plan is not None and plan.is_generator)
-        thread: Thread = CallingThread() if in_this_thread else WorkerThreads(name, self._start_state())
+        thread: Thread = CallingThread() if in_this_thread else WorkerThreads(name, self._state)
 
         def load(request: Load) -> bytes:
             try:
@@ -233,7 +232,7 @@ class WorkerRuntime:
 
     def _begin_hook(self, request: RunHook) -> None:
         if self._hooks is None:
-            self._hooks = WorkerThreads("mlpkit-hook", self._start_state(), PARALLEL_LOADS)
+            self._hooks = WorkerThreads("mlpkit-hook", self._state, PARALLEL_LOADS)
         self._hooks.put(self._answer, (request, self._run_hook))
 
     def _answer(self, call: tuple[Any, Callable[[Any], bytes]]) -> None:
@@ -430,10 +429,6 @@ class WorkerRuntime:
             return formats.to_json(answer)
         except (TypeError, ValueError) as error:
             raise UserCodeError(f"{request.hook} answered what JSON cannot hold: {error}") from error
-
-    def _start_state(self) -> ThreadState:
-        assert self._state is not None, "the runtime was not started"
-        return self._state
 
     def _service(self, wanted: type) -> object:
         return self._stores.own() if wanted is Storage else wanted()

@@ -155,7 +155,6 @@ class Events:
         self._waking = False
         self._released = False
         self._closed = False
-        self._journal: Journal | None = None
 
     def open(self, journal: Journal) -> None:
         """Begins to use the journal."""
@@ -172,7 +171,7 @@ class Events:
             noted = list(self._unwritten)
             self._unwritten.clear()
             try:
-                written = await on_disk(partial(self._of_journal.add_events, noted))
+                written = await on_disk(partial(self._journal.add_events, noted))
             except JournalError as error:
                 logger.error("{}; {} events are not kept", error, len(noted))
                 written = [Event(None, kind, model_id, data) for kind, model_id, data in noted]
@@ -241,16 +240,11 @@ class Events:
 
     async def known(self) -> tuple[int, int]:
         """The numbers of the oldest and the newest event in the journal."""
-        return await self._read(self._of_journal.event_numbers)
+        return await self._read(self._journal.event_numbers)
 
     async def after(self, number: int, model_id: str | None) -> list[Event]:
         """The events after this number, some hundreds at most."""
-        return await self._read(lambda: self._of_journal.events_after(number, model_id))
-
-    @property
-    def _of_journal(self) -> Journal:
-        assert self._journal is not None
-        return self._journal
+        return await self._read(lambda: self._journal.events_after(number, model_id))
 
     async def _read(self, call: Callable[[], T]) -> T:
         return await anyio.to_thread.run_sync(call, limiter=self._readers)
