@@ -9,12 +9,29 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import msgspec
 import pytest
 from rich.console import Console
 
-from mlpkit.client import Client, JobEvent, JobStatus, LogEvent, ModelEvent, ProgressEvent, ResetEvent
+from mlpkit.client import (
+    AliasView,
+    Client,
+    JobEvent,
+    JobStatus,
+    JobView,
+    LogEvent,
+    ModelEvent,
+    ModelView,
+    Monitor,
+    NodeInfo,
+    ProgressEvent,
+    ResetEvent,
+    StoredModelsView,
+    StoredModelView,
+    UploadedFile,
+)
 from mlpkit.client.bar import ProgressBar, described
 from mlpkit.client.transport import Answer, HttpTransport
 from mlpkit.errors import (
@@ -31,6 +48,7 @@ from mlpkit.errors import (
     TrainFailed,
     Unauthorized,
 )
+from mlpkit.web import answers
 from tests.secret import new_secret
 from tests.servers import LONG, free_port, wait_until
 
@@ -269,3 +287,22 @@ def test_the_bar_shows_stage_count_and_metrics_on_a_terminal() -> None:
 
 def test_a_fraction_is_a_percentage() -> None:
     assert described("training", {"fraction": 0.254, "message": "almost"}) == "training 25% almost"
+
+
+@pytest.mark.parametrize(
+    ("view", "answer"),
+    [
+        (AliasView, answers.AliasLine),
+        (JobStatus, answers.TrainingStatus),
+        (JobView, answers.JobDetails),
+        (ModelView, answers.ModelLine),
+        (Monitor, answers.Placement),
+        (NodeInfo, answers.MachineState),
+        (StoredModelView, answers.StoredModelLine),
+        (StoredModelsView, answers.StoredModelPage),
+        (UploadedFile, answers.StoredFile),
+    ],
+)
+def test_a_view_has_only_what_the_service_sends(view: type[msgspec.Struct], answer: Any) -> None:
+    # A field of another name would have its default for ever: answers are read leniently.
+    assert set(view.__struct_encode_fields__) <= answer.__required_keys__ | answer.__optional_keys__
