@@ -47,6 +47,13 @@ def _default_workers() -> int:
 def _setting(
     env: str, default: Any, parse: Callable[[str], Any], doc: str, *, secret: bool = False, shown: str | None = None
 ) -> Any:
+    """A setting; a text as `default` is what people would write.
+
+    `shown` is the default in words, if its value does not tell.
+    """
+    if isinstance(default, str) and default:
+        shown = shown or default
+        default = parse(default)
     metadata = {"env": env, "parse": parse, "doc": doc, "secret": secret, "shown": shown}
     if callable(default):
         return field(default_factory=default, metadata=metadata, repr=not secret)
@@ -86,10 +93,9 @@ class Settings:
     )
     checkpoint_period: float = _setting(
         "MLPKIT_CHECKPOINT_PERIOD",
-        300.0,
+        "5m",
         seconds,
         "The least time between two uploads of a training's checkpoint. 0 uploads each one.",
-        shown="5m",
     )
     engine: str = _setting(
         "MLPKIT_ENGINE",
@@ -99,11 +105,10 @@ class Settings:
     )
     place_timeout: float = _setting(
         "MLPKIT_PLACE_TIMEOUT",
-        600.0,
+        "10m",
         time_limit,
         "How long a job waits if no node of the cluster has what it asks for (while nodes are only busy, it waits on), "
         "and how long a load waits for a place there.",
-        shown="10m",
     )
     launch: str = _setting(
         "MLPKIT_LAUNCH",
@@ -153,19 +158,14 @@ class Settings:
     )
 
     store_retry: float = _setting(
-        "MLPKIT_STORE_RETRY",
-        3600.0,
-        seconds,
-        "How long to repeat storing a trained model, if the store fails.",
-        shown="1h",
+        "MLPKIT_STORE_RETRY", "1h", seconds, "How long to repeat storing a trained model, if the store fails."
     )
 
     evaluate_timeout: float = _setting(
         "MLPKIT_EVALUATE_TIMEOUT",
-        600.0,
+        "10m",
         time_limit,
         "How long a training may evaluate its model. After that the model is stored without figures.",
-        shown="10m",
     )
 
     checker: bool = _setting(
@@ -201,10 +201,7 @@ class Settings:
         shown="ml_platform for SQL Server",
     )
     db_names: tuple[tuple[str, str], ...] = _setting(
-        "MLPKIT_DB_NAMES",
-        (),
-        database_names,
-        "Your names of tables and columns: `model=models,model.path=location`.",
+        "MLPKIT_DB_NAMES", (), database_names, "Your names of tables and columns: `model=models,model.path=location`."
     )
     db_timeout: float = _setting(
         "MLPKIT_DB_TIMEOUT", 5.0, period, "How long a request or the checker waits for the database."
@@ -221,41 +218,33 @@ class Settings:
     )
 
     home: Path = _setting(
-        "MLPKIT_HOME",
-        lambda: Path(".mlpkit"),
-        Path,
-        "Folder of the service: its jobs, logs, cache and folder store.",
-        shown=".mlpkit",
+        "MLPKIT_HOME", ".mlpkit", Path, "Folder of the service: its jobs, logs, cache and folder store."
     )
     cache_dir: Path | None = _setting(
         "MLPKIT_CACHE_DIR", None, Path, "Folder of the file cache. Several services may share it.", shown="<home>/cache"
     )
     cache_size: int = _setting(
         "MLPKIT_CACHE_SIZE",
-        10 << 30,
+        "10GiB",
         size,
         "How large the file cache may become. The least recently used files are removed first.",
-        shown="10GiB",
     )
     cache_offline: bool = _setting(
         "MLPKIT_CACHE_OFFLINE", False, boolean, "Use a cached copy if the store cannot be reached, and log it."
     )
     cache_trust: float = _setting(
         "MLPKIT_CACHE_TRUST",
-        0.0,
+        "0",
         seconds,
         "How long a cached copy is used without asking the store if it has changed. 0 asks every time.",
-        shown="0",
     )
 
-    max_body: int = _setting("MLPKIT_MAX_BODY", 64 << 20, size, "Largest request body in bytes.", shown="64MiB")
+    max_body: int = _setting("MLPKIT_MAX_BODY", "64MiB", size, "Largest request body in bytes.")
     upload: bool = _setting(
         "MLPKIT_UPLOAD", False, boolean, "Take files for the data bucket with `PUT /data/{key}`, and on the page."
     )
-    upload_size: int = _setting("MLPKIT_UPLOAD_SIZE", 1 << 30, size, "Largest file that is taken.", shown="1GiB")
-    max_answer: int = _setting(
-        "MLPKIT_MAX_ANSWER", 64 << 20, size, "Largest answer of `predict` in bytes of JSON.", shown="64MiB"
-    )
+    upload_size: int = _setting("MLPKIT_UPLOAD_SIZE", "1GiB", size, "Largest file that is taken.")
+    max_answer: int = _setting("MLPKIT_MAX_ANSWER", "64MiB", size, "Largest answer of `predict` in bytes of JSON.")
     max_waiting: int = _setting(
         "MLPKIT_MAX_WAITING",
         1000,
@@ -373,17 +362,15 @@ class Settings:
     )
     job_log_size: int = _setting(
         "MLPKIT_JOB_LOG_SIZE",
-        10 << 20,
+        "10MiB",
         size,
         "How large the log of a training job may become. Further lines are counted, but not kept.",
-        shown="10MiB",
     )
     jobs_keep: float = _setting(
         "MLPKIT_JOBS_KEEP",
-        90 * 86400.0,
+        "90d",
         seconds,
         "How long a training job and its log are kept after its end. 0 keeps all. Models are never removed.",
-        shown="90d",
     )
 
     def __post_init__(self) -> None:
