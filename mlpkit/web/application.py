@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from mlpkit.errors import MalformedBody, Overloaded, ServiceStopping, Unauthorized
 from mlpkit.log import LogLine, logger, printable_uuid, read_traceparent, request_id, trace_id_of, traceparent
 from mlpkit.tracing import is_on, span
-from mlpkit.web.page import PAGE_FILES, PageRoutes
+from mlpkit.web.page import PageRoutes
 from mlpkit.web.predict import PredictEndpoint
 from mlpkit.web.request import CLIENT_CLOSED, CLOSE, ClientGone, RequestContext, RequestCounts, failed, printable_path
 from mlpkit.web.routes import build_router
@@ -38,8 +38,6 @@ _AUDITED = {
 }
 """Routes that change something, and what they do: the log tells who has called them."""
 _PROBES = ("health/live", "health/ready")
-_OPEN_PATHS = frozenset(("/health/live", "/health/ready", "/docs", *(f"/{path}" for path in PAGE_FILES)))
-"""Paths that need no token: none of them shows or changes anything of a model or a job."""
 _PREFLIGHT = (
     (b"access-control-allow-methods", b"*"),
     (b"access-control-max-age", b"86400"),
@@ -62,7 +60,7 @@ class Application:
         self.settings = settings
         page = PageRoutes(dependencies, counts)
         self.history = page.history
-        self.router = build_router(dependencies, self.predict, counts, page)
+        self.router, self._open_paths = build_router(dependencies, self.predict, counts, page)
         self._traces = is_on()
         self._count = counts.add
         self._log = dependencies.log
@@ -207,7 +205,7 @@ class Application:
 
     def _check_token(self, context: RequestContext, authorization: bytes) -> None:
         # A browser sends no credentials with a preflight or to open a page, and an orchestrator's probe has none.
-        if context.method == "OPTIONS" or context.path in _OPEN_PATHS:
+        if context.method == "OPTIONS" or context.path in self._open_paths:
             return
         scheme, _, token = authorization.partition(b" ")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):

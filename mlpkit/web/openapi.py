@@ -39,14 +39,6 @@ _FAILURE: Schema = {
 _SUCCESS: Schema = {"status": {"const": "success", "type": "string"}}
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
-_NO_JSON = {
-    "log": "text/plain",
-    "stack": "text/plain",
-    "metrics": "text/plain",
-    "docs": "text/html",
-    "events": _EVENTS,
-    "job_events": _EVENTS,
-}
 _TRAIN_FIELDS = {"data": "data", "parameter": "parameters", "extend": "extend"}
 """The fields of a train request, and what handlers call them."""
 _PREDICT_FIELDS = ("features", "params")
@@ -57,8 +49,6 @@ _TAGS = {
     "service": (),
 }
 """The groups of routes, by the first part of the path; all others belong to the last."""
-_OPEN = ("health/live", "health/ready", "docs")
-"""Routes that need no token."""
 _TYPED = (*[("train", name) for name in _TRAIN_FIELDS.values()], *[("predict", name) for name in _PREDICT_FIELDS])
 """The hooks and their fields for which authors can annotate types."""
 _EXAMPLES: Mapping[str, object] = {
@@ -133,7 +123,7 @@ def describe(
                 **_described(spec, _body_of(spec, algorithms, requests), envelopes, data),
                 "tags": [_tag_of(spec)],
             }
-            if has_token and spec.path in _OPEN:
+            if has_token and not spec.needs_token:
                 operation["security"] = []
             paths[path] = {spec.method.lower(): operation}
     security: Schema = {}
@@ -344,7 +334,7 @@ def _described(spec: RouteSpec, body: Schema, envelopes: _Envelopes, data: Schem
     operation: Schema = {
         "operationId": _name_of(spec),
         "summary": summary,
-        "responses": _responses(_name_of(spec), envelopes, data),
+        "responses": _responses(_name_of(spec), spec.media_type, envelopes, data),
     }
     if rest.strip():
         operation["description"] = " ".join(rest.split())
@@ -365,10 +355,9 @@ def _described(spec: RouteSpec, body: Schema, envelopes: _Envelopes, data: Schem
     return operation
 
 
-def _responses(name: str, envelopes: _Envelopes, data: Schema | None) -> Schema:
+def _responses(name: str, media_type: str, envelopes: _Envelopes, data: Schema | None) -> Schema:
     """What an operation answers."""
     failed: Schema = {"schema": envelopes.failure}
-    media_type = _NO_JSON.get(name, _JSON)
     answer: Schema = {"type": "string"}
     # The schema of a stream describes one of its events.
     event: Schema = {"type": "object", "properties": {part: {"type": "string"} for part in ("id", "event", "data")}}

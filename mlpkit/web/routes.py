@@ -146,7 +146,8 @@ class RouteSpec:
 
     `fields` are the protocol's, `query` says what others in the query mean. `reads_body` is whether the function reads
     the fields from the body itself. `answers` are the types that the `data` of its answer can have; those of `predict`
-    are the author's.
+    are the author's. `media_type` is that of the answer. Only a route that shows and changes nothing of models and jobs
+    may do without a token (`needs_token`).
     """
 
     method: Literal["GET", "POST", "PUT"]
@@ -156,6 +157,8 @@ class RouteSpec:
     answers: tuple[type, ...] = ()
     query: Mapping[str, str] = field(default_factory=dict)
     reads_body: bool = False
+    media_type: str = "application/json"
+    needs_token: bool = True
 
 
 @dataclass(frozen=True)
@@ -194,8 +197,8 @@ class _Endpoint:
 
 def build_router(
     dependencies: Dependencies, predict: PredictEndpoint, counts: RequestCounts, page: PageRoutes
-) -> Router:
-    """All routes as one ASGI application.
+) -> tuple[Router, frozenset[str]]:
+    """All routes as one ASGI application, and paths without a token.
 
     It finds the request's context in `scope["context"]`.
     """
@@ -217,16 +220,19 @@ def build_router(
     documents = DocumentRoutes(dependencies.algorithms, described, has_token=bool(settings.token))
     document_routes = [
         RouteSpec("GET", "openapi.json", documents.openapi),
-        RouteSpec("GET", "docs", documents.docs),
+        RouteSpec("GET", "docs", documents.docs, media_type="text/html", needs_token=False),
     ]
     described.append(("/", document_routes))
-    page_routes = [RouteSpec("GET", path, page.page) for path in PAGE_FILES] if settings.page else []
+    page_routes = [RouteSpec("GET", path, page.page, needs_token=False) for path in PAGE_FILES]
+    tables = [*described, ("/", own), ("/", page_routes)]
+    open_paths = frozenset(place + spec.path for place, table in tables for spec in table if not spec.needs_token)
     routes = [
         Route(place + spec.path, _Endpoint(spec, settings.max_body))
-        for place, table in [*described, ("/", own), ("/", page_routes)]
+        for place, table in tables
         for spec in table
+        if settings.page or table is not page_routes
     ]
-    return Router(routes, redirect_slashes=False, default=unknown)
+    return Router(routes, redirect_slashes=False, default=unknown), open_paths
 
 
 def _platform_routes(algorithms: AlgorithmRoutes, predict: PredictEndpoint) -> list[RouteSpec]:
@@ -266,20 +272,21 @@ def _own_routes(dependencies: Dependencies, algorithms: AlgorithmRoutes) -> list
     }
     return [
         RouteSpec("GET", "jobs", jobs.jobs, answers=(JobPage,), query=choice),
-        RouteSpec("GET", "jobs/{model_id:path}/log", jobs.log, query=part),
-        RouteSpec("GET", "jobs/{model_id:path}/stack", jobs.stack),
+        RouteSpec("GET", "jobs/{model_id:path}/log", jobs.log, query=part, media_type="text/plain"),
+        RouteSpec("GET", "jobs/{model_id:path}/stack", jobs.stack, media_type="text/plain"),
         RouteSpec("GET", "jobs/{model_id:path}/evaluation", jobs.evaluation, answers=(EvaluationReport,)),
         RouteSpec(
             "GET",
             "jobs/{model_id:path}/events",
             listening.job_events,
             query={"tail": "only this number of lines of the log that is there already"},
+            media_type="text/event-stream",
         ),
         RouteSpec("GET", "jobs/{model_id:path}", jobs.job, answers=(JobDetails,)),
         RouteSpec("POST", "cancel", jobs.cancel, CANCEL, (CancelledJob,)),
         RouteSpec("GET", "models", jobs.models, answers=(StoredModelPage, ModelPage), query=stored),
         RouteSpec("GET", "workers", jobs.workers, answers=(WorkerPage,)),
-        RouteSpec("GET", "events", listening.events),
+        RouteSpec("GET", "events", listening.events, media_type="text/event-stream"),
         RouteSpec("POST", "alias", algorithms.alias, ALIAS, (AliasLine,)),
         RouteSpec("POST", "unalias", algorithms.unalias, UNALIAS),
         RouteSpec("GET", "aliases", algorithms.aliases, answers=(AliasPage,)),
@@ -291,9 +298,9 @@ def _root_routes(dependencies: Dependencies, counts: RequestCounts, page: PageRo
     monitoring = MonitoringRoutes(dependencies, counts)
     return [
         RouteSpec("GET", "node_info", node_info, answers=(MachineState,)),
-        RouteSpec("GET", "health/live", monitoring.live, answers=(Liveness,)),
-        RouteSpec("GET", "health/ready", monitoring.ready, answers=(ReadyState,)),
-        RouteSpec("GET", "metrics", monitoring.metrics),
+        RouteSpec("GET", "health/live", monitoring.live, answers=(Liveness,), needs_token=False),
+        RouteSpec("GET", "health/ready", monitoring.ready, answers=(ReadyState,), needs_token=False),
+        RouteSpec("GET", "metrics", monitoring.metrics, media_type="text/plain"),
         RouteSpec("GET", "summary", page.summary, answers=(ServiceSummary,)),
         RouteSpec("GET", "algorithms", page.algorithms, answers=(AlgorithmPage,)),
         RouteSpec("GET", "charts", page.charts, answers=(Charts,)),
