@@ -91,7 +91,7 @@ class TrainData:
         """
         if not self._held_out:
             return iter(read_rows(self.path, self.kind, name=self._name))
-        return (row for _, row in self._rows_of_file(self.path, self._name, are_held_out=False))
+        return (row for _, row in self._rows_of_file(are_held_out=False))
 
     def test_rows(self) -> Iterator[Any]:
         """The rows that the model is tested with after the training.
@@ -110,7 +110,7 @@ class TrainData:
             return read_numbered_rows(self._test_file, self.kind, name=self._test_name)
         if not self._held_out:
             return iter(())
-        return self._rows_of_file(self.path, self._name, are_held_out=True)
+        return self._rows_of_file(are_held_out=True)
 
     @property
     def test_source(self) -> str:
@@ -140,11 +140,11 @@ class TrainData:
             return frozenset()
         return held_out(self.path, self.kind, self._options.test, self._options.test_seed, name=self._name)
 
-    def _rows_of_file(self, path: Path, name: str, *, are_held_out: bool) -> Iterator[tuple[int, Any]]:
+    def _rows_of_file(self, *, are_held_out: bool) -> Iterator[tuple[int, Any]]:
         facts_of = kind_of(self.kind).facts
         learnt: set[str] = set()
         asked: Counter[str] = Counter()
-        for line, row in read_numbered_rows(path, self.kind, name=name):
+        for line, row in read_numbered_rows(self.path, self.kind, name=self._name):
             facts = facts_of(row)
             is_held_out = hash(facts.sentence) in self._held_out
             if facts.positive and len(learnt) < _MOST_LABELS:

@@ -104,7 +104,7 @@ def run_train(
         algorithm = algorithm_of(app, job)
         with closing(Services(algorithm, job, settings, folder, progress, data_names)) as services:
             if not stores_model(algorithm):
-                _train(app, services, progress)
+                _train(app, services)
                 services.end_checkpoint()
                 return
             storage: Storage = services.service(Storage)
@@ -113,12 +113,12 @@ def run_train(
                 with progress.stage("check store"):
                     begin_model(storage, path)
             with _discarded_if_it_fails(storage, path):
-                manifest = trained or _train(app, services, progress)
+                manifest = trained or _train(app, services)
                 is_tested = has_test_rows(algorithm, job, settings)
                 if on_trained is not None:
                     on_trained(manifest, is_tested)
                 if is_tested:
-                    manifest = _evaluated(app, services, folder, manifest, progress, evaluation_problem)
+                    manifest = _evaluated(app, services, manifest, evaluation_problem)
                     if on_trained is not None:
                         on_trained(manifest, False)
                 retry = settings.store_retry if on_trained is not None else 0.0
@@ -242,7 +242,8 @@ class Services:
         self.algorithm = algorithm
         self.job = job
         self.settings = settings
-        self._progress = progress
+        self.folder = folder
+        self.progress = progress
         self._made: dict[type, Any] = {}
         self._checkpoint_folder = folder.with_name(f"{folder.name}.checkpoint")
         self._makers: dict[type, Callable[[], object]] = {
@@ -274,9 +275,9 @@ class Services:
 
     def _open_checkpoint(self) -> Checkpoint:
         storage = self.service(Storage)
-        with self._progress.stage("look for a checkpoint"):
+        with self.progress.stage("look for a checkpoint"):
             return open_checkpoint_of_job(
-                self.job, self.settings, storage, self._checkpoint_folder, self._progress, self._data_etag()
+                self.job, self.settings, storage, self._checkpoint_folder, self.progress, self._data_etag()
             )
 
     def end_checkpoint(self) -> None:
@@ -300,7 +301,7 @@ class Services:
             data_etag=self._data_etag(),
             created=time.time(),
             versions=versions,
-            metrics=self._progress.metrics,
+            metrics=self.progress.metrics,
         )
 
     def close(self) -> None:
@@ -356,9 +357,10 @@ def _discarded_if_it_fails(storage: Storage, path: str) -> Iterator[None]:
         raise
 
 
-def _train(app: App, services: Services, progress: Progress) -> Manifest:
+def _train(app: App, services: Services) -> Manifest:
     """Checks the data, calls the handler, and gives the model's manifest."""
     algorithm = services.algorithm
+    progress = services.progress
     job = services.job
     plan = algorithm.plan("train")
     assert plan is not None
@@ -390,13 +392,13 @@ def has_test_rows(algorithm: Algorithm, job: Job, settings: Settings) -> bool:
     return algorithm.train_options.test is not None or location_of_test_rows(job, settings.data_bucket) is not None
 
 
-def _evaluated(
-    app: App, services: Services, folder: Path, manifest: Manifest, progress: Progress, problem: str
-) -> Manifest:
+def _evaluated(app: App, services: Services, manifest: Manifest, problem: str) -> Manifest:
     """The manifest with the evaluation, whose report is in the folder.
 
     If the evaluation fails, the report says why.
     """
+    folder = services.folder
+    progress = services.progress
     data: TrainData = services.service(TrainData)
     check = data.test_report
     known: dict[str, Any] = {
