@@ -208,6 +208,7 @@ class _ChildOutput:
         self._send = send
         self.process = process
         self._least = LEVELS[level]
+        self.takes_prints = self._least <= LEVELS["info"]
         self._lock = threading.RLock()
         self._sending = False
         self._forked = False
@@ -365,11 +366,12 @@ class _CapturedStream(io.TextIOWrapper):
         self._lines.forget()
 
     def _take_line(self, text: str, redrawn: bool, uuid: str) -> None:
-        if not redrawn:
+        if not redrawn and self._output.takes_prints:
             process = self._output.process
             line = LogLine(time.time(), "INFO", printable(text), uuid, process, self._source, "", context_fields())
             self._output.write(line)
         elif self._on_redrawn is not None:
+            # A bar with another one below it ends in a line feed: it is progress, also if prints are not logged.
             self._on_redrawn(text)
 
     def _take_loguru(self, text: str, record: Record) -> None:

@@ -29,6 +29,7 @@ from mlpkit import App, Log, Progress
 app = App("it")
 loud = app.algorithm("loud")
 bars = app.algorithm("bars")
+nested = app.algorithm("nested")
 forks = app.algorithm("forks")
 
 @app.train
@@ -62,6 +63,13 @@ def with_bar(progress: Progress):
     for _ in tqdm(range(50), desc="fit", mininterval=0.15):
         time.sleep(0.02)
     time.sleep(0.3)
+
+@nested.train
+def with_bars():
+    from tqdm import tqdm
+    for _ in tqdm(range(3), desc="epoch", mininterval=0):
+        for _ in tqdm(range(10), desc="batch", leave=False, mininterval=0):
+            time.sleep(0.05)
 
 def say(number):
     for line in range(50):
@@ -201,6 +209,16 @@ async def test_flood_of_output_neither_grows_memory_nor_blocks_the_loop(
     assert grown < 100 << 20
     assert worked < 1.0
     assert still < SOON
+
+
+@pytest.mark.parametrize("level", ["info", "warning"])
+async def test_bars_below_each_other_are_progress_at_each_level_of_the_log(open_queue: OpenQueue, level: str) -> None:
+    async with open_queue(SCRIPT, log_level=level) as queue:
+        await queue.submit(job("m", "nested"))
+        seen = await reached(queue, "m", lambda each: each.progress is not None and len(each.progress.bars) > 1)
+
+    assert seen.progress is not None
+    assert [(bar.stage, bar.total) for bar in seen.progress.bars] == [("epoch", 3), ("batch", 10)]
 
 
 async def test_bar_of_tqdm_is_the_jobs_progress(open_queue: OpenQueue) -> None:
