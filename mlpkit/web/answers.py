@@ -157,20 +157,17 @@ class CheckerLine(TypedDict):
     warnings: list[str]
 
 
-class ModelsAndEvicted(TypedDict):
-    """The models that are here, and those that a prediction loads again."""
+class ModelLists(TypedDict):
+    """The models that are here, that should be, and that predictions load again."""
 
     models: list[ModelLine]
+    missing: list[MissingModel]
     evicted: list[EvictedModel]
 
 
-class ModelPage(ModelsAndEvicted, total=False):
-    """The models of the service.
+class ModelPage(ModelLists, total=False):
+    """The models of the service; only cluster mode has `checker`."""
 
-    `missing` are those that should be loaded and are not. Only cluster mode has `checker`.
-    """
-
-    missing: list[MissingModel]
     checker: CheckerLine
 
 

@@ -11,6 +11,7 @@ from anyio import CapacityLimiter, to_thread
 
 from mlpkit.errors import ArgumentError, JobNotFound, ObjectNotFound, did_you_mean
 from mlpkit.processes import memory_of_each
+from mlpkit.serving import MissingModel
 from mlpkit.storage import in_time
 from mlpkit.training import STATES, JobFilter, read_evaluation
 from mlpkit.web.request import HttpResponse, success
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlpkit.platform.cluster import DesiredModel
+    from mlpkit.serving import Models
     from mlpkit.training import Job
     from mlpkit.web.answers import JobLine
     from mlpkit.web.routes import Dependencies, Request
@@ -131,12 +133,13 @@ class JobRoutes:
             return await self._stored(request)
         listed = msgspec.to_builtins(self._models.listed(), str_keys=True)
         desired_models = self._cluster.desired_models if self._cluster is not None else None
+        missing = msgspec.to_builtins(missing_models(self._models, desired_models))
         evicted = msgspec.to_builtins(self._models.evicted())
         if self._cluster is None or desired_models is None:
-            missing = msgspec.to_builtins(self._models.missing())
             return success({"models": listed, "missing": missing, "evicted": evicted})
         checker = {"looked": self._cluster.looked, "warnings": self._cluster.warnings()}
-        return success({"models": _compared(listed, desired_models), "evicted": evicted, "checker": checker})
+        compared = _compared(listed, desired_models)
+        return success({"models": compared, "missing": missing, "evicted": evicted, "checker": checker})
 
     async def workers(self, request: Request) -> HttpResponse:
         """The worker processes: memory, models, restarts, since when."""
@@ -193,6 +196,19 @@ class JobRoutes:
             "ended": job.ended,
             "uuid": job.log_uuid,
         }
+
+
+def missing_models(models: Models, desired_models: list[DesiredModel] | None) -> list[MissingModel]:
+    """The models that this service or the database wants and that are not here."""
+    missing = {model.model_id: model for model in models.missing()}
+    for desired in desired_models or ():
+        if desired.wanted and desired.model_id not in models.states:
+            known = missing.get(desired.model_id)
+            reason = known.reason if known is not None else "the database wants it; it is loaded soon"
+            missing[desired.model_id] = MissingModel(
+                desired.model_id, desired.algorithm, desired.path, desired.error or reason
+            )
+    return list(missing.values())
 
 
 def _evaluation_of(job: Job) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from mlpkit import __version__
 from mlpkit.formats import kind_of, to_json
 from mlpkit.metrics import quantile
 from mlpkit.training import TrainData, takes
+from mlpkit.web.jobs import missing_models
 from mlpkit.web.openapi import author_types
 from mlpkit.web.request import DURATION_LIMITS, HttpResponse, success
 
@@ -161,14 +162,11 @@ class PageRoutes:
         views = models.listed()
         states = [view.state for view in views]
         desired = self._dependencies.cluster.desired_models if self._dependencies.cluster is not None else None
-        # A model may be wanted for both reasons.
-        wanted = {model.model_id for model in models.missing()}
-        wanted |= {model.model_id for model in desired or () if model.wanted}
         return {
             "loaded": states.count("loaded"),
             "loading": states.count("loading"),
             "unloading": states.count("unloading"),
-            "missing": len(wanted - {view.model_id for view in views}),
+            "missing": len(missing_models(models, desired)),
             "waiting": sum(view.waiting for view in views),
             "in_flight": sum(view.in_flight for view in views),
         }

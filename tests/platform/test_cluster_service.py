@@ -106,6 +106,8 @@ def test_models_shows_what_is_wanted_beside_what_is_there(leader: Service, small
     log = Path(leader.folder.name, "state", "service.log").read_text()
     assert log.count("load of model 'bad' failed") == 1, "one traceback"
     assert log.count("model 'bad' of boom could not be loaded") == 1
+    expected = {"model_id": "bad", "algorithm": "boom", "model_path": "raise", "reason": found["bad"]["error"]}
+    wait_until(lambda: leader.get("/models").json["data"]["missing"] == [expected], "it is missing between two tries")
     answer = leader.get("/models").json["data"]
     assert answer["checker"]["looked"] > 1e9
     assert "[bad]" in answer["checker"]["warnings"][0]
@@ -118,15 +120,24 @@ def test_a_missing_model_of_the_last_run_that_the_database_wants_counts_once(
 ) -> None:
     small_platform.put_model("bad", "boom", path="raise")
     small_platform.note_change("2021-01-01 00:00:00", "boom")
-    (tmp_path / "models.json").write_bytes(msgspec.json.encode([LoadedModelRecord("boom", "bad", "raise")]))
+    last_run = [
+        LoadedModelRecord("boom", "bad", "raise"),
+        LoadedModelRecord("echo", "given-up", given_up="it ended its worker"),
+    ]
+    (tmp_path / "models.json").write_bytes(msgspec.json.encode(last_run))
     environment = {"MLP_CLIENT_MODE": "cluster", "MLPKIT_HOME": str(tmp_path), **small_platform.environment}
     replica = Service("default", CHECKER_START="true", MLP_CLIENT_WORKER="1", **environment)
     try:
         wait_until(lambda: bool(models(replica).get("bad", {}).get("error")), "the failure is shown")
+        wait_until(lambda: replica.get("/summary").json["data"]["models"]["missing"] == 2, "each counts once")
+        wait_until(lambda: len(replica.get("/models").json["data"]["missing"]) == 2, "each is listed once")
+        error = models(replica)["bad"]["error"]
+        missing = replica.get("/models").json["data"]["missing"]
         summary = replica.get("/summary").json["data"]
     finally:
         replica.stop()
-    assert summary["models"]["missing"] == 1
+    reasons = {model["model_id"]: model["reason"] for model in missing}
+    assert reasons == {"bad": error, "given-up": "given up: it ended its worker"}, "also what only the last run had"
     assert summary["database"] == f"sqlite://{small_platform.environment['ML_CLIENT_MLP_DB_NAME']}"
 
 
