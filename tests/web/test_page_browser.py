@@ -270,6 +270,7 @@ def test_models_are_found_unloaded_and_loaded(browser: Browser) -> None:
     browser.find("input[type=search]").send_keys("model-077")
     browser.wait_until("document.querySelectorAll('[aria-label=Models] tbody tr').length === 1")
     browser.click("button", "Unload: model-077")
+    assert "model-077" in browser.find("dialog").text
     browser.click("dialog button.danger")
     browser.wait_for("Done")
     browser.wait_for("Nothing fits")
@@ -280,6 +281,26 @@ def test_models_are_found_unloaded_and_loaded(browser: Browser) -> None:
     browser.open("#/workers")
     browser.wait_for("300 models")
     browser.wait_for("pid ")
+
+
+def test_a_missing_model_has_its_reason_and_can_be_unloaded(signed_out: Browser, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    record = LoadedModelRecord("labels", "broken", given_up="its worker was killed")
+    (home / "models.json").write_bytes(msgspec.json.encode([record]))
+    running = RunningService(f"{SCRIPT}:app", home, {})
+    try:
+        running.wait_ready()
+        signed_out.driver.get(f"{running.client.url}/#/models")
+        signed_out.wait_for("given up: its worker was killed")
+        cells = signed_out.run("[...document.querySelectorAll('tbody td.num')].map(cell => cell.innerText)")
+        assert cells == ["–"] * 6, "it has no figures"
+        signed_out.click("button", "Unload: broken")
+        signed_out.click("dialog button.danger")
+        signed_out.wait_for("No model is loaded")
+        assert (home / "models.json").read_bytes() == b"[]"
+    finally:
+        running.stop()
 
 
 def test_a_model_is_tried_with_the_form_of_its_types(browser: Browser) -> None:
@@ -494,6 +515,7 @@ def test_a_service_that_is_gone_is_said_and_comes_back(browser: Browser) -> None
     [
         ("light", 1280, ("#/", "#/jobs", "#/jobs/job-490", "#/tryit?model=model-001", "#/compare", "#/data")),
         ("dark", 390, ("#/jobs/evaluated", "#/train", "#/models", "#/workers", "#/compare", "#/data")),
+        ("light", 390, ("#/jobs/none", "#/train?algorithm=rows")),
     ],
 )
 def test_every_view_is_accessible_and_fits(browser: Browser, theme: str, width: int, places: tuple[str, ...]) -> None:

@@ -34,7 +34,7 @@ token||令牌
 tokenWrong|The service refused this token.|服务拒绝了此令牌。
 enter|Continue|继续
 gone|The service does not answer.|服务没有响应。
-goneSince|This is of {time}.|以下内容截至 {time}。
+goneSince|You see the state of {time}.|以下内容截至 {time}。
 starting|The service is starting.|服务正在启动。
 draining|The service is stopping.|服务正在停止。
 notTaking|The service takes no requests now.|服务目前不接受请求。
@@ -43,12 +43,13 @@ waits|{n} {is/are} waiting|{n} 个在排队
 onlyWaits|{n} {job is/jobs are} waiting|{n} 个任务在排队
 noJobs|No job is running or waiting|没有正在运行或排队的任务
 failedOnce|One failed {ago}: {why}|{ago}有 1 个任务失败：{why}
-failedOften|{n} failed in the last 24 hours, the latest {ago}: {why}|最近 24 小时有 {n} 个任务失败，最近一次在{ago}：{why}
+failedOften|{n} failed in the last 24 hours, the latest {ago}: {why}|最近 24 小时有 {n} 个任务失败，最近一次（{ago}）：{why}
 missingModels|{n} {model is/models are} missing.|缺少 {n} 个模型。
 serves|{n} {model is/models are} loaded in {workers}.|{workers}已加载 {n} 个模型。
 someWorkers|{n} {worker/workers}|{n} 个工作进程
 stop|.|。
 comma|, |，
+colon|: |：
 service||服务
 phase||服务状态
 ready||就绪
@@ -305,8 +306,8 @@ function bytes(size) {
 // Seconds as one or two units: 42 s, 3 min, 2 h 5 min, 3 d.
 function duration(seconds) {
 	if (!Number.isFinite(seconds)) return "–"
-	const [second, minute, hour, day, gap] = language === "zh" ? ["秒", "分钟", "小时", "天", ""] : ["s", "min", "h", "d", " "]
-	const two = (large, name, small, rest) => `${large} ${name}${small ? `${gap}${small} ${rest}` : ""}`
+	const [second, minute, hour, day] = language === "zh" ? ["秒", "分钟", "小时", "天"] : ["s", "min", "h", "d"]
+	const two = (large, name, small, rest) => `${large} ${name}${small ? ` ${small} ${rest}` : ""}`
 	const s = Math.max(0, seconds)
 	if (s < 1) return `${number(s * 1000, s < 0.01 ? 1 : 0)} ms`
 	if (s < 90) return `${number(s, s < 10 ? 1 : 0)} ${second}`
@@ -323,7 +324,7 @@ const nowSeconds = () => Date.now() / 1000 + clockOffset
 function ago(time) {
 	const passed = Math.max(0, nowSeconds() - time)
 	const [size, unit] = [[86400, "day"], [3600, "hour"], [60, "minute"]].find(([least]) => passed >= least) ?? [1, "second"]
-	return new Intl.RelativeTimeFormat(locale(), {numeric: "auto"}).format(passed < 5 ? 0 : -Math.round(passed / size), unit)
+	return new Intl.RelativeTimeFormat(locale(), {numeric: "auto"}).format(passed < 5 ? 0 : -Math.round(passed / size), unit).replace(/\d(?=[^\d ])/, "$& ")
 }
 const clock = time => new Date(time * 1000).toLocaleString(locale(), {dateStyle: "medium", timeStyle: "medium"})
 const timeOfDay = time => new Date(time * 1000).toLocaleTimeString(locale())
@@ -415,7 +416,7 @@ const badge = (kind, name) => h(`span.badge.${kind}`, t(name))
 const soft = (...children) => h("p.soft", children)
 const small = (...children) => h("p.soft.small", children)
 const note = (kind, ...content) => h(`div.note.${kind}`, ...content)
-const because = (kind, name, text) => note(kind, {key: name}, h("strong", t(name)), ": ", user(text))
+const because = (kind, name, text) => note(kind, {key: name}, h("strong", t(name)), t("colon"), user(text))
 const empty = (name, help, ...more) => h("div.empty", h("strong", named(name)), help && h("p", t(help)), more)
 const heading = (name, ...actions) => h("div.head", {key: "head"}, h("h1", t(name)), actions.length > 0 && acts(actions))
 const card = (name, ...children) => h("section.card", {key: name}, h("h2", t(name)), children)
@@ -435,13 +436,13 @@ const backTo = name => h("a", {href: `#/${name}`}, `← ${t(name)}`)
 const headingBelow = (parent, name) => h("div.stack", {key: "head"}, backTo(parent), h("h1", t(name)))
 
 // A table. A row is a list: its key, and its cells. A column is marks and the key of its heading: `#` is for numbers; on a phone, the
-// heading stands beside a cell with `:`, and a cell with `*` has a line of its own.
+// heading stands beside a cell with `#` or `:`, a cell with `*` has a line of its own, and one with `–` is left out.
 function table(columns, rows) {
 	const heads = columns.split(" ").map(column => {
 		const [, marks, key] = /^([#:*]*)(.*)$/.exec(column)
 		return {name: t(key), kind: `${marks.includes("#") ? ".num" : ""}${marks.includes("*") ? ".full" : ""}`, isNamed: /^[#:]$/.test(marks)}
 	})
-	const cell = (content, index) => h(`td${heads[index].kind}`, {"data-name": heads[index].isNamed ? heads[index].name : null}, content)
+	const cell = (content, index) => h(`td${heads[index].kind}${content === "–" ? ".none" : ""}`, {"data-name": heads[index].isNamed ? heads[index].name : null}, content)
 	return h("div.scroll", h("table",
 		h("thead", h("tr", heads.map(({name, kind}) => h(`th${kind}`, {scope: "col"}, name)))),
 		h("tbody", rows.map(([key, ...cells]) => h("tr", {key}, cells.map(cell))))))
@@ -490,7 +491,8 @@ async function copy(text) {
 	}
 	say("copied")
 }
-const code = text => h("div.code", h("pre", {tabindex: "0"}, text), button("copy", () => copy(text), {class: "mini"}))
+// Text to copy, below its name.
+const code = (text, name) => h("div", {key: name}, h("div.title", name && h("h3.label", t(name)), button("copy", () => copy(text), {class: "mini"})), h("pre", {tabindex: "0"}, text))
 const pretty = value => JSON.stringify(value, null, 2)
 
 // Opens a dialog; gives it. `content` gets a function that closes it.
@@ -521,9 +523,9 @@ function formFor(yes, act, content, more) {
 // A dialog with a form; it stays open while the service refuses.
 const formDialog = (name, yes, content, act, isNeeded) => open(name, close =>
 	formFor(yes, async values => { await act(values); close() }, content, !isNeeded && button("close", close)))
-// Asks before something that cannot be undone; `name` is its button, `…Ask` the question, `…Help` what it does.
-function confirmed(name, act) {
-	open(`${name}Ask`, close => [soft(t(`${name}Help`)), acts(
+// Asks before something that cannot be undone; `name` is its button, `…Ask` the question about `id`, `…Help` what it does.
+function confirmed(name, id, act) {
+	open(`${name}Ask`, close => [mono(id), soft(t(`${name}Help`)), acts(
 		button("keep", close, {autofocus: true}),
 		button(name, () => { close(); attempt(act) }, {class: "danger"}))])
 }
@@ -669,7 +671,7 @@ const phaseWord = () => ({starting: "starts", draining: "drains"})[summary.phase
 function drawMain() {
 	if (!view) return
 	const {failure} = view
-	const content = failure ? empty(failure.kind === "JobNotFound" ? "jobGone" : user(failure.message), null, failure.kind === "JobNotFound" ? backTo("jobs") : button("again", refreshAll))
+	const content = failure ? [heading(view.tab), empty(failure.kind === "JobNotFound" ? "jobGone" : user(failure.message), null, failure.kind === "JobNotFound" ? backTo("jobs") : button("again", refreshAll))]
 		: view.isReady ? view.render() : unreachableSince ? null : busy("loading")
 	draw(main, unreachableSince > 0 && note("bad", {key: "banner", role: "alert"}, h("strong", t("gone")), " ", answeredAt > 0 && t("goneSince", {time: timeOfDay(answeredAt)})), content)
 }
@@ -791,11 +793,11 @@ function serviceFacts() {
 		fact("phase", badge({ready: "good", notready: "bad"}[word] ?? "busy", word)),
 		fact("uptime", duration(nowSeconds() - started), t("since", {time: clock(started)})),
 		fact("version", `mlpkit ${summary.version}`, `Python ${summary.python}`),
-		fact("workers", t("of", {a: workers.ready, b: workers.all}), workers.restarts > 0 && `${t("restarts")}: ${number(workers.restarts)}`),
+		fact("workers", t("of", {a: workers.ready, b: workers.all}), workers.restarts > 0 && t("restarts") + t("colon") + number(workers.restarts)),
 		fact("memServer", bytes(memory.server), t("machine", {n: bytes(memory.available)})),
 		disk && fact("disk", t("free", {n: bytes(disk.free)}), bar(1 - disk.free / disk.total, t("disk"))),
 		fact("cache", t("of", {a: bytes(cache.used), b: bytes(cache.limit)})),
-		wideFact("database", summary.database ?? "–"),
+		summary.database && wideFact("database", summary.database),
 		wideFact("store", summary.store))
 }
 // How much of something is used or done, from 0 to 1; null if that is not known.
@@ -927,7 +929,7 @@ const LOG_LINE = /^\d{4}-\d\d-\d\d (\d\d:\d\d:\d\d)\S* (\w+) +\[[^\]]*\] ([^|]*)
 
 // The log of a job in a card that stays: lines are added at its end, and it scrolls there unless the reader switches that off.
 function logOf(id) {
-	const lines = h("div.log", {role: "log", tabindex: "0", label: t("log")}, h("div.soft", t("noLog")))
+	const lines = h("div.log", {role: "log", tabindex: "0", label: t("log")}, soft(t("noLog")))
 	const settle = () => { if (follows.checked) lines.scrollTop = lines.scrollHeight }
 	const follows = h("input", {type: "checkbox", checked: true, on: {change: settle}})
 	const card = h("section.card", {key: "log", keep: true}, h("div.title", h("h2", t("log")), h("label.check", follows, h("span", t("follow")))), lines)
@@ -963,7 +965,7 @@ function jobView(id) {
 	let job = null
 	let report = null
 	const log = logOf(id)
-	const end = (name, soft) => confirmed(name, async () => { await post("cancel", {model_id: id, soft}); say("done"); refresh() })
+	const end = (name, soft) => confirmed(name, id, async () => { await post("cancel", {model_id: id, soft}); say("done"); refresh() })
 	return {
 		tab: "jobs",
 		title: shortId(id),
@@ -983,13 +985,13 @@ function jobView(id) {
 							!job.ended && button("cancel", () => end("cancel", false), {class: "danger"}),
 							job.state === "completed" && button("load", () => attempt(async () => { await move("load", job); location.hash = "#/models" })),
 							goTo(`#/train?from=${enc(id)}`, "trainAgain")))),
-				job.state === "error" && !isCancelled(job) && because("bad", "error", job.message),
+				job.state === "error" && !isCancelled(job) && note("bad", {key: "error"}, user(job.message)),
 				!job.ended && card("progress", progressOf(job)),
 				card("facts", jobFacts(job)),
 				metricsCard(job),
 				report && card("evaluation", evaluationOf(report, id)),
 				log.card,
-				card("asked", h("div.stack", ["parameters", "data", "extend"].map(name => h("div", {key: name}, h("h3.label", t(name)), code(pretty(job[name])))))),
+				card("asked", h("div.stack", ["parameters", "data", "extend"].map(name => code(pretty(job[name]), name)))),
 			]
 		},
 	}
@@ -1007,14 +1009,14 @@ function progressOf(job) {
 		remaining >= 1 && !silent(job) && t("left", {time: duration(remaining)}))
 	return h("div.stack",
 		parts.map(part => progress(h("strong", user(firstLine(part.stage || t("training")))), said(part), part.fraction, part.stage)),
-		h("div.line", now.message && h("p", user(now.message)), small(t("lastReport"), ": ", when(job.reported), silent(job))))
+		h("div.line", now.message && h("p", user(now.message)), small(t("lastReport"), t("colon"), when(job.reported), silent(job))))
 }
 function jobFacts(job) {
 	const moment = (name, time) => time != null && fact(name, when(time), clock(time))
 	return facts(
 		moment("submitted", job.created), moment("started", job.started), moment("ended", job.ended),
 		job.started != null && fact("took", duration(tookOf(job))),
-		fact("attempt", number(job.attempt)),
+		job.attempt > 0 && fact("attempt", number(job.attempt)),
 		job.pid != null && fact("pid", `pid ${job.pid}`),
 		job.memory != null && fact("memory", bytes(job.memory)),
 		job.model_path && wideFact("model_path", job.model_path),
@@ -1076,7 +1078,7 @@ function evaluationOf(report, id) {
 	const part = (name, columns, rows, help) => rows.length > 0 && section(name, help, table(columns, rows.map((cells, index) => [index, ...cells])))
 	return h("div.stack",
 		report.error && because("bad", "noResult", report.error),
-		failed?.rows > 0 && note("warn", t("failedRows", {n: failed.rows, line: failed.line ?? 0}), ": ", user(firstLine(failed.message))),
+		failed?.rows > 0 && note("warn", t("failedRows", {n: failed.rows, line: failed.line ?? 0}), t("colon"), user(firstLine(failed.message))),
 		report.in_both > 0 && note("warn", t("inBoth", {n: report.in_both})),
 		pairs(unknown ?? {}).length > 0 && because("warn", "unknownLabels", firstLine(Object.keys(unknown).join(", "))),
 		report.rows != null && facts(
@@ -1089,7 +1091,7 @@ function evaluationOf(report, id) {
 		h("div.grid.broad",
 			part("confusions", ":wanted :got #count", confusions.map(({wanted, got, count}) => [said(wanted), said(got), number(count)])),
 			part("thresholds", "#atLeast #answered #correct", thresholds.map(({threshold, answered, right}) => [number(threshold), number(answered), answered ? `${number(right / answered * 100, 1, 1)} %` : "–"]))),
-		part("errors", "#line :sentence :wanted :got #score", errors.map(error => [error.line, user(error.sentence), said(error.wanted), said(error.got), error.score == null ? "–" : number(error.score, 1)]), soft(t("advice"))))
+		part("errors", "#line *sentence :wanted :got #score", errors.map(error => [error.line, user(error.sentence), said(error.wanted), said(error.got), error.score == null ? "–" : number(error.score, 1)]), soft(t("advice"))))
 }
 
 // Two evaluations side by side; the second one is measured against the first.
@@ -1276,7 +1278,7 @@ function trainView(values) {
 			choice("algorithm", chosen, namesOf(able), name => { chosen = name; form = build(); drawMain(); form.querySelector("select").focus() }),
 			algorithm.takes_data && h("div.field", field("location", place), h("p.help", t("locationHelp", {columns: algorithm.columns}), " ", link(`#/data${query({algorithm: chosen})}`, "putFile"))),
 			parameters.node,
-			h("details", h("summary", t("extend"), ", ", t("model_path")), h("div.form", more.node, h("div.field", field("model_path", path), h("p.help", t("pathHelp")))))]))
+			h("details", h("summary", t("extend"), t("comma"), t("model_path")), h("div.form", more.node, h("div.field", field("model_path", path), h("p.help", t("pathHelp")))))]))
 	}
 	return {
 		tab: "jobs",
@@ -1344,7 +1346,7 @@ function dataView({algorithm}) {
 				h("div.card.form", {key: "form"},
 					choice("algorithm", name, namesOf(able), name => { checkedFor = name; drawMain() }),
 					h("label.drop", h("strong", t("drop")), h("span", t("dropHelp", {columns, n: bytes(summary.upload_size)})),
-						h("input", {type: "file", name: "file", label: t("drop"), on: {change}}))),
+						h("input.hidden", {type: "file", name: "file", label: t("drop"), on: {change}}))),
 				upload && card("result", uploadResult()),
 			]
 		},
@@ -1360,7 +1362,7 @@ function uploadResult() {
 			acts(button("stopUpload", () => stop.abort()))],
 		isStopped && note("warn", t("stopped")),
 		problem && because("bad", "refused", problem),
-		stored && [note("good", t("fileStored"), ": ", mono(stored.location)), acts(goTo(`#/train${query({algorithm, data: stored.location})}`, "trainOn", ".main"))],
+		stored && [note("good", t("fileStored"), t("colon"), mono(stored.location)), acts(goTo(`#/train${query({algorithm, data: stored.location})}`, "trainOn", ".main"))],
 		report && reportParts(report))
 }
 // What the check of a file found, in full.
@@ -1387,7 +1389,7 @@ function reportParts(report) {
 const MODEL_STATES = {missing: "bad", loading: "busy", unloading: "busy", loaded: "good", unloaded: "calm", evicted: "calm"}
 const rank = ({state, problem}) => (problem ? 0 : Object.keys(MODEL_STATES).indexOf(state))
 const modelBadge = state => badge(MODEL_STATES[state] ?? "calm", state === "loading" ? "loadingState" : state)
-const unload = model => confirmed("unload", () => move("unload", model))
+const unload = model => confirmed("unload", model.model_id, () => move("unload", model))
 const load = model => attempt(() => move("load", model))
 
 function modelsView() {
@@ -1412,12 +1414,13 @@ function modelsView() {
 	return {
 		tab: "models",
 		load: async () => {
-			const {models: present, missing = [], evicted = []} = await get("models")
+			const {models: present, missing, evicted} = await get("models")
 			const time = performance.now() / 1000
 			const before = new Map(models.map(model => [model.model_id, model.predictions]))
 			const rate = ({model_id: id, predictions}) => Math.max(0, predictions - (before.get(id) ?? predictions)) / (time - loadedAt) || 0
 			models = [
-				...present.map(model => ({...model, rate: rate(model), ...(model.state === "unloaded" && model.desired === "loaded" && {state: "missing", problem: model.error || model.problem})})),
+				// In cluster mode, what is missing is there too.
+				...present.filter(({state}) => state !== "unloaded").map(model => ({...model, rate: rate(model)})),
 				...missing.map(model => ({...model, state: "missing", problem: model.reason})), ...evicted.map(model => ({...model, state: "evicted"}))]
 			loadedAt = time;
 			({aliases} = await get("aliases"))
@@ -1452,12 +1455,14 @@ const placed = (what, node) => user(node ? t("onNode", {what, node}) : what)
 function modelRow(model) {
 	const {workers = [], nodes = [], model_id: id, state, rate = 0, predictions = 0, batches = 0, waiting = 0, in_flight: running = 0, problem} = model
 	const isLoaded = state === "loaded"
+	const isGone = ["missing", "evicted"].includes(state)
 	return [id,
 		below(idOf(id), user(model.algorithm), workers.length > 0 && ` · ${t("worker")} `, workers.map((worker, place) => [place > 0 && ", ", placed(worker, nodes[place])]), isLoaded && model.lazy && ` · ${t("lazily")}`),
 		[isLoaded && problem ? badge("warn", state) : modelBadge(state), state === "evicted" && h("div.soft.small", t("evictedWhy")), why(problem)],
-		below(perSecond(rate), t("total", {n: predictions})), model.p50 == null ? "–" : below(duration(model.p50), `p99 ${duration(model.p99)}`),
-		batches ? number(predictions / batches, 1) : "–", number(waiting + running), number(model.failures ?? 0), model.memory ? bytes(model.memory) : "–",
-		acts(isLoaded && [goTo(`#/tryit?model=${enc(id)}`, "tryit", "", `${t("tryit")}: ${id}`), does("unload", id, () => unload(model), "danger")], ["missing", "evicted"].includes(state) && does("load", id, () => load(model)))]
+		...isGone ? Array(6).fill("–") : [
+			below(perSecond(rate), t("total", {n: predictions})), model.p50 == null ? "–" : below(duration(model.p50), `p99 ${duration(model.p99)}`),
+			batches ? number(predictions / batches, 1) : "–", number(waiting + running), number(model.failures), model.memory ? bytes(model.memory) : "–"],
+		acts(isLoaded && goTo(`#/tryit?model=${enc(id)}`, "tryit", "", `${t("tryit")}: ${id}`), isGone && does("load", id, () => load(model)), (isLoaded || isGone) && does("unload", id, () => unload(model), "danger"))]
 }
 // Asks for the fields of a request about one model.
 function modelDialog(name, yes, algorithm, fields, act) {
@@ -1467,7 +1472,7 @@ function modelDialog(name, yes, algorithm, fields, act) {
 const loadDialog = () => modelDialog("loadOne", "load", null, {model_id: {maxlength: 64, autofocus: true}, model_path: {maxlength: 1024, required: false, placeholder: t("optional")}}, model => move("load", model))
 function aliasDialog(old) {
 	const act = async values => { await post("alias", values, 10 * MINUTES); say("done"); refresh() }
-	modelDialog("setAlias", "move", old?.algorithm, {alias: {maxlength: 31, autofocus: !old, value: old?.alias ?? ""}, model_id: {maxlength: 64, autofocus: old}}, act)
+	modelDialog("setAlias", old ? "move" : "setAlias", old?.algorithm, {alias: {maxlength: 31, autofocus: !old, value: old?.alias ?? ""}, model_id: {maxlength: 64, autofocus: old}}, act)
 }
 
 function workersView() {
@@ -1558,7 +1563,7 @@ function tryView(values) {
 			if (!models.some(({model_id: id}) => id === chosen)) { chosen = models[0].model_id; form = null }
 			if (!form) build()
 			const pick = model => { leaving?.abort(); chosen = values.model = model; form = null; drawMain(); keepInAddress("tryit", {model}) }
-			return [head, values.model && values.model !== chosen && note("warn", {key: "other"}, mono(values.model), ": ", t("unloaded")),
+			return [head, values.model && values.model !== chosen && note("warn", {key: "other"}, mono(values.model), t("colon"), t("unloaded")),
 				h("div.pair", {key: "picker"}, choice("model", chosen, models.map(model => [model.model_id, `${model.algorithm} · ${shortId(model.model_id)}`]), pick)), form]
 		},
 	}
@@ -1575,7 +1580,7 @@ function drawSnippets(place, body, streams) {
 	const client = [pythonOf(location.origin + ROOT.replace(/\/$/, "")), summary.prefix !== "/" && `prefix=${pythonOf(summary.prefix)}`, isSafe && 'token=os.environ["MLPKIT_TOKEN"]'].filter(Boolean).join(", ")
 	const Python = `${isSafe ? "import os\n\n" : ""}from mlpkit import Client\n\nclient = Client(${client})\nprint(client.predict(\n${
 		Object.values(body).map(value => `    ${pythonOf(value)},\n`).join("")}))`
-	draw(place, pairs({curl, Python}).map(([name, text]) => h("div", {key: name}, h("h3.label", name), code(text))))
+	draw(place, pairs({curl, Python}).map(([name, text]) => code(text, name)))
 }
 function pythonOf(value) {
 	if (value == null) return "None"
@@ -1620,7 +1625,7 @@ function drawEntities(answer, {features}) {
 }
 function drawClusters(answer) {
 	if (answer.length === 0) return soft(t("foundNothing"))
-	return h("ul.groups", answer.slice(0, 200).map(group => h("li", h("div.head", h("strong", user(group.cluster_name)), h("span.soft.small", score(group.score))), h("ul", group.cluster.slice(0, 100).map(text => h("li", user(text)))))))
+	return h("ul.groups", answer.slice(0, 200).map(group => h("li", h("div.line", h("strong", user(group.cluster_name)), h("span.soft.small", score(group.score))), h("ul", group.cluster.slice(0, 100).map(text => h("li", user(text)))))))
 }
 function drawRelations(answer) {
 	const found = answer.relations ?? answer
