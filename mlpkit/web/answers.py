@@ -158,7 +158,7 @@ class CheckerLine(TypedDict):
 
 
 class ModelLists(TypedDict):
-    """The models that are here, that should be, and that predictions load again."""
+    """Models that are here, should be here, or come back when asked."""
 
     models: list[ModelLine]
     missing: list[MissingModel]

@@ -199,12 +199,12 @@ class JobRoutes:
 
 
 def missing_models(models: Models, desired_models: list[DesiredModel] | None) -> list[MissingModel]:
-    """The models that this service or the database wants and that are not here."""
+    """The models that should be loaded and are not, each once."""
     missing = {model.model_id: model for model in models.missing()}
     for desired in desired_models or ():
         if desired.wanted and desired.model_id not in models.states:
             known = missing.get(desired.model_id)
-            reason = known.reason if known is not None else "the database wants it; it is loaded soon"
+            reason = known.reason if known is not None else "the database names it; it is loaded soon"
             missing[desired.model_id] = MissingModel(
                 desired.model_id, desired.algorithm, desired.path, desired.error or reason
             )

@@ -293,7 +293,7 @@ def test_a_missing_model_has_its_reason_and_can_be_unloaded(signed_out: Browser,
         running.wait_ready()
         signed_out.driver.get(f"{running.client.url}/#/models")
         signed_out.wait_for("given up: its worker was killed")
-        cells = signed_out.run("[...document.querySelectorAll('tbody td.num')].map(cell => cell.innerText)")
+        cells = signed_out.run("[...document.querySelectorAll('tbody td.none')].map(cell => cell.innerText)")
         assert cells == ["–"] * 6, "it has no figures"
         signed_out.click("button", "Unload: broken")
         signed_out.click("dialog button.danger")
