@@ -15,6 +15,7 @@ import msgspec
 from mlpkit.injection import NULL
 from mlpkit.log import request_id
 from mlpkit.processes import LONG
+from mlpkit.training import LONGEST_ID
 from mlpkit.web.protocol import PREDICT, caller_uuid, check, check_no_null, is_json, read_values
 from mlpkit.web.request import ClientGone, HttpResponse, StreamedResponse, body_too_large, failed, until_gone
 
@@ -33,7 +34,6 @@ _HEAD = b'{"status": "success", "data": {"predictions": '
 _TAIL = b"}}"
 _SUCCESS = b'{"status": "success"}'
 _OBJECT = ord("{")
-_LONGEST_ID = 64
 _UNWATCHED_SECONDS = 0.25
 """How long a caller may wait before it is watched: a watch costs a task, and most answers are faster."""
 _FEW = 32
@@ -196,7 +196,7 @@ def _plain(body: bytes) -> Envelope | None:
     features = envelope.features
     params = envelope.params
     fits = (
-        len(envelope.model_id) <= _LONGEST_ID
+        len(envelope.model_id) <= LONGEST_ID
         and (features == NULL or memoryview(features)[0] == _OBJECT)
         and (params == NULL or memoryview(params)[0] == _OBJECT)
     )

@@ -17,6 +17,7 @@ import msgspec
 
 from mlpkit.errors import ArgumentError, MalformedBody
 from mlpkit.injection import NULL
+from mlpkit.training import LONGEST_ID
 
 if TYPE_CHECKING:
     from python_multipart.multipart import Field as FormField
@@ -58,6 +59,7 @@ class Field:
 
 
 UUID = Field("uuid", "text", required=False)
+MODEL_ID = Field("model_id", "text", LONGEST_ID)
 TRAIN = (
     Field("algorithm", "text", 32),
     Field("model_path", "text", 1024),
@@ -66,15 +68,15 @@ TRAIN = (
     Field("extend", "object"),
     UUID,
 )
-STATUS = (Field("model_id", "text", 64), Field("algorithm", "text", 64), UUID)
+STATUS = (MODEL_ID, Field("algorithm", "text", 64), UUID)
 PREDICT = (
     Field("features", "object", required=False, nulls=False),
-    Field("model_id", "text", 64),
+    MODEL_ID,
     Field("params", "object", required=False),
     UUID,
 )
 LOAD = (
-    Field("model_id", "text", 64),
+    MODEL_ID,
     Field("model_path", "text", 1024, required=False),
     Field("algorithm", "text", 64),
     Field("extend", "object", required=False),
@@ -82,9 +84,9 @@ LOAD = (
 )
 UNLOAD = STATUS
 DELETE = STATUS
-CANCEL = (Field("model_id", "text", 64), Field("soft", "flag", required=False), UUID)
+CANCEL = (MODEL_ID, Field("soft", "flag", required=False), UUID)
 UNALIAS = (Field("algorithm", "text", 32), Field("alias", "text", 31), UUID)
-ALIAS = (Field("algorithm", "text", 32), Field("alias", "text", 31), Field("model_id", "text", 64), UUID)
+ALIAS = (Field("algorithm", "text", 32), Field("alias", "text", 31), MODEL_ID, UUID)
 
 
 class Arguments:
