@@ -43,12 +43,8 @@ _BY_MESSAGE: tuple[tuple[re.Pattern[str], Callable[[str], MlpkitError]], ...] = 
     (re.compile(r"predict fail ?(.*)", re.DOTALL), PredictFailed),
 )
 _BY_HTTP_STATUS: dict[int, Callable[[str], MlpkitError]] = {
-    401: Unauthorized,
-    409: JobConflict,
-    413: BodyTooLarge,
-    502: WorkerLost,
-    503: Overloaded,
-    504: TimeLimitExceeded,
+    error.http_status: error
+    for error in (Unauthorized, JobConflict, BodyTooLarge, WorkerLost, Overloaded, TimeLimitExceeded)
 }
 _LONGEST_EXCERPT = 200
 
