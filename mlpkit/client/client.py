@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -37,6 +37,8 @@ from mlpkit.errors import (
     TrainFailed,
     UnexpectedAnswer,
 )
+
+T = TypeVar("T")
 
 _POLL_INTERVAL = 0.1
 _FIRST_PAUSE = 0.05
@@ -157,7 +159,7 @@ class Client:
     def status(self, algorithm: str, model_id: str) -> JobStatus:
         """The state of the job of this model."""
         query = urlencode({"model_id": model_id, "algorithm": algorithm})
-        return typed(data_of(self._request("GET", f"{self.prefix}status?{query}")), JobStatus)
+        return self._get(f"{self.prefix}status?{query}", JobStatus)
 
     def cancel(self, algorithm: str, model_id: str, *, soft: bool = False) -> None:
         """Ends a job, waiting or running; its status becomes `error`.
@@ -219,7 +221,7 @@ class Client:
 
     def aliases(self) -> list[AliasView]:
         """The aliases, and the models that they lead to."""
-        return typed(_listed(data_of(self._request("GET", f"{self.prefix}aliases")), "aliases"), list[AliasView])
+        return self._get(f"{self.prefix}aliases", list[AliasView], "aliases")
 
     def delete(self, algorithm: str, model_id: str, *, uuid: str | None = None, timeout: float = 600.0) -> None:
         """Unloads a model and removes it from the store."""
@@ -227,15 +229,15 @@ class Client:
 
     def monitor(self) -> Monitor:
         """Which models are loaded where, and the service's algorithms."""
-        return typed(data_of(self._request("GET", f"{self.prefix}monitor")), Monitor)
+        return self._get(f"{self.prefix}monitor", Monitor)
 
     def node_info(self) -> NodeInfo:
         """The machine of the service. The original takes a second to answer."""
-        return typed(data_of(self._request("GET", "/node_info")), NodeInfo)
+        return self._get("/node_info", NodeInfo)
 
     def jobs(self) -> list[JobView]:
         """The jobs of the service, newest first."""
-        return typed(_listed(data_of(self._request("GET", f"{self.prefix}jobs")), "jobs"), list[JobView])
+        return self._get(f"{self.prefix}jobs", list[JobView], "jobs")
 
     def job_view(self, model_id: str) -> JobView:
         """All that the service knows about one job.
@@ -243,7 +245,7 @@ class Client:
         Raises:
             JobNotFound: the service has no such job.
         """
-        return typed(data_of(self._request("GET", f"{self.prefix}jobs/{quote(model_id, safe='')}")), JobView)
+        return self._get(f"{self.prefix}jobs/{quote(model_id, safe='')}", JobView)
 
     def log(self, model_id: str) -> str:
         """The job's own log so far.
@@ -292,11 +294,11 @@ class Client:
             JobNotFound: the service has no such job.
             ObjectNotFound: the job has no evaluation, or its model was deleted.
         """
-        return typed(data_of(self._request("GET", f"{self.prefix}jobs/{quote(model_id, safe='')}/evaluation")), dict)
+        return self._get(f"{self.prefix}jobs/{quote(model_id, safe='')}/evaluation", dict)
 
     def models(self) -> list[ModelView]:
         """The models that are loaded, or should be."""
-        return typed(_listed(data_of(self._request("GET", f"{self.prefix}models")), "models"), list[ModelView])
+        return self._get(f"{self.prefix}models", list[ModelView], "models")
 
     def stored_models(
         self, algorithm: str | None = None, *, limit: int = 100, after: str | None = None
@@ -307,7 +309,7 @@ class Client:
         """
         choice = {"stored": 1, "limit": limit, "algorithm": algorithm, "after": after}
         query = urlencode({name: value for name, value in choice.items() if value is not None})
-        return typed(data_of(self._request("GET", f"{self.prefix}models?{query}")), StoredModelsView)
+        return self._get(f"{self.prefix}models?{query}", StoredModelsView)
 
     def live(self) -> bool:
         """Whether the service's process answers at all."""
@@ -345,6 +347,14 @@ class Client:
         """Sends any request and gives the answer as it came."""
         headers = {**self._headers, "Content-Type": content_type} if content is not None else self._headers
         return self._transport.request(method, target, content, headers, self.timeout)
+
+    def _get(self, target: str, wanted: type[T], part: str = "") -> T:
+        """The data of an answer, or this `part` of it.
+
+        Services that are not mlpkit may send the part alone.
+        """
+        data = data_of(self._request("GET", target))
+        return typed(data.get(part, data) if part and isinstance(data, dict) else data, wanted)
 
     def _request(self, method: str, target: str) -> Answer:
         return self._transport.request(method, target, None, self._headers, self.timeout)
@@ -462,10 +472,6 @@ def _encoded(fields: Mapping[str, object]) -> bytes:
         return msgspec.json.encode(fields)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ArgumentError(f"the request cannot be written as JSON: {error}") from None
-
-
-def _listed(data: Any, name: str) -> Any:
-    return data.get(name, data) if isinstance(data, dict) else data
 
 
 def _reasons(answer: Answer) -> list[str]:
