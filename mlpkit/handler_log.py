@@ -22,20 +22,25 @@ class Log:
 
     def debug(self, message: str, /, *args: object) -> None:
         """Logs a detail that helps to find a fault."""
-        logger.log("DEBUG", message, *args, uuid=self._uuid, depth=1)
+        self._write("DEBUG", message, args)
 
     def info(self, message: str, /, *args: object) -> None:
         """Logs what an operator may want to know."""
-        logger.log("INFO", message, *args, uuid=self._uuid, depth=1)
+        self._write("INFO", message, args)
 
     def warning(self, message: str, /, *args: object) -> None:
         """Logs something that is wrong, although the work continues."""
-        logger.log("WARNING", message, *args, uuid=self._uuid, depth=1)
+        self._write("WARNING", message, args)
 
     def error(self, message: str, /, *args: object) -> None:
         """Logs a failure."""
-        logger.log("ERROR", message, *args, uuid=self._uuid, depth=1)
+        self._write("ERROR", message, args)
 
     def exception(self, message: str, /, *args: object) -> None:
         """Logs a failure with the traceback of the current exception."""
-        logger.log("ERROR", message, *args, exception=sys.exc_info()[1], uuid=self._uuid, depth=1)
+        self._write("ERROR", message, args, sys.exc_info()[1])
+
+    def _write(
+        self, level: str, message: str, args: tuple[object, ...], exception: BaseException | None = None
+    ) -> None:
+        logger.log(level, message, *args, exception=exception, uuid=self._uuid, depth=2)

@@ -193,26 +193,8 @@ class RecordedLog(Log):
         super().__init__()
         self.lines: list[tuple[str, str]] = []
 
-    def debug(self, message: str, /, *args: object) -> None:
-        """Remembers the line."""
-        self._remember("debug", message, args)
-
-    def info(self, message: str, /, *args: object) -> None:
-        """Remembers the line."""
-        self._remember("info", message, args)
-
-    def warning(self, message: str, /, *args: object) -> None:
-        """Remembers the line."""
-        self._remember("warning", message, args)
-
-    def error(self, message: str, /, *args: object) -> None:
-        """Remembers the line."""
-        self._remember("error", message, args)
-
-    def exception(self, message: str, /, *args: object) -> None:
-        """Remembers the line as an error."""
-        self._remember("error", message, args)
-
-    def _remember(self, level: str, message: str, args: tuple[object, ...]) -> None:
+    def _write(
+        self, level: str, message: str, args: tuple[object, ...], exception: BaseException | None = None
+    ) -> None:
         # As loguru does it: a message without arguments is not a format string.
-        self.lines.append((level, message.format(*args) if args else message))
+        self.lines.append((level.lower(), message.format(*args) if args else message))
