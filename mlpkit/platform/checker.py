@@ -24,7 +24,7 @@ from mlpkit.errors import BelowGate, DatabaseError, JournalError, MlpkitError, S
 from mlpkit.log import level_of_failure, logger, with_request_id
 from mlpkit.platform.database import Change, Database, WantedModel
 from mlpkit.platform.outbox import FollowedModel, Notes
-from mlpkit.serving import Alias, Aliases, Models
+from mlpkit.serving import Alias, Aliases, Models, pause_after
 from mlpkit.settings import Settings
 from mlpkit.storage import ModelDir, Storage, gate_problem
 from mlpkit.training import LONGEST_ID, takes
@@ -293,7 +293,7 @@ class Checker:
 
     def _note_failure(self, desired: DesiredModel, error: str) -> None:
         desired.failures += 1
-        pause = min(_LONGEST_RETRY, self._period * 2 ** min(desired.failures - 1, 20))
+        pause = pause_after(desired.failures, self._period, _LONGEST_RETRY)
         desired.due = time.monotonic() + pause
         verb = "loaded" if desired.wanted else "unloaded"
         times = f" {desired.failures} times" if desired.failures > 1 else ""

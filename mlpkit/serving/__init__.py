@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlpkit.serving.model import ModelWord as ModelWord
     from mlpkit.serving.model import WorkerInfo as WorkerInfo
     from mlpkit.serving.models import Models as Models
+    from mlpkit.serving.pool import pause_after as pause_after
 else:
     __getattr__, __dir__, __all__ = lazy_names(
         __name__,
@@ -29,5 +30,6 @@ else:
             "mlpkit.serving.dispatch": "Counts OnOutcome OnPart Outcome PendingPrediction",
             "mlpkit.serving.model": "EvictedModel MissingModel ModelWord WorkerInfo",
             "mlpkit.serving.models": "Models",
+            "mlpkit.serving.pool": "pause_after",
         },
     )

@@ -30,7 +30,8 @@ from mlpkit.errors import (
 from mlpkit.log import logger
 from mlpkit.serving.dispatch import PendingPrediction
 from mlpkit.serving.model import LoadedModelRecord
-from mlpkit.serving.recovery import Ledger, pause_after
+from mlpkit.serving.pool import pause_after
+from mlpkit.serving.recovery import Ledger
 from mlpkit.settings import Settings
 from mlpkit.storage import Manifest, Storage, find_manifest
 

@@ -31,6 +31,12 @@ _HOPELESS = 3
 """After this many failed starts in a row, requests do not wait for the next one: they are refused with the reason."""
 
 
+def pause_after(failures: int, first: float = 1.0, longest: float = 60.0) -> float:
+    """Seconds until the next try: twice as many after each failure."""
+    # Not the power itself: after a thousand failures, as in a night, no float is so large.
+    return min(longest, first * 2.0 ** min(failures - 1, 20))
+
+
 class WorkerSlot:
     """A place for a worker, which stays while workers come and go.
 
@@ -244,7 +250,7 @@ class Pool:
                 return
             self.restarts += 1
             slot.deaths = 1 if time.monotonic() - started > _STEADY else slot.deaths + 1
-            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (slot.deaths - 1))
+            pause = pause_after(slot.deaths, _FIRST_PAUSE, _LONGEST_PAUSE)
             slot.leave(how, pause)
             logger.log("DEBUG" if slot.is_repeat else "ERROR", "worker {} {}", slot.index, slot.problem)
             self._models.worker_down(slot, how)

@@ -24,7 +24,7 @@ from mlpkit.log import level_of_failure, logger, with_request_id
 from mlpkit.serving.dispatch import Replica
 from mlpkit.serving.messages import PARALLEL_LOADS
 from mlpkit.serving.model import LoadedModelRecord, ModelState
-from mlpkit.serving.pool import WorkerSlot
+from mlpkit.serving.pool import WorkerSlot, pause_after
 from mlpkit.serving.replicas import ReplicaLoads, has_ended_worker
 from mlpkit.storage import replace_file
 
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 _MOST_DEATHS = 3
 """A model is given up after its worker died this many times while loading it."""
-_FIRST_RETRY = 1.0
-_LONGEST_RETRY = 60.0
 _WRITE_AGAIN = 5.0
 """Seconds between two tries to write what could not be written."""
 
@@ -293,8 +291,3 @@ class Recovery:
                 await retry(*args)
 
         self._models.start(wait)
-
-
-def pause_after(failures: int) -> float:
-    """Seconds until the next try."""
-    return min(_LONGEST_RETRY, _FIRST_RETRY * 2.0 ** min(failures - 1, 20))

@@ -1,4 +1,4 @@
-"""A worker from outside the package that answers in parts: what streamed answers and other engines build on."""
+"""Workers from outside the package: one that answers in parts, as other engines may, and one that never starts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from mlpkit import App
-from mlpkit.errors import MlpkitError, TimeLimitExceeded
+from mlpkit.errors import MlpkitError, TimeLimitExceeded, WorkerLost
 from mlpkit.log import configure
-from mlpkit.serving import Models
+from mlpkit.serving import Models, pool
 from mlpkit.serving.messages import Predict, Reply, Work
 from mlpkit.serving.pool import WorkerSlot
 from mlpkit.serving.worker import OnReply
 from mlpkit.settings import Settings
+from tests.servers import SOON, until
 from tests.serving.conftest import prediction_of
 
 pytestmark = pytest.mark.anyio
@@ -85,13 +86,17 @@ def predict(features: dict[str, str]) -> dict[str, str]:
     return features
 
 
-@pytest.fixture
-def models(tmp_path: Path) -> Models:
+def with_workers(kind: type[LetterWorker], home: Path) -> Models:
     app = App("letters")
     app.load(load)
     app.predict(predict)
-    settings = Settings(home=tmp_path, workers=1)
-    return Models(app, "letters:app", settings, configure(stream=io.StringIO()), make_worker=LetterWorker)
+    settings = Settings(home=home, workers=1)
+    return Models(app, "letters:app", settings, configure(stream=io.StringIO()), make_worker=kind)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Models:
+    return with_workers(LetterWorker, tmp_path)
 
 
 async def test_parts_of_an_answer_come_in_order_and_before_the_outcome(models: Models) -> None:
@@ -145,3 +150,23 @@ async def test_caller_who_has_gone_gets_no_more_parts(models: Models) -> None:
         assert (len(parts), outcomes) == (got, [])
     finally:
         await models.close()
+
+
+class LostWorker(LetterWorker):
+    """Ends before it is ready."""
+
+    async def start(self) -> None:
+        raise WorkerLost("it was lost as it began")
+
+
+async def test_a_worker_that_fails_for_a_whole_night_is_still_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With pauses of 30 s these are ten hours. 2 to the power of 1,024 has no float.
+    monkeypatch.setattr(pool, "_LONGEST_PAUSE", 0.0)
+    models = with_workers(LostWorker, tmp_path)
+    await models.open()
+    try:
+        await until(lambda: models.restarts > 1200, SOON)
+    finally:
+        await models.close(0.1)
