@@ -276,7 +276,7 @@ def show_report(report: EvaluationReport, *, to_stderr: bool = False) -> None:
 
     console = Console(stderr=to_stderr)
     console = console if console.is_terminal else Console(stderr=to_stderr, width=80)
-    rows = f"{_counted(report.rows, 'test row')} from {report.source}"
+    rows = f"{_counted(report.rows, 'test row') if report.rows else 'test rows'} from {report.source}"
     title = Text(f"{report.model_id}: {rows}", "bold")
     if title.cell_len > console.width:
         title = Text(f"{report.model_id}:\n{rows}", "bold")

@@ -303,7 +303,7 @@ class Evaluation:
         if self._rows and self._failed.rows == self._rows:
             first = f"line {self._failed.line}: {self._failed.message}"
             message = f"predict failed for all {self._rows:,} test rows; {first}"
-            return EvaluationReport(**{**known, "error": message, "failed": self._failed})
+            return EvaluationReport(**{**known, "rows": self._rows, "error": message, "failed": self._failed})
         figures: dict[str, Any] = {"rows": self._rows} if self._measure is None else self._measure.figures()
         if self._rows and not figures["rows"] and known.get("metrics"):
             figures = {"rows": self._rows}  # only the author's function knows what is right

@@ -121,6 +121,7 @@ def test_rows_that_only_say_what_is_wrong_are_not_counted(trained: Path) -> None
     assert (none.returncode, none.stderr) == (1, f"error: {reason}")
     assert (compared.returncode, compared.stderr) == (1, f"error: model [first]: {reason}")
     assert "0.0000" not in none.stdout + compared.stdout
+    assert none.stdout.startswith("first: test rows from none.tsv\nnot evaluated: ")
 
 
 def test_comparison_shows_rows_as_the_file_has_them(trained: Path) -> None:

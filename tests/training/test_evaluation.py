@@ -367,6 +367,7 @@ def test_model_without_a_result_is_below_its_gate(tested: Any) -> None:
 
     assert done.outcome.state == "error"
     assert "there is no F1, and min_f1=0.9 is needed: predict failed for all 1 test rows" in done.outcome.message
+    assert (done.report.rows, done.report.failed.rows) == (1, 1)
 
 
 @pytest.mark.parametrize(
