@@ -487,7 +487,7 @@ def translated(
 
 
 def _reason(error: Exception) -> str:
-    return str(error).rpartition(": ")[2].rstrip("')")
+    return str(error).rpartition(": ")[2].rstrip("'\")")
 
 
 def _of_connection(error: HTTPError, target: str) -> StorageUnavailable:

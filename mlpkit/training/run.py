@@ -5,7 +5,9 @@ The process of a job does this (`process.py`), and so does the command line, in 
 
 from __future__ import annotations
 
+import errno
 import inspect
+import os
 import shutil
 import sys
 import threading
@@ -126,7 +128,7 @@ def run_train(
             services.end_checkpoint()
             _check_gate(manifest)
 
-    return _outcome_of(train)
+    return _outcome_of(train, folder)
 
 
 def store_trained(
@@ -151,10 +153,10 @@ def store_trained(
                 _end_checkpoint(storage, checkpoint_place(settings, job.model_id))
         _check_gate(manifest)
 
-    return _outcome_of(store)
+    return _outcome_of(store, folder)
 
 
-def _outcome_of(work: Callable[[], None]) -> JobOutcome:
+def _outcome_of(work: Callable[[], None], folder: Path) -> JobOutcome:
     try:
         work()
     except TrainingStopped as error:
@@ -162,12 +164,25 @@ def _outcome_of(work: Callable[[], None]) -> JobOutcome:
     except UserCodeError as error:
         if isinstance(error.__cause__, TrainingStopped):
             return JobOutcome("error", str(error.__cause__), stopped=True)
-        return JobOutcome("error", _sentence(error.kind, str(error)), error.trace)
+        text = f"{error}{_of_full_disk(error.__cause__, folder)}"
+        return JobOutcome("error", _sentence(error.kind, text), error.trace)
     except MlpkitError as error:
         return JobOutcome("error", _cut(str(error)))
     except BaseException as error:
-        return JobOutcome("error", _sentence(type(error).__name__, str(error)), traceback.format_exc())
+        text = f"{error}{_of_full_disk(error, folder)}"
+        return JobOutcome("error", _sentence(type(error).__name__, text), traceback.format_exc())
     return JobOutcome("completed")
+
+
+def _of_full_disk(error: BaseException | None, folder: Path) -> str:
+    """What the disk of the job has left, if one was full.
+
+    The job may run on any node, and the error often names no file.
+    """
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    left = shutil.disk_usage(folder).free / 2**20
+    return f": the disk of {folder} on {os.uname().nodename} has {left:,.1f} MiB left"
 
 
 def check_job(algorithm: Algorithm, job: Job, settings: Settings) -> None:

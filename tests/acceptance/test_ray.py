@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from mlpkit.errors import TrainFailed
 from tests.acceptance.conftest import Start
 from tests.acceptance.service import RunningService, gone
 from tests.conftest import Report
+from tests.faults.machine import small_disk
 from tests.impossible import impossible
 from tests.servers import LONG, S3Server, wait_until
+from tests.servers.nginx import Nginx
 from tests.servers.raycluster import RayCluster, is_installed, ray_cluster
 
 pytestmark = pytest.mark.slow
@@ -281,6 +285,76 @@ def test_a_service_without_its_cluster_serves_and_says_why_jobs_wait(
     wait_until(lambda: "the Ray cluster cannot be used" in (job.status().message or ""), "the reason is shown")
     assert service.client.predict(done.model_id, {}) == done.model_id
     assert "the Ray cluster cannot be used" in end_of(job)
+
+
+ODD_NODES = """
+from mlpkit import App, ModelDir
+
+app = App("good")
+stranger, cut_off, small = (app.algorithm(name) for name in ("stranger", "cut_off", "small"))
+
+@app.train(memory="12GiB")
+@stranger.train(gpus=1)
+@cut_off.train(cpus=4, memory="6GiB")
+@small.train(cpus=8)
+def train(parameters: dict, out: ModelDir) -> None:
+    (out / "weights").write_bytes(bytes(parameters["size"]))
+"""
+"""Each algorithm fits on one node only: see the nodes of the test."""
+ASKED_BY_PROXY = "2130706433"
+"""127.0.0.1 as a number: mlpkit does not take it for this machine, so it asks a proxy if there is one."""
+
+
+def test_nodes_that_cannot_reach_the_store_or_have_no_disk_space_fail_their_jobs_only(
+    start: Start, s3: S3Server, folder: Path, tmp_path: Path
+) -> None:
+    if not is_installed():
+        impossible("Ray is not installed: pip install 'mlpkit[ray]'")
+    authority = certificate(folder / "store.pem")
+    trusted = {"SSL_CERT_FILE": str(authority)}
+    script = tmp_path / "project" / "odd.py"
+    script.parent.mkdir()
+    script.write_text(ODD_NODES)
+    with ExitStack() as exits:
+        store = Nginx(tmp_path / "nginx", [int(s3.endpoint.rpartition(":")[2])], authority)
+        exits.callback(store.stop)
+        disk = exits.enter_context(small_disk(tmp_path / "small", "8m"))
+        nodes: list[dict[str, Any]] = [
+            {"num_cpus": 0},
+            {"num_cpus": 1, "memory": 16 << 30, "env_vars": trusted},
+            {"num_cpus": 1, "memory": 1 << 30, "num_gpus": 1},
+            {"num_cpus": 4, "memory": 8 << 30, "env_vars": {**trusted, "https_proxy": "http://127.0.0.1:9"}},
+            {"num_cpus": 8, "memory": 1 << 30, "env_vars": {**trusted, "TMPDIR": str(disk.folder)}},
+        ]
+        cluster = exits.enter_context(ray_cluster(nodes))
+        at = {"MINIO_HOST": f"{ASKED_BY_PROXY}:{store.port}", "MINIO_SECURE": "true", **trusted}
+        client = start(script, {**cluster.environment, **at, "MLPKIT_STORE_RETRY": "0"}).client
+
+        def error_of(algorithm: str, size: int = 100) -> str:
+            return end_of(client.train(algorithm, parameters={"size": size}))
+
+        client.train("good", parameters={"size": 100}).wait(LONG)
+        assert re.search(r"TLS failed \(.*certificate verify failed.*\(SSL_CERT_FILE\)", error_of("stranger"))
+        assert re.search(r"the proxy failed|cannot be reached", error_of("cut_off"))
+        full = r"No space left on device: the disk of \S+/small/mlpkit-\d+/job-\S+ on \S+ has \d+\.\d MiB left"
+        assert re.search(full, error_of("small", 20 << 20))
+        disk.fill(left=64 << 10)
+        assert "No space left on device" in error_of("small", 1 << 20)
+        client.train("good", parameters={"size": 100}).wait(LONG)
+        disk.free()
+        client.train("small", parameters={"size": 100}).wait(LONG)
+
+
+def certificate(file: Path) -> Path:
+    """A certificate for this machine, with its key in the same file."""
+    names = f"subjectAltName=IP:127.0.0.1,DNS:{ASKED_BY_PROXY}"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=store"]
+    try:
+        subprocess.run([*command, "-addext", names, "-keyout", "key", "-out", "cert"], check=True, cwd=file.parent)
+    except FileNotFoundError:
+        impossible("openssl is not installed")
+    file.write_text("".join((file.parent / name).read_text() for name in ("cert", "key")))
+    return file
 
 
 def test_a_package_that_the_nodes_lack_is_the_error_of_the_job(

@@ -32,8 +32,10 @@ http {{
         {servers}
     }}
     server {{
-        listen 127.0.0.1:{port};
+        listen 127.0.0.1:{port}{tls};
+        client_max_body_size 0;
         location / {{
+            proxy_set_header Host $http_host;
             proxy_pass http://replicas;
             proxy_next_upstream error;
             proxy_connect_timeout 2s;
@@ -46,15 +48,19 @@ http {{
 class Nginx:
     """A load balancer in front of services on 127.0.0.1; requests go to them in turn.
 
+    With `certificate`, a file that has a key too, it speaks TLS.
+
     Raises:
         Unavailable: nginx is not installed.
     """
 
-    def __init__(self, folder: Path, ports: Sequence[int]) -> None:
+    def __init__(self, folder: Path, ports: Sequence[int], certificate: Path | None = None) -> None:
         program = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
         if program is None:
             raise Unavailable("nginx is not installed (apt-get install nginx)")
         self.port = free_port()
+        lines = f"ssl_certificate {certificate}; ssl_certificate_key {certificate};"
+        self._tls = "" if certificate is None else f" ssl; {lines.removesuffix(';')}"
         self._folder, self._file = folder, folder / "nginx.conf"
         folder.mkdir(parents=True)
         self._write(ports)
@@ -81,5 +87,6 @@ class Nginx:
         servers = "\n        ".join(f"server 127.0.0.1:{port} max_fails=0;" for port in ports)
         user = f"user {getpass.getuser()};" if getpass.getuser() == "root" else ""
         self._file.write_text(
-            _CONFIGURATION.format(folder=self._folder, port=self.port, servers=servers, user=user), encoding="utf-8"
+            _CONFIGURATION.format(folder=self._folder, port=self.port, tls=self._tls, servers=servers, user=user),
+            encoding="utf-8",
         )
