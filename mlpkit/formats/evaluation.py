@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -216,7 +216,7 @@ class LabelMeasure:
         if not row.posneg:
             self._negatives += 1
             return None
-        best = max(answer, key=_score, default=None) if answer else None
+        best = _best(answer)
         got = None if best is None else best["label"]
         right = got == row.label
         self._rows += 1
@@ -259,7 +259,7 @@ class SpanMeasure:
 
     def add(self, line: int, row: Any, answer: Any) -> bool | None:
         self._rows += 1
-        best = max(answer, key=_score, default=None) if answer else None
+        best = _best(answer)
         wanted = {(span.start, span.end, span.label) for span in row.spans}
         found = {
             (entity["start_pos"], entity["end_pos"] + 1, entity["label"]): entity["score"]
@@ -358,7 +358,7 @@ class TextMeasure:
 
     def add(self, line: int, row: Any, answer: Any) -> bool | None:
         texts: list[dict[str, Any]] = [{"text": text} if isinstance(text, str) else text for text in answer or ()]
-        best = max(texts, key=_score, default=None)
+        best = _best(texts)
         got = "" if best is None else best["text"]
         right = best is not None and got == row.target
         self._rows += 1
@@ -408,7 +408,7 @@ class ClusterMeasure:
         if not row.label:
             self._unlabelled += 1
             return None
-        best = max(answer, key=_score, default=None) if answer else None
+        best = _best(answer)
         if best is None:
             self._alone[row.label] += 1
         elif not _count_pair(self._pairs, row.label, best["cluster_name"]):
@@ -569,9 +569,14 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def _score(item: Mapping[str, Any]) -> float:
-    score = item.get("score")
-    return -1.0 if score is None else score
+def _best(answers: Sequence[Mapping[str, Any]] | None) -> Any:
+    """The answer with the highest score; None if there is none."""
+
+    def score(answer: Mapping[str, Any]) -> float:
+        found = answer.get("score")
+        return -1.0 if found is None else found
+
+    return max(answers or (), key=score, default=None)
 
 
 def _count_pair(pairs: Counter[tuple[str | None, str | None]], wanted: str | None, got: str | None) -> bool:
