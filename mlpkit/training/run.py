@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import math
 import os
 import shutil
 import sys
@@ -439,9 +440,15 @@ def _evaluated(app: App, services: Services, manifest: Manifest, problem: str) -
 
         def rows() -> Iterator[tuple[int, Any]]:
             total = None if check is None else check.rows
+            end = math.inf
             for numbered in progress.track(data.numbered_test_rows(), total=total):
                 if over.is_set():
                     raise EvaluationFailed("the evaluation is not needed any more")
+                if progress.stop_reason == "cancel":
+                    # The grace must leave time to store the model.
+                    end = min(end, time.monotonic() + services.settings.shutdown_grace / 2)
+                    if time.monotonic() >= end:
+                        raise EvaluationFailed("a soft cancel ended the evaluation")
                 yield numbered
 
         with ending_forked_copies(), ModelUnderTest(app, services.algorithm, service, fields) as model:

@@ -16,7 +16,7 @@ from mlpkit.script import import_app
 from mlpkit.settings import Settings
 from mlpkit.storage import Manifest
 from mlpkit.training import JobOutcome, Progress, check_job, run_train
-from tests.training.conftest import OpenQueue, WriteScript, job, train
+from tests.training.conftest import OpenQueue, WriteScript, end_of, job, reached, train
 
 pytestmark = pytest.mark.anyio
 
@@ -47,6 +47,8 @@ def label(model, sentence):
         os._exit(3)
     if do == "hang":
         time.sleep(1000)
+    if do == "slow":
+        time.sleep(0.02)
     score = float("nan") if do == "nan" else 80.0
     return [{"label": sentence.partition(" ")[0], "score": score}]
 
@@ -469,6 +471,27 @@ async def test_model_whose_predict_ends_the_process_is_stored_all_the_same(
     assert (tmp_path / "crashed").read_text() == "xx"
     report = json.loads((home / "storage/ml-platform-model/m/evaluation.json").read_text())
     assert report["error"] == "the process ended each time while it evaluated the model"
+
+
+async def test_soft_cancel_of_an_evaluation_leaves_time_to_store_the_model(
+    open_queue: OpenQueue, put: Any, home: Path
+) -> None:
+    data = {
+        "location": put("train.tsv", ROWS),
+        "test_location": put("test.tsv", [f"{row} tested" for row in ROWS] * 99),
+    }
+    async with open_queue(SCRIPT.replace("OPTIONS", ""), shutdown_grace=8.0) as queue:
+        await queue.submit(job("m", data=data, do="slow"))
+        found = await reached(queue, "m", lambda job: job.progress is not None and (job.progress.done or 0) > 10)
+        assert found.progress is not None
+        assert found.progress.stage == "evaluate"
+        await queue.cancel("m", soft=True)
+        ended = await end_of(queue, "m")
+
+    assert ended.state == "completed"
+    assert ended.message.startswith("a soft cancel asked it to end")
+    report = json.loads((home / "storage/ml-platform-model/m/evaluation.json").read_text())
+    assert report["error"] == "a soft cancel ended the evaluation"
 
 
 @pytest.mark.slow
