@@ -18,7 +18,7 @@ from mlpkit.client import Client
 from mlpkit.errors import TrainFailed
 from tests.cli.conftest import Run, environment_of
 from tests.cli.terminal import in_terminal
-from tests.servers import LONG, free_port, wait_until
+from tests.servers import LONG, closed_port, free_port, wait_until
 
 
 @contextmanager
@@ -218,7 +218,8 @@ def test_status_shows_the_place_of_a_waiting_job_and_when_it_will_probably_start
 def test_an_unknown_id_and_no_service_are_said_plainly(folder: Path, mlpkit: Run, command: str) -> None:
     with serving(folder) as (_, client):
         unknown = mlpkit(*command.split(), "nobody", "--url", client.url)
-    away = mlpkit(*command.split(), "nobody", "--url", f"http://127.0.0.1:{free_port()}")
+    with closed_port() as port:
+        away = mlpkit(*command.split(), "nobody", "--url", f"http://127.0.0.1:{port}")
     assert unknown.returncode in (1, 2)
     assert unknown.stderr.startswith("error: ")
     assert "nobody" in unknown.stderr
@@ -228,7 +229,8 @@ def test_an_unknown_id_and_no_service_are_said_plainly(folder: Path, mlpkit: Run
 
 
 def test_no_service_is_said_plainly(mlpkit: Run) -> None:
-    ended = mlpkit("jobs", "--url", f"http://127.0.0.1:{free_port()}")
+    with closed_port() as port:
+        ended = mlpkit("jobs", "--url", f"http://127.0.0.1:{port}")
     assert (ended.returncode, "no service answers" in ended.stderr, "Traceback" in ended.stderr) == (1, True, False)
 
 

@@ -14,7 +14,7 @@ from mlpkit.platform.database import Database, WantedModel, make_tables
 from mlpkit.settings import Settings
 from tests.platform.conftest import OpenPlatform, Platform
 from tests.secret import new_secret
-from tests.servers import LONG, SOON, free_port
+from tests.servers import LONG, SOON, closed_port
 
 pytestmark = pytest.mark.anyio
 WRONG = new_secret()
@@ -168,7 +168,10 @@ async def test_a_missing_table_is_told_without_the_host_and_is_over_when_it_is_t
 
 async def test_a_closed_port_is_an_error_at_once(open_platform: OpenPlatform) -> None:
     for kind in ("mysql", "postgresql"):
-        with closing(Database(Settings(db_type=kind, db_port=free_port(), db_timeout=LONG))) as database:
+        with (
+            closed_port() as port,
+            closing(Database(Settings(db_type=kind, db_port=port, db_timeout=LONG))) as database,
+        ):
             started = time.monotonic()
             with pytest.raises(DatabaseError):
                 await database.status("m")

@@ -17,7 +17,7 @@ from mlpkit import start_folder
 from mlpkit.errors import SettingsError, StorageDenied, StorageError, StorageUnavailable
 from mlpkit.settings import Settings
 from mlpkit.storage import Manifest, Storage, open_storage, save_model
-from tests.servers import LONG, S3Server, refusing
+from tests.servers import LONG, S3Server, closed_port, refusing
 from tests.storage.conftest import OpenStorage
 
 PAGE = b"<!doctype html><html><body>Welcome</body></html>"
@@ -205,10 +205,11 @@ def test_store_is_reached_through_the_proxy_of_the_environment(
 def test_proxy_that_does_not_answer_is_named(
     s3_settings: Settings, opened: OpenStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:1")
-    storage = opened(s3_settings.with_options(minio_host="store.example:9000", storage_retries=0))
-    with pytest.raises(StorageUnavailable, match=r"the proxy failed \([^\"]*\): .*http_proxy") as caught:
-        storage.check()
+    with closed_port() as port:
+        monkeypatch.setenv("http_proxy", f"http://user:secret@127.0.0.1:{port}")
+        storage = opened(s3_settings.with_options(minio_host="store.example:9000", storage_retries=0))
+        with pytest.raises(StorageUnavailable, match=r"the proxy failed \([^\"]*\): .*http_proxy") as caught:
+            storage.check()
     assert "secret" not in str(caught.value)
 
 
