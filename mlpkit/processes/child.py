@@ -251,13 +251,10 @@ def leave_signals_to_the_server() -> None:
     Then the server drains, and ends its children at the right time. Processes that the user's code starts or forks end
     as usual.
     """
-    child = os.getpid()
     masks = threading.local()
 
     def ignore(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != child:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        pass
 
     # A handler, not SIG_IGN: programs that the user's code starts would inherit SIG_IGN.
     for number in LEFT_TO_THE_SERVER:
@@ -269,8 +266,16 @@ def leave_signals_to_the_server() -> None:
     def let_through() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
 
+    def end_as_usual() -> None:
+        # Python calls a handler between two steps of the script only: a forked process would outlive a SIGTERM that
+        # comes while it begins to wait, or works in C code.
+        for number in LEFT_TO_THE_SERVER:
+            if signal.getsignal(number) is ignore:
+                signal.signal(number, signal.SIG_DFL)
+        let_through()
+
     # Python forgets a signal that reaches a forked process in its first moment. Held back, it arrives afterwards.
-    os.register_at_fork(before=hold_back, after_in_parent=let_through, after_in_child=let_through)
+    os.register_at_fork(before=hold_back, after_in_parent=let_through, after_in_child=end_as_usual)
 
 
 def memory_of(pid: int) -> int:

@@ -8,6 +8,7 @@ thread the user's code runs.
 from __future__ import annotations
 
 import atexit
+import concurrent.futures.thread
 import contextlib
 import contextvars
 import gc
@@ -602,6 +603,12 @@ def _end(channel: BlockingChannel, runtime: WorkerRuntime) -> None:
     with contextlib.suppress(RuntimeError):
         late.start()
     runtime.stop()
+    # As Python's own exit does: `atexit` waits for the processes of a pool, which end only if the pool is told to. But
+    # the tasks of a thread pool may never end.
+    concurrent.futures.thread._threads_queues.clear()  # type: ignore[attr-defined]
+    for end in reversed(threading._threading_atexits):  # type: ignore[attr-defined]
+        with contextlib.suppress(Exception):
+            end()
     atexit._run_exitfuncs()
     channel.close()
     # Without waiting for threads that handlers have started.

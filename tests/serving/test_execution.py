@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -451,6 +452,34 @@ def predict(model, features):
         assert await ask(models) == [-signal.SIGTERM] * 20
 
 
+async def test_sigterm_ends_a_forked_process_that_works_in_c_code(open_models: OpenModels) -> None:
+    script = """
+import multiprocessing
+app = App("forking")
+
+def work(started):
+    started.set()
+    sum(range(10**12))
+
+@app.load
+def load():
+    return multiprocessing.get_context("fork")
+
+@app.predict
+def predict(model, features):
+    started = model.Event()
+    process = model.Process(target=work, args=(started,), daemon=True)
+    process.start()
+    started.wait(20)
+    process.terminate()
+    process.join(20)
+    return process.exitcode
+"""
+    async with open_models(script) as models:
+        await models.load("forking", "m")
+        assert await ask(models) == -signal.SIGTERM
+
+
 async def test_worker_runs_exit_handlers_when_it_is_stopped(open_models: OpenModels, here: Path) -> None:
     script = """
 import atexit, os
@@ -466,6 +495,27 @@ def load():
         await models.load("leaving", "m")
         assert not written_at_all(here)
     assert written_at_all(here)
+
+
+async def test_process_pool_of_a_model_does_not_delay_the_stop(open_models: OpenModels) -> None:
+    script = """
+from concurrent.futures import ProcessPoolExecutor
+app = App("pooling")
+
+@app.load
+def load():
+    return ProcessPoolExecutor(1)
+
+@app.predict
+def predict(model, features):
+    return model.submit(abs, -5).result()
+"""
+    async with open_models(script) as models:
+        await models.load("pooling", "m")
+        assert await ask(models) == 5
+        begin = time.monotonic()
+    # A worker that does not end by itself ends after five seconds.
+    assert time.monotonic() - begin < 5
 
 
 @pytest.mark.parametrize("options", ["", "(isolated=True)"])
@@ -502,6 +552,7 @@ def predict(model, features):
 async def test_a_thousand_models_in_two_workers_are_loaded_asked_and_unloaded(open_models: OpenModels) -> None:
     script = """
 import threading
+import time
 app = App("small")
 
 @app.load
