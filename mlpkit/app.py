@@ -9,12 +9,14 @@ build the app before they use it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mlpkit.algorithm import Algorithm, Hook
 from mlpkit.errors import DeclarationError
 from mlpkit.injection import calling_frame, calling_place
+from mlpkit.log import logger
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _Lifecycle = Literal["on_start", "on_stop"]
+
+importing: ContextVar[bool] = ContextVar("importing", default=False)
+"""Whether a script is being imported here, to serve, train or check it."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,16 @@ class App(Algorithm):
         return [algorithm for app in self._apps() for algorithm in ([app] if app.hooks else []) + app._others]
 
     def run(self, *, host: str = "127.0.0.1", port: int = 8000, workers: int | None = None) -> None:
-        """Serves the app, as `python -m mlpkit run` does."""
+        """Serves the app, as `python -m mlpkit run` does.
+
+        It does nothing while mlpkit imports the script, for example in a worker.
+        """
+        if importing.get():
+            logger.warning(
+                '{}: app.run() starts nothing while the script is imported; put it below if __name__ == "__main__":',
+                calling_place(),
+            )
+            return
         from mlpkit.service import serve
 
         serve(self, host=host, port=port, workers=workers)

@@ -16,7 +16,7 @@ from types import ModuleType
 
 from mlpkit import start_folder, working_directory
 from mlpkit.algorithm import Algorithm
-from mlpkit.app import App
+from mlpkit.app import App, importing
 from mlpkit.errors import ArgumentError, DeclarationError, did_you_mean
 from mlpkit.injection import place_of_error
 
@@ -214,6 +214,7 @@ def _import_module(name: str, folder: Path) -> ModuleType:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
+    token = importing.set(True)
     try:
         return importlib.import_module(name)
     except DeclarationError:
@@ -228,6 +229,8 @@ def _import_module(name: str, folder: Path) -> ModuleType:
         raise _failed(name, error) from error
     except (Exception, SystemExit) as error:
         raise _failed(name, error) from error
+    finally:
+        importing.reset(token)
 
 
 def _scripts_in(folder: Path) -> str:
@@ -243,6 +246,8 @@ def _failed(name: str, error: BaseException) -> DeclarationError:
 
 def _hint(error: BaseException) -> str:
     """A suggestion for the author, if Python gives none."""
+    if isinstance(error, SystemExit):
+        return '; put what reads a command line or ends the program below if __name__ == "__main__":'
     if isinstance(error, ModuleNotFoundError):
         return f"; is it installed for {sys.executable}?"
     if isinstance(error, ImportError):

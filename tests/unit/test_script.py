@@ -225,7 +225,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     ),
     "examples that are no list": ("app.algorithm('b', examples={'x': 1})  # <-", ["examples", "a list of features"]),
     "an exception in the script": ("raise ValueError('no such luck')  # <-", ["ValueError: no such luck"]),
-    "an exit in the script": ("raise SystemExit(3)  # <-", ["SystemExit: 3"]),
+    "an exit in the script": ("raise SystemExit(3)  # <-", ["SystemExit: 3", 'below if __name__ == "__main__":']),
     "a missing package": ("import sklearnn  # <-", ["ModuleNotFoundError", "sklearnn"]),
     "a fault far below the script": ("import json\njson.loads('{')  # <-", ["JSONDecodeError"]),
     "a syntax error": ("def broken(:  # <-\n    ...", ["SyntaxError", "cannot be imported"]),
@@ -430,6 +430,15 @@ def test_hooks_that_are_made_after_the_import_are_refused(tmp_path: Path) -> Non
 
     with pytest.raises(DeclarationError, match="load, which add defines after the module was imported: call add at"):
         app.build()
+
+
+def test_a_script_may_run_its_app_without_asking_for_its_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    line = write(tmp_path, LOAD + "app.run(port=70000)  # <-\nafterwards = True\n")
+
+    assert import_app("script.py").build()
+
+    assert sys.modules["script"].afterwards
+    assert f"script.py, line {line}: app.run() starts nothing while the script is imported" in capfd.readouterr().err
 
 
 def test_a_script_with_a_dot_in_its_name_is_refused_with_the_reason(tmp_path: Path) -> None:
