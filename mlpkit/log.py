@@ -554,19 +554,22 @@ class StdlibHandler(logging.Handler):
             message = f"{record.msg} {record.args!r}"
         error = record.exc_info[1] if record.exc_info else None
         trace = record.exc_text or (trace_of(error) if error is not None else "")
-        source = f"{record.name}:{record.lineno}"
-        self._write(
-            LogLine(
-                record.created,
-                record.levelname,
-                printable(message),
-                request_id.get(),
-                self._process,
-                source,
-                printable(trace),
-                context_fields(),
-            )
-        )
+        self._write(line_of_record(record, message, trace, self._process))
+
+
+def line_of_record(record: logging.LogRecord, text: str, trace: str, process: str) -> LogLine:
+    """A record of `logging` as a line with this text and traceback."""
+    uuid = request_id.get()
+    return LogLine(
+        record.created,
+        record.levelname,
+        printable(text),
+        uuid if uuid != "-" else printable_uuid(str(getattr(record, "uuid", uuid))),
+        process,
+        f"{record.name}:{record.lineno}",
+        printable(trace),
+        context_fields(),
+    )
 
 
 def line_of_loguru(record: Record, text: str, process: str) -> LogLine:

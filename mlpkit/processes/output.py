@@ -20,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TextIO
+from weakref import WeakSet
 
 import msgspec
 
@@ -33,6 +34,7 @@ from mlpkit.log import (
     context_fields,
     flush_author_streams,
     line_of_loguru,
+    line_of_record,
     logger,
     printable,
     printable_uuid,
@@ -150,6 +152,7 @@ def capture_output(
     sys.stderr = sys.__stderr__ = streams[1]  # type: ignore[misc]
     logger.send_to(output.write, process)
     _take_what_logging_leaves(StdlibHandler(output.write, process))
+    _take_what_logging_streams(LEVELS[level])
     logging.getLogger().setLevel(LEVELS[level])
     calm_libraries()
     warnings.showwarning = _warning_writer(output.write, process)
@@ -357,6 +360,17 @@ class _CapturedStream(io.TextIOWrapper):
             return len(text)
         return super().write(text)
 
+    def take_record(self, record: logging.LogRecord, text: str) -> None:
+        """Takes a record of `logging` as one line with this text, once."""
+        if record in _taken:
+            return
+        _taken.add(record)
+        trace = record.exc_text or ""
+        if trace:
+            before, found, after = text.partition(f"\n{trace}")
+            text, trace = (before + after, trace) if found else (text, "")
+        self._output.write(line_of_record(record, text, trace, self._output.process))
+
     def end_lines(self) -> None:
         """Hands on the lines that have no end yet."""
         self._lines.end_lines()
@@ -386,6 +400,7 @@ class _CapturedStream(io.TextIOWrapper):
 
 
 _seen: tuple[dict[object, object], dict[object, object]] = ({}, {})
+_taken: WeakSet[logging.LogRecord] = WeakSet()
 
 
 def _is_repeated(record: Record) -> bool:
@@ -440,6 +455,9 @@ def _take_what_logging_leaves(handler: logging.Handler) -> None:
     call_handlers = logging.Logger.callHandlers
 
     def call_handlers_or_ours(self: logging.Logger, record: logging.LogRecord) -> None:
+        if request_id.get() != "-":
+            # A `QueueListener` writes in its own thread, which does not know the request.
+            vars(record).setdefault("uuid", request_id.get())
         logger: logging.Logger | None = self
         while logger is not None:
             if any(not isinstance(found, logging.NullHandler) for found in logger.handlers) or (
@@ -451,6 +469,31 @@ def _take_what_logging_leaves(handler: logging.Handler) -> None:
         handler.handle(record)
 
     logging.Logger.callHandlers = call_handlers_or_ours  # type: ignore[method-assign]
+
+
+def _take_what_logging_streams(least: int) -> None:
+    """Lets handlers of the author's that write to stdout or stderr hand on whole records.
+
+    Records below the level `least` stay text, which is not left out.
+    """
+    emit = logging.StreamHandler.emit
+
+    def emit_line(self: logging.StreamHandler[Any], record: logging.LogRecord) -> None:
+        if isinstance(self.stream, _CapturedStream) and record.levelno >= least and self.terminator == "\n":
+            try:
+                text = self.format(record)
+            except RecursionError:
+                raise
+            except Exception:
+                self.handleError(record)
+                return
+            # What redraws its line, and what is too long for one, is left to the stream.
+            if "\r" not in text and len(text) <= LONGEST_LINE:
+                self.stream.take_record(record, text)
+                return
+        emit(self, record)
+
+    logging.StreamHandler.emit = emit_line  # type: ignore[method-assign,assignment]
 
 
 def _pass_on_request_ids() -> None:

@@ -94,6 +94,18 @@ HEADS = {
         "logging.config.dictConfig({'version': 1, 'handlers': {'h': {'class': 'logging.StreamHandler'}}, "
         "'root': {'handlers': ['h']}})"
     ),
+    "logging, two handlers": (
+        "logging.basicConfig(level=logging.INFO)\n"
+        "logging.getLogger('mine').addHandler(logging.StreamHandler(sys.__stdout__))"
+    ),
+    "logging, a queue": (
+        "import atexit, logging.handlers, queue\n"
+        "records = queue.Queue()\n"
+        "listener = logging.handlers.QueueListener(records, logging.StreamHandler())\n"
+        "listener.start()\n"
+        "atexit.register(listener.stop)\n"
+        "logging.getLogger().addHandler(logging.handlers.QueueHandler(records))"
+    ),
     "warnings to logging": "logging.captureWarnings(True)",
     "a library's logger": "logging.getLogger('mine').addHandler(logging.NullHandler())",
     "a handler of one logger": "logging.getLogger('mine').addHandler(logging.StreamHandler())",
@@ -144,6 +156,34 @@ def test_loguru_and_logging_keep_their_level_source_and_traceback(tmp_path: Path
     ]
     assert [line.trace.count("Traceback") for line in lines] == [1, 1]
     assert not [line for line in lines if "hiddenvalue" in line.trace]
+
+
+@pytest.mark.parametrize("setting", ["", "stream=sys.stdout, ", "format='%(levelname)s %(message)s', "])
+def test_a_handler_of_the_authors_own_keeps_level_source_and_traceback(tmp_path: Path, setting: str) -> None:
+    lines = lines_of(
+        tmp_path,
+        f"""
+        import logging
+        logging.basicConfig({setting}level=logging.DEBUG)
+        log = logging.getLogger("mine")
+        try:
+            1 / 0
+        except ZeroDivisionError:
+            log.exception("first line\\nsecond line")
+        log.warning("")
+        log.debug("below the level of the service")
+        log.info("x" * 100_000)
+        """,
+    )
+
+    failed, *rest = lines
+    assert failed.message.endswith("first line\nsecond line")
+    assert (failed.level, failed.source.partition(":")[0]) == ("ERROR", "mine")
+    assert failed.trace.count("Traceback") == 1
+    assert failed.trace.endswith("ZeroDivisionError: division by zero")
+    assert [line.level for line in rest[:1]] == ["WARNING"]
+    assert "below the level of the service" in rest[1].message
+    assert sum(line.message.count("x") for line in rest[2:]) == 100_000
 
 
 def test_a_format_of_the_authors_own_is_kept(tmp_path: Path) -> None:
