@@ -132,8 +132,9 @@ def _other_format(lines: Sequence[str]) -> str:
         return f"the file is JSON lines, as doccano exports them: {advice}"
     if all(line.startswith("__label__") for line in full):
         return f"the file is in the format of fastText: {advice}"
-    if len(full) > 1 and all("," in line for line in full):
-        return f"the file is comma-separated (CSV): save it as tab-separated text, or {advice}"
+    for mark, name in ((",", "comma-separated"), (";", "semicolon-separated")):
+        if len(full) > 1 and all(mark in line for line in full):
+            return f"the file is {name} (CSV): save it as tab-separated text, or {advice}"
     return ""
 
 

@@ -28,7 +28,22 @@ _NOT_TEXT = (
     (b"\xfd7zXZ\0", "compressed with xz", "unpack it first (unxz)"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it first (unzstd)"),
     (b"PAR1\x15", "a Parquet file", "write its rows as tab-separated text in UTF-8"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
+    (b"Rar!\x1a\x07", "a RAR archive", "unpack it first"),
+    (b"%PDF-", "a PDF document", "write its rows as tab-separated text in UTF-8"),
+    (b"\x89PNG\r\n\x1a\n", "a PNG picture", "rows are text"),
+    (b"\xff\xd8\xff", "a JPEG picture", "rows are text"),
+    (b"SQLite format 3\0", "an SQLite database", "write its rows as tab-separated text in UTF-8"),
+    (b"\x93NUMPY", "an array of numpy", "write its rows as tab-separated text in UTF-8"),
+    (b"\x80\x04\x95", "a pickle", "write its rows as tab-separated text in UTF-8"),
+    (b"\x80\x05\x95", "a pickle", "write its rows as tab-separated text in UTF-8"),
+    (b"version https://git-lfs.github.com/", "a pointer of Git LFS", "fetch the file itself (git lfs pull)"),
 )
+_DOCUMENT = re.compile(
+    rb"""\s*(?:(?P<json>(?:\{\s*"[^"\n]*"\s*:\s*)?\[\s*\{\s*"[^"\n]*"\s*:)|<(?P<page>!doctype|html|\?xml)\b)""",
+    re.IGNORECASE,
+)
+"""The start of a JSON value with a list of objects, or of a page."""
 _MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -182,7 +197,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str | BrokenRow]]:
 
 
 def first_lines(path: Path) -> list[str]:
-    """The first lines of a file, to recognise its format.
+    """The first lines of a file, to recognise its format; none if it is not text.
 
     Raises:
         DataError: the file cannot be opened or read.
@@ -192,6 +207,8 @@ def first_lines(path: Path) -> list[str]:
             head = file.read(_HEAD)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    if _problem_of_file(head) is not None:
+        return []
     lines = head.removeprefix(codecs.BOM_UTF8).decode(errors="replace").split("\n")
     complete = lines[:-1] if len(head) == _HEAD else lines
     return [line.removesuffix("\r") for line in complete]
@@ -205,10 +222,34 @@ def _problem_of_file(head: bytes) -> BrokenRow | None:
     encoding = _utf16_or_32(head)
     if encoding:
         return BrokenRow(1, "encoding", f"the file is {encoding}: save it as UTF-8")
+    if head[257:262] == b"ustar":
+        return BrokenRow(1, "file-format", "the file is a tar archive: unpack it first (tar -xf)")
+    if head.count(0) > len(head) // 8:
+        return BrokenRow(1, "file-format", "the file is not text: many of its bytes are zero")
+    document = _document(head.removeprefix(codecs.BOM_UTF8))
+    if document:
+        return BrokenRow(1, "file-format", f"the file is {document}")
     if b"\r" in head.rstrip(b"\r") and b"\n" not in head:
         message = "the lines end with a carriage return alone (CR, as on old Macs): save the file with LF or CRLF"
         return BrokenRow(head.index(b"\r") + 1, "line-ends", message)
     return None
+
+
+def _document(head: bytes) -> str:
+    """What the whole file is if it is one document and not rows, or an empty string."""
+    found = _DOCUMENT.match(head)
+    first, *others = head.strip().split(b"\n")
+    # Rows may be such texts: then a column follows, or another one in its own line.
+    if (
+        found is None
+        or b"\t" in first
+        or (len(first) > 4 and any(line.strip().startswith(first[:5]) for line in others))
+    ):
+        return ""
+    if found["json"]:
+        return "one JSON value: write each of its objects as one row of tab-separated text"
+    name = "XML" if found["page"] == b"?xml" else "an HTML page"
+    return f"{name}, perhaps the message of a failed download: look into it"
 
 
 def _utf16_or_32(head: bytes) -> str:

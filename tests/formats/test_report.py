@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
+import pickle
 import re
+import tarfile
 import tracemalloc
 from pathlib import Path
 
@@ -326,6 +329,7 @@ def test_a_file_in_another_format_is_one_error_that_names_the_command(
         ('{"text": "好", "label": ["A"]}\n{"text": "坏", "label": ["B"]}\n', "JSON lines"),
         ("__label__A fine day\n__label__B bad day\n", "fastText"),
         ("a day,A\nbad day,B\n", "comma-separated"),
+        ("a day;A\nbad day;B\n", "semicolon-separated"),
     ],
 )
 def test_a_classification_file_in_another_format_is_one_error(tmp_path: Path, content: str, name: str) -> None:
@@ -342,6 +346,15 @@ def test_a_sentence_that_resembles_another_format_is_a_sentence(tmp_path: Path, 
 ROWS = CLEAN.encode()
 
 
+def _archive(content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        member = tarfile.TarInfo("data.tsv")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "code", "name"),
     [
@@ -355,6 +368,15 @@ ROWS = CLEAN.encode()
         (b"PK\x03\x04\x14\0[Content_Types].xml", "file-format", "Excel workbook (.xlsx)"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "file-format", "Excel workbook (.xls)"),
         (ROWS.replace(b"\n", b"\r"), "line-ends", "carriage return alone"),
+        (b"Rar!\x1a\x07\0\xcf\x90s\0\0\r", "file-format", "a RAR archive"),
+        (pickle.dumps(["a", "b"], protocol=4), "file-format", "a pickle"),
+        (_archive(ROWS), "file-format", "a tar archive"),
+        (bytes(5000), "file-format", "not text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "file-format", "git lfs pull"),
+        (b'[{"sentence": "a", "label": "A"},\n{"sentence": "b", "label": "B"}]', "file-format", "one JSON value"),
+        (b'\xef\xbb\xbf{\n\t"data": [\n\t\t{"text": "a"}\n]}\n', "file-format", "one JSON value"),
+        (b"<!DOCTYPE html>\n<html>\n<p>Not Found\n", "file-format", "an HTML page"),
+        (b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>', "file-format", "the file is XML"),
     ],
 )
 def test_a_file_that_is_not_utf8_text_is_one_error_that_names_what_it_is(
@@ -367,6 +389,12 @@ def test_a_file_that_is_not_utf8_text_is_one_error_that_names_what_it_is(
         assert name in found.message
         with pytest.raises(DataError, match=re.escape(name)):
             list(read_rows(tmp_path / "data.tsv", kind))
+
+
+@pytest.mark.parametrize("text", ["<html><p>a</p>", '[{"a": 1}]', "<?xml version='1.0'?><a/>", "%PDF is a format"])
+def test_a_text_that_resembles_a_document_is_a_text(tmp_path: Path, text: str) -> None:
+    assert _check(tmp_path, f"{text}\tA\t1\n{CLEAN}").findings == []
+    assert "file-format" not in _check(tmp_path, f"{text}\n{text} again\n", "text_cluster").codes
 
 
 @pytest.mark.parametrize(

@@ -432,7 +432,9 @@ def test_hooks_that_are_made_after_the_import_are_refused(tmp_path: Path) -> Non
         app.build()
 
 
-def test_a_script_may_run_its_app_without_asking_for_its_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_script_may_run_its_app_without_asking_for_its_name(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     line = write(tmp_path, LOAD + "app.run(port=70000)  # <-\nafterwards = True\n")
 
     assert import_app("script.py").build()
