@@ -7,12 +7,14 @@ A frame is four bytes of length (big-endian), then the message. What is in a mes
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import socket
 import struct
 import threading
 from collections.abc import Callable
-from typing import cast
+from typing import NoReturn, cast
 
 Message = bytes | memoryview
 _LENGTH = struct.Struct(">I")
@@ -140,8 +142,10 @@ class BlockingChannel:
                 while self._postponed:
                     message = self._postponed.pop(0)
                     self._write(_head(len(message)), message)
-            except OSError:
-                pass  # The server is gone.
+            except OSError as error:
+                # Otherwise the server is gone.
+                if error.errno in (errno.EBADF, errno.ENOTSOCK) and self._socket.fileno() >= 0:
+                    _end_without_channel()
             finally:
                 self._is_sending = False
 
@@ -214,6 +218,13 @@ class BlockingChannel:
                 return None
             filled += count
         return message
+
+
+def _end_without_channel() -> NoReturn:
+    """Ends this process: only that can still tell the server and its callers."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"the connection to the server was closed, as os.closerange does with all open files\n")
+    os._exit(1)
 
 
 class AsyncChannel(asyncio.Protocol):

@@ -21,7 +21,7 @@ import psutil
 import pytest
 import sklearn
 
-from mlpkit.errors import PredictFailed
+from mlpkit.errors import PredictFailed, WorkerLost
 from mlpkit.log import with_request_id
 from mlpkit.serving import Models
 from tests.servers import LONG, until
@@ -478,6 +478,28 @@ def predict(model, features):
     async with open_models(script) as models:
         await models.load("forking", "m")
         assert await ask(models) == -signal.SIGTERM
+
+
+async def test_prediction_that_closes_all_descriptors_is_lost_with_its_worker(open_models: OpenModels) -> None:
+    script = """
+import os
+app = App("closing")
+
+@app.load
+def load():
+    return 1
+
+@app.predict
+def predict(model, features):
+    if features:
+        os.closerange(3, 1000)  # as recipes for daemons do
+    return model
+"""
+    async with open_models(script) as models:
+        await models.load("closing", "m")
+        with pytest.raises(WorkerLost, match="exited with code 1 while it held the request"):
+            await asyncio.wait_for(ask(models, features="close"), LONG)
+        assert await ask(models, features="") == 1
 
 
 async def test_worker_runs_exit_handlers_when_it_is_stopped(open_models: OpenModels, here: Path) -> None:

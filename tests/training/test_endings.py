@@ -21,6 +21,7 @@ forks = app.algorithm("forks")
 later = app.algorithm("later")
 short = app.algorithm("short")
 small = app.algorithm("small")
+closing = app.algorithm("closing")
 
 class Tee:
     def __init__(self, stream):
@@ -78,6 +79,11 @@ def train_with_forks(parameters: dict, out: ModelDir):
     if parameters.get("fail"):
         raise ValueError("boom in the parent")
 
+@closing.train
+def train_and_close(out: ModelDir):
+    (out / "weights").write_text("w")
+    os.closerange(3, 1000)
+
 @later.train
 async def train_later(parameters: dict):
     await asyncio.sleep(0.01)
@@ -129,6 +135,15 @@ async def test_failure_is_an_error_with_its_reason(open_queue: OpenQueue, mode: 
     assert ended.ended is not None
     assert ended.started is not None
     assert ended.created <= ended.started <= ended.ended
+
+
+async def test_training_that_closes_all_descriptors_does_not_try_to_store_for_an_hour(open_queue: OpenQueue) -> None:
+    async with open_queue(SCRIPT) as queue:
+        ended = await train(queue, job("m", "closing"))
+        log = queue.log_path("m").read_text()
+
+    assert (ended.state, ended.message) == ("error", "the training process exited with code 1 before train returned")
+    assert "the connection to the server was closed, as os.closerange does" in log
 
 
 async def test_every_value_but_false_is_completed(open_queue: OpenQueue) -> None:
