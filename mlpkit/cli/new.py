@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.util
 import keyword
 import re
 import zipfile
@@ -47,6 +48,9 @@ def new(name: str, kind: str, into: Path) -> None:
     folder = into / name
     if folder.exists():
         raise ArgumentError(f"{folder} exists already")
+    hidden = importlib.util.find_spec(module)
+    if hidden is not None and hidden.origin:
+        raise ArgumentError(f"{name!r} is not a name for a project: {module}.py would hide the module {module!r}")
     _write_project(folder, name, module, kind)
     print(f"made {folder}: try\n\n  cd {folder}")
     print(f"  mlpkit check {module}.py --data data/train.tsv\n  mlpkit run {module}.py")

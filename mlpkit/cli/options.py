@@ -104,6 +104,8 @@ def placed_model(model: str, settings: Settings) -> Iterator[tuple[str, str | No
     """
     from mlpkit.storage import folder_of, open_storage
 
+    if not model.strip():
+        raise ArgumentError("the model is empty: give its folder or its id; has the training failed that prints it?")
     folder = Path(start_folder, model)
     store = folder_of(settings)
     if not folder.exists():

@@ -265,6 +265,12 @@ def test_local_files_that_cannot_be_taken_are_refused(mlpkit: Run, arguments: li
     assert "Traceback" not in refused.stderr
 
 
+def test_an_empty_model_is_no_folder(mlpkit: Run) -> None:
+    # `--model "$MODEL"` after `MODEL=$(mlpkit train ...)` has failed.
+    asked = mlpkit("predict", "mood.py", "-a", "mood", "--model", "", "--features", "{}")
+    assert (asked.returncode, asked.stderr.startswith("error: the model is empty")) == (2, True), asked.stderr
+
+
 def test_a_failed_training_shows_the_traceback_and_exits_with_1(mlpkit: Run) -> None:
     failed = mlpkit("train", "mood.py", "-a", "mood", "--parameters", '{"fail": "no such column"}')
     assert failed.returncode == 1
@@ -418,7 +424,7 @@ def test_a_project_of_a_kind_without_a_template_is_refused(mlpkit: Run, folder: 
     assert not (folder / "mood-3").exists()
 
 
-@pytest.mark.parametrize("name", ["class", "1st", "a b", "../up", "x" * 33])
+@pytest.mark.parametrize("name", ["class", "1st", "a b", "../up", "x" * 33, "random", "MLPkit"])
 def test_a_project_needs_a_name_that_python_can_import(mlpkit: Run, name: str) -> None:
     refused = mlpkit("new", name)
     assert (refused.returncode, "not a name for a project" in refused.stderr) == (2, True)

@@ -303,6 +303,13 @@ def test_a_missing_script_is_told_with_those_that_exist(target: str, tmp_path: P
     assert "script.py" in message
 
 
+@pytest.mark.parametrize(("target", "advice"), [("moods.ipynb", "export the notebook"), ("script.txt", "rename it")])
+def test_a_file_that_is_no_script_is_told_so(target: str, advice: str, tmp_path: Path) -> None:
+    (tmp_path / target).write_text("{}", encoding="utf-8")
+
+    assert message_of(target) == f"{target} is no Python script, whose name ends with .py: {advice}"
+
+
 @pytest.mark.parametrize("target", ["", ":app", "script:", "script:a-b", "script:app()"])
 def test_a_target_that_is_none_is_told_how_to_write_one(target: str) -> None:
     assert "write module:app or file.py:app" in message_of(target)
