@@ -542,6 +542,9 @@ def _store(storage: Storage, folder: Path, path: str, manifest: Manifest, progre
                 return save_model(storage, folder, path, manifest)
             except ModelChanged:
                 raise  # the same would happen again
+            except FileNotFoundError as error:
+                # `train` has removed its folder, or left a pipe or a broken link in it.
+                raise MlpkitError(f"the model cannot be stored: {error}") from error
             except StorageError as error:
                 left = manifest.created + retry - time.time()
                 if left <= 0:

@@ -18,6 +18,7 @@ from tests.training.conftest import OpenQueue, WriteScript, end_of, job, train
 
 SCRIPT = """
 import json
+import os
 from typing import Annotated
 import joblib
 import msgspec
@@ -27,6 +28,7 @@ from mlpkit import App, Depends, ModelDir, Progress, Storage, TrainData, TrainJo
 app = App("it", kind="text_classification")
 maybe = app.algorithm("maybe")
 failing = app.algorithm("failing")
+careless = app.algorithm("careless")
 whole = app.algorithm("whole")
 
 class Hyper(msgspec.Struct):
@@ -60,6 +62,15 @@ def fails_after_writing(out: ModelDir):
     (out / "half.bin").write_bytes(b"x")
     raise ValueError("boom")
 
+@careless.train
+def leaves(parameters: dict, out: ModelDir):
+    if parameters["what"] == "pipe":
+        os.mkfifo(out / "odd")
+    elif parameters["what"] == "link":
+        (out / "odd").symlink_to("nowhere")
+    else:
+        os.rmdir(out)
+
 @whole.train
 def with_all(whole_job: TrainJob, storage: Storage, out: ModelDir):
     (out / "job.json").write_text(json.dumps(msgspec.to_builtins(whole_job)))
@@ -88,6 +99,22 @@ def put(settings: Settings, tmp_path: Path) -> Any:
 
 def result(settings: Settings, model_id: str, name: str, model_path: str | None = None) -> Any:
     return json.loads((open_model(open_storage(settings), settings, model_id, model_path) / name).read_text())
+
+
+@pytest.mark.parametrize(
+    ("what", "problem"), [("pipe", "odd is not a file"), ("link", "odd is not a file"), ("nothing", "is not a folder")]
+)
+async def test_what_cannot_be_stored_is_named_without_a_traceback(
+    open_queue: OpenQueue, what: str, problem: str
+) -> None:
+    async with open_queue(SCRIPT) as queue:
+        ended = await train(queue, job("m", "careless", what=what))
+        log = queue.log_path("m").read_text()
+
+    assert ended.state == "error"
+    assert ended.message.startswith("the model cannot be stored: /")
+    assert problem in ended.message
+    assert "Traceback" not in log
 
 
 async def test_model_is_stored_with_its_manifest(open_queue: OpenQueue, settings: Settings, put: Any) -> None:
