@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from mlpkit.algorithm import Algorithm, Hook
 from mlpkit.errors import DeclarationError
 from mlpkit.injection import calling_frame, calling_place
-from mlpkit.log import logger
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -122,6 +121,8 @@ class App(Algorithm):
         It does nothing while mlpkit imports the script, for example in a worker.
         """
         if importing.get():
+            from mlpkit.log import logger
+
             logger.warning(
                 '{}: app.run() starts nothing while the script is imported; put it below if __name__ == "__main__":',
                 calling_place(),

@@ -225,7 +225,7 @@ def _import_module(name: str, folder: Path) -> ModuleType:
                 raise DeclarationError(_dotted(folder / f"{name}.py")) from None
             if (folder / name).is_file():
                 notebook = "export the notebook" if name.endswith(".ipynb") else "rename it"
-                raise DeclarationError(f"{name} is no Python script, whose name ends with .py: {notebook}") from None
+                raise DeclarationError(f"{name} is not a Python script, whose name ends with .py: {notebook}") from None
             scripts = [script.stem for script in folder.glob("*.py")]
             hint = did_you_mean(name, scripts)
             raise DeclarationError(f"there is no module {name!r}{hint}{_scripts_in(folder)}") from None

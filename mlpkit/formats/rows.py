@@ -197,7 +197,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, str | BrokenRow]]:
 
 
 def first_lines(path: Path) -> list[str]:
-    """The first lines of a file, to recognise its format; none if it is not text.
+    """The first lines of a file, to recognise its format.
+
+    There are none if it is not text.
 
     Raises:
         DataError: the file cannot be opened or read.
@@ -236,7 +238,7 @@ def _problem_of_file(head: bytes) -> BrokenRow | None:
 
 
 def _document(head: bytes) -> str:
-    """What the whole file is if it is one document and not rows, or an empty string."""
+    """What a file that is one document is, or nothing."""
     found = _DOCUMENT.match(head)
     first, *others = head.strip().split(b"\n")
     # Rows may be such texts: then a column follows, or another one in its own line.

@@ -221,7 +221,10 @@ class BlockingChannel:
 
 
 def _end_without_channel() -> NoReturn:
-    """Ends this process: only that can still tell the server and its callers."""
+    """Ends this process.
+
+    Only that can still tell the server and its callers.
+    """
     with contextlib.suppress(OSError):
         os.write(2, b"the connection to the server was closed, as os.closerange does with all open files\n")
     os._exit(1)

@@ -472,7 +472,7 @@ def _take_what_logging_leaves(handler: logging.Handler) -> None:
 
 
 def _take_what_logging_streams(least: int) -> None:
-    """Lets handlers of the author's that write to stdout or stderr hand on whole records.
+    """Lets `logging`'s handlers of stdout and stderr hand on whole records.
 
     Records below the level `least` stay text, which is not left out.
     """

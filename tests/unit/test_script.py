@@ -307,7 +307,7 @@ def test_a_missing_script_is_told_with_those_that_exist(target: str, tmp_path: P
 def test_a_file_that_is_no_script_is_told_so(target: str, advice: str, tmp_path: Path) -> None:
     (tmp_path / target).write_text("{}", encoding="utf-8")
 
-    assert message_of(target) == f"{target} is no Python script, whose name ends with .py: {advice}"
+    assert message_of(target) == f"{target} is not a Python script, whose name ends with .py: {advice}"
 
 
 @pytest.mark.parametrize("target", ["", ":app", "script:", "script:a-b", "script:app()"])
