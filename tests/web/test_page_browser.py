@@ -79,7 +79,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         )
         place = home / "storage" / "ml-platform-model" / model_id / "evaluation.json"
         place.parent.mkdir(parents=True)
-        place.write_bytes(msgspec.json.encode(found))
+        place.write_bytes(msgspec.json.encode(msgspec.structs.replace(found, model_id=model_id)))
     journal.close()
     loaded = [LoadedModelRecord("labels", f"model-{number:03}") for number in range(296)]
     others = [LoadedModelRecord(name, f"{name}-1") for name in ("names", "talk", "links", "groups")]
@@ -385,6 +385,8 @@ def test_two_evaluations_are_compared_and_the_differences_marked(browser: Browse
         "praise 0.747 0.646 −0.101 worse",
     ]
     assert "a=evaluated&b=evaluated-before" in browser.run("location.hash")
+    browser.open("#/compare?a=evaluated&b=job-001")
+    browser.wait_for("There is no result: ")
 
 
 def test_a_file_is_dropped_checked_and_trained_on(browser: Browser) -> None:

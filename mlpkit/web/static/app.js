@@ -1113,14 +1113,16 @@ function compareView({a, b}) {
 		},
 		render: () => {
 			const [old, fresh] = [reports[a], reports[b]]
+			const problem = old?.error || fresh?.error
 			const options = jobs.map(job => [job.model_id, `${job.algorithm} · ${shortId(job.model_id)} · ${ago(job.created)}`])
 			const labels = report => pairs(report.labels ?? {}).map(([name, {f1}]) => [name, f1, share, 1, user(name)])
 			return [headingBelow("models", "compare"),
 				!old || !fresh ? list("compare", empty("noEvaluations", "noEvaluationsHelp")) : [
 					h("div.pair", {key: "pickers"}, choice("A", a, options, id => change({a: id})), choice("B", b, options, id => change({b: id}))),
-					(old.source !== fresh.source || old.rows !== fresh.rows) && note("warn", {key: "other"}, t("otherRows")),
-					titled("metrics", comparison("figure", figuresOf(old), figuresOf(fresh))),
-					fresh.labels && titled("f1OfLabels", comparison("label", labels(old), labels(fresh))),
+					problem ? because("bad", "noResult", problem) : [
+						(old.source !== fresh.source || old.rows !== fresh.rows) && note("warn", {key: "other"}, t("otherRows")),
+						titled("metrics", comparison("figure", figuresOf(old), figuresOf(fresh))),
+						fresh.labels && titled("f1OfLabels", comparison("label", labels(old), labels(fresh)))],
 				]]
 		},
 	}
