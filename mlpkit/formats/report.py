@@ -135,7 +135,7 @@ def check_rows(path: Path, kind: str, *, name: str | None = None) -> DataReport:
     if foreign:
         check.find(1, 1, "error", "other-format", foreign)
     else:
-        for number, line in read_lines(path):
+        for number, line in read_lines(path, free=not known.checked):
             check.add(number, line)
         check.finish()
     return check.report(name or str(path), kind)
@@ -157,7 +157,7 @@ def check_test_rows(path: Path, kind: str, training: Path, *, name: str | None =
     if foreign:
         check.find(1, 1, "error", "other-format", foreign)
         return check.report(name or str(path), kind)
-    for number, line in read_lines(path):
+    for number, line in read_lines(path, free=not known.checked):
         check.add(number, line)
     unknown = {label: count.positive for label, count in check.labels.items() if count.positive}
     for number, row in read_numbered_rows(training, kind):

@@ -28,6 +28,8 @@ _NOT_TEXT = (
     (b"\xfd7zXZ\0", "compressed with xz", "unpack it first (unxz)"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it first (unzstd)"),
     (b"PAR1\x15", "a Parquet file", "write its rows as tab-separated text in UTF-8"),
+)
+_NO_ROWS = (
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
     (b"Rar!\x1a\x07", "a RAR archive", "unpack it first"),
     (b"%PDF-", "a PDF document", "write its rows as tab-separated text in UTF-8"),
@@ -75,7 +77,7 @@ def read_numbered_rows(path: Path, kind: str, *, name: str | None = None) -> Ite
 
 
 def _read(path: Path, kind: Kind, name: str) -> Iterator[tuple[int, Row]]:
-    for number, line in read_lines(path):
+    for number, line in read_lines(path, free=not kind.checked):
         if isinstance(line, str) and is_blank(line):
             continue
         try:
@@ -175,18 +177,19 @@ def _line(kind: Kind, row: Any, number: int) -> str:
         raise DataError(f"row {number}: {error}") from error
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str | BrokenRow]]:
+def read_lines(path: Path, *, free: bool = False) -> Iterator[tuple[int, str | BrokenRow]]:
     """The lines of a file with their numbers, from 1.
 
     A line that is too long or not valid UTF-8 comes as the error that it is; a file that is not text at all is one
     error. Never holds more of the file than one line of `_LONGEST_ROW`.
+    With `free=True` the kind prescribes nothing, so that a document may be what is wanted.
 
     Raises:
         DataError: the file cannot be opened or read.
     """
     try:
         with path.open("rb") as file:
-            problem = _problem_of_file(file.read(_HEAD))
+            problem = _problem_of_file(file.read(_HEAD), free=free)
             if problem is not None:
                 yield 1, problem
                 return
@@ -216,19 +219,19 @@ def first_lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in complete]
 
 
-def _problem_of_file(head: bytes) -> BrokenRow | None:
-    """Why these first bytes are not UTF-8 text, or None."""
-    for magic, name, advice in _NOT_TEXT:
+def _problem_of_file(head: bytes, *, free: bool = False) -> BrokenRow | None:
+    """Why these first bytes are not rows of UTF-8 text, or None."""
+    for magic, name, advice in _NOT_TEXT if free else (*_NOT_TEXT, *_NO_ROWS):
         if head.startswith(magic):
             return BrokenRow(1, "file-format", f"the file is {name}: {advice}")
     encoding = _utf16_or_32(head)
     if encoding:
         return BrokenRow(1, "encoding", f"the file is {encoding}: save it as UTF-8")
-    if head[257:262] == b"ustar":
+    if not free and head[257:262] == b"ustar":
         return BrokenRow(1, "file-format", "the file is a tar archive: unpack it first (tar -xf)")
-    if head.count(0) > len(head) // 8:
+    if not free and head.count(0) > len(head) // 8:
         return BrokenRow(1, "file-format", "the file is not text: many of its bytes are zero")
-    document = _document(head.removeprefix(codecs.BOM_UTF8))
+    document = "" if free else _document(head.removeprefix(codecs.BOM_UTF8))
     if document:
         return BrokenRow(1, "file-format", f"the file is {document}")
     if b"\r" in head.rstrip(b"\r") and b"\n" not in head:

@@ -397,6 +397,13 @@ def test_a_text_that_resembles_a_document_is_a_text(tmp_path: Path, text: str) -
     assert "file-format" not in _check(tmp_path, f"{text}\n{text} again\n", "text_cluster").codes
 
 
+@pytest.mark.parametrize("text", ['[{"a": 1}]', "<html>\n<p>a</p>", "a\0b\0c"])
+def test_a_kind_that_prescribes_nothing_may_have_a_document(tmp_path: Path, text: str) -> None:
+    assert "file-format" not in _check(tmp_path, text, "text_custom").codes
+    assert list(read_rows(tmp_path / "data.tsv", "text_custom"))
+    assert "file-format" in _check(tmp_path, text, "text_cluster").codes
+
+
 @pytest.mark.parametrize(
     ("line", "name"),
     [
