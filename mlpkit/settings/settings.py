@@ -374,13 +374,16 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        """Makes paths absolute, so that `os.chdir` moves no file."""
+        """Makes paths absolute, so that `os.chdir` moves no file.
+
+        A shell expands `~` only at the start of a word: not in `.env`, a Dockerfile or a unit file.
+        """
         for setting in fields(self):
             value = getattr(self, setting.name)
             if isinstance(value, Path):
-                object.__setattr__(self, setting.name, Path(start_folder, value))
+                object.__setattr__(self, setting.name, Path(start_folder, os.path.expanduser(value)))
         if self.db_type == "sqlite" and not self.db_name.startswith((":", "file:")):
-            object.__setattr__(self, "db_name", os.path.join(start_folder, self.db_name))
+            object.__setattr__(self, "db_name", os.path.join(start_folder, os.path.expanduser(self.db_name)))
 
     @property
     def cache_path(self) -> Path:

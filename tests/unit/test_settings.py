@@ -205,6 +205,16 @@ def test_a_secret_is_in_no_repr_and_in_no_message(monkeypatch: pytest.MonkeyPatc
     assert "hidden" not in str(settings)
 
 
+def test_a_tilde_is_the_home_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    database = {"MLP_CLIENT_DB_TYPE": "sqlite", "ML_CLIENT_MLP_DB_NAME": "~/p.db"}
+    names = {"MLPKIT_HOME": "~/service", "MLPKIT_CACHE_DIR": "~/cache", **database}
+    settings = load_settings(names, env_file=None)
+    assert settings.home == tmp_path / "service"
+    assert settings.cache_path == tmp_path / "cache"
+    assert settings.db_name == str(tmp_path / "p.db")
+
+
 def test_children_get_the_same_settings() -> None:
     settings = load_settings(
         {"MLPKIT_CACHE_DIR": "/x", "MLPKIT_TOKEN": "t", "MLPKIT_CORS_ORIGINS": "*", "MLPKIT_HOME": "/h"}, None
