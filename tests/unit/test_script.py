@@ -13,6 +13,7 @@ import pytest
 
 from mlpkit.app import App
 from mlpkit.errors import DeclarationError
+from mlpkit.log import LogLine, logger
 from mlpkit.script import import_app, target_of
 from tests.servers import LONG
 
@@ -439,15 +440,18 @@ def test_hooks_that_are_made_after_the_import_are_refused(tmp_path: Path) -> Non
         app.build()
 
 
-def test_a_script_may_run_its_app_without_asking_for_its_name(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_script_may_run_its_app_without_asking_for_its_name(tmp_path: Path) -> None:
     line = write(tmp_path, LOAD + "app.run(port=70000)  # <-\nafterwards = True\n")
+    logged: list[LogLine] = []
 
-    assert import_app("script.py").build()
+    with logger.also_to(logged.append):
+        assert import_app("script.py").build()
 
     assert sys.modules["script"].afterwards
-    assert f"script.py, line {line}: app.run() starts nothing while the script is imported" in capfd.readouterr().err
+    assert [found.message for found in logged if found.level == "WARNING"] == [
+        f"script.py, line {line}: app.run() starts nothing while the script is imported; "
+        'put it below if __name__ == "__main__":'
+    ]
 
 
 def test_a_script_with_a_dot_in_its_name_is_refused_with_the_reason(tmp_path: Path) -> None:
