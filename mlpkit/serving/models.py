@@ -221,7 +221,7 @@ class Models:
 
         And none leads to it any more.
         """
-        record = self._ledger.get(model_id)
+        record = self._ledger.get(model_id) or self._recovery.wanted(model_id)
         if record is not None and record.by_alias and self.claims.alias_of(model_id) is None:
             self.start(self._leave, model_id)
 

@@ -155,6 +155,10 @@ class Recovery:
         self._wanted.pop(model_id, None)
         self._reasons.pop(model_id, None)
 
+    def wanted(self, model_id: str) -> LoadedModelRecord | None:
+        """A model of the last run that is still missing, or None."""
+        return self._wanted.get(model_id)
+
     def missing(self) -> list[tuple[LoadedModelRecord, str]]:
         """The models of the last run that are missing, and why."""
         return [

@@ -198,7 +198,8 @@ async def test_an_alias_whose_model_does_not_come_back_is_a_warning(
         (warning,) = opened[0].warnings()
         assert warning.startswith("alias [echo@bad] leads to model [broken], which is not loaded: load fail as it was")
         await opened[0].move("echo", "bad", "two")
-        await until(lambda: models.missing() == [])
+        # Not only while it is tried once more.
+        await until(lambda: models.missing() == [] and set(models.states) == {"two"})
         assert opened[0].warnings() == []
 
 
