@@ -16,6 +16,7 @@ from mlpkit.cli.data import data
 from mlpkit.cli.evaluate import compare, evaluate
 from mlpkit.cli.foreground import predict, train
 from mlpkit.cli.new import new
+from mlpkit.cli.options import quiet_destructors
 from mlpkit.cli.remote import alias, cancel, jobs, load, logs, models, stack, status, unload
 from mlpkit.cli.run import run
 from mlpkit.errors import ArgumentError, DeclarationError, MlpkitError, SettingsError
@@ -110,4 +111,5 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
+        quiet_destructors()
         sys.exit(130)

@@ -25,6 +25,7 @@ from mlpkit.cli.options import (
     algorithm_name,
     json_value,
     placed_model,
+    quiet_destructors,
     script_prints_to_stderr,
     target,
     training_files,
@@ -224,6 +225,7 @@ def _interrupts(progress: Progress | None) -> Iterator[list[int]]:
             threading.Thread(target=print, args=(words,), kwargs={"file": sys.stderr}).start()
             return
         noted.append(number)
+        quiet_destructors()
         signal.default_int_handler(number, frame)
 
     before = {number: signal.signal(number, note) for number in numbers}

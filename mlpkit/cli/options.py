@@ -124,6 +124,14 @@ def placed_model(model: str, settings: Settings) -> Iterator[tuple[str, str | No
                 storage.delete(path + "/", recursive=True)
 
 
+def quiet_destructors() -> None:
+    """Prints no errors of `__del__` any more, as Ctrl-C ends the process.
+
+    A constructor that Ctrl-C has ended leaves half an object, and its `__del__` may fail: tqdm's does.
+    """
+    sys.unraisablehook = lambda unraisable: None
+
+
 @contextlib.contextmanager
 def script_prints_to_stderr() -> Iterator[None]:
     """Sends what the script prints to stderr, unless stdout is a terminal.

@@ -142,6 +142,7 @@ class ModelUnderTest:
                 features.append(self._features(row))
                 arguments.append(self._decoded(plan, features[-1]))
             except MlpkitError as error:
+                _raise_interrupt(error)
                 errors[index] = error
         started = time.perf_counter()
         found = self._predicted(plan, arguments)
@@ -186,6 +187,7 @@ class ModelUnderTest:
         except AnswerError as error:
             raise EvaluationFailed(str(error)) from error
         except UserCodeError as error:
+            _raise_interrupt(error)
             # As in the service: a bad item fails alone.
             return [error] if len(arguments) == 1 else [self._predicted(plan, [item])[0] for item in arguments]
 
@@ -195,6 +197,7 @@ class ModelUnderTest:
                 answer = plan.run(call.arguments, self._in_loop)
                 return kind_of(self.algorithm.kind).joined(answer) if plan.is_generator else answer
         except MlpkitError as error:
+            _raise_interrupt(error)
             return error
 
     def _completed(self, plan: Plan, arguments: dict[str, object]) -> Call:
@@ -365,9 +368,19 @@ def _named(function: str) -> Iterator[None]:
     try:
         yield
     except UserCodeError as error:
+        _raise_interrupt(error)
         if isinstance(error.__cause__, EvaluationFailed):
             raise error.__cause__ from None  # it came through the author's function
         raise UserCodeError(f"{function} failed: {error}", kind=error.kind, trace=error.trace) from error
+
+
+def _raise_interrupt(error: MlpkitError) -> None:
+    """Raises a Ctrl-C again, which ends `mlpkit evaluate`.
+
+    It is not a failure of the row.
+    """
+    if isinstance(error.__cause__, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+        raise error.__cause__
 
 
 def _checked_metrics(returned: Any) -> dict[str, Any]:

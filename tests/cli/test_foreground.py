@@ -73,6 +73,77 @@ def test_ctrl_c_ends_a_training_with_one_line_and_130(project: Path) -> None:
     assert stored == [], "neither a model nor the uploaded data may stay"
 
 
+HALF = """
+import time
+from mlpkit import App, ModelDir
+
+app = App("half")
+
+class Half:
+    def __init__(self):
+        print("waits", flush=True)
+        time.sleep(60)
+        self.whole = True
+
+    def __del__(self):
+        self.whole
+
+@app.train
+def train(out: ModelDir):
+    Half()
+"""
+
+
+def test_ctrl_c_in_a_constructor_is_one_line_even_if_the_half_object_fails(tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text(HALF)
+    command = [sys.executable, "-m", "mlpkit", "train", "half.py"]
+    shown = in_terminal(command, tmp_path, environment(tmp_path), interrupt_at=lambda output: "waits" in output)
+    assert shown.code == 130, shown.output
+    assert [line for line in shown.screen if line != "waits"] == ["interrupted: no model was stored"]
+
+
+ROW = """
+import time
+from mlpkit import App
+
+app = App("row", kind="text_classification")
+
+@app.load
+def load(model_id):
+    return model_id
+
+@app.features
+def features(row):
+    waits("features")
+    return {"sentence": row.sentence}
+
+@app.predict(BATCH)
+def predict(model, features: TYPE):
+    waits("predict")
+
+@app.evaluate
+def evaluate(pairs):
+    waits("evaluate")
+    return {"rows": len(list(pairs))}
+
+def waits(where):
+    if where == "WHERE":
+        print("waits", flush=True)
+        time.sleep(10)
+"""
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("where", ["features", "predict", "evaluate"])
+def test_ctrl_c_ends_an_evaluation_and_is_no_failure_of_a_row(project: Path, where: str, batch: bool) -> None:
+    script = ROW.replace("WHERE", where).replace("BATCH", "max_batch_size=8" if batch else "")
+    (project / "row.py").write_text(script.replace("TYPE", "list[dict]" if batch else "dict"))
+    command = [sys.executable, "-m", "mlpkit", "evaluate", "row.py", "--model", "m", "--data", "rows.tsv"]
+    shown = in_terminal(command, project, environment(project), interrupt_at=lambda output: "waits" in output)
+    assert shown.code == 130, shown.output
+    assert shown.output.replace("^C", "").split() == ["waits"]
+
+
 CHECKPOINT = """
 import os, signal, time
 from pathlib import Path
