@@ -286,7 +286,7 @@ class Checker:
         if wanted and here is None:
             await self._gate.check(algorithm, desired.model_id, path)
         if wanted:
-            await self._models.load(algorithm, desired.model_id, path, failures=desired.failures)
+            await self._models.load(algorithm, desired.model_id, path, failures=desired.failures, by_table=True)
             desired.loaded_from = path or ""
         elif not desired.wanted:
             del self._desired[desired.model_id]

@@ -38,6 +38,7 @@ class Load(msgspec.Struct, array_like=True, tag=1):
 
     `extend` is JSON, `uuid` what the caller sent, `log_uuid` what the log shows, `traceparent` the caller's trace.
     `failures` says how often it has failed before, without anybody asking for it: the log has the traceback already.
+    `gated`: it is refused if it is below its gate.
     """
 
     id: int
@@ -49,6 +50,7 @@ class Load(msgspec.Struct, array_like=True, tag=1):
     log_uuid: str
     failures: int = 0
     traceparent: str = ""
+    gated: bool = False
 
 
 class Unload(msgspec.Struct, array_like=True, tag=2):

@@ -42,9 +42,11 @@ class LoadedModelRecord(msgspec.Struct, frozen=True):
     `extend` is JSON text.
 
     `given_up` says why it is not loaded any more: it ended its worker again and again. `by_alias`: only aliases want
-    it, so it is unloaded when none leads to it any more. `lazy`: only predictions asked for it, so it is not kept on
-    disk. `evicted` is when it left because memory was short, in seconds since the epoch; otherwise 0. `size` is the
-    bytes of its files, 0 if not known.
+    it, so it is unloaded when none leads to it any more. `by_table`: the platform's table names it. `lazy`: only
+    predictions asked for it, so it is not kept on disk. With one of these three, it must not be below its gate.
+
+    `evicted` is when it left because memory was short, in seconds since the epoch; otherwise 0. `size` is the bytes of
+    its files, 0 if not known.
     """
 
     algorithm: str
@@ -53,6 +55,7 @@ class LoadedModelRecord(msgspec.Struct, frozen=True):
     extend: str = "null"
     given_up: str = ""
     by_alias: bool = False
+    by_table: bool = False
     lazy: bool = False
     evicted: float = 0.0
     size: int = 0

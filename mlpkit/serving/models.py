@@ -170,11 +170,13 @@ class Models:
         uuid: str | None = None,
         failures: int = 0,
         by_alias: bool = False,
+        by_table: bool = False,
     ) -> None:
         """Returns when the model is loaded.
 
         A model that is loaded already is left as it is. `failures` is how often the caller has tried in vain already.
-        `by_alias`: it is wanted only as long as an alias leads to it.
+        `by_alias`: it is wanted only as long as an alias leads to it. `by_table`: the platform's table names it. With
+        either, a model below its gate is refused, also when it has to be loaded again.
 
         Raises:
             AlgorithmNotFound: the app does not have this algorithm.
@@ -182,7 +184,8 @@ class Models:
             LoadFailed: the user's `load` failed, or no worker could take the model.
             ServiceStopping: the service is being shut down.
         """
-        record = LoadedModelRecord(algorithm, model_id, model_path, bytes(extend).decode(), by_alias=by_alias)
+        extend_text = bytes(extend).decode()
+        record = LoadedModelRecord(algorithm, model_id, model_path, extend_text, by_alias=by_alias, by_table=by_table)
         await self.load_record(record, failures, uuid)
 
     async def unload(self, model_id: str) -> None:
@@ -461,7 +464,7 @@ class Models:
             await model.wait_settled()
         if (model.record.by_alias or model.record.lazy) and not (record.by_alias or record.lazy):
             # From now on it stays without an alias too, and is loaded again after a restart.
-            model.record = msgspec.structs.replace(model.record, by_alias=False, lazy=False)
+            model.record = msgspec.structs.replace(model.record, by_alias=False, by_table=record.by_table, lazy=False)
             await self._ledger.add(model.record)
 
     async def load_asked(self, record: LoadedModelRecord) -> ModelState:

@@ -130,6 +130,7 @@ class ReplicaLoads:
             request_id.get(),
             model.failures,
             traceparent.get(),
+            gated=record.by_alias or record.by_table or record.lazy,
         )
         slot = replica.slot
         worker: Worker | None = None

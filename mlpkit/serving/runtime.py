@@ -26,7 +26,7 @@ import msgspec
 
 from mlpkit import formats
 from mlpkit.app import App
-from mlpkit.errors import MlpkitError, ModelNotLoaded, UserCodeError
+from mlpkit.errors import BelowGate, MlpkitError, ModelNotLoaded, UserCodeError
 from mlpkit.injection import ProcessScope
 from mlpkit.log import logger, request_id, subject, with_request_id
 from mlpkit.processes import (
@@ -65,7 +65,7 @@ from mlpkit.serving.messages import (
 from mlpkit.serving.runner import PredictRunner
 from mlpkit.serving.stores import Stores
 from mlpkit.settings import Settings, decode_settings
-from mlpkit.storage import Manifest, ModelDir, Storage, open_model, without_outer_slashes
+from mlpkit.storage import Manifest, ModelDir, Storage, gate_problem, open_model, without_outer_slashes
 from mlpkit.tracing import note_failure, span
 
 _STOP_SECONDS = 5.0
@@ -276,9 +276,12 @@ class WorkerRuntime:
                 return self._service(wanted)
             storage = self._stores.borrow(request.extend)
             files.append((storage, None))
+            path = without_outer_slashes(request.model_path or "") or None
+            # Also when it is loaded again: the same id may have been trained again meanwhile.
+            if request.gated and (problem := gate_problem(storage, self._settings, request.model_id, path)):
+                raise BelowGate(f"model [{request.model_id}] is below its gate: {problem}")
             if wanted is Storage:
                 return storage
-            path = without_outer_slashes(request.model_path or "") or None
             found = open_model(storage, self._settings, request.model_id, path)
             files.append((storage, found))
             _warn_of_other_algorithm(found, request)

@@ -107,6 +107,12 @@ def store(storage: Storage, tmp_path: Path) -> Callable[..., None]:
 Store = Callable[..., None]
 
 
+def aliases_of(models: Models, tmp_path: Path) -> Aliases:
+    found = Aliases(models, tmp_path / "home", load_timeout=60)
+    found.open()
+    return found
+
+
 async def test_fifty_callers_at_once_load_a_stored_model_once(open_lazy: Open, store: Store, calls: Path) -> None:
     store("slow")
     async with open_lazy() as models:
@@ -144,6 +150,41 @@ async def test_model_below_its_gate_is_loaded_only_by_load(open_lazy: Open, stor
             await ask(models, "poor")
         await models.load("echo", "poor")
         assert await ask(models, "poor") == "poor"
+
+
+@pytest.mark.parametrize("event", ["the worker dies", "the service restarts"])
+async def test_model_that_was_trained_again_below_its_gate_comes_back_only_after_load(
+    open_lazy: Open, store: Store, tmp_path: Path, event: str
+) -> None:
+    by_whom = ("alias", "table", "load")
+    store(*by_whom, algorithm="eager")
+    async with open_lazy() as models:
+        await aliases_of(models, tmp_path).move("eager", "current", "alias")
+        await models.load("eager", "table", by_table=True)
+        await models.load("eager", "load")
+        store(*by_whom, algorithm="eager", below_gate="F1 is 0.5, min_f1 is 0.8")
+        if event == "the worker dies":
+            (worker,) = models.workers()
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+            await until(lambda: models.restarts == 1)
+            await until(lambda: sum("gate" in each.problem for each in models.listed()) == 2)
+            reasons = {each.model_id: each.problem for each in models.listed()}
+            assert await ask(models, "load") == "load"
+    if event == "the service restarts":
+        opened: list[Aliases] = []
+        async with open_lazy(first=lambda models: opened.append(aliases_of(models, tmp_path))) as models:
+            await until(lambda: not models.problems())
+            reasons = {each.model_id: each.reason for each in models.missing()}
+            assert set(models.placement()) == {"load"}
+            (warning,) = opened[0].warnings()
+            assert warning.startswith("alias [eager@current] leads to model [alias], which is not loaded: ")
+            # It is tried again: a model that reaches its gate comes back by itself.
+            store("alias", algorithm="eager")
+            await until(lambda: "alias" in models.placement())
+            assert await ask(models, "eager@current") == "alias"
+    for model_id in ("alias", "table"):
+        assert f"model [{model_id}] is below its gate: F1 is 0.5, min_f1 is 0.8" in reasons[model_id]
 
 
 async def test_load_that_fails_gives_each_caller_the_error_and_is_not_tried_at_once_again(
@@ -314,8 +355,7 @@ async def test_idle_models_stay_if_their_room_is_too_little_while_another_is_in_
 async def test_models_that_an_alias_or_the_table_names_stay(open_lazy: Open, store: Store, tmp_path: Path) -> None:
     store("named", "in-table", "other")
     async with open_lazy(model_memory=25 << 20) as models:
-        aliases = Aliases(models, tmp_path / "home", load_timeout=60)
-        aliases.open()
+        aliases = aliases_of(models, tmp_path)
         await aliases.move("echo", "current", "named")
         models.claims.in_table = frozenset({"in-table"})
         await models.load("echo", "in-table")
@@ -336,8 +376,7 @@ async def test_model_that_had_no_room_for_a_while_is_loaded_soon_after_there_is_
 ) -> None:
     store("named", "other")
     async with open_lazy(model_memory=15 << 20) as models:
-        aliases = Aliases(models, tmp_path / "home", load_timeout=60)
-        aliases.open()
+        aliases = aliases_of(models, tmp_path)
         await aliases.move("echo", "current", "named")
         asked = 0
         begin = time.monotonic()
