@@ -229,10 +229,10 @@ def test_importing_mlpkit_is_light() -> None:
 
 def test_importing_mlpkit_is_quick() -> None:
     code = "import time; t = time.process_time(); {}; print(time.process_time() - t)"
-    ours, asyncio = (
-        min(float(_python(code.format(statement))) for _ in range(4))
-        for statement in ("from mlpkit import App, Depends", "import asyncio")
-    )
+    statements = ["from mlpkit import App, Depends", "import asyncio"]
+    # In turns, so that what else the machine does meets both.
+    rounds = [[float(_python(code.format(statement))) for statement in statements] for _ in range(8)]
+    ours, asyncio = (min(times) for times in zip(*rounds, strict=True))
 
     # asyncio takes 60 ms of CPU on a quiet machine with 2 cores, and more on a busy one, as we do.
     assert ours < 1.7 * asyncio
