@@ -21,6 +21,9 @@ from mlpkit.errors import UserCodeError
 
 T = TypeVar("T")
 
+_MAIN_THREAD = "If this is load or predict: signals work there with @app.load(isolated=True)\n"
+"""Python's own words on `signal.signal` do not say what to do."""
+
 END = object()
 """What a generator of the author's gives when it has ended."""
 
@@ -109,6 +112,8 @@ def user_error(error: BaseException) -> UserCodeError:
     except Exception:
         text = f"{type(error).__name__}, whose text cannot be read"
     lines = traceback.format_exception(type(error), error, _from_first_own_frame(error.__traceback__))
+    if "only works in main thread" in text:
+        lines.append(_MAIN_THREAD)
     return UserCodeError(_printable(text), kind=type(error).__name__, trace=_printable("".join(lines)))
 
 

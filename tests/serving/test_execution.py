@@ -21,7 +21,7 @@ import psutil
 import pytest
 import sklearn
 
-from mlpkit.errors import PredictFailed, WorkerLost
+from mlpkit.errors import LoadFailed, PredictFailed, WorkerLost
 from mlpkit.log import with_request_id
 from mlpkit.serving import Models
 from tests.servers import LONG, until
@@ -122,6 +122,24 @@ async def test_each_model_has_a_thread_of_its_own_that_ends_with_it(
         for number in range(20):
             await models.unload(f"m{number}")
         await until(lambda: _threads(pid) <= before - 20)
+
+
+@both_ways
+async def test_log_says_how_signals_work_to_who_uses_them_in_another_thread(
+    open_models: OpenModels, workers: int, lines: io.StringIO
+) -> None:
+    script = """
+import signal
+app = App("alarm")
+
+@app.load
+def load():
+    signal.signal(signal.SIGALRM, print)
+"""
+    async with open_models(script) as models:
+        with pytest.raises(LoadFailed, match="signal only works in main thread"):
+            await models.load("alarm", "m")
+    assert "signals work there with @app.load(isolated=True)" in lines.getvalue()
 
 
 def _threads(where: Any) -> int:
