@@ -91,7 +91,7 @@ def json_value(text: str, option: str) -> bytes:
         msgspec.json.decode(content)
     except OSError as error:
         raise ArgumentError(f"{option}: {text[1:]} cannot be read: {error.strerror}") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArgumentError(f"{option} {text!r} is not valid JSON: {error}") from None
     return content
 

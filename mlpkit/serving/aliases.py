@@ -21,7 +21,7 @@ from mlpkit.errors import ArgumentError, JournalError, TimeLimitExceeded
 from mlpkit.log import logger
 from mlpkit.serving.model import LoadedModelRecord
 from mlpkit.serving.models import Models
-from mlpkit.storage import replace_file
+from mlpkit.storage import decode_json, replace_file
 
 
 class Alias(msgspec.Struct, frozen=True):
@@ -68,7 +68,7 @@ class Aliases:
         To be called before the models are opened.
         """
         try:
-            aliases = msgspec.json.decode(self._file.read_bytes(), type=list[Alias])
+            aliases = decode_json(self._file.read_bytes(), list[Alias])
         except FileNotFoundError:
             return
         except (OSError, msgspec.DecodeError) as error:

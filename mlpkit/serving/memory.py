@@ -18,7 +18,7 @@ import msgspec
 
 from mlpkit.errors import LoadFailed
 from mlpkit.log import logger
-from mlpkit.storage import replace_file
+from mlpkit.storage import decode_json, replace_file
 
 if TYPE_CHECKING:
     from mlpkit.serving.model import ModelState
@@ -196,7 +196,7 @@ def _refusal(model: ModelState, copies: int, needed: int, free: int) -> str:
 
 def _read(file: Path) -> dict[str, int]:
     try:
-        return msgspec.json.decode(file.read_bytes(), type=dict[str, int])
+        return decode_json(file.read_bytes(), dict[str, int])
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.DecodeError) as error:

@@ -26,7 +26,7 @@ from mlpkit.serving.messages import PARALLEL_LOADS
 from mlpkit.serving.model import LoadedModelRecord, ModelState
 from mlpkit.serving.pool import WorkerSlot, pause_after
 from mlpkit.serving.replicas import ReplicaLoads, has_ended_worker
-from mlpkit.storage import replace_file
+from mlpkit.storage import decode_json, replace_file
 
 if TYPE_CHECKING:
     from mlpkit.serving.models import Models
@@ -53,10 +53,10 @@ class Ledger:
     def read(self) -> list[LoadedModelRecord]:
         """The models of the last run, in the order of their loads.
 
-        None if the file cannot be read.
+        No models if the file cannot be read.
         """
         try:
-            records = msgspec.json.decode(self._path.read_bytes(), type=list[LoadedModelRecord])
+            records = decode_json(self._path.read_bytes(), list[LoadedModelRecord])
         except FileNotFoundError:
             return []
         except (OSError, msgspec.DecodeError) as error:

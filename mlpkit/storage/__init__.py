@@ -1,7 +1,7 @@
 """Storage: objects by `bucket/key`, a file cache, and whole models."""
 
 from mlpkit.storage.counts import StorageCounts, StorageTotals
-from mlpkit.storage.files import replace_file, temporary_file, write_through
+from mlpkit.storage.files import decode_json, replace_file, temporary_file, write_through
 from mlpkit.storage.model_dir import (
     CheckpointManifest,
     Manifest,
@@ -44,6 +44,7 @@ __all__ = [
     "checked_name",
     "checked_path",
     "checkpoint_place",
+    "decode_json",
     "delete_checkpoint",
     "delete_model",
     "discard_model",

@@ -31,6 +31,7 @@ import msgspec
 from mlpkit.errors import StorageError, StorageUnavailable
 from mlpkit.log import logger
 from mlpkit.settings import Settings
+from mlpkit.storage.files import decode_json
 from mlpkit.storage.index import CacheIndex, Holds, Meta
 from mlpkit.storage.store import digest_of, is_full
 
@@ -296,7 +297,7 @@ class FileCache:
         self._intact[entry] = found
 
     def _meta(self, entry: str) -> Meta:
-        return msgspec.json.decode((self._entries / entry / "meta.json").read_bytes(), type=Meta)
+        return decode_json((self._entries / entry / "meta.json").read_bytes(), Meta)
 
     def _files_of(self, entry: str) -> Path:
         return self._entries / entry / "files"

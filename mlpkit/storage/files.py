@@ -1,4 +1,4 @@
-"""Small local files: for a moment, or replaced as a whole."""
+"""Small files: decoded, temporary, or replaced as a whole."""
 
 from __future__ import annotations
 
@@ -7,6 +7,28 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+def decode_json(content: bytes, wanted: type[T]) -> T:
+    """What the content of a file is as JSON.
+
+    msgspec raises errors of other classes for bytes that are not UTF-8, and for what is nested too deep. A reader that
+    forgets one of them does not survive a damaged file.
+
+    Raises:
+        msgspec.DecodeError: it is not JSON of this type.
+    """
+    try:
+        return msgspec.json.decode(content, type=wanted)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"byte 0x{error.object[error.start]:02x} is not valid UTF-8") from None
+    except RecursionError:
+        raise msgspec.DecodeError("it is nested too deep") from None
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ import msgspec
 
 from mlpkit.errors import StorageError
 from mlpkit.log import logger
+from mlpkit.storage.files import decode_json
 from mlpkit.storage.store import is_full
 
 Result = TypeVar("Result")
@@ -475,7 +476,7 @@ def _add_from_folder(database: sqlite3.Connection, folder: Path) -> None:
         files = [(found.st_ino, found.st_size) for found in _files_below(str(folder / "files"))]
     with contextlib.suppress(OSError, msgspec.DecodeError):
         used = os.stat(folder / "meta.json").st_mtime_ns
-        subject = msgspec.json.decode((folder / "meta.json").read_bytes(), type=Meta).subject
+        subject = decode_json((folder / "meta.json").read_bytes(), Meta).subject
     if folder.exists():
         _add(database, folder.name, subject, files, used)
 

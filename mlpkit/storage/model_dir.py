@@ -29,7 +29,7 @@ from mlpkit.errors import IncompleteModel, ModelChanged, ObjectNotFound, Storage
 from mlpkit.injection import service
 from mlpkit.log import logger
 from mlpkit.settings import Settings
-from mlpkit.storage.files import temporary_file
+from mlpkit.storage.files import decode_json, temporary_file
 from mlpkit.storage.paths import checked_key, checked_name, checked_prefix, without_outer_slashes
 from mlpkit.storage.storage import Storage, in_time, local_files
 
@@ -407,7 +407,7 @@ def _manifest_of(storage: Storage, settings: Settings, prefix: str) -> Manifest 
     if local is None:
         return None
     try:
-        return msgspec.json.decode(local.read_bytes(), type=Manifest)
+        return decode_json(local.read_bytes(), Manifest)
     except msgspec.DecodeError as error:
         raise IncompleteModel(f"{prefix}/{MANIFEST} is not a manifest of mlpkit: {error}") from error
     finally:
@@ -532,7 +532,7 @@ def _read_json(storage: Storage, path: str, wanted: type[T]) -> T | None:
     except ObjectNotFound:
         return None
     try:
-        return msgspec.json.decode(local.read_bytes(), type=wanted)
+        return decode_json(local.read_bytes(), wanted)
     except msgspec.DecodeError:
         return None
     finally:

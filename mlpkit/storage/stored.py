@@ -26,7 +26,7 @@ import msgspec
 from mlpkit.errors import ArgumentError, ObjectNotFound, StorageError
 from mlpkit.log import logger
 from mlpkit.settings import Settings
-from mlpkit.storage.files import temporary_file
+from mlpkit.storage.files import decode_json, temporary_file
 from mlpkit.storage.model_dir import MANIFEST, Manifest
 from mlpkit.storage.paths import checked_name
 from mlpkit.storage.storage import Storage
@@ -199,7 +199,7 @@ class StoredModels:
             path = f"{self._bucket}/{checked_name(model_id)}/{MANIFEST}"
             if known is None or known.etag != self._storage.stat(path).etag:
                 etag, content = self._storage.read(path, _LARGEST_MANIFEST)
-                known = _Known(etag, _model_of(msgspec.json.decode(content, type=Manifest), model_id))
+                known = _Known(etag, _model_of(decode_json(content, Manifest), model_id))
         except (ObjectNotFound, ArgumentError, msgspec.MsgspecError):
             self._known.pop(model_id, None)
             self._absent.pop(model_id, None)
@@ -213,7 +213,7 @@ class StoredModels:
     def _read_index(self) -> None:
         try:
             _, content = self._storage.read(f"{self._bucket}/{INDEX}", _LARGEST_INDEX)
-            known = msgspec.json.decode(content, type=list[_Known])
+            known = decode_json(content, list[_Known])
             self._known = {entry.model.model_id: entry for entry in known if entry.model.model_id in self._folders}
         except ObjectNotFound:
             pass

@@ -54,7 +54,15 @@ from mlpkit.processes import (
 )
 from mlpkit.script import absolute_search_path, import_app
 from mlpkit.settings import Settings, decode_settings, encode_settings
-from mlpkit.storage import Manifest, discard_model, open_storage, replace_file, settings_for, write_through
+from mlpkit.storage import (
+    Manifest,
+    decode_json,
+    discard_model,
+    open_storage,
+    replace_file,
+    settings_for,
+    write_through,
+)
 from mlpkit.tracing import note_failure, span
 from mlpkit.training.engine import JobRun, ProcessUsage
 from mlpkit.training.job import Job, JobOutcome, in_log_of
@@ -232,7 +240,7 @@ class _Trained(msgspec.Struct, frozen=True):
 def trained_in(folder: Path, job: Job) -> _Trained | None:
     """What is known of a model that is trained and not stored."""
     try:
-        found = msgspec.json.decode((folder / _TRAINED).read_bytes(), type=_Trained)
+        found = decode_json((folder / _TRAINED).read_bytes(), _Trained)
     except (OSError, msgspec.DecodeError):
         return None
     return found if found.job_created == job.created else None

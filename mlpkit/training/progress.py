@@ -24,6 +24,7 @@ import msgspec
 
 from mlpkit.injection import service
 from mlpkit.log import printable
+from mlpkit.storage import decode_json
 
 T = TypeVar("T")
 
@@ -393,7 +394,7 @@ class Curves:
 def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     """What `Curves.write` has written; empty if it cannot be read."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, list[tuple[float, float]]])
+        return decode_json(path.read_bytes(), dict[str, list[tuple[float, float]]])
     except (OSError, msgspec.DecodeError):
         return {}
 

@@ -48,6 +48,7 @@ from mlpkit.storage import (
     begin_model,
     checked_path,
     checkpoint_place,
+    decode_json,
     delete_checkpoint,
     discard_model,
     location,
@@ -507,7 +508,7 @@ def report_in(file: Path) -> EvaluationReport | None:
     None if there is no such file, or if it is one of the author's.
     """
     try:
-        found = msgspec.json.decode(file.read_bytes(), type=EvaluationReport)
+        found = decode_json(file.read_bytes(), EvaluationReport)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
     return found if found.model_id else None

@@ -30,7 +30,7 @@ from mlpkit import __version__
 from mlpkit.errors import MlpkitError
 from mlpkit.log import level_of_failure, logger
 from mlpkit.settings import Proxy, Settings, proxy_for
-from mlpkit.storage import replace_file
+from mlpkit.storage import decode_json, replace_file
 from mlpkit.training.events import Event, Events
 
 _TIMEOUT = 15.0
@@ -117,7 +117,7 @@ class Webhook:
         At the first start it is the newest one.
         """
         try:
-            return await anyio.to_thread.run_sync(lambda: msgspec.json.decode(self._path.read_bytes(), type=_Delivered))
+            return await anyio.to_thread.run_sync(lambda: decode_json(self._path.read_bytes(), _Delivered))
         except FileNotFoundError:
             pass
         except (OSError, msgspec.DecodeError) as error:

@@ -292,6 +292,13 @@ def test_wrong_arguments_of_a_training_are_refused(mlpkit: Run) -> None:
         assert (refused.returncode, sentence in refused.stderr) == (2, True), refused.stderr
 
 
+def test_parameters_in_a_file_that_is_not_utf8_are_refused(mlpkit: Run, folder: Path) -> None:
+    (folder / "gb.json").write_bytes('{"fail": "好"}'.encode("gb18030"))
+    refused = mlpkit("train", "mood.py", "-a", "mood", "--parameters", "@gb.json")
+    assert (refused.returncode, "Traceback" in refused.stderr) == (2, False), refused.stderr
+    assert "--parameters '@gb.json' is not valid JSON" in refused.stderr
+
+
 def test_a_breakpoint_in_train_gets_the_terminal(mlpkit: Run, folder: Path) -> None:
     script = folder / "mood.py"
     text = script.read_text(encoding="utf-8").replace(

@@ -18,7 +18,7 @@ from mlpkit.client import JobHandle
 from mlpkit.errors import MlpkitError, TrainFailed
 from tests.acceptance.service import gone
 from tests.conftest import Report
-from tests.faults.conftest import Start, notes, order
+from tests.faults.conftest import Start, notes, order, pid_of, warnings
 from tests.servers import LONG, wait_until
 
 WAITING = 20
@@ -78,6 +78,25 @@ def test_killed_server_leaves_no_process_and_loses_no_job_and_no_model(
     os.kill(pids(folder, stuck)[2], signal.SIGKILL)
     with pytest.raises(TrainFailed, match="SIGKILL"):
         JobHandle(client, "again", stuck).wait(LONG)
+
+
+def test_service_starts_although_its_small_files_are_damaged(start: Start, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    for name, damaged in {
+        "models.json": b'[{"algorithm": "\xff", "model_id": "m"}]',
+        "aliases.json": b'[{"algorithm": "\xff"}]',
+        "memory.json": b'{"\xff": 1}',
+    }.items():
+        (home / name).write_bytes(damaged)
+    service = start()
+    for name in ("models.json", "aliases.json", "memory.json"):
+        (line,) = [line for line in service.log.splitlines() if name in line]
+        assert "cannot be read" in line
+        assert "byte 0xff is not valid UTF-8" in line
+    assert "aliases.json cannot be read" in str(warnings(service.client))
+    service.client.load("faulty", "m")
+    assert pid_of(service.client, "m")
 
 
 @pytest.mark.slow

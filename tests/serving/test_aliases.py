@@ -231,9 +231,12 @@ async def test_names_of_models_and_aliases_differ(open_models: OpenModels, tmp_p
                 await call
 
 
-async def test_a_broken_file_of_aliases_is_reported(open_models: OpenModels, tmp_path: Path, calls: Path) -> None:
+@pytest.mark.parametrize("content", [b"[{", b'[{"algorithm": "\xff"}]', b'[{"x":' + b"[" * 100_000])
+async def test_a_broken_file_of_aliases_is_reported(
+    open_models: OpenModels, tmp_path: Path, calls: Path, content: bytes
+) -> None:
     (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "aliases.json").write_text("[{")
+    (tmp_path / "home" / "aliases.json").write_bytes(content)
     async with open_models(SCRIPT) as models:
         aliases = aliases_of(models, tmp_path)
         assert "cannot be read" in aliases.warnings()[0]

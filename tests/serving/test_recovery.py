@@ -27,6 +27,12 @@ async def test_models_that_are_loaded_again_after_a_restart_write_nothing(tmp_pa
     assert Ledger(file).read()[1].model_path == "another/place"
 
 
+@pytest.mark.parametrize("content", [b"[{", b'[{"algorithm": "\xff", "model_id": "m"}]'])
+def test_a_damaged_list_loads_no_model(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "models.json").write_bytes(content)
+    assert Ledger(tmp_path / "models.json").read() == []
+
+
 @pytest.mark.anyio
 async def test_what_could_not_be_written_is_written_with_the_next_load(tmp_path: Path) -> None:
     file, entry = tmp_path / "home" / "models.json", LoadedModelRecord("a", "m")

@@ -161,7 +161,11 @@ def _forget(file: Path) -> None:
     (file.parents[1] / "meta.json").unlink()
 
 
-@pytest.mark.parametrize("damage", [_truncate, _overwrite, Path.unlink, _forget])
+def _garble(file: Path) -> None:
+    (file.parents[1] / "meta.json").write_bytes(b'{"source": "\xff"}')
+
+
+@pytest.mark.parametrize("damage", [_truncate, _overwrite, Path.unlink, _forget, _garble])
 @pytest.mark.parametrize("again", [True, False], ids=["same process", "new process"])
 def test_a_damaged_copy_is_never_served(
     store: Storage, bucket: str, damage: Callable[[Path], None], again: bool

@@ -126,7 +126,7 @@ def test_a_folder_without_manifest_is_incomplete(
         open_model(storage, settings, "m1", None)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"algorithm": 1}'])
+@pytest.mark.parametrize("content", [b"", b"{", b'{"algorithm": 1}', b'{"algorithm": "\xff"}'])
 def test_a_broken_manifest_is_incomplete(
     storage: Storage, settings: Settings, destination: str, tmp_path: Path, content: bytes
 ) -> None:

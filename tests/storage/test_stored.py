@@ -75,8 +75,9 @@ def test_only_whole_models_are_listed(
     storage: Storage, settings: Settings, stored: StoredModels, tmp_path: Path
 ) -> None:
     put(storage, settings, tmp_path, "whole", 1.0)
-    for name in ("half/mlpkit.incomplete", "broken/mlpkit.json", "single.bin"):
-        (tmp_path / "object").write_text("[]")
+    broken = {"broken/mlpkit.json": b"[]", "damaged/mlpkit.json": b'{"algorithm": "\xff"}'}
+    for name, content in {"half/mlpkit.incomplete": b"[]", **broken, "single.bin": b"[]"}.items():
+        (tmp_path / "object").write_bytes(content)
         storage.save(tmp_path / "object", f"{settings.model_bucket}/{name}")
     assert ids(stored) == ["whole"]
     # Its upload ends: it is there with one of the next lists.
@@ -119,8 +120,8 @@ def test_an_index_helps_and_is_never_trusted(
     assert {model.model_id: model.created for model in other.page().models} == {"one": 4.0, "three": 3.0}
     other.close()
 
-    for broken in ("", "{}", '[["etag", {}]]'):
-        (tmp_path / "object").write_text(broken)
+    for broken in (b"", b"{}", b'[["etag", {}]]', b'[["\xff", {}]]'):
+        (tmp_path / "object").write_bytes(broken)
         storage.save(tmp_path / "object", index)
         assert set(listed_anew(storage, settings)) == {"one", "three"}
 

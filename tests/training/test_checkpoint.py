@@ -279,7 +279,7 @@ async def test_broken_checkpoint_of_the_job_is_not_used_and_it_begins_anew(
     assert stored(home) == ["m/mlpkit.json", "m/sum"]
 
 
-@pytest.mark.parametrize("broken", ["shorter", "missing", "manifest", "absent", "of another algorithm"])
+@pytest.mark.parametrize("broken", ["shorter", "missing", "manifest", "bytes", "absent", "of another algorithm"])
 async def test_resume_from_a_checkpoint_that_cannot_be_used_fails_clearly(
     open_queue: OpenQueue, tmp_path: Path, home: Path, broken: str
 ) -> None:
@@ -287,7 +287,7 @@ async def test_resume_from_a_checkpoint_that_cannot_be_used_fails_clearly(
     async with open_queue(SCRIPT, checkpoint_period=0) as queue:
         await queue.submit(submitted("m", tmp_path))
         await end_of(queue, "m")
-        if broken in ("shorter", "missing", "manifest"):
+        if broken in ("shorter", "missing", "manifest", "bytes"):
             _break(home, "m", broken)
         source = "nobody" if broken == "absent" else "m"
         algorithm = "other" if broken == "of another algorithm" else "it"
@@ -298,6 +298,7 @@ async def test_resume_from_a_checkpoint_that_cannot_be_used_fails_clearly(
         "shorter": "is incomplete: state.json has 5 bytes and should have 22",
         "missing": "is incomplete: ",
         "manifest": "m/mlpkit.checkpoint is broken: its mlpkit.json is not a manifest of mlpkit",
+        "bytes": "m/mlpkit.checkpoint is broken: its mlpkit.json is not a manifest of mlpkit",
         "absent": "model [nobody] has no checkpoint",
         "of another algorithm": "the checkpoint of model [m] is of algorithm 'it', not of 'other'",
     }[broken] in ended.message
@@ -312,7 +313,7 @@ def _break(home: Path, model_id: str, how: str) -> None:
     elif how == "missing":
         file.unlink()
     else:
-        (folder / "mlpkit.json").write_text("[1")
+        (folder / "mlpkit.json").write_bytes(b"[1" if how == "manifest" else b'{"algorithm": "\xff"}')
 
 
 async def test_job_with_an_earlier_jobs_id_and_other_parameters_begins_anew(

@@ -326,15 +326,15 @@ def test_error_names_the_function_that_failed(tested: Any) -> None:
     assert done.report.error == "load failed: 'weights'"
 
 
-@pytest.mark.parametrize("own", ["this is no JSON", '{"f1": 0.5}', "[1]"])
-def test_file_evaluation_json_of_the_author_is_kept(tested: Any, home: Path, own: str) -> None:
-    script = SCRIPT.replace("    rows = [", f"    (out / 'evaluation.json').write_text({own!r})\n    rows = [", 1)
+@pytest.mark.parametrize("own", [b"this is no JSON", b'{"f1": 0.5}', b"[1]", b'{"error": "\xba\xc3"}'])
+def test_file_evaluation_json_of_the_author_is_kept(tested: Any, home: Path, own: bytes) -> None:
+    script = SCRIPT.replace("    rows = [", f"    (out / 'evaluation.json').write_bytes({own!r})\n    rows = [", 1)
 
     done = tested(tests=["good 100\tgood"], script=script, decodes_report=False)
 
     assert done.outcome.state == "completed"
     assert done.manifest.evaluation["f1"] == 1.0
-    assert (home / "storage/ml-platform-model/m/evaluation.json").read_text() == own
+    assert (home / "storage/ml-platform-model/m/evaluation.json").read_bytes() == own
 
 
 @pytest.mark.parametrize("gate", [{"options": "min_f1=0.9"}, {"extend": {"min_f1": 0.9}}])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import anyio
 import pytest
 
 from mlpkit.errors import JobConflict, JobNotFound, TimeLimitExceeded
 from mlpkit.training import TrainingQueue
-from mlpkit.training.progress import Curves, Snapshot
+from mlpkit.training.progress import Curves, Snapshot, read_curves
 from tests.servers import LONG, until
 from tests.training.conftest import OpenQueue, end_of, job, reached, train
 
@@ -114,6 +115,12 @@ async def test_curves_are_there_while_the_job_runs_and_after_its_end(open_queue:
         assert curves["loss"][-1][1] == pytest.approx(1 / 6)
         await train(queue, job("m"))
         assert queue.curves("m") == {}
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"\xff": [[0, 1]]}'])
+async def test_damaged_file_of_curves_has_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.curves").write_bytes(content)
+    assert read_curves(tmp_path / "m.curves") == {}
 
 
 async def test_curves_of_a_long_job_stay_short_and_keep_the_last_value() -> None:

@@ -111,6 +111,21 @@ async def scene(*arguments: Any, **more: Any) -> AsyncIterator[Scene]:
     found.journal.close()
 
 
+@pytest.mark.parametrize("content", [b"{", b'{"number": 1, "sender": "\xff"}'])
+def test_damaged_note_of_what_was_sent_is_written_anew(tmp_path: Path, receiver: Receiver, content: bytes) -> None:
+    note = tmp_path / "webhook.json"
+    note.write_bytes(content)
+
+    async def run() -> None:
+        async with scene(tmp_path, receiver.url) as here:
+            await until(lambda: b'"number":0' in note.read_bytes())
+            here.note("m1")
+            await until(lambda: len(receiver.got) == 1)
+
+    asyncio.run(run())
+    assert json.loads(receiver.got[0][1])["data"]["model_id"] == "m1"
+
+
 def test_events_arrive_signed_in_their_order(tmp_path: Path, receiver: Receiver) -> None:
     async def run() -> None:
         async with scene(tmp_path, receiver.url) as here:
