@@ -505,12 +505,13 @@ def configure(
     return output
 
 
-def has_colours() -> bool:
-    """Whether stderr is a terminal that may show colours.
+def format_here(setting: str) -> str:
+    """One of `FORMATS` for `MLPKIT_LOG_FORMAT`.
 
-    Rule: https://no-color.org.
+    Text has colours if stderr is a terminal that may show them. Rule: https://no-color.org.
     """
-    return os.isatty(2) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    has_colours = os.isatty(2) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return "terminal" if setting == "text" and has_colours else setting
 
 
 def add_loguru_output(

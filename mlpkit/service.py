@@ -33,7 +33,7 @@ import uvicorn
 from mlpkit import __version__
 from mlpkit.app import App
 from mlpkit.errors import SettingsError
-from mlpkit.log import LogOutput, configure, has_colours, logger, printable
+from mlpkit.log import LogOutput, configure, format_here, logger, printable
 from mlpkit.metrics import AuthorMetrics
 from mlpkit.processes import Devices, log_prints
 from mlpkit.script import absolute_search_path, know_by_other_names, target_of
@@ -269,7 +269,7 @@ def asgi(app: App) -> ASGIApp:
 async def _live(app: App, settings: Settings, service: list[Service], receive: Receive, send: Send) -> None:
     await receive()
     try:
-        log = configure(level=settings.log_level, format=_log_format(settings), waits=False)
+        log = configure(level=settings.log_level, format=format_here(settings.log_format), waits=False)
         _log_environment()
         opened = await Service(app, settings, log).__aenter__()
     except Exception as error:
@@ -298,16 +298,11 @@ def serve(
     """
     _check_address(host, port)
     chosen = (settings or load_settings()).with_options(workers=workers)
-    log = configure(level=chosen.log_level, format=_log_format(chosen), waits=False)
+    log = configure(level=chosen.log_level, format=format_here(chosen.log_format), waits=False)
     if chosen.workers == 0:
-        log_prints(log.write, "server")
+        log_prints("server")
     _log_environment()
     _run(_serve(app, chosen, log, host, port))
-
-
-def _log_format(settings: Settings) -> str:
-    """One of `FORMATS`: text has colours on a terminal."""
-    return "terminal" if settings.log_format == "text" and has_colours() else settings.log_format
 
 
 def _log_environment() -> None:

@@ -58,15 +58,21 @@ def run(
     if reload:
         _run_again_on_change(target)
         return
-    from mlpkit.processes import prepare
+    from mlpkit.log import configure, format_here
+    from mlpkit.processes import log_prints, prepare
     from mlpkit.script import import_app
 
     if workers != 0:
         prepare()
     chosen = {"MLPKIT_LOG_LEVEL": log_level, "MLPKIT_ENGINE": engine}
     settings = load_settings({**os.environ, **{name: value for name, value in chosen.items() if value}})
-    app = import_app(target)
-    app.build()
+    configure(level=settings.log_level, format=format_here(settings.log_format))
+    give_back_streams = log_prints("server")
+    try:
+        app = import_app(target)
+        app.build()
+    finally:
+        give_back_streams()
 
     from mlpkit.service import serve
 

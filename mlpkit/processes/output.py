@@ -170,24 +170,34 @@ def capture_output(
     atexit.register(flush_streams)
 
 
-def log_prints(write: Callable[[LogLine], None], process: str) -> None:
+def log_prints(process: str) -> Callable[[], None]:
     """Turns what this process prints into lines of the log.
 
-    They have the id of the request.
+    They have the id of the request. What is returned ends it, and gives the streams back.
 
-    It is for models in the server process. A terminal is left alone: a debugger may need it.
+    It is for scripts and models in the server process. A terminal is left alone: a debugger may need it.
     """
-    for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+    before = sys.stdout, sys.stderr
+    buffers: list[_LineBuffer] = []
+    for name, stream in zip(("stdout", "stderr"), before, strict=True):
         if stream is None or stream.isatty():
             continue
 
         def on_line(text: str, redrawn: bool, uuid: str, source: str = f"{name}:0") -> None:
             if not redrawn:
-                write(LogLine(time.time(), "INFO", printable(text), uuid, process, source, "", context_fields()))
+                logger.write(LogLine(time.time(), "INFO", printable(text), uuid, process, source, "", context_fields()))
 
         lines = _LineBuffer(stream.fileno, f"<{name}>", on_line)
         setattr(sys, name, io.TextIOWrapper(lines, encoding="utf-8", errors="backslashreplace", write_through=True))
-        atexit.register(lines.end_lines)
+        buffers.append(lines)
+
+    def end() -> None:
+        sys.stdout, sys.stderr = before
+        for lines in buffers:
+            lines.end_lines()
+
+    atexit.register(end)
+    return end
 
 
 def flush_streams() -> None:

@@ -51,6 +51,28 @@ def test_run_ends_with_0_when_it_is_told_to(folder: Path, number: signal.Signals
     assert "Traceback" not in (folder / "log").read_text()
 
 
+TALKATIVE = """
+import logging, sys, warnings
+print("to stdout")
+print("to stderr", file=sys.stderr)
+logging.warning("from logging")
+warnings.warn("from warnings")
+sys.stdout.write("without an end")
+"""
+
+
+def test_what_a_script_prints_at_import_is_in_the_log_of_each_process(folder: Path) -> None:
+    script = folder / "mood.py"
+    script.write_text(script.read_text(encoding="utf-8") + TALKATIVE, encoding="utf-8")
+    (folder / ".env").write_text("MLPKIT_LOG_FORMAT=json\n")
+    with serving(folder):
+        pass
+    # Each line is JSON, also those of the server.
+    lines = [json.loads(line) for line in (folder / "log").read_text(encoding="utf-8").splitlines()]
+    for text in ("to stdout", "to stderr", "from logging", "UserWarning: from warnings", "without an end"):
+        assert sorted(line["process"] for line in lines if text in line["message"]) == ["server", "worker-0"], text
+
+
 def test_a_port_in_use_is_said_plainly(folder: Path, mlpkit: Run) -> None:
     with serving(folder) as (_, client):
         ended = mlpkit("run", "mood.py", "--port", client.url.rpartition(":")[2], MLPKIT_HOME=str(folder / "other"))
