@@ -555,7 +555,8 @@ class StdlibHandler(logging.Handler):
             message = f"{record.msg} {record.args!r}"
         error = record.exc_info[1] if record.exc_info else None
         trace = record.exc_text or (trace_of(error) if error is not None else "")
-        self._write(line_of_record(record, message, trace, self._process))
+        # A warning's text ends with a line feed.
+        self._write(line_of_record(record, message.rstrip("\n"), trace, self._process))
 
 
 def line_of_record(record: logging.LogRecord, text: str, trace: str, process: str) -> LogLine:

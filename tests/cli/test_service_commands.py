@@ -69,6 +69,7 @@ def test_what_a_script_prints_at_import_is_in_the_log_of_each_process(folder: Pa
         pass
     # Each line is JSON, also those of the server.
     lines = [json.loads(line) for line in (folder / "log").read_text(encoding="utf-8").splitlines()]
+    assert not [line for line in lines if line["message"].endswith("\n")]
     for text in ("to stdout", "to stderr", "from logging", "UserWarning: from warnings", "without an end"):
         assert sorted(line["process"] for line in lines if text in line["message"]) == ["server", "worker-0"], text
 
