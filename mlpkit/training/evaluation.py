@@ -24,12 +24,14 @@ from mlpkit.algorithm import Algorithm
 from mlpkit.app import App
 from mlpkit.errors import AnswerError, ArgumentError, EvaluationFailed, MlpkitError, TimeLimitExceeded, UserCodeError
 from mlpkit.formats import Durations, EvaluationReport, FailedRows, check_answer, kind_of, to_json
-from mlpkit.injection import NULL, Call, Fields, Plan, ProcessScope, Services, async_user_code, split_batch
+from mlpkit.injection import NULL, Fields, Plan, ProcessScope, Services, async_user_code, split_batch
 from mlpkit.log import logger
 
 T = TypeVar("T")
 NumberedRow = tuple[int, Any]
 """The line of a row in its file, from 1, and the row."""
+Decoded = tuple[Fields, dict[str, object]]
+"""The fields of a row's request, and the arguments of `predict` that they become."""
 
 REPORT = "evaluation.json"
 """The name of the report's file in the model's folder."""
@@ -134,23 +136,21 @@ class ModelUnderTest:
             yield from self._batch(plan, batch)
 
     def _batch(self, plan: Plan, batch: Sequence[NumberedRow]) -> list[RowAnswer]:
-        features: list[bytes] = []
         errors: dict[int, MlpkitError] = {}
-        arguments: list[dict[str, object]] = []
+        items: list[Decoded] = []
         for index, (_, row) in enumerate(batch):
             try:
-                features.append(self._features(row))
-                arguments.append(self._decoded(plan, features[-1]))
+                items.append(self._decoded(plan, self._features(row)))
             except MlpkitError as error:
                 _raise_interrupt(error)
                 errors[index] = error
         started = time.perf_counter()
-        found = self._predicted(plan, arguments)
+        found = self._predicted(plan, items)
         took = time.perf_counter() - started
         self.seconds["predict"] += took
         self.durations.add(took, len(batch))
-        if plan.batch and not self._order_is_known and len(arguments) > 1:
-            self._check_order(plan, arguments[:_COMPARED], found)
+        if plan.batch and not self._order_is_known and len(items) > 1:
+            self._check_order(plan, items[:_COMPARED], found)
         given = iter(found)
         return [self._tested(*batch[index], errors.get(index) or next(given)) for index in range(len(batch))]
 
@@ -172,38 +172,38 @@ class ModelUnderTest:
             raise ArgumentError(f"features returned {made[:80].decode(errors='replace')}: it must be a JSON object")
         return made
 
-    def _decoded(self, plan: Plan, features: bytes) -> dict[str, object]:
-        return plan.decode({**self._own_fields, "features": msgspec.Raw(features), "params": NULL, "uuid": None})
+    def _decoded(self, plan: Plan, features: bytes) -> Decoded:
+        fields = {**self._own_fields, "features": msgspec.Raw(features), "params": NULL, "uuid": None}
+        return fields, plan.decode(fields)
 
-    def _predicted(self, plan: Plan, arguments: list[dict[str, object]]) -> list[Any]:
+    def _predicted(self, plan: Plan, items: list[Decoded]) -> list[Any]:
         """The answers, or in their place why there is none."""
         if not plan.batch:
-            return [self._single(plan, argument) for argument in arguments]
-        if not arguments:
+            return [self._single(plan, *item) for item in items]
+        if not items:
             return []
         try:
-            with self._completed(plan, plan.merged(arguments)) as call:
-                return split_batch(plan.run(call.arguments, self._in_loop), len(arguments))
+            merged = plan.merged([arguments for _, arguments in items])
+            with plan.complete(merged, self._own_fields, self._services, self._scope) as call:
+                return split_batch(plan.run(call.arguments, self._in_loop), len(items))
         except AnswerError as error:
             raise EvaluationFailed(str(error)) from error
         except UserCodeError as error:
             _raise_interrupt(error)
             # As in the service: a bad item fails alone.
-            return [error] if len(arguments) == 1 else [self._predicted(plan, [item])[0] for item in arguments]
+            return [error] if len(items) == 1 else [self._predicted(plan, [item])[0] for item in items]
 
-    def _single(self, plan: Plan, arguments: dict[str, object]) -> Any:
+    def _single(self, plan: Plan, fields: Fields, arguments: dict[str, object]) -> Any:
         try:
-            with self._completed(plan, arguments) as call:
+            # As in the service, a dependency may take fields of the request too.
+            with plan.complete(arguments, fields, self._services, self._scope) as call:
                 answer = plan.run(call.arguments, self._in_loop)
                 return kind_of(self.algorithm.kind).joined(answer) if plan.is_generator else answer
         except MlpkitError as error:
             _raise_interrupt(error)
             return error
 
-    def _completed(self, plan: Plan, arguments: dict[str, object]) -> Call:
-        return plan.complete(arguments, self._own_fields, self._services, self._scope)
-
-    def _check_order(self, plan: Plan, arguments: list[dict[str, object]], found: list[Any]) -> None:
+    def _check_order(self, plan: Plan, items: list[Decoded], found: list[Any]) -> None:
         """Asks for the first rows again, in another order.
 
         Raises:
@@ -212,8 +212,8 @@ class ModelUnderTest:
         self._order_is_known = True
         if kind_of(self.algorithm.kind).may_differ:
             return
-        again = self._predicted(plan, arguments[1:] + arguments[:1])
-        first = self._predicted(plan, arguments) if len(found) != len(arguments) else found
+        again = self._predicted(plan, items[1:] + items[:1])
+        first = self._predicted(plan, items) if len(found) != len(items) else found
         try:
             wanted = [_json(answer) for answer in first[1:] + first[:1]]
             got = [_json(answer) for answer in again]

@@ -233,6 +233,26 @@ def test_test_rows_of_one_label_are_evaluated(tested: Any) -> None:
     assert list(done.report.labels) == ["good"]
 
 
+def test_dependency_of_predict_gets_the_fields_of_a_row_as_in_the_service(tested: Any) -> None:
+    head, _ = SCRIPT.split("@app.predict(")
+    script = f"""{head}
+from typing import Annotated
+from mlpkit import Depends
+
+def words(features: dict, params: dict | None, uuid: str | None) -> list:
+    assert (params, uuid) == (None, None)
+    return features["sentence"].split()
+
+@app.predict
+def predict(words: Annotated[list, Depends(words)]):
+    return [{{"label": words[0], "score": 80.0}}]
+"""
+    done = tested(tests=["good 100\tgood", "bad 100\tgood"], script=script)
+
+    assert done.outcome.state == "completed"
+    assert (done.report.error, done.report.failed.rows, done.report.accuracy) == ("", 0, 0.5)
+
+
 @pytest.mark.parametrize("content", [[], ["", "  "]])
 def test_empty_file_of_test_rows_is_an_error_before_the_training(tested: Any, content: list[str]) -> None:
     done = tested(tests=content)
