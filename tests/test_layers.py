@@ -227,6 +227,11 @@ def test_importing_mlpkit_is_light() -> None:
     assert _python(code) == ""
 
 
+@pytest.mark.untraced
+def test_importing_progress_does_not_import_the_storage() -> None:
+    assert _python("import sys; from mlpkit import App, Progress; print('mlpkit.storage' in sys.modules)") == "False"
+
+
 def test_importing_mlpkit_is_quick() -> None:
     code = "import time; t = time.process_time(); {}; print(time.process_time() - t)"
     statements = ["from mlpkit import App, Depends", "import asyncio"]

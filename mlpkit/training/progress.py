@@ -24,7 +24,6 @@ import msgspec
 
 from mlpkit.injection import service
 from mlpkit.log import printable
-from mlpkit.storage import decode_json
 
 T = TypeVar("T")
 
@@ -394,8 +393,9 @@ class Curves:
 def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     """What `Curves.write` has written; empty if it cannot be read."""
     try:
-        return decode_json(path.read_bytes(), dict[str, list[tuple[float, float]]])
-    except (OSError, msgspec.DecodeError):
+        # Not `decode_json`: a script that imports Progress need not import the storage.
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, list[tuple[float, float]]])
+    except (OSError, ValueError):
         return {}
 
 
