@@ -21,6 +21,7 @@ talk = App("talk", kind="text_generation")
 rows = App("rows", kind="text_classification")
 links = App("links", kind="relation_extraction", examples=[{"sentence": "李华住在杭州。"}])
 groups = App("groups", kind="text_cluster")
+free = App("free")
 
 
 class Hyper(msgspec.Struct):
@@ -67,6 +68,7 @@ def train_rows(data: TrainData) -> None:
 @rows.load
 @links.load
 @groups.load
+@free.load
 def load() -> str:
     return "a model"
 
@@ -116,4 +118,12 @@ def predict_groups(features: dict[str, Any]) -> list[Cluster]:
     return [Cluster("退货", ["怎么退货", "我要退货"], 92.0), Cluster(HOSTILE, ["x" * 200])]
 
 
+@free.predict
+def predict_free(features: dict[str, Any]) -> Any:
+    """Answers what it is told; with `times`, a text that often."""
+    answer = msgspec.json.decode(features["json"])
+    return answer * features["times"] if "times" in features else answer
+
+
 both = App("both").include(app, names, talk, rows, links, groups)
+parts = App("parts").include(talk, free)

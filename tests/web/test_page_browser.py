@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -342,14 +344,74 @@ def test_streamed_text_is_shown_as_it_arrives(browser: Browser, tmp_path: Path) 
     browser.wait_for("Accept: text/event-stream")
     browser.click("button", "Predict")
     browser.wait_until("document.querySelector('.marked')?.innerText === 'Once'")
+    assert "Waiting for the answer" in browser.text()
     (tmp_path / "go").touch()
     browser.wait_until("document.querySelector('.marked').innerText === 'Once upon a time'")
     browser.wait_for("in all, network included")
+    assert "Waiting for the answer" not in browser.text()
+    browser.fill("Input", '{"nothing": ""}')
+    browser.click("button", "Predict")
+    browser.wait_for("This did not work: predict fail")
+    assert browser.find(".marked").text == "Once"
+    assert "Waiting for the answer" not in browser.text()
     browser.fill("Input", f'{{"file": "{tmp_path / "go"}", "left": "{tmp_path / "left"}"}}')
     browser.click("button", "Predict")
     browser.wait_until("document.querySelector('.marked')?.innerText.startsWith('Once upon a time..')")
     browser.click("a", "Workers")
     wait_until((tmp_path / "left").exists, "the generator is closed when the view is left")
+
+
+@pytest.fixture
+def answering(tmp_path: Path) -> Iterator[RunningService]:
+    """A service with a model that streams, and one that answers what it is told."""
+    running = RunningService(f"{SCRIPT}:parts", tmp_path / "home", {})
+    try:
+        running.wait_ready()
+        for name in ("talk", "free"):
+            running.client.load(name, f"{name}-1")
+        yield running
+    finally:
+        running.stop()
+
+
+def test_a_stream_that_breaks_off_is_not_a_whole_answer(
+    signed_out: Browser, answering: RunningService, tmp_path: Path
+) -> None:
+    signed_out.driver.get(f"{answering.client.url}/#/tryit?model=talk-1")
+    signed_out.fill("Input", f'{{"file": "{tmp_path / "never"}"}}')
+    signed_out.click("button", "Predict")
+    signed_out.wait_until("document.querySelector('.marked')?.innerText === 'Once'")
+    answering.kill()
+    signed_out.wait_for("This did not work: The service does not answer.")
+    assert signed_out.find(".marked").text == "Once"
+    assert "Waiting for the answer" not in signed_out.text()
+
+
+def test_an_answer_of_no_prescribed_shape_is_shown_once(signed_out: Browser, answering: RunningService) -> None:
+    signed_out.open("docs", 390)
+    signed_out.driver.get(f"{answering.client.url}/#/tryit?model=free-1")
+
+    def answer(value: Any, **more: int) -> str:
+        signed_out.fill("Input", json.dumps({"json": json.dumps(value), **more}))
+        signed_out.click("button", "Predict")
+        signed_out.wait_until("!document.querySelector('form .main').disabled")
+        signed_out.wait_for("in all, network included")
+        return str(signed_out.run("document.querySelector('[aria-live].stack').innerText"))
+
+    assert answer("第一行\nsecond line").startswith("第一行\nsecond line\n")
+    assert signed_out.find("summary").text == "as JSON"
+    for value in ({"text": "a long text " * 9, "more": {"list": [1, None, True]}}, None, 2.5, [], [[1, "a"]]):
+        shown = answer(value)
+        assert json.dumps(value, indent=2) in shown
+        assert "as JSON" not in shown, "it is JSON already"
+        assert signed_out.run("document.querySelector('[aria-live] pre').scrollWidth <= 390")
+    assert signed_out.problems() == []
+    shown = answer({HOSTILE: [HOSTILE]})
+    assert shown.count("<script>window.hacked=1</script>") == 2
+    assert shown.count("\\u202e") == 2
+    assert len(answer("x", times=1_000_000)) < 21_000
+    assert not signed_out.is_too_wide()
+    assert signed_out.run("window.hacked === undefined")
 
 
 def test_a_model_shows_the_figures_of_its_predictions(browser: Browser, service: Service) -> None:

@@ -407,7 +407,8 @@ const user = text => h("span.user", text)
 const mono = text => h("span.user.mono", text)
 const shortId = id => (id.length > 22 ? `${id.slice(0, 20)}…` : id)
 const idOf = id => h("span.user.mono", {title: id}, shortId(id))
-const named = name => (typeof name === "string" ? t(name) : name)
+const isString = value => typeof value === "string"
+const named = name => (isString(name) ? t(name) : name)
 const link = (href, name, props) => h("a", {href, ...props}, named(name))
 // A link that looks like a button.
 const goTo = (href, name, kind = "", label) => h(`a.button${kind}`, {href, key: name, label}, t(name))
@@ -1042,7 +1043,7 @@ function metricsCard(job) {
 		others.length > 0 && facts(others.slice(0, 60).map(([name, value]) => ownFact(name, value)))))
 }
 // A figure of the author's own.
-const ownFact = (name, value) => fact(user(name), user(typeof value === "number" ? significant(value) : firstLine(typeof value === "string" ? value : JSON.stringify(value))))
+const ownFact = (name, value) => fact(user(name), user(typeof value === "number" ? significant(value) : firstLine(isString(value) ? value : JSON.stringify(value))))
 
 async function showStack(id) {
 	await attempt(async () => {
@@ -1536,15 +1537,16 @@ function tryView(values) {
 			try {
 				const {data, response} = await ask(platform("predict"), {method: "POST", body, signal: leaving.signal, headers: streams ? {Accept: EVENTS} : {}})
 				const timing = response.headers.get("server-timing")
-				const show = (drawn, raw, isDone) => draw(answer, drawn, isDone && [small(joined(took(), ...(timing?.split(",").map(timingOf) ?? []))), h("details", h("summary", t("asJson")), code(pretty(raw)))])
+				const show = (drawn, raw, isDone) => draw(answer, drawn ?? code(pretty(raw)), !isDone ? busy("sending") : [
+					small(joined(took(), ...(timing?.split(",").map(timingOf) ?? []))), drawn && h("details", h("summary", t("asJson")), code(pretty(raw)))])
 				if (data) return show(drawnAnswer(kind, data.predictions, body), data.predictions, true)
+				let end = null
 				for await (const [name, content] of eventsOf(response)) {
 					if (name === "part") parts.push(JSON.parse(content))
-					const end = name === "end" ? JSON.parse(content) : null
-					const drawn = parts.every(part => typeof part === "string") ? h("p.marked", parts.join("")) : code(pretty(parts))
-					show(drawn, parts, end)
-					if (end && end.status !== "success") throw new Failure(end.message)
+					if (name === "end") end = JSON.parse(content)
+					show(parts.every(isString) ? marked(parts.join("")) : null, parts, end)
 				}
+				if (end?.status !== "success") throw new Failure(end?.message ?? t("gone"))
 			} catch (error) { answer.querySelector("[aria-busy]")?.remove(); refuse(answer, error) }
 		}
 		fill(1)
@@ -1592,10 +1594,11 @@ function pythonOf(value) {
 	return JSON.stringify(value)
 }
 
-// The answer as its kind asks for; as JSON if it is of another shape.
+const marked = (...content) => h("p.marked", content)
+// The answer as its kind asks for; a text as it is; null if it is of another shape.
 function drawnAnswer(kind, answer, asked) {
 	const draws = {text_classification: drawLabels, text_sequence_labeling: drawEntities, text_cluster: drawClusters, relation_extraction: drawRelations, text_generation: drawTexts}
-	try { return draws[kind](answer, asked) } catch { return code(pretty(answer)) }
+	try { return isString(answer) ? marked(answer) : draws[kind](answer, asked) } catch { return null }
 }
 const score = value => number(value, 1)
 
@@ -1610,7 +1613,7 @@ function drawLabels(answer, {params}) {
 		limit != null && small(t("threshold", {n: limit})))
 }
 function drawEntities(answer, {features}) {
-	const sentence = typeof features.sentence === "string" ? features.sentence : Object.values(features).find(value => typeof value === "string")
+	const sentence = [features.sentence, ...Object.values(features)].find(isString)
 	// Positions count characters, as Python does, not units of UTF-16.
 	const letters = [...sentence ?? ""]
 	return h("div.stack", [answer].flat().map(({entity_list: found, score: common}) => {
@@ -1622,7 +1625,7 @@ function drawEntities(answer, {features}) {
 			parts.push(letters.slice(place, start).join(""), h(`mark.s${kinds.indexOf(label) % 4}`, {title: `${label} ${score(own)}`}, letters.slice(start, end + 1).join(""), h("sub", label)))
 			place = end + 1
 		}
-		return [h("p.marked", parts, letters.slice(place).join("")), found.length === 0 ? soft(t("foundNothing")) : small(`${t("score")} ${score(common)}`)]
+		return [marked(parts, letters.slice(place).join("")), found.length === 0 ? soft(t("foundNothing")) : small(`${t("score")} ${score(common)}`)]
 	}))
 }
 function drawClusters(answer) {
@@ -1636,7 +1639,7 @@ function drawRelations(answer) {
 	return h("ul", found.slice(0, 200).map(relation => h("li.triple", side(relation.subject), h("b", user(relation.predicate.text), " →"), side(relation.object), h("span.num", score(relation.score)))))
 }
 function drawTexts(answer) {
-	return h("ul.stack", [answer].flat().slice(0, 50).map(item => h("li", h("p.marked", item.text ?? item), item.score != null && small(score(item.score)))))
+	return h("ul.stack", [answer].flat().slice(0, 50).map(item => h("li", marked(item.text ?? item), item.score != null && small(score(item.score)))))
 }
 
 // ---- begin
