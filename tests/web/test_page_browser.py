@@ -132,6 +132,16 @@ def test_token_is_asked_once_and_kept_in_the_tab(signed_out: Browser) -> None:
     signed_out.wait_for("models are loaded in")
     assert signed_out.run("localStorage.length") == 0
     assert TOKEN not in signed_out.run("location.href + document.documentElement.outerHTML")
+    signed_out.run("sessionStorage.clear()")
+    signed_out.open("#/models")
+    signed_out.wait_for("This service needs a token")
+    for _ in range(3):
+        # Chromium closes a dialog at the second Escape, whatever the page does.
+        signed_out.press(Keys.ESCAPE)
+        signed_out.wait_until("document.activeElement.name === 'token'")
+    signed_out.press(TOKEN, Keys.ENTER)
+    signed_out.wait_for("1–25 of 300")
+    signed_out.wait_until("!document.body.innerText.includes('needs a token')")
 
 
 def test_first_line_says_what_an_operator_needs(browser: Browser) -> None:
@@ -157,6 +167,10 @@ def test_a_service_that_stops_says_so_once(signed_out: Browser, tmp_path: Path) 
         signed_out.wait_for("Stopping")
         assert signed_out.find("h1").text == "The service is stopping. 1 job is running."
         assert "draining" not in signed_out.text()
+        assert signed_out.run("document.querySelector('.dot').className") == "dot busy"
+        signed_out.click("a", "Try it")
+        signed_out.wait_for("No model is loaded to try")
+        assert signed_out.find(".note").text == "The service is stopping."
     finally:
         stopping.kill()
 
@@ -569,8 +583,13 @@ def test_a_service_that_is_gone_is_said_and_comes_back(browser: Browser) -> None
     browser.driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
     browser.wait_for("The service does not answer.")
     assert "pid " in browser.text()
+    browser.click("a", "Models")
+    browser.wait_until("document.querySelector('main h1')?.innerText === 'Models'")
+    browser.wait_for("The service does not answer.")
+    assert "You see the state of" not in browser.text(), "nothing is shown yet"
     online = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
     browser.driver.execute_cdp_cmd("Network.emulateNetworkConditions", online)
+    browser.wait_for("1–25 of 300")
     browser.wait_until("!document.body.innerText.includes('does not answer')")
 
 

@@ -82,7 +82,7 @@ algorithm||算法
 state||状态
 submitted||提交时间
 find||查找
-findHint|a part of the model id|模型 id 的一部分
+findHint|a part of the id|模型 id 的一部分
 hour|The last hour|最近一小时
 day|The last 24 hours|最近 24 小时
 week|The last 7 days|最近 7 天
@@ -621,12 +621,13 @@ function needToken(wasWrong) {
 	sessionStorage.removeItem(TOKEN)
 	if (tokenBox) return
 	const input = entry("token", {type: "password", required: true, autofocus: true})
-	tokenBox = formDialog("tokenTitle", "enter", [wasWrong && note("bad", t("tokenWrong")), soft(t("tokenHelp")), field("token", input)], values => {
+	const box = tokenBox = formDialog("tokenTitle", "enter", [wasWrong && note("bad", t("tokenWrong")), soft(t("tokenHelp")), field("token", input)], values => {
 		sessionStorage.setItem(TOKEN, values.token)
 		tokenBox = null
 		refreshAll()
 	}, true)
-	tokenBox.addEventListener("cancel", event => event.preventDefault())
+	// The browser closes it at the second Escape.
+	box.addEventListener("close", () => { if (tokenBox === box) { tokenBox = null; needToken(wasWrong) } })
 }
 
 // ---- frame
@@ -650,13 +651,12 @@ setTheme(saved("theme"))
 darkWished.addEventListener("change", () => setTheme(saved("theme")))
 
 function drawFrame() {
-	const isChinese = language === "zh"
-	page.lang = isChinese ? "zh-CN" : "en"
-	const next = isChinese ? "en" : "zh"
+	page.lang = locale()
+	const next = language === "zh" ? "en" : "zh"
 	const other = page.dataset.theme === "dark" ? "light" : "dark"
 	const counts = summary && {jobs: summary.jobs.running + summary.jobs.waiting, models: summary.models.loaded, workers: summary.workers.all}
-	const state = !summary || unreachableSince ? "calm" : !summary.ready ? "bad" : summary.warnings.length ? "warn" : "good"
-	const tab = name => h("li", {key: name}, link(name === "overview" ? "#/" : `#/${name}`, [t(name), counts?.[name] ? h("span.count", number(counts[name])) : null], {"aria-current": view?.tab === name ? "page" : null}))
+	const state = !summary || unreachableSince ? "calm" : summary.ready && summary.warnings.length ? "warn" : phaseKind()
+	const tab = name => h("li", {key: name}, link(name === "overview" ? "#/" : `#/${name}`, [t(name), counts?.[name] ? h("span.count", number(counts[name])) : null], {"aria-current": view.tab === name ? "page" : null}))
 	draw(top, h("div.bar",
 		h("a.brand", {href: "#/"}, h("img", {src: `${ROOT}page/icon.svg`, alt: ""}), "mlpkit", h(`span.dot.${state}`, {title: summary ? t(phaseWord()) : ""})),
 		h("nav", {label: t("main")}, h("ul", VIEWS.map(tab))),
@@ -665,16 +665,17 @@ function drawFrame() {
 			button(other, () => { save("theme", other); setTheme(other); redrawAll() }, {class: "plain"}))))
 	draw(foot, summary && h("span", `mlpkit ${summary.version}`), link(`${ROOT}docs`, "docs"),
 		token() && button("forget", () => { sessionStorage.removeItem(TOKEN); needToken(false) }, {class: "plain mini"}))
-	document.title = `${t(view?.title ?? view?.tab ?? "")} · mlpkit`
+	document.title = `${t(view.title ?? view.tab)} · mlpkit`
 }
 const phaseWord = () => ({starting: "starts", draining: "drains"})[summary.phase] ?? (summary.ready ? "ready" : "notready")
+const phaseKind = () => ({ready: "good", notready: "bad"})[phaseWord()] ?? "busy"
 
 function drawMain() {
-	if (!view) return
 	const {failure} = view
 	const content = failure ? [heading(view.tab), empty(failure.kind === "JobNotFound" ? "jobGone" : user(failure.message), null, failure.kind === "JobNotFound" ? backTo("jobs") : button("again", refreshAll))]
-		: view.isReady ? view.render() : unreachableSince ? null : busy("loading")
-	draw(main, unreachableSince > 0 && note("bad", {key: "banner", role: "alert"}, h("strong", t("gone")), " ", answeredAt > 0 && t("goneSince", {time: timeOfDay(answeredAt)})), content)
+		: view.isReady ? view.render() : unreachableSince ? heading(view.tab) : busy("loading")
+	draw(main, unreachableSince > 0 && note("bad", {key: "banner", role: "alert"}, h("strong", t("gone")), " ", view.isReady && t("goneSince", {time: timeOfDay(answeredAt)})),
+		view.tab !== "overview" && summary?.phase === "draining" && note("warn", {key: "draining"}, t("draining")), content)
 }
 function redrawAll() { drawFrame(); drawMain() }
 
@@ -709,7 +710,7 @@ let isAsking = false
 async function refresh() {
 	clearTimeout(timer)
 	const current = view
-	if (document.hidden || tokenBox || !current) return
+	if (document.hidden || tokenBox) return
 	if (isAsking) { timer = setTimeout(refresh, 100); return }
 	isAsking = true
 	try {
@@ -789,9 +790,8 @@ function overview() {
 }
 function serviceFacts() {
 	const {disk, cache, memory, workers, started} = summary
-	const word = phaseWord()
 	return facts(
-		fact("phase", badge({ready: "good", notready: "bad"}[word] ?? "busy", word)),
+		fact("phase", badge(phaseKind(), phaseWord())),
 		fact("uptime", duration(nowSeconds() - started), t("since", {time: clock(started)})),
 		fact("version", `mlpkit ${summary.version}`, `Python ${summary.python}`),
 		fact("workers", t("of", {a: workers.ready, b: workers.all}), workers.restarts > 0 && t("restarts") + t("colon") + number(workers.restarts)),
@@ -1400,7 +1400,7 @@ function modelsView() {
 	let aliases = []
 	const stored = []
 	let next = null
-	let problem = ""
+	let problem = {}
 	let find = ""
 	let start = 0
 	let loadedAt = 0
@@ -1409,8 +1409,8 @@ function modelsView() {
 			const found = await get(`models${query({stored: 1, limit: PAGE, after: next})}`)
 			stored.push(...found.models);
 			({next} = found)
-			problem = ""
-		} catch (error) { problem = expected(error).message }
+			problem = {}
+		} catch (error) { problem = expected(error) }
 		drawMain()
 	}
 	more()
@@ -1427,6 +1427,8 @@ function modelsView() {
 				...missing.map(model => ({...model, state: "missing", problem: model.reason})), ...evicted.map(model => ({...model, state: "evicted"}))]
 			loadedAt = time;
 			({aliases} = await get("aliases"))
+			// The service answers again, or has got its token.
+			if ([0, 401].includes(problem.status)) { problem = {}; more() }
 		},
 		render: () => {
 			const listed = models.filter(model => `${model.model_id} ${model.algorithm}`.toLowerCase().includes(find.toLowerCase())).sort((a, b) => rank(a) - rank(b))
@@ -1439,7 +1441,7 @@ function modelsView() {
 					pager(start, listed.length, place => { start = place; drawMain() })]),
 				aliases.length > 0 && titled("aliases", table("alias *model state :since2 #*actions", aliases.map(alias =>
 					[alias.name, mono(alias.name), mono(alias.model_id), modelBadge(alias.state), when(alias.since), acts(does("move", alias.name, () => aliasDialog(alias)))]))),
-				problem && because("warn", "stored", problem),
+				problem.message && because("warn", "stored", problem.message),
 				stored.length > 0 && titled("stored", table("model state :created #size #f1 #*actions", stored.map(model => storedRow(model, states.get(model.model_id)))),
 					next && h("div.pager", {key: "more"}, button("more", more, {class: "mini"}))),
 			]
@@ -1461,7 +1463,7 @@ function modelRow(model) {
 	const isGone = ["missing", "evicted"].includes(state)
 	return [id,
 		below(idOf(id), user(model.algorithm), workers.length > 0 && ` · ${t("worker")} `, workers.map((worker, place) => [place > 0 && ", ", placed(worker, nodes[place])]), isLoaded && model.lazy && ` · ${t("lazily")}`),
-		[isLoaded && problem ? badge("warn", state) : modelBadge(state), state === "evicted" && h("div.soft.small", t("evictedWhy")), why(problem)],
+		[isLoaded && problem ? badge("warn", state) : modelBadge(state), state === "evicted" && small(t("evictedWhy")), why(problem)],
 		...isGone ? Array(6).fill("–") : [
 			below(perSecond(rate), t("total", {n: predictions})), model.p50 == null ? "–" : below(duration(model.p50), `p99 ${duration(model.p99)}`),
 			batches ? number(predictions / batches, 1) : "–", number(waiting + running), number(model.failures), model.memory ? bytes(model.memory) : "–"],
