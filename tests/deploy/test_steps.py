@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import http.server
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -175,6 +180,58 @@ def proxy(folder: Path, ports: list[int]) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait(LONG)
+
+
+class Replica(http.server.BaseHTTPRequestHandler):
+    """Answers a POST, but closes the connection after the first to /train."""
+
+    protocol_version = "HTTP/1.1"
+    trainings: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        if self.path == "/train":
+            self.trainings.append(self.path)
+            self.close_connection = True
+            return
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+def posted(port: int, path: str) -> int:
+    """The status that the proxy answers."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LONG)
+    with contextlib.closing(connection):
+        connection.request("POST", path, b"{}")
+        return connection.getresponse().status
+
+
+def test_the_proxy_asks_another_replica_if_a_machine_is_away_but_sends_no_training_twice(tmp_path: Path) -> None:
+    Replica.trainings.clear()
+    with contextlib.ExitStack() as exits:
+        # The kernel takes no further connection and refuses none, as with a machine that is away.
+        away = exits.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            caller = exits.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(away.getsockname())
+        ports = [away.getsockname()[1]]
+        for _ in range(2):
+            replica = exits.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Replica))
+            threading.Thread(target=replica.serve_forever, daemon=True).start()
+            exits.callback(replica.shutdown)
+            ports.append(replica.server_port)
+        try:
+            port = exits.enter_context(proxy(tmp_path / "nginx", ports))
+        except Unavailable as error:
+            impossible(error)
+        assert [posted(port, "/predict") for _ in range(6)] == [200] * 6
+        assert [posted(port, "/train") for _ in range(3)] == [502] * 3
+        assert len(Replica.trainings) == 3
 
 
 @pytest.mark.slow
