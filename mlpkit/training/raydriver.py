@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import platform
+import re
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -87,7 +88,10 @@ class Outlook(msgspec.Struct, frozen=True):
 
 
 class ActorNode(msgspec.Struct, frozen=True):
-    """What a node says of itself."""
+    """What a node says of itself.
+
+    Other versions of mlpkit must understand it, so only fields with defaults may be added.
+    """
 
     node: str
     mlpkit: str
@@ -391,6 +395,15 @@ def look(wanted: Resources) -> Outlook:
 
 def driver_error(error: Exception) -> DriverError:
     """What an error of Ray means."""
+    text = str(error)
+    if "failed to import on the worker" in text:
+        # Ray puts the traceback of the node into the text; the reason is its last line.
+        node = re.search(r"\bip=([^,)]+)", text)
+        return DriverError(
+            "other",
+            f"node {node[1] if node else ''} needs mlpkit {__version__} and its packages, as this service has them: "
+            f"{text.strip().splitlines()[-1].strip()}",
+        )
     return DriverError(_kind_of(error), _first_line(error))
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import signal
+import socket
 import subprocess
 import time
 from collections import Counter
@@ -14,14 +17,16 @@ from typing import Any
 import psutil
 import pytest
 
+import mlpkit
 from mlpkit.client import Client, JobHandle
-from mlpkit.errors import TrainFailed
+from mlpkit.errors import LoadFailed, TrainFailed
+from mlpkit.storage import Storage
 from tests.acceptance.conftest import Start
 from tests.acceptance.service import RunningService, gone
 from tests.conftest import Report
 from tests.faults.machine import small_disk
 from tests.impossible import impossible
-from tests.servers import LONG, S3Server, wait_until
+from tests.servers import LONG, Relay, S3Server, proxy_of, wait_until
 from tests.servers.nginx import Nginx
 from tests.servers.raycluster import RayCluster, is_installed, ray_cluster
 
@@ -357,6 +362,100 @@ def certificate(file: Path) -> Path:
     return file
 
 
+SILENT = """
+import time
+from pathlib import Path
+from mlpkit import App, Checkpoint, ModelDir, Progress, TrainData
+
+app = App("silent")
+reading = app.algorithm("reading")
+deaf = app.algorithm("deaf")
+
+@app.train(memory="2GiB")
+@deaf.train(gpus=1)
+def train(model_id: str, parameters: dict, checkpoint: Checkpoint, progress: Progress, out: ModelDir) -> None:
+    folder = Path(parameters["folder"])
+    (folder / model_id).touch()
+    while not (folder / "save").exists():
+        time.sleep(0.02)
+    (checkpoint / "state").write_text("half")
+    progress.update(0.5, f"saved {checkpoint.save(now=True)}")
+    while not (folder / "go").exists():
+        time.sleep(0.02)
+    (out / "weights").write_text(model_id)
+
+@reading.train(memory="2GiB")
+def train_reading(data: TrainData, out: ModelDir) -> None:
+    (out / "weights").write_bytes(data.path.read_bytes())
+"""
+
+
+def test_a_store_that_accepts_and_never_answers_ends_no_job_but_the_one_that_needs_it(
+    start: Start, s3: S3Server, store: Storage, folder: Path, tmp_path: Path
+) -> None:
+    """At the fetch of the data, at a checkpoint, at the store of the model, and for one node only."""
+    if not is_installed():
+        impossible("Ray is not installed: pip install 'mlpkit[ray]'")
+    if s3.folder is None:
+        pytest.skip("the store of MLPKIT_TEST_S3 is not ours to stop")
+    script = tmp_path / "project" / "silent.py"
+    script.parent.mkdir()
+    script.write_text(SILENT)
+    (folder / "rows.tsv").write_text("good day\tgood\t1\nbad day\tbad\t1\n")
+    store.save(folder / "rows.tsv", "ml-platform-data/silent/rows.tsv")
+    with ExitStack() as exits:
+        entrance, proxy = exits.enter_context(proxy_of(s3))
+        relay = exits.enter_context(Relay(entrance.endpoint))
+        # The kernel accepts, and nobody answers.
+        mute = exits.enter_context(socket.create_server(("127.0.0.1", 0)))
+        nodes: list[dict[str, Any]] = [
+            {"num_cpus": 0},
+            {"num_cpus": 4, "memory": 8 << 30},
+            {
+                "num_cpus": 1,
+                "memory": 1 << 30,
+                "num_gpus": 1,
+                "env_vars": {"http_proxy": f"http://127.0.0.1:{mute.getsockname()[1]}"},
+            },
+        ]
+        cluster = exits.enter_context(ray_cluster(nodes))
+        host = f"{ASKED_BY_PROXY}:{relay.endpoint.rpartition(':')[2]}"
+        limits = {"MLPKIT_STORAGE_TIMEOUT": "2", "MLPKIT_STORAGE_RETRIES": "0", "MLPKIT_STORE_RETRY": "15s"}
+        client = start(script, {**cluster.environment, **limits, "MINIO_HOST": host}).client
+
+        def run(algorithm: str = "silent") -> JobHandle:
+            return client.train(algorithm, parameters={"folder": str(folder)})
+
+        def half_way(job: JobHandle) -> JobHandle:
+            wait_until((folder / job.model_id).exists, "the job runs")
+            return job
+
+        with relay.held("rows.tsv"):
+            message = end_of(client.train("reading", "silent/rows.tsv"))
+        assert "ml-platform-data/silent/rows.tsv: the store did not answer in time" in message
+        client.train("reading", "silent/rows.tsv").wait(LONG)
+        assert "the store did not answer in time" in end_of(run("deaf"))
+
+        job = half_way(run())
+        proxy.send_signal(signal.SIGSTOP)
+        (folder / "save").touch()
+        wait_until(lambda: (shown := job.status().progress) is not None and shown["fraction"] == 0.5, "it goes on")
+        assert "the checkpoint could not be saved, the training goes on" in client.log(job.model_id)
+        (folder / "go").touch()
+        wait_until(lambda: "could not be stored" in client.log(job.model_id), "its model waits for the store")
+        proxy.send_signal(signal.SIGCONT)
+        job.wait(LONG)
+
+        (folder / "go").unlink()
+        job = half_way(run())
+        wait_until(lambda: (shown := job.status().progress) is not None and shown["fraction"] == 0.5, "it is saved")
+        proxy.send_signal(signal.SIGSTOP)
+        (folder / "go").touch()
+        assert "the store did not answer in time" in end_of(job)
+        proxy.send_signal(signal.SIGCONT)
+        run().wait(LONG)
+
+
 def test_a_package_that_the_nodes_lack_is_the_error_of_the_job(
     start: Start, cluster: RayCluster, tmp_path: Path, folder: Path
 ) -> None:
@@ -371,3 +470,69 @@ def test_a_package_that_the_nodes_lack_is_the_error_of_the_job(
     for _ in range(2):
         assert "needy.py, line 1" in (end := end_of(client.train("needy")))
         assert "No module named 'only_here'" in end
+
+
+OTHERS = """
+from mlpkit import App, ModelDir
+
+app = App("good")
+other, older, without = (app.algorithm(name) for name in ("other", "older", "without"))
+
+@app.train(memory="12GiB")
+@other.train(gpus=1, memory="2GiB")
+@older.train(cpus=4, memory="6GiB")
+@without.train(cpus=8)
+def train(out: ModelDir) -> None:
+    (out / "weights").touch()
+
+@other.load(placement="cluster", gpus=1, memory="2GiB")
+@without.load(placement="cluster", gpus=2)
+def load() -> None: ...
+
+@other.predict
+@without.predict
+def predict(features: dict) -> None: ...
+"""
+"""Each algorithm fits on one node only: see the nodes of the test."""
+
+
+def test_a_node_with_another_mlpkit_or_without_it_is_named_in_one_sentence(start: Start, tmp_path: Path) -> None:
+    if not is_installed():
+        impossible("Ray is not installed: pip install 'mlpkit[ray]'")
+    version = mlpkit.__version__
+    here = Path(mlpkit.__file__).parent
+    shutil.copytree(here, tmp_path / "other" / "mlpkit", ignore=shutil.ignore_patterns("__pycache__", "static"))
+    file = tmp_path / "other" / "mlpkit" / "__init__.py"
+    file.write_text(file.read_text().replace(f'"{version}"', '"0.0.1"'))
+    stubs = {"older": '__version__ = "0.0.1"', "without": "raise ModuleNotFoundError(\"No module named 'mlpkit'\")"}
+    for name, text in stubs.items():
+        (tmp_path / name / "mlpkit").mkdir(parents=True)
+        (tmp_path / name / "mlpkit" / "__init__.py").write_text(text)
+    script = tmp_path / "project" / "others.py"
+    script.parent.mkdir()
+    script.write_text(OTHERS)
+    nodes: list[dict[str, Any]] = [
+        {"num_cpus": 0},
+        {"num_cpus": 1, "memory": 16 << 30},
+        {"num_cpus": 1, "memory": 3 << 30, "num_gpus": 1, "env_vars": {"PYTHONPATH": str(tmp_path / "other")}},
+        {"num_cpus": 4, "memory": 8 << 30, "env_vars": {"PYTHONPATH": str(tmp_path / "older")}},
+        {"num_cpus": 8, "memory": 1 << 30, "num_gpus": 2, "env_vars": {"PYTHONPATH": str(tmp_path / "without")}},
+    ]
+    with ray_cluster(nodes) as cluster:
+        client = start(script, cluster.environment).client
+
+        def load_error_of(algorithm: str) -> str:
+            with pytest.raises(LoadFailed) as failed:
+                client.load(algorithm, algorithm)
+            return str(failed.value)
+
+        two = rf"node \S+ \(\w+\) has mlpkit 0\.0\.1, this service has {re.escape(version)}: both must be the same"
+        one = rf"node \S+ needs mlpkit {re.escape(version)} and its packages, .*: ModuleNotFoundError: No module named "
+        for algorithm, expected in (("older", f"{one}'mlpkit.training'"), ("without", f"{one}'mlpkit'")):
+            assert re.fullmatch(
+                f"mlpkit cannot be started on a node of the Ray cluster: {expected}", end_of(client.train(algorithm))
+            )
+        assert re.fullmatch(two, end_of(client.train("other")))
+        assert re.search(two, load_error_of("other"))
+        assert re.search(f"{one}'mlpkit'", load_error_of("without"))
+        client.train("good").wait(LONG)
