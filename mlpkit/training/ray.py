@@ -53,6 +53,8 @@ _ASK_SECONDS = 10.0
 _CANCEL_SECONDS = 15.0
 _GIVE_UP_SECONDS = LEASE_SECONDS + 3 * POLL_SECONDS
 """After this time without an answer of the actor, it has ended its job."""
+_CUT_OFF_SECONDS = LEASE_SECONDS + 2 * POLL_SECONDS
+"""The same, if no question has been sent since: one is answered after `POLL_SECONDS`."""
 _RETRY_FIRST = 1.0
 _RETRY_LONGEST = 30.0
 _LOOK_FIRST = 0.5
@@ -278,10 +280,12 @@ class _RayPlace:
         self._engine = engine
         self._driver = driver
         self._name = name
+        self._answered = 0.0
         self.node = ""
 
     async def run(self, run: JobRun) -> JobOutcome:
         run.log.say(f"it runs on node {self.node}")
+        self._answered = time.monotonic()
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._pass_on_stop, run)
@@ -290,6 +294,8 @@ class _RayPlace:
                     outcome = await self._follow(run)
                 except DriverError as error:
                     outcome = self._ended(error)
+                    if error.problem == "node":
+                        await self._let_end(run)
                 tasks.cancel_scope.cancel()
             return outcome
         except BaseException:
@@ -321,16 +327,16 @@ class _RayPlace:
     async def _follow(self, run: JobRun) -> JobOutcome:
         """Takes the events of the job until the last one."""
         after = 0
-        answered = time.monotonic()
+        self._answered = time.monotonic()
         while True:
             try:
                 data = await self._ask("events", str(after).encode(), within=2 * POLL_SECONDS)
             except DriverError as error:
-                if error.problem != "unavailable" or time.monotonic() - answered > _GIVE_UP_SECONDS:
+                if error.problem != "unavailable" or time.monotonic() - self._answered > _GIVE_UP_SECONDS:
                     raise
                 await anyio.sleep(_LOOK)
                 continue
-            answered = time.monotonic()
+            self._answered = time.monotonic()
             found = decode_events(data)
             for event in found.events:
                 outcome = apply_event(event, run)
@@ -338,6 +344,15 @@ class _RayPlace:
                     return outcome
             run.log.flush()
             after = found.last
+
+    async def _let_end(self, run: JobRun) -> None:
+        """Waits until the job has surely ended there.
+
+        Ray also calls a node dead that is only cut off or stalled: the job runs on until its actor is forgotten.
+        """
+        left = max(0.0, self._answered + _CUT_OFF_SECONDS - time.monotonic())
+        run.log.say(f"Ray says that node {self.node} is dead: in {left:.0f} s the job has surely ended there")
+        await anyio.sleep(left)
 
     async def _pass_on_stop(self, run: JobRun) -> None:
         await run.stop.made.wait()

@@ -52,6 +52,14 @@ def own_cluster() -> Iterator[RayCluster]:
     yield from new_cluster()
 
 
+@pytest.fixture
+def impatient_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
+    """A cluster that needs seconds to find that a node does not answer, and not more than a minute."""
+    monkeypatch.setenv("RAY_health_check_timeout_ms", "3000")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
+    yield from new_cluster()
+
+
 def new_cluster() -> Iterator[RayCluster]:
     if not is_installed():
         impossible("Ray is not installed: pip install 'mlpkit[ray]'")
@@ -145,6 +153,29 @@ def test_a_job_of_a_killed_node_runs_again_on_another(
     plain.wait(LONG)
     assert len(runs_of(folder, plain)) == 2
     wait_until(lambda: gone(second), "its process has ended")
+
+
+def test_a_job_of_a_stalled_node_runs_again_only_when_it_has_ended_there(
+    start: Start, impatient_cluster: RayCluster, folder: Path, report: Report
+) -> None:
+    client = start("far", impatient_cluster.environment).client
+    job = train(client, folder)
+    first = process_of(folder, job)
+    raylet = next(parent for parent in first.parents() if parent.name() == "raylet")
+
+    begun = time.monotonic()
+    raylet.suspend()
+    try:
+        wait_until(lambda: "is dead: in" in client.log(job.model_id), "Ray calls the node dead")
+        assert not gone(first)
+        process_of(folder, job, runs=2)
+        assert gone(first)
+    finally:
+        raylet.resume()
+    report(f"a job runs again {time.monotonic() - begun:.1f} s after its node has stalled")
+    (folder / "go").touch()
+    job.wait(LONG)
+    assert len(runs_of(folder, job)) == 2
 
 
 def test_a_job_without_attempts_left_says_that_its_node_died(
