@@ -77,9 +77,9 @@ def runs_of(folder: Path, job: JobHandle) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def process_of(folder: Path, job: JobHandle, runs: int = 1) -> psutil.Process:
+def process_of(folder: Path, job: JobHandle, runs: int = 1, within: float = LONG) -> psutil.Process:
     """The process of the job's last run, once there were so many."""
-    wait_until(lambda: len(runs_of(folder, job)) >= runs, "the job runs")
+    wait_until(lambda: len(runs_of(folder, job)) >= runs, "the job runs", within)
     return psutil.Process(int(runs_of(folder, job)[-1].split()[0]))
 
 
@@ -133,6 +133,7 @@ def test_what_a_job_says_arrives_while_it_runs(start: Start, cluster: RayCluster
     assert client.predict(job.model_id, {}) == job.model_id
 
 
+@pytest.mark.timeout(600)
 def test_a_job_of_a_killed_node_runs_again_on_another(
     start: Start, own_cluster: RayCluster, folder: Path, report: Report
 ) -> None:
@@ -143,7 +144,7 @@ def test_a_job_of_a_killed_node_runs_again_on_another(
 
     begun = time.monotonic()
     own_cluster.kill(next(number for number, each in enumerate(own_cluster.node_ids()) if each.startswith(node)))
-    second = process_of(folder, plain, runs=2)
+    second = process_of(folder, plain, runs=2, within=2 * LONG)
     report(f"a job runs again {time.monotonic() - begun:.1f} s after its node was killed")
 
     assert gone(first)
@@ -155,6 +156,7 @@ def test_a_job_of_a_killed_node_runs_again_on_another(
     wait_until(lambda: gone(second), "its process has ended")
 
 
+@pytest.mark.timeout(600)
 def test_a_job_of_a_stalled_node_runs_again_only_when_it_has_ended_there(
     start: Start, impatient_cluster: RayCluster, folder: Path, report: Report
 ) -> None:
@@ -168,7 +170,7 @@ def test_a_job_of_a_stalled_node_runs_again_only_when_it_has_ended_there(
     try:
         wait_until(lambda: "is dead: in" in client.log(job.model_id), "Ray calls the node dead")
         assert not gone(first)
-        process_of(folder, job, runs=2)
+        process_of(folder, job, runs=2, within=2 * LONG)
         assert gone(first)
     finally:
         raylet.resume()
