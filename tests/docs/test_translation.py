@@ -10,8 +10,7 @@ import pytest
 from tests.docs.pages import DOCS, DocPage, chinese_pages, english_pages, read, translation, without_code_spans
 
 ENGLISH_ONLY = {
-    "benchmarks.md",  # written by `make bench-peers`
-    "reference/cli.md",  # made from the code, as all pages below
+    "reference/cli.md",  # made from the code, as all of these
     "reference/errors.md",
     "reference/metrics.md",
     "reference/python/",
