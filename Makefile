@@ -62,7 +62,7 @@ slow: $(VENV)/.mlpkit-dev ## the acceptance runs that take minutes
 bench: $(VENV)/.mlpkit-dev ## mlpkit beside a bare ASGI callable and Starlette: two minutes (needs wrk)
 	$(BIN)/python -m tests.benchmarks
 
-bench-peers: $(VENV)/.mlpkit-dev ## installs the peers into .bench/, measures all, writes docs/benchmarks.md
+bench-peers: $(VENV)/.mlpkit-dev ## installs the peers into .bench/, measures all, writes docs/benchmarks.md and its Chinese twin
 	$(BIN)/python -m tests.benchmarks.peers
 
 bench-storage: $(VENV)/.mlpkit-dev ## cache, download and upload beside curl and a loop of fput_object (needs curl, nginx and memcached)

@@ -28,13 +28,15 @@ def envelope(workload: str, features: object) -> object:
 
 @dataclass(frozen=True, eq=False)
 class Peer:
-    """A server under measurement. `settings` says in a sentence how it was set; `pip` holds the arguments of each
-    `pip install`; `isolated`: models live outside the web process; `alone`: its idle processes use the CPU, so it is
-    measured with nothing but the bare callable beside it; `variant_of`: the peer whose environment it shares."""
+    """A server under measurement. `settings` says in a sentence how it was set, `settings_zh` says it in Chinese; `pip`
+    holds the arguments of each `pip install`; `isolated`: models live outside the web process; `alone`: its idle
+    processes use the CPU, so it is measured with nothing but the bare callable beside it; `variant_of`: the peer whose
+    environment it shares."""
 
     name: str
     command: Callable[[Start], list[str]]
     settings: str
+    settings_zh: str
     pip: tuple[str, ...] = ()
     path: str = "/predict"
     body: Callable[[str, object], object] = envelope

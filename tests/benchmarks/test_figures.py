@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -13,11 +14,14 @@ import pytest
 
 from tests.benchmarks import page
 from tests.benchmarks.catalog import BARE, HOP, MLPKIT, PEERS
+from tests.benchmarks.environments import Installed
 from tests.benchmarks.goals import GOALS, Goal, outcomes
+from tests.benchmarks.limit import Fed, Limit
 from tests.benchmarks.load import Run, write_script
-from tests.benchmarks.measure import TOGETHER, Figures, Sample, crowds, kept, quiet
+from tests.benchmarks.measure import TOGETHER, Figures, Idle, Sample, crowds, kept, quiet
 from tests.benchmarks.pace import CONNECTIONS, Stream, pace
-from tests.benchmarks.tails import Beside, Spread
+from tests.benchmarks.tails import Beside, Half, Neighbours, Spread, Tails
+from tests.docs.pages import DOCS, read, without_code_spans
 from tests.impossible import impossible
 
 
@@ -94,14 +98,94 @@ def test_goals_of_w1_are_figures_of_the_bare_hop() -> None:
     assert outcomes(figures, MLPKIT.name) == []
 
 
-def test_page_names_who_is_ahead_and_who_is_absent() -> None:
-    rival = next(peer for peer in PEERS if peer.isolated)
-    samples = {MLPKIT.name: [sample(rate=500.0)], rival.name: [sample(rate=900.0)]}
-    figures = Figures(samples={"W1@16": samples}, bare={"W1@16": [run()]}, absent={"Other in W1": "no wheel"})
-    text = page.text(page.Found(figures, machine={"CPU": "one"}))
-    assert f"- W1@16: mlpkit 0.50; {rival.name} 0.90." in text
-    assert f"- W1@16, a model that does nothing: mlpkit 0.50, {rival.name} 0.90." in text
+RIVAL = next(peer for peer in PEERS if peer.isolated).name
+
+
+def some_figures() -> Figures:
+    samples = {
+        MLPKIT.name: [sample(rate=500.0)],
+        RIVAL: [sample(rate=900.0)],
+        HOP.name: [sample(rate=610.0), sample(after=600.0)],
+    }
+    return Figures({"W1@16": samples}, {"W1@16": [run()]}, absent={"Other in W1": "no wheel"})
+
+
+def pages(found: page.Found, folder: Path) -> list[str]:
+    """Both pages of what was found."""
+    page.write(found, folder)
+    return [(folder / name).read_text(encoding="utf-8") for name in ("benchmarks.md", "benchmarks.zh.md")]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The numbers of every row of a table."""
+    return [numbers(line) for line in text.splitlines() if line.lstrip().startswith("|")]
+
+
+def numbers(text: str) -> list[str]:
+    return re.findall(r"\d+(?:\.\d+)?%?", text)
+
+
+def test_page_names_who_is_ahead_and_who_is_absent(tmp_path: Path) -> None:
+    text, chinese = pages(page.Found(some_figures(), machine={"CPU": "one"}), tmp_path)
+    assert f"- W1@16: mlpkit 0.50; {RIVAL} 0.90, {HOP.name} 0.61." in text
+    assert f"- W1@16, a model that does nothing: mlpkit 0.50, {RIVAL} 0.90." in text
+    assert "- W1@16: throughput is 0.82; the goal is 1." in text
     assert "- Other in W1: `no wheel`" in text
+    assert f"- W1@16：mlpkit 0.50；{RIVAL} 0.90，bare ASGI + 工作进程 0.61。" in chinese
+    assert f"- W1@16，什么也不做的模型：mlpkit 0.50，{RIVAL} 0.90。" in chinese
+    assert "- W1@16，吞吐量：0.82，目标是 1。" in chinese
+    assert "- Other（W1）：`no wheel`" in chinese
+
+
+def test_both_languages_show_all_that_was_found(tmp_path: Path) -> None:
+    figures = some_figures()
+    figures.idle[MLPKIT.name] = [Idle(0.47, 53.0, 4)]
+    spreads = [Spread(p50, 2.75 * p50) for p50 in (0.21, 0.22, 0.23, 0.24)]
+    found = page.Found(
+        figures,
+        {"CPU": "a name", "cores": "77", "length of a round": "7 s"},
+        {MLPKIT.name: Installed(MLPKIT.pip, 39.0, 29)},
+        Tails(Half(30817, 5, 16711, *spreads), Neighbours([0.45], [0.54])),
+        Limit(23.4, [Fed(1, 865, 0.15), Fed(4, 3376, 0.29)]),
+    )
+    stored = msgspec.json.decode(msgspec.json.encode(found), type=page.Found)
+    english, chinese = pages(stored, tmp_path)
+    shown = (
+        "77",
+        "0.47",
+        "53",
+        "39",
+        "29",
+        "0.61",
+        "30817",
+        "16711",
+        "0.24",
+        "0.66",
+        "0.54",
+        "1.20",
+        "23",
+        "43",
+        "98%",
+    )
+    assert set(shown) <= set(numbers(english))
+    assert rows(english) == rows(chinese)
+    assert not Counter(numbers(english)) - Counter(numbers(chinese))
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_chinese_page_has_the_parts_of_the_english_one_and_no_english_words(measured: bool, tmp_path: Path) -> None:
+    found = page.Found(some_figures(), dict.fromkeys(page.CHINESE_LABELS, "1")) if measured else page.Found()
+    pages(found, tmp_path)
+    english, chinese = (read(tmp_path / name) for name in ("benchmarks.md", "benchmarks.zh.md"))
+    assert english.anchors == chinese.anchors
+    assert re.findall(r"\b[a-z]+(?: [a-z]+)+\b", without_code_spans(chinese.prose)) == []
+
+
+def test_pages_of_the_site_have_the_same_figures() -> None:
+    english, chinese = ((DOCS / name).read_text(encoding="utf-8") for name in ("benchmarks.md", "benchmarks.zh.md"))
+    assert len(rows(english)) > 100
+    assert rows(english) == rows(chinese)
+    assert not Counter(numbers(english)) - Counter(numbers(chinese))
 
 
 async def sent(workload: str, folder: Path) -> list[bytes]:
@@ -129,6 +213,11 @@ async def sent(workload: str, folder: Path) -> list[bytes]:
 def wrk() -> None:
     if shutil.which("wrk") is None:
         impossible("wrk is not installed")
+
+
+@pytest.mark.usefixtures("wrk")
+def test_every_label_of_the_machine_has_a_chinese_one() -> None:
+    assert page.this_machine(1, 1).keys() == page.CHINESE_LABELS.keys()
 
 
 @pytest.mark.usefixtures("wrk")

@@ -1,4 +1,4 @@
-"""Measures mlpkit beside its peers and writes `docs/benchmarks.md`: `python -m tests.benchmarks.peers`.
+"""Measures mlpkit beside its peers and writes the page of benchmarks: `python -m tests.benchmarks.peers`.
 
 Each peer gets a virtual environment of its own in `.bench/`; what was found stays in `.bench/found.json`, where a
 later run replaces what it measures again, case by case and peer by peer.
@@ -30,15 +30,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--only", default="", help="regular expression over W1@64 and so on")
     parser.add_argument("--peers", default="", help="names of servers, separated by commas; all where it is not given")
-    parser.add_argument("--page", action="store_true", help="only write the page anew from what was found last")
+    parser.add_argument("--page", action="store_true", help="only write both pages anew from what was found last")
     options = parser.parse_args()
     found = msgspec.json.decode(FOUND.read_bytes(), type=page.Found) if FOUND.exists() else page.Found()
     if not options.page:
         require_wrk()
         CACHE.mkdir(exist_ok=True)
         _measure(found, options)
-    page.PAGE.write_text(page.text(found))
-    print(f"{page.PAGE} is written")
+    page.write(found, Path("docs"))
 
 
 def _measure(found: page.Found, options: argparse.Namespace) -> None:
