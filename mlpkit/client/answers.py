@@ -103,7 +103,9 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     """One model of the list.
 
     `since` and `last_used` are in seconds since the epoch, `seconds` is the time in the user's code. `state` is
-    `loading`, `loaded` or `unloading`; `problem` says what is wrong with a model that should be there and is not.
+    `loading`, `loaded`, `unloading` or `missing`; `problem` says what is wrong with a model that should be there and
+    is not.
+
     `memory` is by how many bytes its worker grew, None if not known. `evaluation` is the summary of its evaluation.
     `lazy`: it was loaded because a prediction asked for it. `p50` and `p99` are the median and the 99th percentile of a
     call of `predict`, in seconds. `nodes` are where the workers are if they are on a cluster.
@@ -129,6 +131,22 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     p50: float | None = None
     p99: float | None = None
     nodes: list[str] = []
+
+
+class MissingModelView(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that should be loaded and is not; `reason` says why."""
+
+    model_id: str
+    algorithm: str = ""
+    model_path: str | None = None
+    reason: str = ""
+
+
+class ModelsView(msgspec.Struct, frozen=True, kw_only=True):
+    """The models of a service."""
+
+    models: list[ModelView]
+    missing: list[MissingModelView] = []
 
 
 class StoredModelView(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from mlpkit.client.answers import (
     AliasView,
     JobStatus,
     JobView,
+    ModelsView,
     ModelView,
     Monitor,
     NodeInfo,
@@ -297,8 +298,19 @@ class Client:
         return self._get(f"{self.prefix}jobs/{quote(model_id, safe='')}/evaluation", dict)
 
     def models(self) -> list[ModelView]:
-        """The models that are loaded, or should be."""
-        return self._get(f"{self.prefix}models", list[ModelView], "models")
+        """The models that are loaded, and then those that should be."""
+        found = self._get(f"{self.prefix}models", ModelsView)
+        missing = [
+            ModelView(
+                model_id=model.model_id,
+                algorithm=model.algorithm,
+                model_path=model.model_path,
+                state="missing",
+                problem=model.reason,
+            )
+            for model in found.missing
+        ]
+        return found.models + missing
 
     def stored_models(
         self, algorithm: str | None = None, *, limit: int = 100, after: str | None = None

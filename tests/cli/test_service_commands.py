@@ -74,6 +74,17 @@ def test_what_a_script_prints_at_import_is_in_the_log_of_each_process(folder: Pa
         assert sorted(line["process"] for line in lines if text in line["message"]) == ["server", "worker-0"], text
 
 
+def test_models_shows_a_model_that_is_missing_and_why(folder: Path, mlpkit: Run) -> None:
+    (folder / "home").mkdir()
+    (folder / "home" / "models.json").write_text('[{"algorithm": "mood", "model_id": "gone"}]')
+    with serving(folder) as (_, client):
+        shown = mlpkit("models", "--url", client.url).stdout
+        listed = json.loads(mlpkit("models", "--url", client.url, "--json").stdout)
+    assert shown.splitlines()[1].split()[:3] == ["gone", "mood", "missing"]
+    assert "\ngone: load fail " in shown
+    assert [(each["model_id"], each["state"]) for each in listed] == [("gone", "missing")]
+
+
 def test_a_port_in_use_is_said_plainly(folder: Path, mlpkit: Run) -> None:
     with serving(folder) as (_, client):
         ended = mlpkit("run", "mood.py", "--port", client.url.rpartition(":")[2], MLPKIT_HOME=str(folder / "other"))
