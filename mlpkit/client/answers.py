@@ -103,7 +103,7 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     """One model of the list.
 
     `since` and `last_used` are in seconds since the epoch, `seconds` is the time in the user's code. `state` is
-    `loading`, `loaded`, `unloading` or `missing`; `problem` says what is wrong with a model that should be there and
+    `loading`, `loaded`, `unloading` or `unloaded`; `problem` says what is wrong with a model that should be there and
     is not.
 
     `memory` is by how many bytes its worker grew, None if not known. `evaluation` is the summary of its evaluation.

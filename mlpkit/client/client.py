@@ -298,19 +298,19 @@ class Client:
         return self._get(f"{self.prefix}jobs/{quote(model_id, safe='')}/evaluation", dict)
 
     def models(self) -> list[ModelView]:
-        """The models that are loaded, and then those that should be."""
+        """The models that are loaded, or should be.
+
+        Those that are not loaded are `unloaded`, and their `problem` says why.
+        """
         found = self._get(f"{self.prefix}models", ModelsView)
-        missing = [
-            ModelView(
-                model_id=model.model_id,
-                algorithm=model.algorithm,
-                model_path=model.model_path,
-                state="missing",
-                problem=model.reason,
+        # In cluster mode they are in both lists.
+        listed = {model.model_id: model for model in found.models}
+        for model in found.missing:
+            known = listed.get(model.model_id) or ModelView(
+                model_id=model.model_id, algorithm=model.algorithm, model_path=model.model_path, state="unloaded"
             )
-            for model in found.missing
-        ]
-        return found.models + missing
+            listed[model.model_id] = msgspec.structs.replace(known, problem=model.reason)
+        return list(listed.values())
 
     def stored_models(
         self, algorithm: str | None = None, *, limit: int = 100, after: str | None = None

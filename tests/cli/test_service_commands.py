@@ -80,9 +80,9 @@ def test_models_shows_a_model_that_is_missing_and_why(folder: Path, mlpkit: Run)
     with serving(folder) as (_, client):
         shown = mlpkit("models", "--url", client.url).stdout
         listed = json.loads(mlpkit("models", "--url", client.url, "--json").stdout)
-    assert shown.splitlines()[1].split()[:3] == ["gone", "mood", "missing"]
+    assert shown.splitlines()[1].split()[:3] == ["gone", "mood", "unloaded"]
     assert "\ngone: load fail " in shown
-    assert [(each["model_id"], each["state"]) for each in listed] == [("gone", "missing")]
+    assert [(each["model_id"], each["state"]) for each in listed] == [("gone", "unloaded")]
 
 
 def test_a_port_in_use_is_said_plainly(folder: Path, mlpkit: Run) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from mlpkit.client import Client
 from mlpkit.serving.model import LoadedModelRecord
 from tests.platform.conftest import SCRIPT, OpenPlatform, Platform
 from tests.secret import new_secret
@@ -134,8 +135,11 @@ def test_a_missing_model_of_the_last_run_that_the_database_wants_counts_once(
         error = models(replica)["bad"]["error"]
         missing = replica.get("/models").json["data"]["missing"]
         summary = replica.get("/summary").json["data"]
+        with Client(f"http://127.0.0.1:{replica.port}") as client:
+            problems = [(model.model_id, model.state, model.problem) for model in client.models()]
     finally:
         replica.stop()
+    assert sorted(problems) == sorted((model["model_id"], "unloaded", model["reason"]) for model in missing)
     reasons = {model["model_id"]: model["reason"] for model in missing}
     assert reasons == {"bad": error, "given-up": "given up: it ended its worker"}, "also what only the last run had"
     assert summary["database"] == f"sqlite://{small_platform.environment['ML_CLIENT_MLP_DB_NAME']}"
