@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from mlpkit.cli.run import is_source
 from mlpkit.client import Client
-from mlpkit.errors import TrainFailed
+from mlpkit.errors import ServiceUnreachable, TrainFailed
 from tests.cli.conftest import Run, environment_of
 from tests.cli.terminal import in_terminal
 from tests.servers import LONG, closed_port, free_port, wait_until
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(folder: Path, *options: str, port: int | None = None) -> Iterator[tuple[subprocess.Popen[bytes], Client]]:
     """`mlpkit run mood.py` in the folder, ready."""
     port = free_port() if port is None else port
@@ -287,7 +287,13 @@ def test_reload_looks_at_code_and_settings_only(path: str, expected: bool) -> No
 
 def test_reload_starts_again_when_the_script_changes(folder: Path) -> None:
     def has(name: str) -> Callable[[], bool]:
-        return lambda: client.ready().ready and name in client.monitor().algorithms
+        def found() -> bool:
+            # The one that is replaced may end between the two requests.
+            with contextlib.suppress(ServiceUnreachable):
+                return client.ready().ready and name in client.monitor().algorithms
+            return False
+
+        return found
 
     with serving(folder, "--reload") as (process, client):
         script = folder / "mood.py"
