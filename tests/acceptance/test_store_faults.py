@@ -171,4 +171,4 @@ def test_store_that_is_away_at_the_start_is_stood_in_for_by_the_cache_where_that
         (line, *_) = (each for each in service.log.splitlines() if "the last known copy is used" in each)
         assert said in line
         assert "(MLPKIT_CACHE_OFFLINE)" in line
-        assert entrance.endpoint in str(service.client.ready().reasons)
+        wait_until(lambda: entrance.endpoint in str(service.client.ready().reasons), "the reason names the store")
