@@ -276,12 +276,13 @@ class WorkerRuntime:
                 return self._service(wanted)
             storage = self._stores.borrow(request.extend)
             files.append((storage, None))
-            path = without_outer_slashes(request.model_path or "") or None
-            # Also when it is loaded again: the same id may have been trained again meanwhile.
-            if request.gated and (problem := gate_problem(storage, self._settings, request.model_id, path)):
-                raise BelowGate(f"model [{request.model_id}] is below its gate: {problem}")
             if wanted is Storage:
                 return storage
+            path = without_outer_slashes(request.model_path or "") or None
+            # Also when it is loaded again: the same id may have been trained again meanwhile. It is asked before its
+            # files are fetched, which may be gigabytes.
+            if request.gated and (problem := gate_problem(storage, self._settings, request.model_id, path)):
+                raise BelowGate(f"model [{request.model_id}] is below its gate: {problem}")
             found = open_model(storage, self._settings, request.model_id, path)
             files.append((storage, found))
             _warn_of_other_algorithm(found, request)

@@ -187,6 +187,29 @@ async def test_model_that_was_trained_again_below_its_gate_comes_back_only_after
         assert f"model [{model_id}] is below its gate: F1 is 0.5, min_f1 is 0.8" in reasons[model_id]
 
 
+@pytest.mark.parametrize("path", [None, "of/../the/author", "nowhere"])
+async def test_store_is_not_asked_for_the_gate_of_models_that_are_not_folders_in_it(
+    open_models: OpenModels, tmp_path: Path, path: str | None
+) -> None:
+    script = """
+from mlpkit import Storage
+app = App("own")
+
+@app.load
+def load(storage: Storage, model_path):
+    return model_path
+
+@app.predict
+def predict(model):
+    return model
+"""
+    async with open_models(script) as models:
+        await models.load("own", "m", path, by_table=True)
+        assert await ask(models, "m") == path
+        await aliases_of(models, tmp_path).move("own", "current", "n")
+        assert await ask(models, "own@current") is None
+
+
 async def test_load_that_fails_gives_each_caller_the_error_and_is_not_tried_at_once_again(
     open_lazy: Open, store: Store, calls: Path
 ) -> None:
